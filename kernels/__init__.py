@@ -1,0 +1,4 @@
+"""Token matching and merging, from definition to GPU; knows no models and no files."""
+
+if __name__ != "tempme_export.kernels":
+    raise ImportError("import tempme_export.kernels, not the bare folder kernels/")

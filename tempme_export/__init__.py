@@ -1,0 +1,1 @@
+"""Token-merged CLIP video encoders as verified, deployable bundles."""

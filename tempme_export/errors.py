@@ -1,0 +1,63 @@
+"""The error tree. Every message says what was found, what was expected and what to do.
+
+A command catches the root only and exits with the class's `exit_code`; anything else is a
+bug and keeps its traceback (exit 1).
+"""
+
+
+class TempMeExportError(Exception):
+    """Root of everything a user can cause and mend."""
+
+    exit_code = 1
+
+
+class UsageError(TempMeExportError):
+    """The command line contradicts itself or asks for what does not exist."""
+
+    exit_code = 2
+
+
+class InputError(TempMeExportError, ValueError):
+    """Something handed in is not what it should be."""
+
+    exit_code = 3
+
+
+class ProfileError(InputError):
+    """A profile is missing, malformed, ambiguous or contradicts itself or the checkpoint."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint cannot be read or is not the model that was expected."""
+
+
+class VideoError(InputError):
+    """A video cannot be read."""
+
+
+class BundleError(InputError):
+    """A bundle is missing, incomplete, changed or in the way."""
+
+
+class BackendError(TempMeExportError):
+    """A runtime, an optional package or a device is missing."""
+
+    exit_code = 4
+
+
+class ParityError(TempMeExportError):
+    """An artifact does not compute what the reference computes."""
+
+    exit_code = 5
+
+
+class ExportError(TempMeExportError):
+    """An artifact could not be built or written."""
+
+    exit_code = 6
+
+
+class UnstableError(TempMeExportError):
+    """A measurement did not settle and `--strict` was given."""
+
+    exit_code = 7

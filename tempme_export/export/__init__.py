@@ -1,0 +1,1 @@
+"""Encoder -> artifact: one module per target format."""

@@ -1,0 +1,1 @@
+"""Artifacts behind one Runner contract: one module per backend."""
