@@ -241,7 +241,7 @@ class PaperRow:
             "paper_gflops": self.printed,
             "paper_tokens": self.printed_tokens,
             "difference": self.difference,
-            "reproduces": self.reproduces,
+            "reproduces": None if self.printed is None else self.reproduces,
             "reason": self.reason,
             "parts": {part: count / 1e9 for part, count in dataclasses.asdict(self.complexity).items()},
         }

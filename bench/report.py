@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from tempme_export.bench.timing import Comparison
-from tempme_export.errors import UsageError
+from tempme_export.errors import ParityError, UsageError
 
 ROWS, SAMPLES, DOCUMENT = "bench.parquet", "samples.parquet", "bench.json"
 
@@ -29,6 +29,7 @@ class Row:
     gmacs, gflops      per video: the paper's convention, and true floating-point operations
     final_tokens       per clip after the last block
     peak_rss_mb        of the process so far, in 1e6 bytes, with every compared backend loaded
+    build_s            from weights to the artifact; None where the artifact was there or none is needed
     load_s             from weights or artifact to a runner that is ready
     one_minus_cosine   largest distance of an embedding from the original path's, on the inputs measured
     parity             whether that lies within the tolerance
@@ -60,6 +61,7 @@ class Row:
     gflops: float
     final_tokens: int
     peak_rss_mb: float | None
+    build_s: float | None
     load_s: float
     one_minus_cosine: float
     parity: bool
@@ -99,11 +101,34 @@ def frame(rows: Iterable[Row]) -> pl.DataFrame:
 
 @dataclass(frozen=True)
 class Report:
-    """A whole run. `comparisons` by batch size; `left_out` gives the reason for each backend not measured."""
+    """A whole run.
+
+    comparisons  by batch size
+    missing      backends that could not be loaded, and why
+    failed       backends that were not timed, or no longer, since they do not compute what the original does
+    """
 
     rows: tuple[Row, ...]
     comparisons: dict[int, Comparison]
-    left_out: dict[str, str]
+    missing: dict[str, str]
+    failed: dict[str, str]
+
+    def remarks(self) -> list[str]:
+        """What a reader of the table has to know besides, one line each."""
+        return [
+            *(f"{name} is missing: {reason}" for name, reason in self.missing.items()),
+            *(f"{name} FAILED parity and is not timed: {reason}" for name, reason in self.failed.items()),
+            *(f"batch {batch}: {note}" for batch, run in self.comparisons.items() for note in run.notes),
+        ]
+
+    def check(self, *, strict: bool) -> None:
+        """Raise ParityError for a failed backend and, with `strict`, UnstableError for an unsettled one."""
+        if self.failed:
+            failures = "; ".join(f"{name}, {reason}" for name, reason in self.failed.items())
+            raise ParityError(f"not what the original path computes: {failures}.")
+        if strict:
+            for comparison in self.comparisons.values():
+                comparison.require_stable()
 
     def samples(self) -> pl.DataFrame:
         """Every sample: batch, round, position within the round, backend, seconds."""
@@ -137,7 +162,8 @@ class Report:
                 }
                 for batch, comparison in self.comparisons.items()
             ],
-            "left_out": self.left_out,
+            "missing": self.missing,
+            "failed": self.failed,
         }
 
     def write(self, folder: Path) -> None:

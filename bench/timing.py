@@ -205,7 +205,7 @@ def _warm_up(
 
 
 def _measure(take: Callable[[], Durations], protocol: Protocol, progress: Progress) -> Durations:
-    """[rounds, backends] seconds: until all have samples and seconds enough, or the slowest is at its limit."""
+    """[rounds, backends] seconds, until all have samples and time enough or the slowest is at its limit."""
     rounds: list[Durations] = []
     spent: Durations = np.zeros(1)
     while True:

@@ -70,9 +70,9 @@ def match_tokens(metric: Tensor, n_cls: int, r: int) -> Tensor:
     first_b = n_tokens - r - n_b
     assign_a = torch.where(kept, n_cls + kept_before, first_b + best_b.int())
 
-    fixed = torch.zeros(n_tokens, dtype=torch.int32, device=device)
-    fixed[:n_cls] = torch.arange(n_cls, dtype=torch.int32, device=device)
-    fixed[_start_b(n_cls) :: 2] = first_b + torch.arange(n_b, dtype=torch.int32, device=device)
+    position = torch.arange(n_tokens, dtype=torch.int32, device=device)
+    of_b = first_b + (position - _start_b(n_cls)) // 2
+    fixed = torch.where(position < n_cls, position, torch.where(position % 2 == 1, of_b, 0))
     return _place_a(assign_a, n_tokens, n_cls) + fixed
 
 

@@ -61,19 +61,19 @@ def match_tokens_ref(metric: Tensor, n_cls: int, r: int) -> Tensor:
 def decision_gap_ref(metric: Tensor, n_cls: int, r: int) -> Tensor:
     """Smallest score difference on which the match of each item depends: [B] float32.
 
-    The minimum, over merged A tokens, of best minus second-best score, and of the r-th minus the next
-    best score. Infinite where there was no choice.
+    The minimum, over merged A tokens, of best minus second-best score, and of the r-th minus the next best
+    score. Exact ties do not count, the rule decides them; infinite where nothing else was to decide.
     """
     scores = scores_ref(metric, n_cls)
     top = scores.topk(min(2, scores.shape[-1]), dim=-1).values
     best, order = top[..., 0].sort(dim=-1, descending=True, stable=True)
-    gap = torch.full((len(scores),), torch.inf)
-    if r > 0 and top.shape[-1] == 2:
-        runner_up = top[..., 1].gather(1, order)
-        gap = torch.minimum(gap, (best - runner_up)[:, :r].amin(dim=-1))
-    if 0 < r < best.shape[-1]:
-        gap = torch.minimum(gap, best[:, r - 1] - best[:, r])
-    return gap
+    gaps = [torch.full((len(scores), 1), torch.inf)]
+    if top.shape[-1] == 2:
+        gaps.append((best - top[..., 1].gather(1, order))[:, :r])
+    if r < best.shape[-1]:
+        gaps.append(best[:, r - 1 : r] - best[:, r : r + 1])
+    gap = torch.cat([g.cpu() for g in gaps], dim=1)
+    return gap.masked_fill(~(gap > 0), torch.inf).amin(dim=1)
 
 
 def merge_tokens_ref(x: Tensor, size: Tensor, assign: Tensor, n_out: int) -> tuple[Tensor, Tensor]:

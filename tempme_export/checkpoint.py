@@ -83,8 +83,12 @@ def _shape_of(tensors: Mapping[str, Tensor], name: str, dims: int) -> tuple[int,
 
 
 def _count_blocks(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    """How many different blocks there are; a gap in their numbers shows up as missing and unknown tensors."""
     pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
-    return 1 + max((int(m.group(1)) for name in tensors if (m := pattern.match(name))), default=-1)
+    blocks = {int(m.group(1)) for name in tensors if (m := pattern.match(name))}
+    if not blocks:
+        raise CheckpointError(f"no tensor begins with {prefix}0., expected at least one transformer block.")
+    return len(blocks)
 
 
 def read_facts(tensors: Mapping[str, Tensor]) -> Facts:
@@ -187,8 +191,12 @@ def _check_jit_facts(tensors: dict[str, Tensor], facts: Facts, source: str) -> N
     """Take the three scalars of OpenAI's files out, once they are seen to agree with the shapes."""
     told = dict(zip(_JIT_FACTS, (facts.image_size, facts.context, facts.vocab), strict=True))
     for name, expected in told.items():
-        if name in tensors and (value := int(tensors.pop(name))) != expected:
+        if name in tensors and (value := tensors.pop(name).tolist()) != expected:
             raise CheckpointError(f"{source}: {name} says {value}, the shapes say {expected}.")
+
+
+def _is_dense_float(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.layout == torch.strided and not tensor.is_meta
 
 
 def _validated(raw: Any, source: str) -> tuple[dict[str, Tensor], Facts]:
@@ -205,14 +213,14 @@ def _validated(raw: Any, source: str) -> tuple[dict[str, Tensor], Facts]:
         for name, shape in expected.items()
         if name in tensors and tuple(tensors[name].shape) != shape
     ]
-    not_float = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
+    not_float = [name for name, tensor in tensors.items() if not _is_dense_float(tensor)]
     problems = [
         f"{len(names)} {word}: {_listing(names)}"
         for word, names in (
             ("unknown", unknown),
             ("missing", missing),
             ("misshapen", misshapen),
-            ("not floating point", not_float),
+            ("not dense floating point", not_float),
         )
         if names
     ]
@@ -222,7 +230,7 @@ def _validated(raw: Any, source: str) -> tuple[dict[str, Tensor], Facts]:
             + "; ".join(problems)
             + "."
         )
-    tensors = {name: tensor.detach().float().contiguous() for name, tensor in tensors.items()}
+    tensors = {name: t.detach().to("cpu", torch.float32).contiguous() for name, t in tensors.items()}
     not_finite = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
     if not_finite:
         raise CheckpointError(
@@ -252,26 +260,37 @@ def from_state_dict(raw: Any, source: str, activation: Activation | None = None)
     return Checkpoint(source, _tensors_sha256(tensors), tensors, facts, activation)
 
 
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
 def _read_torch_file(path: Path) -> Any:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                raise CheckpointError(
-                    f"{path} is a TorchScript archive, expected a state_dict. Convert it once: "
-                    f"torch.save(torch.jit.load('{path}').state_dict(), 'clip.pt')"
-                )
+    with path.open("rb") as stream:
+        is_pickle = stream.read(1) == pickle.PROTO
+    if not is_pickle and not zipfile.is_zipfile(path):
+        raise CheckpointError(f"{path} is not a PyTorch or safetensors file, or it is truncated.")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        is_torchscript = _is_torchscript(path)
+        raw = None if is_torchscript else torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "WeightsUnpickler" not in str(error) and "Unsupported" not in str(error):
-            raise CheckpointError(f"{path} is not a PyTorch or safetensors file.") from error
         raise CheckpointError(
             f"{path} holds code or objects beside tensors, and loading those could run anything. "
             "Save the model's state_dict() alone."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
+    except Exception as error:  # a damaged pickle fails in whatever operation comes next
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} cannot be read, it may be truncated or no checkpoint: {reason}") from error
+        raise CheckpointError(
+            f"{path} cannot be read, it may be truncated or no checkpoint: {reason}"
+        ) from error
+    if is_torchscript:
+        raise CheckpointError(
+            f"{path} is a TorchScript archive, expected a state_dict. Convert it once: "
+            f"torch.save(torch.jit.load('{path}').state_dict(), 'clip.pt')"
+        )
+    return raw
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -285,12 +304,29 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def _check_open_clip_activation(source: str, model: str, tag: str) -> None:
+    """open_clip itself only warns when weights meet an activation they were not trained with."""
+    import open_clip
+
+    config, weights = open_clip.get_model_config(model), open_clip.get_pretrained_cfg(model, tag)
+    if not (config and weights):
+        return
+    quick, wanted = bool(config.get("quick_gelu")), bool(weights.get("quick_gelu"))
+    if quick != wanted:
+        right = f"{model}-quickgelu" if wanted else model.removesuffix("-quickgelu")
+        raise CheckpointError(
+            f"{source}: weights {tag!r} were trained with {'QuickGELU' if wanted else 'GELU'}, but {model} has "
+            f"{'QuickGELU' if quick else 'GELU'}. Use {OPEN_CLIP}{right}/{tag}."
+        )
+
+
 def _load_open_clip(source: str) -> Checkpoint:
     model, separator, tag = source.removeprefix(OPEN_CLIP).partition("/")
     if not (model and separator and tag):
-        raise CheckpointError(f"{source} is not open_clip:MODEL/PRETRAINED, like open_clip:ViT-B-32/openai.")
+        raise CheckpointError(f"{source} is not open_clip:MODEL/PRETRAINED, like open_clip:ViT-B-32-quickgelu/openai.")
     import open_clip
 
+    _check_open_clip_activation(source, model, tag)
     try:
         module = open_clip.create_model(model, pretrained=tag)
     except Exception as error:  # open_clip passes on whatever its downloader raises

@@ -17,7 +17,12 @@ from tempme_export.schedule import BlockPlan
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Rows of length one; zeros stay zeros. F.normalize would expand to a shape known only at run time."""
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-12)
 
 
 class LayerNorm(nn.Module):
@@ -164,7 +169,7 @@ class VideoEncoder(nn.Module):
         weights, backbone = folded_weights(recipe, "visual.", dtype), recipe.backbone
         self.plan, self.dtype = recipe.plan, dtype
         self.image_size, self.patch = backbone.image_size, backbone.patch
-        self.register_buffer("patch_weight", weights["conv1.weight"])
+        self.register_buffer("patch_weight", weights["conv1.weight"].flatten(1))
         position = weights["positional_embedding"].clone()
         position[0] += weights["class_embedding"]
         self.register_buffer("position", position)  # [P, D], the class embedding inside its row 0
@@ -176,8 +181,11 @@ class VideoEncoder(nn.Module):
         self.register_buffer("proj", weights["proj"])
 
     def _stem(self, frames: Tensor) -> Tensor:
-        images = frames.to(self.dtype).view(-1, 3, self.image_size, self.image_size)
-        patches = F.conv2d(images, self.patch_weight, stride=self.patch).flatten(2).transpose(1, 2)
+        """The convolution as a matrix product: its stride is its kernel, and ONNX has no bfloat16 Conv."""
+        grid, patch = self.image_size // self.patch, self.patch
+        pixels = frames.to(self.dtype).view(-1, 3, grid, patch, grid, patch)
+        pixels = pixels.permute(0, 2, 4, 1, 3, 5).reshape(-1, grid * grid, 3 * patch * patch)
+        patches = F.linear(pixels, self.patch_weight)
         return self.ln_pre(F.pad(patches, (0, 0, 1, 0)) + self.position)
 
     def encode(self, frames: Tensor, frame_mask: Tensor | None, merges: Merges) -> Tensor:
@@ -187,10 +195,10 @@ class VideoEncoder(nn.Module):
             x, size = block(x, size, merges)
         cls = x[:, : self.plan.blocks[-1].n_cls].reshape(-1, self.plan.frames, x.shape[-1])
         features = (self.ln_post(cls) @ self.proj).to(_wide(self.dtype))
-        features = F.normalize(features, dim=-1)
+        features = _unit(features)
         if frame_mask is not None:
             features = features * frame_mask.to(features.dtype).unsqueeze(-1)
-        return F.normalize(features.sum(dim=1), dim=-1)
+        return _unit(features.sum(dim=1))
 
     def forward(self, frames: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """frames [B, F, 3, S, S] float32, frame_mask [B, F] bool -> [B, E] float32 of unit length.
@@ -243,4 +251,4 @@ class TextEncoder(nn.Module):
         is_end = (token_ids.argmax(dim=-1, keepdim=True) == self.index).to(x.dtype)
         end = (is_end.unsqueeze(1) @ x).squeeze(1)
         feature = (self.ln_final(end) @ self.projection).to(_wide(self.dtype))
-        return F.normalize(feature, dim=-1)
+        return _unit(feature)

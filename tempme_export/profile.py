@@ -179,7 +179,11 @@ def parse_profile(document: dict[str, Any], source: str) -> Profile:
     )
     _check_ranges(source, profile)
     if profile.backbone != FROM_CHECKPOINT:
-        profile.plan(open_clip_backbone(profile.backbone))
+        try:
+            backbone = open_clip_backbone(profile.backbone)
+        except ProfileError as error:
+            raise ProfileError(f"{source}: {error}") from None
+        profile.plan(backbone)
     return profile
 
 

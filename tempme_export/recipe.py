@@ -116,13 +116,14 @@ def prepare(checkpoint: Checkpoint, profile: Profile | str | Path | None = None)
     elif not isinstance(profile, Profile):
         profile = load_profile(profile)
     backbone = _backbone_for(profile, checkpoint.facts)
+    plan = profile.plan(backbone)
     found = _contradictions(checkpoint, profile, backbone)
     if found:
         raise ProfileError(
             f"checkpoint {checkpoint.source} and profile {profile.name} contradict each other: "
             f"{'; '.join(found)}. Choose the profile that the model was trained with (--profile)."
         )
-    return Recipe(checkpoint, profile, backbone, profile.plan(backbone), inferred)
+    return Recipe(checkpoint, profile, backbone, plan, inferred)
 
 
 def folded_weights(recipe: Recipe, tower: str, dtype: torch.dtype) -> dict[str, Tensor]:

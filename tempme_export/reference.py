@@ -6,8 +6,6 @@ is made here first.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,9 +13,7 @@ from torch import Tensor, nn
 from tempme_export.backbone import Activation
 from tempme_export.kernels.reference import decision_gap_ref, match_tokens_ref, merge_tokens_ref
 from tempme_export.recipe import Recipe, folded_weights
-from tempme_export.schedule import BlockPlan
-
-MergeKind = Literal["cross", "intra"]
+from tempme_export.schedule import BlockPlan, MergeKind
 
 
 @dataclass(frozen=True)

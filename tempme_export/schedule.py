@@ -1,6 +1,7 @@
 """Profile -> token counts of every block: pure integers, computed once and handed down (spec sections 3 and 8)."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from tempme_export.errors import ProfileError
 
@@ -45,6 +46,30 @@ class BlockPlan:
         return self.clips * self.factor
 
 
+MergeKind = Literal["cross", "intra"]
+
+
+@dataclass(frozen=True)
+class PlannedMerge:
+    """One merge of the schedule; `index` counts them in execution order."""
+
+    index: int
+    block: int
+    kind: MergeKind
+    n_cls: int
+    r: int
+
+    @property
+    def assign_name(self) -> str:
+        """Name of the assignment inside every exported graph."""
+        return f"assign_{self.index:02d}"
+
+    @property
+    def tokens_name(self) -> str:
+        """Name of the merged tokens inside every exported graph."""
+        return f"tokens_{self.index:02d}"
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The whole encoder's counts. `tokens_per_frame` is P of the spec (class token included)."""
@@ -52,6 +77,15 @@ class Schedule:
     frames: int
     tokens_per_frame: int
     blocks: tuple[BlockPlan, ...]
+
+    @property
+    def merges(self) -> tuple[PlannedMerge, ...]:
+        """Every merge, in execution order."""
+        steps: list[tuple[BlockPlan, MergeKind, int]] = []
+        for block in self.blocks:
+            steps += [(block, "cross", block.r_cross), (block, "intra", block.r_intra)]
+        real = [step for step in steps if step[2] > 0]
+        return tuple(PlannedMerge(k, b.index, kind, b.n_cls, r) for k, (b, kind, r) in enumerate(real))
 
     @property
     def final_tokens(self) -> int:

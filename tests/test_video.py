@@ -192,7 +192,7 @@ def test_undecodable_start_is_not_counted(tmp_path):
     assert found == sorted(found) and found[-1] == 59 and found[0] >= 28
 
 
-def test_audio_and_cover_picture_are_passed_over(tmp_path):
+def test_audio_is_passed_over(tmp_path):
     path = render(tmp_path / "a.mp4", 60, audio=True)
     assert [index_of(frame) for frame in read_frames(path, 2)] == sample_positions(60, 25.0, 2)
 
@@ -285,7 +285,42 @@ def test_audio_only(tmp_path):
     path = tmp_path / "sound.m4a"
     with av.open(str(path), "w") as container:
         mux_silence(container, container.add_stream("aac", rate=44100, layout="mono"), seconds=1)
-    assert "only audio" in refusal(path)
+    assert "only audio;" in refusal(path)
+
+
+def test_audio_with_a_cover_picture(tmp_path):
+    path = tmp_path / "song.m4a"
+    with av.open(str(path), "w", format="mp4") as container:
+        sound = container.add_stream("aac", rate=44100, layout="mono")
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 32, 32, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(picture(5, (32, 32)), format="rgb24")))
+        container.mux(cover.encode())
+        mux_silence(container, sound, seconds=1)
+    assert "only audio, cover picture;" in refusal(path)
+
+
+def test_unknown_codec(tmp_path):
+    path = render(tmp_path / "a.mp4", 30)
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
+    assert "Decoder not found" in refusal(path)
+
+
+def test_random_damage_never_shows_ffmpeg_exceptions(tmp_path):
+    rng = np.random.default_rng(11)
+    for name in ("a.mp4", "a.avi", "a.mkv"):
+        path = render(tmp_path / name, 30)
+        whole = path.read_bytes()
+        for _ in range(25):
+            damaged = bytearray(whole)
+            for position in rng.integers(0, len(whole), 4):
+                damaged[position : position + 6] = rng.bytes(6)
+            path.write_bytes(damaged)
+            try:
+                assert read_frames(path, 4).shape[0] == 4
+            except VideoError as error:
+                assert "expected" in str(error)
 
 
 def test_video_stream_without_frames(tmp_path):

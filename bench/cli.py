@@ -1,0 +1,212 @@
+"""`tempme-bench`: arguments -> counts or measurements -> tables and files -> exit code."""
+
+import json as json_format
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from tempme_export.bench import paper
+from tempme_export.bench.tables import bench_table, paper_tables, show
+from tempme_export.errors import ProfileError, TempMeExportError, UsageError
+from tempme_export.profile import Profile, load_profile, shipped_profiles
+
+if TYPE_CHECKING:
+    from tempme_export.bench.run import Request
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+DEFAULT_FRAMES = 12
+_STDOUT = "-"
+_COUNTING = {"complexity", "profile", "frames", "json"}
+_MODEL, _PROTOCOL, _RESULTS = "What to measure", "How to measure", "Results"
+
+
+def _option(panel: str, text: str, metavar: str | None = None, name: str | None = None) -> Any:
+    return typer.Option(*[name] if name else [], help=text, metavar=metavar, rich_help_panel=panel)
+
+
+@app.command()
+def bench(
+    context: typer.Context,
+    source: Annotated[
+        str | None, typer.Argument(metavar="BUNDLE|CKPT", help="With neither, weights are drawn at random.")
+    ] = None,
+    profile: Annotated[str | None, _option(_MODEL, "A shipped profile, or a .toml file.", "P")] = None,
+    frames: Annotated[
+        int | None,
+        _option(_MODEL, f"Frames per video; without a profile, of ViT-B/32 ({DEFAULT_FRAMES}).", "N"),
+    ] = None,
+    backends: Annotated[
+        str | None, _option(_MODEL, "Beside the original path, which always runs (all).", "A,B")
+    ] = None,
+    batch: Annotated[str, _option(_MODEL, "Videos per call, several with commas.", "N,N")] = "1",
+    device: Annotated[str, _option(_MODEL, "cpu, cuda or cuda:N.", "D")] = "cpu",
+    seconds: Annotated[float, _option(_PROTOCOL, "Measure each backend at least so long.", "S")] = 10.0,
+    samples: Annotated[int, _option(_PROTOCOL, "Measure each backend at least so often.", "N")] = 200,
+    seed: Annotated[int, _option(_PROTOCOL, "Of inputs, random weights and bootstrap.", "N")] = 0,
+    strict: Annotated[
+        bool, _option(_PROTOCOL, "Exit with 7 if one did not settle.", name="--strict")
+    ] = False,
+    complexity: Annotated[
+        bool, _option(_RESULTS, "Count operations beside the paper's; measure nothing.", name="--complexity")
+    ] = False,
+    json: Annotated[
+        str | None, _option(_RESULTS, "One JSON document; - to stdout instead of tables.", "FILE|-")
+    ] = None,
+    out: Annotated[
+        Path | None, _option(_RESULTS, "New Parquet and JSON files in this folder.", "DIR")
+    ] = None,
+) -> None:
+    """Videos/s, operations and tokens of every backend beside the original PyTorch path."""
+    if complexity:
+        _refuse_measuring_options(context)
+        chosen = None if profile is None and frames is None else _profile(profile, frames)
+        _count(chosen, json)
+    else:
+        names = None if backends is None else tuple(_listed("backends", backends))
+        batches = tuple(_positive("batch", item) for item in _listed("batch", batch))
+        from tempme_export.bench.run import Request
+        from tempme_export.bench.timing import Protocol
+
+        request = Request(
+            backends=names,
+            batches=batches,
+            device=device,
+            protocol=Protocol(seconds=seconds, samples=samples, seed=seed),
+            command=shlex.join(["tempme-bench", *sys.argv[1:]]),
+        )
+        _measure(source, profile, frames, request, strict=strict, json=json, out=out)
+
+
+def _refuse_measuring_options(context: typer.Context) -> None:
+    """Raise UsageError for options that --complexity would have to ignore."""
+    given = [
+        name
+        for name in context.params
+        if name not in _COUNTING and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        raise UsageError(f"--complexity measures nothing and cannot heed {', '.join(given)}. Leave that out.")
+
+
+def _listed(option: str, text: str) -> list[str]:
+    """The items of a comma-separated option. Raises UsageError for an empty or repeated one."""
+    items = [item.strip() for item in text.split(",")]
+    if "" in items or len(set(items)) < len(items):
+        raise UsageError(f"--{option} {text!r} must list different items with commas between.")
+    return items
+
+
+def _positive(option: str, item: str) -> int:
+    if not item.isdecimal() or int(item) < 1:
+        raise UsageError(f"--{option}: {item!r} is not a whole number from 1 up.")
+    return int(item)
+
+
+def _profile(profile: str | None, frames: int | None) -> Profile:
+    """The profile asked for by name, path or frame count. Raises ProfileError where there is none."""
+    if profile is None:
+        name = f"vit-b-32-{DEFAULT_FRAMES if frames is None else frames}f"
+        if name not in shipped_profiles():
+            raise ProfileError(
+                f"no shipped profile has {frames} frames on ViT-B/32. Write one and give it with --profile, "
+                f"or choose of: {', '.join(shipped_profiles())}."
+            )
+        return load_profile(name)
+    loaded = load_profile(profile)
+    if frames not in (None, loaded.frames):
+        raise UsageError(
+            f"profile {loaded.name} has {loaded.frames} frames, --frames says {frames}. Leave out one."
+        )
+    return loaded
+
+
+def _console(*, stderr: bool) -> Console:
+    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+
+
+def _deliver(document: dict[str, Any], json: str | None, tables: Iterable[Table]) -> None:
+    """Tables to stdout and the document to its file, or the document alone to stdout."""
+    text = json_format.dumps(document, indent=2)
+    if json == _STDOUT:
+        typer.echo(text)
+        return
+    console = _console(stderr=False)
+    for table in tables:
+        show(console, table)
+    if json is not None:
+        try:
+            Path(json).write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"--json {json} cannot be written: {error}.") from error
+
+
+def _count(profile: Profile | None, json: str | None) -> None:
+    """Show the paper's rows, and the profile's. Raises ParityError if one that should reproduce does not."""
+    claims = [*paper.CLAIMS, *([] if profile is None else [paper.profile_claim(profile)])]
+    rows = [paper.count(claim) for claim in claims]
+    document = {"tolerance": paper.TOLERANCE, "rows": [row.to_dict() for row in rows]}
+    _deliver(document, json, paper_tables(rows))
+    paper.check(rows)
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[str], None]]:
+    """A line that changes, on a terminal; nothing elsewhere. Drawn between samples, without a thread."""
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        yield lambda text: live.update(text, refresh=True)
+
+
+def _measure(
+    source: str | None,
+    profile: str | None,
+    frames: int | None,
+    request: "Request",
+    *,
+    strict: bool,
+    json: str | None,
+    out: Path | None,
+) -> None:
+    """Measure, show, write; then raise ParityError or, with `strict`, UnstableError where it applies."""
+    from tempme_export.bench.cases import open_case, random_case
+    from tempme_export.bench.report import prepare_folder
+    from tempme_export.bench.run import run
+
+    if out is not None:
+        prepare_folder(out)
+    console = _console(stderr=True)
+    if source is None:
+        case = random_case(_profile(profile, frames), request.protocol.seed)
+    else:
+        case = open_case(source, profile, frames)
+    console.print(
+        f"{case.profile.name}: {case.profile.frames} frames, weights: {case.weights}", soft_wrap=True
+    )
+    with _progress(console) as progress:
+        report = run(case, request, progress)
+    for line in report.remarks():
+        console.print(line, soft_wrap=True)
+    _deliver(report.to_dict(), json, [bench_table(report.rows)] if report.rows else [])
+    if out is not None:
+        report.write(out)
+    report.check(strict=strict)
+
+
+def main() -> None:
+    """Entry point. A user's error is one message and its exit code; anything else keeps its traceback."""
+    try:
+        app()
+    except TempMeExportError as error:
+        _console(stderr=True).print(f"error: {error}", soft_wrap=True)
+        raise SystemExit(error.exit_code) from None

@@ -1,0 +1,204 @@
+"""Encoder -> ONNX: standard operators only, static shapes apart from the batch, checked before it is believed.
+
+The merge operators are decomposed into `kernels.dense`. Every merge leaves two named values in the graph,
+`assign_K` and `tokens_K`, so that parity can look inside the artifact that ships.
+"""
+
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir
+import onnx_ir.passes.common as passes
+import torch
+from onnxscript.optimizer import fold_constants
+from torch import Tensor, nn
+
+from tempme_export.errors import ExportError
+from tempme_export.kernels import dense
+from tempme_export.model import Merges, TextEncoder, VideoEncoder
+from tempme_export.recipe import Recipe
+
+OPSETS = (18, 20, 23)
+DEFAULT_OPSET = 18
+FORBIDDEN = ("Shape", "Size", "Range", "Scatter", "NonZero", "Loop", "If", "Scan", "Unique", "Compress")
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_PROTOBUF_LIMIT = 2**31 - 1
+_INT64_MAX = 2**63 - 1
+_TRACED_BATCH = 3  # any number other than 1, which torch.export would take for a constant
+
+
+class _TracedVideo(nn.Module):
+    """The encoder with its merges as further outputs."""
+
+    def __init__(self, encoder: VideoEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, frames: Tensor, frame_mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        merges = Merges()
+        embedding = self.encoder.encode(frames, frame_mask, merges)
+        return embedding, *(tensor for merge in merges for tensor in merge)
+
+
+def _fix_reshapes(graph: onnx_ir.Graph) -> None:
+    """Make a Reshape's target a constant where all its axes but the batch are known."""
+    for node in graph:
+        shape = node.outputs[0].shape
+        if node.op_type != "Reshape" or shape is None:
+            continue
+        known = [axis if isinstance(axis, int) else -1 for axis in shape]
+        if known.count(-1) > 1:
+            continue
+        name = f"{node.outputs[0].name}_shape"
+        target = onnx_ir.val(name, const_value=onnx_ir.tensor(known, dtype=onnx_ir.DataType.INT64, name=name))
+        graph.register_initializer(target)
+        node.replace_input_with(1, target)
+
+
+def _drop_whole_slices(graph: onnx_ir.Graph) -> None:
+    """Remove the slices that take a whole axis, which decomposition writes for every `:` of an index."""
+    for node in graph:
+        if node.op_type != "Slice" or len(node.inputs) < 4:
+            continue
+        bounds = [value.const_value for value in node.inputs[1:] if value is not None]
+        if all(bound is not None for bound in bounds):
+            start, end, _, *step = (bound.numpy().tolist() for bound in bounds if bound is not None)
+            if start == [0] and end == [_INT64_MAX] and step in ([], [[1]]):
+                onnx_ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0])
+
+
+def _simplify(model: onnx_ir.Model) -> None:
+    """Inline, fix shapes, fold constants, drop what is unused.
+
+    onnxscript's whole optimiser also tries each of its rewrite rules on every node, which takes two thirds
+    of an export and finds nothing more here.
+    """
+    passes.InlinePass()(model)
+    _fix_reshapes(model.graph)
+    fold_constants(model)
+    _drop_whole_slices(model.graph)
+    onnx_ir.passes.Sequential(
+        passes.RemoveUnusedNodesPass(),
+        passes.RemoveUnusedFunctionsPass(),
+        passes.RemoveUnusedOpsetsPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.DeduplicateInitializersPass(),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.NameFixPass(),
+    )(model)
+
+
+def _to_proto(
+    module: nn.Module, inputs: Mapping[str, Tensor], outputs: list[str], opset: int
+) -> onnx.ModelProto:
+    if opset not in OPSETS:
+        raise ExportError(f"opset {opset} is not one of {', '.join(map(str, OPSETS))}, which are tested.")
+    batch = torch.export.Dim("batch", min=1)
+    merges = {
+        torch.ops.tempme.match_tokens.default: dense.match_tokens,
+        torch.ops.tempme.merge_tokens.default: dense.merge_tokens,
+    }
+    exporter_log = logging.getLogger("torch.onnx")
+    level = exporter_log.level
+    exporter_log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(
+                module.eval(), tuple(inputs.values()), dynamic_shapes=tuple({0: batch} for _ in inputs)
+            ).run_decompositions(merges)
+            exported = torch.onnx.export(
+                program,
+                (),
+                dynamo=True,
+                opset_version=opset,
+                input_names=list(inputs),
+                output_names=outputs,
+                optimize=False,
+                verbose=False,
+            )
+            _simplify(exported.model)
+    finally:
+        exporter_log.setLevel(level)
+    proto: onnx.ModelProto = exported.model_proto
+    return proto
+
+
+def _finish(proto: onnx.ModelProto, metadata: Mapping[str, Any]) -> onnx.ModelProto:
+    """Keep the first output, name the batch axis, and write the metadata in."""
+    del proto.graph.output[1:]
+    for value in [*proto.graph.input, *proto.graph.output]:
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    proto.producer_name = "tempme-export"
+    for key, value in metadata.items():
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = f"tempme.{key}", json.dumps(value)
+    for node in proto.graph.node:
+        del node.metadata_props[:]
+    for value in [*proto.graph.input, *proto.graph.output, *proto.graph.value_info]:
+        del value.metadata_props[:]
+    return proto
+
+
+def check_graph(proto: onnx.ModelProto) -> None:
+    """Raise ExportError for an operator that is not standard or would make shapes depend on data."""
+    bad = sorted(
+        {
+            f"{n.domain or 'ai.onnx'}.{n.op_type}"
+            for n in proto.graph.node
+            if n.domain not in ("", "ai.onnx") or n.op_type.startswith(FORBIDDEN)
+        }
+    )
+    if bad or proto.functions:
+        raise ExportError(
+            f"the graph holds {', '.join(bad) or 'local functions'}, which other runtimes refuse. "
+            "This is a fault of the exporter with the installed torch and onnxscript versions; "
+            "install the versions of constraints.txt."
+        )
+
+
+def _save(proto: onnx.ModelProto, path: Path) -> None:
+    size = proto.ByteSize()
+    if size > _PROTOBUF_LIMIT:
+        raise ExportError(
+            f"{path.name} would have {size / 1e9:.2f} GB, above the 2 GB that one ONNX file can hold. "
+            "Export with --precision fp16."
+        )
+    check_graph(proto)
+    path.write_bytes(proto.SerializeToString())
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def export_video(
+    recipe: Recipe, path: Path, precision: str = "fp32", opset: int = DEFAULT_OPSET, frame_mask: bool = False
+) -> None:
+    """Write the video tower to `path`.
+
+    Input `frames` float32 [batch, F, 3, S, S], with `frame_mask` also bool [batch, F]; output
+    `video_embedding` float32 [batch, E] of unit length, whatever the precision inside.
+    Raises ExportError for an untested opset, a graph above 2 GB or one with operators that do not belong.
+    """
+    frames, size = recipe.profile.frames, recipe.backbone.image_size
+    inputs = {"frames": torch.zeros(_TRACED_BATCH, frames, 3, size, size)}
+    if frame_mask:
+        inputs["frame_mask"] = torch.ones(_TRACED_BATCH, frames, dtype=torch.bool)
+    names = [name for merge in recipe.plan.merges for name in (merge.assign_name, merge.tokens_name)]
+    encoder = VideoEncoder(recipe, DTYPES[precision])
+    proto = _to_proto(_TracedVideo(encoder), inputs, ["video_embedding", *names], opset)
+    _save(_finish(proto, {"profile": recipe.profile.to_dict(), "precision": precision}), path)
+
+
+def export_text(recipe: Recipe, path: Path, precision: str = "fp32", opset: int = DEFAULT_OPSET) -> None:
+    """Write the text tower to `path`: `token_ids` int64 [batch, L] -> `text_embedding` float32 [batch, E].
+
+    Raises ExportError as `export_video`.
+    """
+    length = recipe.profile.text_length
+    inputs = {"token_ids": torch.zeros(_TRACED_BATCH, length, dtype=torch.int64)}
+    proto = _to_proto(TextEncoder(recipe, DTYPES[precision]), inputs, ["text_embedding"], opset)
+    _save(_finish(proto, {"profile": recipe.profile.to_dict(), "precision": precision}), path)

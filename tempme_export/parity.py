@@ -1,0 +1,211 @@
+"""Does an artifact compute what the oracle computes? Three levels (design section 6), one tolerance table.
+
+(a) decisions: every token goes to the same row; (b) merged tokens, where the decisions are equal;
+(c) embeddings of the whole encoder, at several batch sizes. Nothing compared is a failure.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tempme_export.preprocess import Preprocess
+from tempme_export.runtime.base import Runner
+from tempme_export.schedule import Schedule
+from tempme_export.selftest import SelfTest
+from tempme_export.tolerance import Tolerance
+
+Floats = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison. `value` is also the smallest (or, with at_least, largest) limit that would have passed."""
+
+    name: str
+    value: float
+    limit: float
+    at_least: bool = False
+    detail: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """False for NaN, whatever the limit."""
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """All checks of one artifact on one backend. `reason` says why nothing ran."""
+
+    artifact: str
+    backend: str
+    checks: tuple[Check, ...]
+    reason: str = ""
+
+    @property
+    def status(self) -> Literal["passed", "failed", "not run"]:
+        """`not run` only with a reason; without any check it failed."""
+        if self.reason:
+            return "not run"
+        return "passed" if self.checks and all(check.passed for check in self.checks) else "failed"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the manifest and `--json`."""
+        checks = [{**asdict(check), "passed": check.passed} for check in self.checks]
+        return {**asdict(self), "checks": checks, "status": self.status}
+
+
+def cosine_distance(expected: Floats, found: Floats) -> float:
+    """Largest 1 - cosine over rows, computed in float64; NaN when a row is not finite.
+
+    Two zero rows are equal; a zero row against another is at distance 1.
+    """
+    a, b = np.asarray(expected, np.float64), np.asarray(found, np.float64)
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    both_zero = ~a.any(axis=-1) & ~b.any(axis=-1)
+    cosine = np.where(both_zero, 1.0, (a * b).sum(axis=-1) / np.where(norms == 0, 1.0, norms))
+    return float(np.max(1.0 - cosine))
+
+
+def centred_cosine(expected: Floats, found: Floats) -> float:
+    """Smallest cosine over rows after the mean of `expected` is subtracted from both."""
+    mean = np.asarray(expected, np.float64).mean(axis=0)
+    return 1.0 - cosine_distance(expected - mean, found - mean)
+
+
+def _ranks(x: Floats) -> Floats:
+    return np.argsort(np.argsort(x, axis=-1, kind="stable"), axis=-1, kind="stable").astype(np.float64)
+
+
+def rank_agreement(expected: Floats, found: Floats) -> float:
+    """Spearman correlation of two [queries, candidates] similarity tables: the mean over queries."""
+    a, b = _ranks(expected), _ranks(found)
+    a, b = a - a.mean(axis=-1, keepdims=True), b - b.mean(axis=-1, keepdims=True)
+    if expected.shape[-1] < 2:
+        return 1.0
+    return float(((a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))).mean())
+
+
+def embedding_checks(
+    label: str, expected: Floats, found: Floats, tolerance: Tolerance, against: Floats | None = None
+) -> list[Check]:
+    """Level (c). `against` are the embeddings of the other tower, for rank agreement."""
+    checks = []
+    if tolerance.cosine_distance is not None:
+        checks.append(Check(f"{label}: 1 - cosine", cosine_distance(expected, found), tolerance.cosine_distance))
+    if tolerance.centred_cosine is not None:
+        value = centred_cosine(expected, found)
+        checks.append(Check(f"{label}: centred cosine", value, tolerance.centred_cosine, at_least=True))
+    if tolerance.rank_agreement is not None and against is not None:
+        value = min(
+            rank_agreement(against @ expected.T, against @ found.T),
+            rank_agreement(expected @ against.T, found @ against.T),
+        )
+        checks.append(Check(f"{label}: rank agreement", value, tolerance.rank_agreement, at_least=True))
+    return checks
+
+
+def _per_video(array: NDArray[Any], videos: int) -> NDArray[Any]:
+    """[V * clips, ...] -> [V, clips, ...]."""
+    return array.reshape(videos, -1, *array.shape[1:])
+
+
+def decision_checks(
+    selftest: SelfTest, plan: Schedule, found: dict[str, NDArray[Any]], tolerance: Tolerance
+) -> list[Check]:
+    """Levels (a) and (b), from the values that the graph exposes for every merge."""
+    videos = len(selftest.clips)
+    if not plan.merges:
+        return []
+    undecided = np.ones(videos, bool)  # all decisions equal so far
+    changed = tokens = 0
+    worst, compared, margins, first = 0.0, 0, [], ""
+    for k, merge in enumerate(plan.merges):
+        expected = _per_video(selftest.assigns[k], videos)
+        assign = _per_video(found[merge.assign_name], videos)
+        differs = (assign != expected).reshape(videos, -1)
+        changed, tokens = changed + int(differs.sum()), tokens + differs.size
+        turned = undecided & differs.any(axis=1)
+        if turned.any() and not first:
+            first = f"first in block {merge.block} ({merge.kind})"
+        margins += [float(gap) for gap in selftest.gaps[turned, k]]
+        undecided &= ~differs.any(axis=1)
+        if selftest.tokens and undecided.any():
+            x = _per_video(selftest.tokens[k], videos)[undecided].astype(np.float64)
+            y = _per_video(found[merge.tokens_name], videos)[undecided].astype(np.float64)
+            worst = float(np.maximum(worst, np.sqrt(((x - y) ** 2).mean() / (x**2).mean())))
+            compared += int(undecided.sum())
+    detail = f"{changed} of {tokens} tokens"
+    if margins:
+        detail += f", {first}, where the oracle decided by {max(margins):.1e} or less"
+    checks = [Check("decisions changed", changed / tokens, tolerance.changed_decisions, detail=detail)]
+    if selftest.tokens:
+        value = worst if compared else float("nan")
+        detail = f"{compared} of {videos * len(plan.merges)} merges compared"
+        checks.append(Check("merged tokens, relative RMS", value, tolerance.merged_tokens, detail=detail))
+    return checks
+
+
+def _frames(selftest: SelfTest, preprocess: Preprocess, rows: NDArray[np.intp]) -> NDArray[np.float32]:
+    distinct = np.stack([preprocess(clip) for clip in selftest.clips])
+    return distinct[rows]
+
+
+def _video_inputs(runner: Runner, frames: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    inputs: dict[str, NDArray[Any]] = {"frames": frames}
+    if "frame_mask" in runner.inputs:
+        inputs["frame_mask"] = np.ones(frames.shape[:2], np.bool_)
+    return inputs
+
+
+def check_video(
+    selftest: SelfTest,
+    plan: Schedule,
+    preprocess: Preprocess,
+    exposing: Runner,
+    tolerance: Tolerance,
+) -> list[Check]:
+    """Judge a video tower on the self-test clips.
+
+    exposing  a Runner whose outputs also hold every merge's `assign_name` and `tokens_name`
+    """
+    rows = np.arange(len(selftest.clips))
+    found = exposing.infer(_video_inputs(exposing, _frames(selftest, preprocess, rows)))
+    checks = decision_checks(selftest, plan, found, tolerance)
+    return checks + embedding_checks(
+        f"video, batch {len(rows)}",
+        selftest.video_embedding,
+        found["video_embedding"],
+        tolerance,
+        selftest.text_embedding,
+    )
+
+
+def check_batches(
+    selftest: SelfTest, preprocess: Preprocess, runner: Runner, batches: Sequence[int], tolerance: Tolerance
+) -> list[Check]:
+    """Judge the same clips in batches of other sizes, in another order: neighbours must not matter."""
+    checks = []
+    for batch in batches:
+        rows = np.arange(batch)[::-1] % len(selftest.clips)
+        found = runner.infer(_video_inputs(runner, _frames(selftest, preprocess, rows)))["video_embedding"]
+        expected = selftest.video_embedding[rows]
+        if batch < len(selftest.clips):  # too few to subtract a mean
+            found = np.concatenate([found, selftest.video_embedding])
+            expected = np.concatenate([expected, selftest.video_embedding])
+        checks += embedding_checks(f"video, batch {batch}", expected, found, tolerance)
+    return checks
+
+
+def check_text(selftest: SelfTest, runner: Runner, tolerance: Tolerance) -> list[Check]:
+    """Judge a text tower on the self-test texts, together and one by one."""
+    together = runner.infer({"token_ids": selftest.token_ids})["text_embedding"]
+    alone = np.concatenate([runner.infer({"token_ids": row[None]})["text_embedding"] for row in selftest.token_ids])
+    count = len(selftest.token_ids)
+    return [
+        *embedding_checks(f"text, batch {count}", selftest.text_embedding, together, tolerance),
+        *embedding_checks("text, batch 1", selftest.text_embedding, alone, tolerance),
+    ]

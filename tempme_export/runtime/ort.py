@@ -1,0 +1,88 @@
+"""ONNX Runtime as a Runner."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from tempme_export.errors import BackendError, BundleError
+from tempme_export.runtime.base import Arrays, Runner
+
+_DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(bool)": np.bool_}
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+def import_onnxruntime() -> ModuleType:
+    """The onnxruntime package. Raises BackendError without it."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendError(
+            "ONNX Runtime is not installed. Run: pip install 'tempme-export[cpu]' (or [gpu])."
+        ) from error
+    module: ModuleType = onnxruntime
+    return module
+
+
+class OrtRunner(Runner):
+    """An ONNX file on one execution provider.
+
+    `expose` names values inside the graph to return beside its outputs.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        device: str = "cpu",
+        expose: Sequence[str] = (),
+        threads: int | None = None,
+        name: str = "ort",
+    ) -> None:
+        """Raises BackendError when the provider does not load or cannot run the graph's types, and
+        BundleError for a file that is no ONNX model."""
+        ort = import_onnxruntime()
+        self.name = name
+        kind, _, index = device.partition(":")
+        if kind not in _PROVIDERS:
+            raise BackendError(f"device {device!r} is not supported by ONNX Runtime here. Use cpu or cuda.")
+        provider = _PROVIDERS[kind]
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        model: str | bytes = str(path)
+        if expose:
+            proto = onnx.load(str(path))
+            proto.graph.output.extend(onnx.ValueInfoProto(name=value) for value in expose)
+            model = proto.SerializeToString()
+        errors = ort.capi.onnxruntime_pybind11_state
+        try:
+            settings = [(provider, {"device_id": index or "0"})] if kind == "cuda" else [provider]
+            self._session = ort.InferenceSession(model, options, providers=settings)
+        except errors.NotImplemented as error:
+            raise BackendError(f"ONNX Runtime on {device} cannot run {path.name}: {error}") from error
+        except (errors.InvalidProtobuf, errors.InvalidGraph, errors.NoSuchFile, errors.Fail) as error:
+            raise BundleError(f"{path} cannot be loaded by ONNX Runtime: {error}") from error
+        if provider not in self._session.get_providers():
+            raise BackendError(
+                f"ONNX Runtime fell back to {', '.join(self._session.get_providers())}: {provider} does not load. "
+                "Install onnxruntime-gpu with its CUDA libraries, or use --device cpu."
+            )
+        self.inputs = {
+            value.name: (
+                np.dtype(_DTYPES[value.type]),
+                tuple(axis if isinstance(axis, int) else None for axis in value.shape),
+            )
+            for value in self._session.get_inputs()
+        }
+        self._outputs = [value.name for value in self._session.get_outputs()]
+
+    def _infer(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))
+
+    def close(self) -> None:
+        """Drop the session and its memory."""
+        del self._session

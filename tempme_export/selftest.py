@@ -1,0 +1,161 @@
+"""The clips and texts that every artifact is judged on, and what the oracle makes of them.
+
+Clips are drawn so that no decision of the oracle hangs on less than a few snapping steps: another backend's
+rounding must not decide. Among them are a static, a black and a repeating one, where exact ties are the rule.
+"""
+
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from tempme_export.errors import BundleError, ParityError
+from tempme_export.kernels.reference import SNAP_STEPS
+from tempme_export.preprocess import Preprocess
+from tempme_export.recipe import Recipe
+from tempme_export.reference import ReferenceText, ReferenceVideo, Trace
+
+CLIPS = ("moving", "static", "moving", "black", "repeated", "moving")
+TEXTS = 8
+SAFE_GAP = 4 / SNAP_STEPS
+_TRIES = 16
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """Inputs with the original path's outputs, in float32.
+
+    clips            uint8 [V, F, S, S, 3]
+    token_ids        int64 [T, L]
+    video_embedding  float32 [V, E], text_embedding float32 [T, E], of unit length
+    assigns          one int32 [V * clips, N] per merge
+    tokens           merged tokens of every merge; empty when read from a bundle
+    gaps             float32 [V, merges]: the smallest difference each video's decisions hang on
+    """
+
+    clips: NDArray[np.uint8]
+    token_ids: NDArray[np.int64]
+    video_embedding: NDArray[np.float32]
+    text_embedding: NDArray[np.float32]
+    assigns: tuple[NDArray[np.int32], ...]
+    gaps: NDArray[np.float32]
+    tokens: tuple[NDArray[np.float32], ...] = ()
+
+
+def preprocess_for(recipe: Recipe) -> Preprocess:
+    """The backbone's resize, crop and normalisation."""
+    return Preprocess(recipe.backbone.image_size, recipe.backbone.mean, recipe.backbone.std)
+
+
+def _texture(rng: np.random.Generator, cells: int, size: int) -> NDArray[np.float64]:
+    grid = rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(grid).resize((size, size), Image.Resampling.BICUBIC), np.float64)
+
+
+def draw_clip(kind: str, frames: int, size: int, seed: int) -> NDArray[np.uint8]:
+    """One clip, uint8 [F, S, S, 3]: a textured square over a drifting background.
+
+    kind  "moving"; "static", one frame F times; "repeated", a third of the frames, each shown in a row;
+          "black", every pixel (seed mod 16) of 255
+    """
+    if kind == "black":
+        return np.full((frames, size, size, 3), seed % 16, np.uint8)
+    rng = np.random.default_rng(seed)
+    background = 0.5 * _texture(rng, 5, size) + 0.3 * _texture(rng, 17, size)
+    background += rng.uniform(0, 50, (size, size, 3))
+    side = size // 3
+    square = _texture(rng, 7, side)
+    start, step = rng.integers(0, size - side, 2), rng.integers(1, max(2, size // 16), 2)
+    distinct = {"static": 1, "repeated": max(1, frames // 3)}.get(kind, frames)
+    clip = np.empty((distinct, size, size, 3), np.uint8)
+    for t in range(distinct):
+        frame = np.roll(background, (t, -2 * t), axis=(0, 1))
+        y, x = (start + t * step) % (size - side)
+        frame[y : y + side, x : x + side] = square
+        clip[t] = np.clip(frame + rng.uniform(-4, 4, frame.shape), 0, 255)
+    return clip[np.arange(frames) * distinct // frames]
+
+
+def draw_token_ids(recipe: Recipe, seed: int) -> NDArray[np.int64]:
+    """Random texts, int64 [T, L]: start, words, end, zero padding; the last one fills its length."""
+    rng = np.random.default_rng(seed)
+    length, vocab = recipe.profile.text_length, recipe.backbone.vocab
+    ids = np.zeros((TEXTS, length), np.int64)
+    for row, words in zip(ids, np.linspace(min(1, length - 2), length - 2, TEXTS, dtype=int), strict=True):
+        row[0], row[1 + words] = vocab - 2, vocab - 1
+        row[1 : 1 + words] = rng.integers(1, vocab - 2, words)
+    return ids
+
+
+def make_selftest(recipe: Recipe, seed: int = 0) -> SelfTest:
+    """Draw clips and texts and run the oracle on them.
+
+    Raises ParityError when no clip with safe decisions is found, which a checkpoint with collapsed
+    features would cause.
+    """
+    video, text = ReferenceVideo(recipe), ReferenceText(recipe)
+    preprocess, size = preprocess_for(recipe), recipe.backbone.image_size
+    clips, embeddings, traces = [], [], []
+    for index, kind in enumerate(CLIPS):
+        for attempt in range(_TRIES):
+            clip = draw_clip(kind, recipe.profile.frames, size, seed + 1600 * index + attempt)
+            trace = Trace()
+            frames = torch.from_numpy(preprocess(clip)[None])
+            embedding = torch.nn.functional.normalize(video.video_feature(frames, trace=trace), dim=-1)
+            if all(float(step.gap.min()) >= SAFE_GAP for step in trace.steps):
+                break
+        else:
+            raise ParityError(
+                f"{_TRIES} different {kind} clips all have merge decisions that hang on less than {SAFE_GAP:.1e} "
+                "of similarity. The checkpoint's features seem to have collapsed; check it on real videos."
+            )
+        clips.append(clip)
+        embeddings.append(embedding.numpy())
+        traces.append(trace)
+    token_ids = draw_token_ids(recipe, seed)
+    steps = range(len(traces[0].steps))
+    return SelfTest(
+        clips=np.stack(clips),
+        token_ids=token_ids,
+        video_embedding=np.concatenate(embeddings),
+        text_embedding=text(torch.from_numpy(token_ids)).numpy(),
+        assigns=tuple(np.concatenate([t.steps[k].assign.numpy() for t in traces]) for k in steps),
+        gaps=np.array([[float(step.gap.min()) for step in t.steps] for t in traces], np.float32),
+        tokens=tuple(np.concatenate([t.steps[k].tokens.numpy() for t in traces]) for k in steps),
+    )
+
+
+def save_selftest(selftest: SelfTest, path: Path) -> None:
+    """Write `selftest.npz`: everything but the merged tokens."""
+    assigns = {f"assign_{k:02d}": assign for k, assign in enumerate(selftest.assigns)}
+    np.savez_compressed(
+        path,
+        clips=selftest.clips,
+        token_ids=selftest.token_ids,
+        video_embedding=selftest.video_embedding,
+        text_embedding=selftest.text_embedding,
+        gaps=selftest.gaps,
+        **assigns,  # type: ignore[arg-type]
+    )
+
+
+def load_selftest(path: Path) -> SelfTest:
+    """Read `selftest.npz`. Raises BundleError when it is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            assigns = tuple(data[name] for name in sorted(data.files) if name.startswith("assign_"))
+            return SelfTest(
+                clips=data["clips"],
+                token_ids=data["token_ids"],
+                video_embedding=data["video_embedding"],
+                text_embedding=data["text_embedding"],
+                assigns=assigns,
+                gaps=data["gaps"],
+            )
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise BundleError(f"{path} cannot be read: {error}. Export the bundle again.") from error

@@ -1,0 +1,161 @@
+import dataclasses
+import json
+
+import polars as pl
+import pytest
+
+from tempme_export.bench import report
+from tempme_export.bench.machine import machine, peak_rss_mb
+from tempme_export.bench.report import Report, Row, frame, prepare_folder
+from tempme_export.bench.timing import Comparison, Ratio, Timing
+from tempme_export.errors import ParityError, UnstableError, UsageError
+
+
+def row(**changes):
+    values = {
+        "backend": "original",
+        "profile": "tiny",
+        "weights": "drawn at random, seed 0",
+        "frames": 4,
+        "batch": 2,
+        "precision": "fp32",
+        "device": "cpu",
+        "videos_per_s": 20.0,
+        "frames_per_s": 80.0,
+        "ratio": 1.0,
+        "ratio_low": 1.0,
+        "ratio_high": 1.0,
+        "p50_ms": 100.0,
+        "p90_ms": 110.0,
+        "p99_ms": 111.0,
+        "mean_ms": 101.5,
+        "cov": 0.02,
+        "samples": 6,
+        "warmup": 9,
+        "stable": True,
+        "gmacs": 0.5,
+        "gflops": 0.98,
+        "final_tokens": 7,
+        "peak_rss_mb": 512.25,
+        "build_s": None,
+        "load_s": 0.125,
+        "one_minus_cosine": 0.0,
+        "parity": True,
+        "artifact_sha256": None,
+        "time": "2026-01-02T03:04:05+00:00",
+        "command": "tempme-bench --frames 4",
+        **dataclasses.asdict(machine()),
+    }
+    return Row(**{**values, **changes})
+
+
+ROWS = (
+    row(),
+    row(backend="ort", ratio=1.25, ratio_low=1.2, ratio_high=1.3, build_s=3.5, artifact_sha256="ab" * 32),
+)
+
+
+def comparison(stable=True):
+    timings = {
+        name: Timing(name, samples, settled=stable, steady=True, ratio=Ratio(1.0, 1.0, 1.0))
+        for name, samples in (("original", (0.1, 0.2, 0.3)), ("ort", (0.01, 0.02, 0.03)))
+    }
+    return Comparison(
+        ("original", "ort"), timings, warmup_windows=(3, 3, 3), notes=("3 samples, fewer than 200",)
+    )
+
+
+def a_report(**changes):
+    return dataclasses.replace(Report(ROWS, {2: comparison()}, missing={}, failed={}), **changes)
+
+
+def test_columns_are_the_fields_in_order():
+    assert frame(ROWS).columns == [field.name for field in dataclasses.fields(Row)]
+
+
+def test_a_column_of_none_keeps_its_type():
+    assert frame([row()]).schema["build_s"] == pl.Float64
+    assert frame([row()]).schema["artifact_sha256"] == pl.String
+    assert frame([]).schema == frame(ROWS).schema
+
+
+def test_rows_return_from_parquet(tmp_path):
+    a_report().write(tmp_path)
+    back = pl.read_parquet(tmp_path / report.ROWS)
+    assert tuple(Row(**values) for values in back.iter_rows(named=True)) == ROWS
+
+
+def test_rows_return_from_json(tmp_path):
+    a_report(missing={"torch": "why"}).write(tmp_path)
+    back = json.loads((tmp_path / report.DOCUMENT).read_text())
+    assert tuple(Row(**values) for values in back["rows"]) == ROWS
+    assert back["missing"] == {"torch": "why"}
+    assert back["comparisons"] == [
+        {
+            "batch": 2,
+            "order": ["original", "ort"],
+            "warmup_windows": [3, 3, 3],
+            "notes": ["3 samples, fewer than 200"],
+        }
+    ]
+
+
+def test_every_sample_is_kept_in_the_order_taken(tmp_path):
+    a_report().write(tmp_path)
+    samples = pl.read_parquet(tmp_path / report.SAMPLES)
+    assert samples.columns == ["batch", "round", "position", "backend", "seconds"]
+    assert samples["backend"].to_list() == ["original", "ort"] * 3
+    assert samples["round"].to_list() == [0, 0, 1, 1, 2, 2]
+    assert samples["seconds"].to_list() == [0.1, 0.01, 0.2, 0.02, 0.3, 0.03]
+
+
+def test_remarks_name_what_a_table_cannot():
+    remarks = a_report(
+        missing={"ort": "onnxruntime is not installed"}, failed={"torch": "batch 2: off"}
+    ).remarks()
+    assert remarks == [
+        "ort is missing: onnxruntime is not installed",
+        "torch FAILED parity and is not timed: batch 2: off",
+        "batch 2: 3 samples, fewer than 200",
+    ]
+
+
+def test_a_missing_backend_is_no_failure():
+    a_report(missing={"ort": "onnxruntime is not installed"}).check(strict=True)
+
+
+def test_a_failed_backend_is():
+    with pytest.raises(ParityError, match="torch, batch 2: off") as caught:
+        a_report(failed={"torch": "batch 2: off"}).check(strict=False)
+    assert caught.value.exit_code == 5
+
+
+def test_unstable_matters_only_when_strict():
+    unstable = a_report(comparisons={2: comparison(stable=False)})
+    unstable.check(strict=False)
+    with pytest.raises(UnstableError) as caught:
+        unstable.check(strict=True)
+    assert caught.value.exit_code == 7
+
+
+def test_a_folder_is_made(tmp_path):
+    prepare_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_a_folder_with_results_is_not_overwritten(tmp_path):
+    a_report().write(tmp_path)
+    with pytest.raises(UsageError, match="already holds"):
+        prepare_folder(tmp_path)
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="cannot be a folder"):
+        prepare_folder(tmp_path / "file")
+
+
+def test_machine_facts():
+    facts = machine()
+    assert facts.cpu and facts.threads >= 1 and facts.python.count(".") == 2 and facts.torch
+    assert peak_rss_mb() > 10

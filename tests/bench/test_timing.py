@@ -1,0 +1,184 @@
+"""The timing protocol under a clock that only the measured calls move: every number is known in advance."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from tempme_export.bench.timing import FEWEST, Protocol, Ratio, Timing, agree, bootstrap_ratio, compare
+from tempme_export.errors import UnstableError, UsageError
+
+
+class Bench:
+    """Calls that take scripted durations, in seconds, and a record of who was called when."""
+
+    def __init__(self, **durations):
+        self.now = 0.0
+        self.called = []
+        self.calls = {name: self._call(name, iter(series)) for name, series in durations.items()}
+
+    def _call(self, name, series):
+        def call():
+            self.called.append(name)
+            self.now += next(series)
+
+        return call
+
+    def clock(self):
+        return self.now
+
+    def compare(self, **protocol):
+        return compare(self.calls, Protocol(**{"resamples": 50, **protocol}), clock=self.clock)
+
+
+def steady(seconds):
+    return itertools.repeat(seconds)
+
+
+def test_rounds_are_interleaved_in_a_fixed_order():
+    bench = Bench(original=steady(0.02), ort=steady(0.01))
+    comparison = bench.compare(seconds=0.1, samples=20)
+    assert comparison.order == ("original", "ort")
+    assert bench.called == ["original", "ort"] * (len(bench.called) // 2)
+
+
+def test_no_sample_is_dropped():
+    warmup = 9  # three windows, each ended by its time after three rounds
+    spiked = [0.01] * warmup + [0.01] * 10 + [5.0] + [0.01] * 100
+    comparison = Bench(original=spiked).compare(seconds=0.1, samples=20)
+    timing = comparison.timings["original"]
+    assert comparison.warmup_rounds == warmup
+    assert max(timing.samples) == pytest.approx(5.0)
+    assert timing.samples[:10] == pytest.approx([0.01] * 10)
+
+
+def test_three_windows_of_25_settle_a_short_sample():
+    comparison = Bench(original=steady(2**-7)).compare(seconds=10, samples=200)
+    assert comparison.warmup_windows == (25, 25, 25)
+    assert len(comparison.timings["original"].samples) == 10 * 2**7  # 10 s, though 200 samples would do
+    assert comparison.notes == ()
+
+
+def test_warm_up_goes_on_until_the_last_three_windows_agree():
+    falling = itertools.chain([0.4] * 25, [0.2] * 25, steady(0.1))
+    comparison = Bench(original=falling).compare(seconds=60, samples=200)
+    assert len(comparison.warmup_windows) == 5
+    assert comparison.timings["original"].stable
+
+
+def test_long_samples_shorten_windows_and_measurement_and_it_is_said():
+    comparison = Bench(original=steady(2.0), ort=steady(0.5)).compare(seconds=10, samples=200)
+    assert comparison.warmup_windows == (3, 3, 3)
+    assert len(comparison.timings["original"].samples) == 30  # the limit is six times the seconds asked for
+    windows, samples = comparison.notes
+    assert "3 to 3 samples, fewer than 25" in windows
+    assert "30 samples, fewer than 200: one of original takes 2 s and the limit is 60 s" in samples
+
+
+def test_a_fast_backend_beside_a_slow_one_is_measured_for_less_and_it_is_said():
+    comparison = Bench(original=steady(1.0), ort=steady(0.01)).compare(seconds=10, samples=50)
+    assert len(comparison.timings["ort"].samples) == 60
+    assert any(note.startswith("ort was measured for 0.6 s, less than 10 s") for note in comparison.notes)
+
+
+def test_even_a_sample_beyond_the_limit_is_taken_a_few_times():
+    comparison = Bench(original=steady(1000.0)).compare(seconds=1, samples=200)
+    assert len(comparison.timings["original"].samples) == FEWEST
+
+
+def test_statistics():
+    samples = (0.1, 0.2, 0.3, 0.4, 0.5)
+    timing = Timing("original", samples, settled=True, steady=True, ratio=Ratio(1.0, 1.0, 1.0))
+    assert timing.p50 == pytest.approx(0.3)
+    assert timing.p90 == pytest.approx(0.46)
+    assert timing.p99 == pytest.approx(0.496)
+    assert timing.mean == pytest.approx(0.3)
+    assert timing.cov == pytest.approx(np.std(samples, ddof=1) / 0.3)
+
+
+def test_never_settled_is_unstable():
+    rising = itertools.count(0.01, 0.001)
+    comparison = Bench(original=rising, ort=steady(0.01)).compare(seconds=1, samples=20)
+    assert not comparison.timings["original"].settled
+    assert comparison.timings["ort"].stable
+    with pytest.raises(UnstableError, match="measurement of original did not settle") as caught:
+        comparison.require_stable()
+    assert caught.value.exit_code == 7
+
+
+def test_drift_after_the_warm_up_is_unstable():
+    drifting = itertools.chain([0.01] * 75, [0.01] * 40, [0.02] * 1000)
+    timing = Bench(original=drifting).compare(seconds=1, samples=60, window=25).timings["original"]
+    assert timing.settled and not timing.steady and not timing.stable
+
+
+def test_one_spike_does_not_make_it_unstable():
+    spiked = itertools.chain([0.01] * 75, [0.01] * 40, [1.0], steady(0.01))
+    comparison = Bench(original=spiked).compare(seconds=3, samples=100, window=25)
+    comparison.require_stable()
+
+
+@pytest.mark.parametrize(
+    ("medians", "expected"), [((1.0, 1.04, 1.02), True), ((1.0, 1.06, 1.0), False)], ids=["within", "beyond"]
+)
+def test_agreement_is_relative_to_the_smallest(medians, expected):
+    assert agree([np.full(5, m) for m in medians], 0.05) is expected
+
+
+def test_ratio_of_the_first_to_itself_is_one():
+    first = (
+        Bench(original=itertools.cycle([0.01, 0.02, 0.03])).compare(seconds=1, samples=30).timings["original"]
+    )
+    assert (first.ratio.value, first.ratio.low, first.ratio.high) == (1.0, 1.0, 1.0)
+
+
+def test_ratio_says_how_many_times_as_fast():
+    comparison = Bench(original=steady(0.03), ort=steady(0.01)).compare(seconds=1, samples=30)
+    assert comparison.timings["ort"].ratio.value == pytest.approx(3.0)
+
+
+def test_bootstrap_is_seeded():
+    generator = np.random.default_rng(1)
+    base, other = generator.uniform(1, 2, 40), generator.uniform(1, 2, 40)
+    first = bootstrap_ratio(base, other, resamples=200, seed=0)
+    assert first == bootstrap_ratio(base, other, resamples=200, seed=0)
+    assert first != bootstrap_ratio(base, other, resamples=200, seed=1)
+    assert first.low < first.value < first.high
+
+
+def test_bootstrap_pairs_rounds():
+    """What slows a whole round slows both: paired, the ratio is certain although the times are not."""
+    generator = np.random.default_rng(2)
+    base = generator.uniform(1, 3, 41)
+    paired = bootstrap_ratio(base, base / 2, resamples=200, seed=0)
+    assert (paired.low, paired.high) == pytest.approx((2.0, 2.0))
+    shuffled = bootstrap_ratio(base, generator.permutation(base) / 2, resamples=200, seed=0)
+    assert shuffled.high - shuffled.low > 0.1
+
+
+def test_bootstrap_interval_narrows_with_samples_and_covers_the_truth():
+    generator = np.random.default_rng(3)
+    widths = []
+    for n in (30, 300):
+        ratio = bootstrap_ratio(
+            generator.normal(2, 0.1, n), generator.normal(1, 0.05, n), resamples=400, seed=0
+        )
+        assert ratio.low < 2.0 < ratio.high
+        widths.append(ratio.high - ratio.low)
+    assert widths[1] < widths[0] / 2
+
+
+@pytest.mark.parametrize("wrong", [{"seconds": 0}, {"samples": FEWEST - 1}], ids=str)
+def test_protocols_that_cannot_be_are_refused(wrong):
+    with pytest.raises(UsageError) as caught:
+        Protocol(**wrong)
+    assert caught.value.exit_code == 2
+
+
+def test_progress_is_told():
+    told = []
+    bench = Bench(original=steady(0.1))
+    compare(
+        bench.calls, Protocol(seconds=1, samples=20, resamples=5), clock=bench.clock, progress=told.append
+    )
+    assert told[0].startswith("warm-up: ") and told[-1].startswith("measuring: 20 rounds")

@@ -1,0 +1,333 @@
+"""Shared fixtures: reference outputs, a tiny checkpoint, poisoned memory."""
+
+import dataclasses
+import functools
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import strategies as st
+
+from tempme_export.checkpoint import Checkpoint, from_state_dict
+from tempme_export.profile import FROM_CHECKPOINT, BatchRange, Profile
+from tempme_export.recipe import Recipe, prepare
+from tempme_export.schedule import MergePolicy
+
+HERE = Path(__file__).parent / "golden"
+BESIDE = Path(__file__).parents[2] / "shared" / "golden"
+
+
+def _load_module(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclasses.dataclass(frozen=True)
+class GoldenCase:
+    """One case of the reference outputs: what goes in, and in `arrays` and `document` what came out."""
+
+    name: str
+    document: dict
+    arrays: dict[str, np.ndarray]
+    digests: dict[str, str]
+    recipe: Recipe
+    video: torch.Tensor
+    video_mask: torch.Tensor
+    text_ids: torch.Tensor
+
+    def array(self, name):
+        return torch.from_numpy(self.arrays[name])
+
+    def with_merge(self, **changes):
+        """The recipe with another merge policy, past every check; the plan stays."""
+        merge = dataclasses.replace(self.recipe.profile.merge, **changes)
+        profile = dataclasses.replace(self.recipe.profile, merge=merge)
+        return dataclasses.replace(self.recipe, profile=profile)
+
+
+def _profile_of(document, text_length):
+    settings = document["settings"]
+
+    def numbers(key):
+        return tuple(int(part) for part in settings[key].split("-"))
+
+    cross, intra = numbers("merge_token_proportion")
+    return Profile(
+        name=document["name"],
+        backbone=FROM_CHECKPOINT,
+        frames=settings["max_frames"],
+        text_length=text_length,
+        merge=MergePolicy(
+            image_r=settings["tome_r"],
+            clip_layers=numbers("merge_layer"),
+            clip_factors=numbers("merge_frame_num"),
+            cross_percent=cross,
+            intra_percent=intra,
+            size_bias=bool(settings["prop_attn"]),
+            clip_position=bool(settings["frame_pos"]),
+        ),
+        batch=BatchRange(1, 2, 8),
+    )
+
+
+def _golden_folder(name):
+    folder = next((f for f in (HERE, BESIDE) if (f / f"{name}.json").is_file()), None)
+    if folder is None:
+        pytest.skip(f"{name} is not in tests/golden, and ../shared/golden is not beside this repository")
+    return folder
+
+
+@functools.cache
+def _load_golden(name):
+    folder = _golden_folder(name)
+    maker = _load_module(HERE / "make_checkpoint.py")
+    document = json.loads((folder / f"{name}.json").read_text())
+    with np.load(folder / f"{name}.npz") as stored:
+        arrays = {key: stored[key] for key in stored.files if key != "meta"}
+    case = document["case"]
+    settings = maker.settings(case["arch"], **{k: v for k, v in case.items() if k != "arch"})
+    state = maker.make_state_dict(settings, case["seed"])
+    inputs = dict(zip(("video", "video_mask", "text_ids"), maker.make_inputs(case)[:3], strict=True))
+    digests = {key: maker.digest({key: value}) for key, value in inputs.items()}
+    digests["checkpoint"] = maker.digest(state)
+    tensors = {key: torch.from_numpy(np.array(value)) for key, value in state.items()}
+    checkpoint = from_state_dict(tensors, source=name)
+    recipe = prepare(checkpoint, _profile_of(document, inputs["text_ids"].shape[1]))
+    return GoldenCase(
+        name=name,
+        document=document,
+        arrays=arrays,
+        digests=digests,
+        recipe=recipe,
+        **{key: torch.from_numpy(value) for key, value in inputs.items()},
+    )
+
+
+@pytest.fixture(scope="session")
+def golden_settings():
+    """Loader of a reference case's document and profile by name, without its arrays."""
+
+    def load(name):
+        document = json.loads((_golden_folder(name) / f"{name}.json").read_text())
+        return document, _profile_of(document, text_length=32)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def golden_case():
+    """Loader of a reference case by name, cached; skips where the full-size case is not at hand."""
+    return _load_golden
+
+
+@pytest.fixture(scope="session")
+def checkpoint_maker():
+    """The module that draws deterministic checkpoints and inputs."""
+    return _load_module(HERE / "make_checkpoint.py")
+
+
+@pytest.fixture(scope="session")
+def tiny_state_dict(checkpoint_maker):
+    """State dict in the layout of the original: 12 frames, 12 blocks of width 128, LoRA rank 8. Copy it."""
+    state = checkpoint_maker.make_state_dict(checkpoint_maker.settings("tiny"), seed=7)
+    return {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_state_dict, tmp_path_factory):
+    """Path of `tiny_state_dict` as the original saves it."""
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.pth"
+    torch.save(tiny_state_dict, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_profile():
+    """The profile `tiny_checkpoint` was drawn for."""
+    return Profile(
+        name="tiny",
+        backbone=FROM_CHECKPOINT,
+        frames=12,
+        text_length=32,
+        merge=MergePolicy(1, (8, 9, 10), (2, 2, 3), 30, 10),
+        batch=BatchRange(1, 2, 8),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tiny_state_dict, tiny_profile):
+    """`tiny_checkpoint` and `tiny_profile` brought together."""
+    return prepare(from_state_dict(tiny_state_dict, source="tiny"), tiny_profile)
+
+
+@pytest.fixture(scope="session")
+def checkpoint_of():
+    """Checkpoint with the right facts and no tensors, for tests that look at shapes alone."""
+
+    def make(facts, activation=None):
+        return Checkpoint("ckpt.pth", "0" * 64, {}, facts, activation)
+
+    return make
+
+
+_WRONG_INT = -(2**30)
+
+
+def _poison(make):
+    @functools.wraps(make)
+    def poisoned(*args, **kwargs):
+        out = make(*args, **kwargs)
+        if out.is_meta or type(out) is not torch.Tensor:
+            return out
+        if out.is_floating_point():
+            return out.fill_(torch.nan)
+        return out.fill_(_WRONG_INT) if out.dtype in (torch.int32, torch.int64) else out
+
+    return poisoned
+
+
+@pytest.fixture
+def poisoned_memory(monkeypatch):
+    """Fresh memory holds NaN, or a number far out of range, so that an output not fully written shows."""
+    for name in ("empty", "empty_like", "empty_strided"):
+        monkeypatch.setattr(torch, name, _poison(getattr(torch, name)))
+    for name in ("new_empty", "new_empty_strided"):
+        monkeypatch.setattr(torch.Tensor, name, _poison(getattr(torch.Tensor, name)))
+
+
+@pytest.fixture(autouse=True)
+def _poison_kernel_tests(request):
+    if request.path.parent.name == "kernels":
+        request.getfixturevalue("poisoned_memory")
+
+
+@dataclasses.dataclass(frozen=True)
+class TiedCase:
+    """A metric [B, N, C] full of exact ties, and its similarities as exact multiples of 1/4."""
+
+    metric: torch.Tensor
+    n_cls: int
+    r: int
+    quarters: np.ndarray
+
+    @property
+    def n_tokens(self):
+        return self.metric.shape[1]
+
+
+@st.composite
+def _tied_cases(draw, dtypes=(torch.float32,)):
+    """Tokens are copies of a few vectors with four entries of one magnitude, or zero, scaled at random.
+
+    Their cosines are multiples of 1/4 whatever the order of the additions, so that ties are exact and
+    the rule of the spec decides every time.
+    """
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    rows, width = draw(st.integers(1, 3)), draw(st.sampled_from([4, 5, 16, 63, 64]))
+    n_cls, patches = draw(st.integers(1, 13)), draw(st.integers(2, 40))
+    n_tokens = n_cls + patches
+    available = len(range(n_cls + n_cls % 2, n_tokens, 2))
+    r = draw(st.integers(1, available))
+    words = np.zeros((draw(st.integers(1, 6)), width), np.int64)
+    for word in words[int(rng.integers(2)) :]:  # the first may stay zero
+        word[rng.choice(width, 4, replace=False)] = rng.choice([-1, 1], 4)
+    signs = words[rng.integers(len(words), size=(rows, n_tokens))]
+    scale = rng.choice([1.0, 3.0, 0.1, 1e-3, 700.0], size=(rows, n_tokens, 1))
+    metric = torch.from_numpy(signs * scale).to(draw(st.sampled_from(dtypes)))
+    return TiedCase(metric, n_cls, r, signs @ signs.transpose(0, 2, 1))
+
+
+@pytest.fixture(scope="session")
+def tied_cases():
+    """Hypothesis strategy of TiedCase, by the dtypes of the metric."""
+    return _tied_cases
+
+
+def _match_by_definition(scores, n_cls, r):
+    """Spec section 4 for one item, as a list; scores [N, N] of anything that compares exactly."""
+    n_tokens = len(scores)
+    set_a = [i for i in range(n_cls, n_tokens) if i % 2 == 0]
+    set_b = [i for i in range(n_cls, n_tokens) if i % 2 == 1]
+    best = {a: min(set_b, key=lambda b: (-scores[a][b], b)) for a in set_a}
+    merged = sorted(set_a, key=lambda a: (-scores[a][best[a]], a))[:r]
+    order = list(range(n_cls)) + [a for a in set_a if a not in merged] + set_b
+    row = {token: place for place, token in enumerate(order)}
+    return [row[best[token]] if token in merged else row[token] for token in range(n_tokens)]
+
+
+@pytest.fixture(scope="session")
+def match_by_definition():
+    """A TiedCase's assignment [B, N] int32, by the words of the spec and in whole numbers."""
+
+    def match(case):
+        rows = [_match_by_definition(scores.tolist(), case.n_cls, case.r) for scores in case.quarters]
+        return torch.tensor(rows, dtype=torch.int32)
+
+    return match
+
+
+def _check_assign(assign, n_tokens, n_cls, r):
+    n_out = n_tokens - r
+    assert assign.dtype == torch.int32 and assign.shape[1] == n_tokens
+    set_a, set_b = (torch.arange(n_cls, n_tokens)[k::2] for k in (n_cls % 2, 1 - n_cls % 2))
+    first_b = n_out - len(set_b)
+    for row in assign:
+        assert sorted(set(row.tolist())) == list(range(n_out)), "every output row gets something"
+        assert row[:n_cls].tolist() == list(range(n_cls)), "class tokens stay"
+        assert row[set_b].tolist() == list(range(first_b, n_out)), "B comes last, in order"
+        kept = [place for place in row[set_a].tolist() if place < first_b]
+        assert kept == list(range(n_cls, first_b)), "kept A in rising order"
+        assert len(set_a) - len(kept) == r, "r tokens merge"
+
+
+@pytest.fixture(scope="session")
+def check_assign():
+    """Asserts that an assignment [B, N] is a function onto the output rows, in the order of the spec."""
+    return _check_assign
+
+
+def _check_optimal(metric, assign, n_cls, r, within=1e-5):
+    n_tokens = metric.shape[1]
+    wide = metric.double()
+    unit = wide / wide.norm(dim=-1, keepdim=True)
+    set_a, set_b = (torch.arange(n_cls, n_tokens)[k::2] for k in (n_cls % 2, 1 - n_cls % 2))
+    first_b = n_tokens - r - len(set_b)
+    scores = unit[:, set_a] @ unit[:, set_b].transpose(1, 2)
+    best = scores.amax(dim=-1)
+    place = assign[:, set_a].long() - first_b
+    merged = place >= 0
+    chosen = scores.gather(2, place.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    assert (chosen >= best - within)[merged].all(), "each joins its nearest"
+    lowest_merged = best.masked_fill(~merged, torch.inf).amin(dim=-1)
+    highest_kept = best.masked_fill(merged, -torch.inf).amax(dim=-1)
+    assert (lowest_merged >= highest_kept - within).all(), "the nearest pairs merge"
+
+
+@pytest.fixture(scope="session")
+def check_optimal():
+    """Asserts that an assignment is the best by float64 scores up to 1e-5: near ties cannot flake."""
+    return _check_optimal
+
+
+def _merge_by_definition(x, size, assign, n_out):
+    x, size, assign = x.double().numpy(), size.double().numpy(), assign.numpy()
+    total = np.zeros((len(x), n_out))
+    sums, magnitude = np.zeros((2, len(x), n_out, x.shape[-1]))
+    for item in range(len(x)):
+        for token, row in enumerate(assign[item]):
+            total[item, row] += size[item, token]
+            sums[item, row] += size[item, token] * x[item, token]
+            magnitude[item, row] += size[item, token] * np.abs(x[item, token])
+    means = (torch.from_numpy(part / total[..., None]) for part in (sums, magnitude))
+    return *means, torch.from_numpy(total)
+
+
+@pytest.fixture(scope="session")
+def merge_by_definition():
+    """float64 (weighted mean, weighted mean of magnitudes, sizes) of tokens that share an output row."""
+    return _merge_by_definition

@@ -1,0 +1,253 @@
+"""Imports point one way: every module has a layer and knows only its own and those below."""
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = "tempme_export"
+FOLDERS = {
+    PACKAGE: ROOT / PACKAGE,
+    **{f"{PACKAGE}.{name}": ROOT / name for name in ("kernels", "profiles", "bench")},
+}
+
+# Lowest first. A name stands for its module and everything below it; "" is tempme_export/__init__.py itself,
+# the door for users: it may lead to everything but the commands, and nothing below may go through it.
+LAYERS = (
+    ("errors", "profiles"),
+    ("backbone", "schedule", "complexity"),
+    ("video", "preprocess", "tokenizer"),
+    ("profile",),
+    ("checkpoint",),
+    ("recipe",),
+    ("random_weights", "demo"),
+    ("kernels",),
+    ("ops",),
+    ("reference", "model"),
+    ("export",),
+    ("runtime",),
+    ("tolerance", "parity"),
+    ("manifest", "bundle"),
+    ("pipeline", "retrieval"),
+    ("",),
+    ("console",),
+    ("cli",),
+    ("bench",),
+)
+RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+# What the ranks would let through: module, what it must not import, why.
+FORBIDDEN = (
+    ("runtime", "export", "a runtime runs artifacts and knows no exporter"),
+    ("parity", "export", "parity judges artifacts and knows no exporter"),
+    ("reference", "ops", "the oracle stands on definitions alone"),
+    ("reference", "model", "the oracle is not checked against itself"),
+    ("model", "reference", "the fast encoder is not the oracle"),
+    ("model", "kernels", "ops is the only door between model and kernels"),
+)
+
+# These answer --help, so nothing they load on import may load one of these.
+QUICK = ("", "console", "cli", "bench.cli")
+HEAVY = {
+    *("av", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "open_clip", "openvino"),
+    *("tensorrt", "timm", "torch", "torchvision", "triton"),
+}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module, and whether the line runs when the importing module is loaded."""
+
+    target: str
+    line: int
+    at_load: bool
+    in_function: bool
+
+
+def inside(module: str, name: str) -> bool:
+    """Whether a module, named without the package, is `name` or below it. Only the package is inside ""."""
+    return module == name or (name != "" and module.startswith(name + "."))
+
+
+def layer(module: str) -> int | None:
+    """The rank of the longest name in the table that the module is inside of; None where none is."""
+    names = [name for name in RANKS if inside(module, name)]
+    return RANKS[max(names, key=len)] if names else None
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
+def imports(tree: ast.AST, known: frozenset[str], *, at_load=True, in_function=False) -> Iterator[Import]:
+    """Every import below `tree`. `from a import b` is of a.b where that is a module, otherwise of a."""
+    for node in ast.iter_child_nodes(tree):
+        where = {"at_load": at_load, "in_function": in_function}
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, node.lineno, **where) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            source = "." * node.level + (node.module or "")
+            for alias in node.names:
+                member = f"{source}.{alias.name}"
+                yield Import(member if member in known else source, node.lineno, **where)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from imports(node, known, at_load=False, in_function=True)
+        elif is_type_checking(node):
+            body = ast.Module(node.body, [])
+            yield from imports(body, known, at_load=False, in_function=in_function)
+            yield from imports(ast.Module(node.orelse, []), known, **where)
+        else:
+            yield from imports(node, known, **where)
+
+
+def within(name: str) -> str | None:
+    """A dotted name without the package, "" for the package itself, None for what is outside."""
+    if name == PACKAGE:
+        return ""
+    return name.removeprefix(PACKAGE + ".") if name.startswith(PACKAGE + ".") else None
+
+
+def violations(sources: dict[str, str]) -> list[str]:
+    """Every breach in {full module name: source}."""
+    known = frozenset(sources)
+    trees = {name: ast.parse(source) for name, source in sources.items()}
+    found = {name: list(imports(tree, known)) for name, tree in trees.items()}
+    each = (module_violations(name, found[name]) for name in sources)
+    return [*chain.from_iterable(each), *print_violations(trees), *load_violations(found)]
+
+
+def module_violations(name: str, found: list[Import]) -> Iterator[str]:
+    module = within(name)
+    assert module is not None
+    rank = layer(module)
+    if rank is None:
+        yield f"{name} has no layer; give it one in LAYERS"
+        return
+    for one in found:
+        at, top = f"{name}:{one.line}", one.target.split(".")[0]
+        if one.target.startswith(".") or f"{PACKAGE}.{top}" in FOLDERS:
+            yield f"{at} imports {one.target}; write {PACKAGE}.<module> in full"
+        if top == "triton" and not (inside(module, "kernels") and one.in_function):
+            yield f"{at} imports triton; only functions in kernels/ do"
+        target = within(one.target)
+        if target is None:
+            continue
+        above = layer(target)
+        if above is None:
+            yield f"{at} imports {one.target}, which has no layer"
+        elif above > rank:
+            yield f"{at} imports {one.target}, which lies above it"
+        if inside(module, "kernels") and not inside(target, "kernels"):
+            yield f"{at} imports {one.target}; kernels/ knows only kernels/"
+        if inside(target, "bench") and not inside(module, "bench"):
+            yield f"{at} imports {one.target}; nothing imports bench"
+        for importer, imported, reason in FORBIDDEN:
+            if inside(module, importer) and inside(target, imported):
+                yield f"{at} imports {one.target}: {reason}"
+
+
+def print_violations(trees: dict[str, ast.Module]) -> Iterator[str]:
+    for name, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+                yield f"{name}:{node.lineno} calls print; output goes through a console"
+
+
+def load_violations(found: dict[str, list[Import]]) -> Iterator[str]:
+    """Follow what the quick modules load when they are imported, themselves included."""
+    for start in (f"{PACKAGE}.{name}".rstrip(".") for name in QUICK):
+        waiting, seen = [(start,)] if start in found else [], {start}
+        while waiting:
+            path = waiting.pop()
+            for one in found[path[-1]]:
+                if not one.at_load:
+                    continue
+                if one.target.split(".")[0] in HEAVY:
+                    yield f"{' -> '.join(path)}:{one.line} loads {one.target} on import"
+                parts = one.target.split(".")  # importing a.b.c runs a and a.b too
+                for loaded in (".".join(parts[: n + 1]) for n in range(len(parts))):
+                    if loaded in found and loaded not in seen:
+                        seen.add(loaded)
+                        waiting.append((*path, loaded))
+
+
+def package_sources() -> dict[str, str]:
+    sources = {}
+    for package, folder in FOLDERS.items():
+        for file in sorted(folder.rglob("*.py")):
+            parts = file.relative_to(folder).with_suffix("").parts
+            name = ".".join([package, *parts]).removesuffix(".__init__")
+            sources[name] = file.read_text(encoding="utf-8")
+    return sources
+
+
+def test_the_package_keeps_the_direction() -> None:
+    sources = package_sources()
+    assert {PACKAGE, f"{PACKAGE}.errors", f"{PACKAGE}.kernels", f"{PACKAGE}.bench.cli"} <= set(sources)
+    assert violations(sources) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "said"),
+    [
+        ("novelty", "", "has no layer"),
+        ("schedule", "from tempme_export.profile import Profile", "lies above it"),
+        ("schedule", "def f():\n    from tempme_export import profile", "lies above it"),
+        ("schedule", "if TYPE_CHECKING:\n    import tempme_export.model", "lies above it"),
+        ("profile", "from tempme_export import load", "lies above it"),
+        ("model", "import tempme_export.novelty", "has no layer"),
+        ("schedule", "from .errors import ProfileError", "in full"),
+        ("ops", "from kernels import dense", "in full"),
+        ("kernels.dense", "from tempme_export.errors import InputError", "kernels/ knows only kernels/"),
+        ("cli", "def f():\n    from tempme_export.bench.run import run", "nothing imports bench"),
+        ("runtime.ort", "from tempme_export.export.to_onnx import export_video", "knows no exporter"),
+        ("parity", "from tempme_export import export", "knows no exporter"),
+        ("reference", "from tempme_export import ops", "definitions alone"),
+        ("model", "from tempme_export.kernels import dense", "only door"),
+        ("kernels.match", "import triton", "only functions in kernels/"),
+        (
+            "kernels.match",
+            "try:\n    import triton.language as tl\nexcept ImportError:\n    pass",
+            "only func",
+        ),
+        ("ops", "def f():\n    from triton import jit", "only functions in kernels/"),
+        ("schedule", "def f():\n    print('x')", "calls print"),
+        ("cli", "import torch.nn", "loads torch.nn on import"),
+        (
+            "bench.cli",
+            "from tempme_export.reference import Reference",
+            "bench.cli -> tempme_export.reference:",
+        ),
+        ("", "class A:\n    import onnx", "loads onnx on import"),
+        ("console", "try:\n    import av\nexcept ImportError:\n    av = None", "loads av on import"),
+    ],
+)
+def test_a_breach_is_found(module: str, source: str, said: str) -> None:
+    sources = {PACKAGE: "", f"{PACKAGE}.reference": "import torch", f"{PACKAGE}.export": ""}
+    for name in ("ops", "profile"):
+        sources[f"{PACKAGE}.{name}"] = ""
+    sources[f"{PACKAGE}.{module}".rstrip(".")] = source
+    assert any(said in line for line in violations(sources)), violations(sources)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("profile", "from tempme_export import profiles\nfrom tempme_export.errors import ProfileError"),
+        ("kernels.match", "import torch\ndef launch():\n    import triton\n    import triton.language as tl"),
+        ("kernels.match", "from tempme_export.kernels.reference import match_tokens_ref"),
+        ("cli", "def main():\n    import torch"),
+        ("cli", "if TYPE_CHECKING:\n    import torch"),
+        ("bench.cli", "def f():\n    from tempme_export.reference import Reference"),
+        ("bench.run", "import tempme_export.bench.report, tempme_export.cli, torch"),
+        ("console", "console.print('x')"),
+    ],
+)
+def test_what_is_allowed_passes(module: str, source: str) -> None:
+    sources = {PACKAGE: "", f"{PACKAGE}.reference": "import torch", f"{PACKAGE}.profiles": ""}
+    sources[f"{PACKAGE}.{module}"] = source
+    assert violations(sources) == []
