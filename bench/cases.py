@@ -6,36 +6,52 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
-import numpy.typing as npt
+import torch
+from numpy.typing import NDArray
 
-from tempme_export.bundle import open_bundle
-from tempme_export.checkpoint import OPEN_CLIP, file_sha256, load_checkpoint
-from tempme_export.errors import BackendError, BundleError, UsageError
-from tempme_export.profile import Profile
+from tempme_export.bundle import VIDEO, open_bundle, verify_files
+from tempme_export.checkpoint import OPEN_CLIP, load_checkpoint
+from tempme_export.errors import BundleError, CheckpointError, ParityError, UsageError
+from tempme_export.model import VideoEncoder
+from tempme_export.profile import Profile, shipped_profiles
 from tempme_export.random_weights import draw_checkpoint
 from tempme_export.recipe import Recipe, prepare
+from tempme_export.reference import ReferenceVideo, Trace
 from tempme_export.runtime.base import Runner
+from tempme_export.runtime.ort import OrtRunner, import_onnxruntime
+from tempme_export.runtime.pytorch import TorchRunner
+from tempme_export.selftest import SAFE_GAP, draw_clip, preprocess_for
 
 ORIGINAL = "original"
+DISTINCT = 4
+_TRIES = 64
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model to measure. `artifact` is its `video.onnx` where a bundle was given, else None."""
+    """A model to measure.
+
+    artifact   the `video.onnx` of a bundle; None where it is still to be built
+    precision  of the artifact
+    """
 
     recipe: Recipe
-    weights: str
     artifact: Path | None = None
+    precision: str = "fp32"
 
     @property
     def profile(self) -> Profile:
         return self.recipe.profile
 
+    @property
+    def weights(self) -> str:
+        """The checkpoint, or that the weights are random."""
+        return self.recipe.checkpoint.source
+
 
 def random_case(profile: Profile, seed: int) -> Case:
     """A model of `profile` with random weights."""
-    recipe = prepare(draw_checkpoint(profile, seed), profile)
-    return Case(recipe, f"drawn at random, seed {seed}")
+    return Case(prepare(draw_checkpoint(profile, seed), profile))
 
 
 def open_case(source: str, profile: str | None, frames: int | None) -> Case:
@@ -43,12 +59,12 @@ def open_case(source: str, profile: str | None, frames: int | None) -> Case:
 
     The original path needs the checkpoint; a bundle's is found where its manifest says.
     Raises CheckpointError, ProfileError or BundleError for what cannot be read, BundleError where a bundle's
-    checkpoint is gone or changed, UsageError where `profile` or `frames` contradict the source.
+    checkpoint is gone or changed, and UsageError where `profile` or `frames` contradict the source.
     """
     if not source.startswith(OPEN_CLIP) and Path(source).is_dir():
         case = _bundle_case(Path(source), profile)
     else:
-        case = Case(prepare(load_checkpoint(source), profile), source)
+        case = Case(prepare(load_checkpoint(source), profile))
     if frames not in (None, case.profile.frames):
         raise UsageError(
             f"{source} takes {case.profile.frames} frames (profile {case.profile.name}), "
@@ -62,22 +78,20 @@ def _bundle_case(folder: Path, profile: str | None) -> Case:
     if profile is not None:
         raise UsageError(f"the bundle {folder} has its profile inside. Leave --profile out.")
     bundle = open_bundle(folder)
-    made_from = bundle.manifest["checkpoint"]
-    checkpoint = Path(made_from["path"])
-    advice = f"Give the checkpoint instead: tempme-bench CKPT --profile {bundle.profile.name}"
-    if not checkpoint.is_file():
+    verify_files(bundle)
+    own, made_from = bundle.profile, bundle.manifest["checkpoint"]
+    named = own.name if own.name in shipped_profiles() else f"{own.name}.toml"
+    advice = f"Measure the checkpoint itself: tempme-bench CKPT --profile {named}"
+    try:
+        checkpoint = load_checkpoint(made_from["path"])
+    except CheckpointError as error:
+        raise BundleError(f"{folder} is compared with the checkpoint it was made from. {error} {advice}") from error
+    if checkpoint.sha256 != made_from["sha256"]:
         raise BundleError(
-            f"the original path runs from the checkpoint that {folder} was made from, but {checkpoint} is "
-            f"not there. {advice}"
-        )
-    found = file_sha256(checkpoint)
-    if found != made_from["sha256"]:
-        raise BundleError(
-            f"{checkpoint} has sha256 {found}, but {folder} was made from one with "
+            f"{checkpoint.source} has sha256 {checkpoint.sha256}, but {folder} was made from one with "
             f"{made_from['sha256']}. {advice}"
         )
-    recipe = prepare(load_checkpoint(checkpoint), bundle.profile)
-    return Case(recipe, str(checkpoint), bundle.path / "video.onnx")
+    return Case(prepare(checkpoint, own), bundle.path / VIDEO, bundle.manifest["precision"])
 
 
 @dataclass(frozen=True)
@@ -86,81 +100,62 @@ class Backend:
 
     load     a case, its artifact and a device -> a runner; raises BackendError where it cannot run there
     build    writes the artifact into a folder and returns its path; None for a backend that runs from weights
-    package  what must be installed beyond the core, as (module, extra of this package)
+    require  raises BackendError where a package is missing; asked before anything is built
     """
 
     load: Callable[[Case, Path | None, str], Runner]
     build: Callable[[Case, Path], Path] | None = None
-    package: tuple[str, str] | None = None
+    require: Callable[[], object] = lambda: None
 
 
 def _build_onnx(case: Case, folder: Path) -> Path:
     from tempme_export.export.to_onnx import export_video
 
-    path = folder / "video.onnx"
-    export_video(case.recipe, path)
+    path = folder / VIDEO
+    export_video(case.recipe, path, case.precision)
     return path
 
 
 def _load_original(case: Case, artifact: Path | None, device: str) -> Runner:
-    from tempme_export.reference import ReferenceVideo
-    from tempme_export.runtime.pytorch import TorchRunner
-
-    return TorchRunner(ReferenceVideo(case.recipe), ORIGINAL, device)
+    return TorchRunner(ReferenceVideo(case.recipe), case.recipe, ORIGINAL, "video", device)
 
 
 def _load_torch(case: Case, artifact: Path | None, device: str) -> Runner:
-    from tempme_export.model import VideoEncoder
-    from tempme_export.runtime.pytorch import TorchRunner
-
-    return TorchRunner(VideoEncoder(case.recipe), "torch", device)
+    return TorchRunner(VideoEncoder(case.recipe), case.recipe, "torch", "video", device)
 
 
 def _load_ort(case: Case, artifact: Path | None, device: str) -> Runner:
-    from tempme_export.runtime.ort import OrtRunner
-
-    return OrtRunner(artifact, device)
+    assert artifact is not None, "ort is a backend with an artifact"
+    return OrtRunner(artifact, device, threads=torch.get_num_threads())
 
 
 BACKENDS: Mapping[str, Backend] = MappingProxyType(
     {
         ORIGINAL: Backend(_load_original),
         "torch": Backend(_load_torch),
-        "ort": Backend(_load_ort, _build_onnx, package=("onnxruntime", "cpu")),
+        "ort": Backend(_load_ort, _build_onnx, import_onnxruntime),
     }
 )
 
 
-def check_device(device: str) -> None:
-    """Raise BackendError unless `device` is cpu, cuda or cuda:N and is there."""
-    import torch
+def benchmark_clips(recipe: Recipe, seed: int) -> NDArray[np.float32]:
+    """Moving clips for every backend to encode: [DISTINCT, F, 3, S, S], normalised pixels.
 
-    kind, _, index = device.partition(":")
-    known = kind in ("cpu", "cuda") and (not index or (kind == "cuda" and index.isdecimal()))
-    if not known:
-        raise BackendError(f"--device {device!r} is not cpu, cuda or cuda:N.")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise BackendError(
-            f"--device {device} is not there: torch {torch.__version__} sees {torch.cuda.device_count()} "
-            "GPUs. Use --device cpu."
-        )
-
-
-def moving_clips(batch: int, frames: int, size: int, seed: int) -> npt.NDArray[np.float32]:
-    """Videos of drifting coloured waves under faint noise: frames resemble their neighbours, no two patches
-    are the same.
-
-    Returns [batch, frames, 3, size, size] float32 in the range of normalised pixels.
+    Clips whose merges hang on near ties are passed over, since rounding alone would decide there and the
+    parity gate could not tell a wrong backend from a right one. Raises ParityError where too few others
+    are found.
     """
-    generator = np.random.default_rng(seed)
-    waves = 8
-    time, y, x = np.arange(frames), np.arange(size) / size, np.arange(size) / size
-    clips = generator.normal(0, 0.05, (batch, frames, 3, size, size)).astype(np.float32)
-    for clip in clips:
-        for _ in range(waves):
-            across, down = generator.uniform(-40, 40, 2)
-            drift, phase = generator.uniform(-0.5, 0.5), generator.uniform(0, 2 * np.pi)
-            colour = generator.normal(0, 1 / np.sqrt(waves / 2), 3)
-            angle = (across * x + down * y[:, None])[None] + (drift * time + phase)[:, None, None]
-            clip += (colour[:, None, None] * np.cos(angle)[:, None]).astype(np.float32)
-    return clips
+    reference, preprocess, size = ReferenceVideo(recipe), preprocess_for(recipe), recipe.backbone.image_size
+    clips: list[NDArray[np.float32]] = []
+    for attempt in range(_TRIES):
+        frames = preprocess(draw_clip("moving", recipe.profile.frames, size, _TRIES * seed + attempt))
+        trace = Trace()
+        reference.frame_features(torch.from_numpy(frames[None]), trace)
+        if all(float(step.gap.min()) >= SAFE_GAP for step in trace.steps):
+            clips.append(frames)
+        if len(clips) == DISTINCT:
+            return np.stack(clips)
+    raise ParityError(
+        f"only {len(clips)} of {_TRIES} moving clips have merge decisions that hang on {SAFE_GAP:.1e} of "
+        "similarity or more. The checkpoint's features seem to have collapsed."
+    )

@@ -52,18 +52,14 @@ def bench(
     seconds: Annotated[float, _option(_PROTOCOL, "Measure each backend at least so long.", "S")] = 10.0,
     samples: Annotated[int, _option(_PROTOCOL, "Measure each backend at least so often.", "N")] = 200,
     seed: Annotated[int, _option(_PROTOCOL, "Of inputs, random weights and bootstrap.", "N")] = 0,
-    strict: Annotated[
-        bool, _option(_PROTOCOL, "Exit with 7 if one did not settle.", name="--strict")
-    ] = False,
+    strict: Annotated[bool, _option(_PROTOCOL, "Exit with 7 if one did not settle.", name="--strict")] = False,
     complexity: Annotated[
         bool, _option(_RESULTS, "Count operations beside the paper's; measure nothing.", name="--complexity")
     ] = False,
     json: Annotated[
         str | None, _option(_RESULTS, "One JSON document; - to stdout instead of tables.", "FILE|-")
     ] = None,
-    out: Annotated[
-        Path | None, _option(_RESULTS, "New Parquet and JSON files in this folder.", "DIR")
-    ] = None,
+    out: Annotated[Path | None, _option(_RESULTS, "New Parquet and JSON files in this folder.", "DIR")] = None,
 ) -> None:
     """Videos/s, operations and tokens of every backend beside the original PyTorch path."""
     if complexity:
@@ -123,9 +119,7 @@ def _profile(profile: str | None, frames: int | None) -> Profile:
         return load_profile(name)
     loaded = load_profile(profile)
     if frames not in (None, loaded.frames):
-        raise UsageError(
-            f"profile {loaded.name} has {loaded.frames} frames, --frames says {frames}. Leave out one."
-        )
+        raise UsageError(f"profile {loaded.name} has {loaded.frames} frames, --frames says {frames}. Leave out one.")
     return loaded
 
 
@@ -190,9 +184,7 @@ def _measure(
         case = random_case(_profile(profile, frames), request.protocol.seed)
     else:
         case = open_case(source, profile, frames)
-    console.print(
-        f"{case.profile.name}: {case.profile.frames} frames, weights: {case.weights}", soft_wrap=True
-    )
+    console.print(f"{case.profile.name}: {case.profile.frames} frames, weights: {case.weights}", soft_wrap=True)
     with _progress(console) as progress:
         report = run(case, request, progress)
     for line in report.remarks():

@@ -1,6 +1,5 @@
 """Facts about the machine and the software that a measurement belongs to."""
 
-import os
 import platform
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a measurement was taken. `threads` counts the CPUs this process may use."""
+    """Where a measurement was taken. `threads` is what every backend may use for one operator on the CPU."""
 
     cpu: str
     threads: int
@@ -23,9 +22,11 @@ class Machine:
 
 def machine() -> Machine:
     """The facts of this process."""
+    import torch
+
     return Machine(
         cpu=_cpu(),
-        threads=len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
+        threads=torch.get_num_threads(),
         python=platform.python_version(),
         torch=_version("torch"),
         onnxruntime=_version("onnxruntime") or _version("onnxruntime-gpu"),
@@ -67,9 +68,7 @@ def _commit() -> str | None:
             ["ls-files", "--error-unmatch", here.name],
             ["describe", "--always", "--dirty", "--abbrev=40"],
         ):
-            done = subprocess.run(
-                ["git", *command], cwd=here.parent, capture_output=True, text=True, timeout=10
-            )
+            done = subprocess.run(["git", *command], cwd=here.parent, capture_output=True, text=True, timeout=10)
             if done.returncode != 0:
                 return None
     except (OSError, subprocess.TimeoutExpired):

@@ -120,9 +120,7 @@ _TOME_B32 = MergePolicy(2, (), (), 0, 0)
 _TOME_B16 = MergePolicy(10, (), (), 0, 0)
 _TEMPME_B32 = _b32((8, 9, 10), (2, 2, 3))
 _TEMPME_B16 = _tempme(10, (8, 9, 10), (2, 2, 3), 60, 80)
-_F8 = (
-    "the settings give {ours:.1f}, a third less than the 34.8 of 12 frames, as the text beside the table says"
-)
+_F8 = "the settings give {ours:.1f}, a third less than the 34.8 of 12 frames, as the text beside the table says"
 _F64 = "the printed figure charges the patch convolution for 12 frames only: charged so, {explained:.2f}"
 
 

@@ -34,7 +34,7 @@ class Row:
     one_minus_cosine   largest distance of an embedding from the original path's, on the inputs measured
     parity             whether that lies within the tolerance
     artifact_sha256    of the file the backend runs; None where it runs from weights
-    time               start of the measurement, ISO 8601 in UTC
+    time               when the measurement was done, ISO 8601 in UTC
     """
 
     backend: str
@@ -180,6 +180,4 @@ def prepare_folder(folder: Path) -> None:
     except OSError as error:
         raise UsageError(f"--out {folder} cannot be a folder: {error}.") from error
     if (folder / DOCUMENT).exists():
-        raise UsageError(
-            f"--out {folder} already holds a {DOCUMENT}. Name another folder, or remove that one."
-        )
+        raise UsageError(f"--out {folder} already holds a {DOCUMENT}. Name another folder, or remove that one.")

@@ -8,23 +8,23 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
 
-from tempme_export.bench.cases import BACKENDS, ORIGINAL, Case, check_device, moving_clips
+from tempme_export.bench.cases import BACKENDS, ORIGINAL, Case, benchmark_clips
 from tempme_export.bench.machine import machine, peak_rss_mb
 from tempme_export.bench.report import Report, Row
 from tempme_export.bench.timing import Comparison, Progress, Protocol, compare
 from tempme_export.checkpoint import file_sha256
 from tempme_export.complexity import complexity
 from tempme_export.errors import BackendError, UsageError
+from tempme_export.parity import Floats, cosine_distance, embedding_checks
 from tempme_export.runtime.base import Runner
-
-PRECISION = "fp32"
-TOLERANCE = 1e-6
+from tempme_export.runtime.pytorch import torch_device
+from tempme_export.tolerance import TOLERANCES
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,17 @@ class Loaded:
 
     name: str
     runner: Runner
+    precision: str
     load_s: float
-    build_s: float | None = None
-    artifact_sha256: str | None = None
+    build_s: float | None
+    artifact_sha256: str | None
+
+    def embed(self, frames: NDArray[np.float32]) -> NDArray[Any]:
+        """[B, F, 3, S, S] normalised pixels -> [B, E], every frame counting."""
+        inputs: dict[str, NDArray[Any]] = {"frames": frames}
+        if "frame_mask" in self.runner.inputs:
+            inputs["frame_mask"] = np.ones(frames.shape[:2], np.bool_)
+        return self.runner.infer(inputs)["video_embedding"]
 
 
 def chosen_backends(names: Sequence[str] | None) -> list[str]:
@@ -79,32 +87,51 @@ def load(name: str, case: Case, device: str, folder: Path) -> Loaded:
     Raises BackendError where a package, runtime or device is missing, ExportError where building fails.
     """
     backend = BACKENDS[name]
-    if backend.package is not None and find_spec(backend.package[0]) is None:
-        module, extra = backend.package
-        raise BackendError(f"{module} is not installed. Run: pip install 'tempme-export[{extra}]'")
-    artifact, build_s = None, None
+    backend.require()
+    artifact, build_s, sha256, precision = None, None, None, "fp32"
     if backend.build is not None:
-        artifact = case.artifact
+        artifact, precision = case.artifact, case.precision
         if artifact is None:
             start = time.perf_counter()
             artifact = backend.build(case, folder)
             build_s = time.perf_counter() - start
+        sha256 = file_sha256(artifact)
     start = time.perf_counter()
     runner = backend.load(case, artifact, device)
-    load_s = time.perf_counter() - start
-    return Loaded(name, runner, load_s, build_s, None if artifact is None else file_sha256(artifact))
+    return Loaded(name, runner, precision, time.perf_counter() - start, build_s, sha256)
 
 
-def farthest(embeddings: npt.NDArray[np.float32], original: npt.NDArray[np.float32]) -> float:
-    """Largest 1 - cosine between rows of two [B, E] float32 arrays, computed in float64."""
-    a, b = embeddings.astype(np.float64), original.astype(np.float64)
-    cosine = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-    return float(np.max(1 - cosine))
+def load_all(
+    names: Sequence[str], case: Case, request: Request, folder: Path, progress: Progress
+) -> tuple[dict[str, Loaded], dict[str, str]]:
+    """The backends that are there, and the reasons why others are not.
+
+    Raises BackendError where the original path or one that was asked for by name is missing.
+    """
+    loaded, missing = {}, {}
+    for name in names:
+        progress(f"loading {name}")
+        try:
+            loaded[name] = load(name, case, request.device, folder)
+        except BackendError as error:
+            if request.backends is not None or name == ORIGINAL:
+                raise
+            missing[name] = str(error)
+    return loaded, missing
 
 
-def _row(
-    case: Case, request: Request, batch: int, loaded: Loaded, distance: float, comparison: Comparison
-) -> Row:
+def batches_of(clips: NDArray[np.float32], batch: int) -> list[NDArray[np.float32]]:
+    """Every clip at least once, in batches of one size; clips repeat to fill the last."""
+    return [clips[np.arange(first, first + batch) % len(clips)] for first in range(0, len(clips), batch)]
+
+
+def disagreement(original: Floats, found: Floats, precision: str) -> str:
+    """How embeddings [B, E] miss the tolerance against the original path's; empty where they do not."""
+    checks = embedding_checks("embedding", original, found, TOLERANCES[precision])
+    return "; ".join(f"{c.name} is {c.value:.1e}, the limit {c.limit:g}" for c in checks if not c.passed)
+
+
+def _row(case: Case, request: Request, batch: int, loaded: Loaded, distance: float, comparison: Comparison) -> Row:
     timing = comparison.timings[loaded.name]
     counted = complexity(case.recipe.plan, case.recipe.backbone)
     return Row(
@@ -113,7 +140,7 @@ def _row(
         weights=case.weights,
         frames=case.profile.frames,
         batch=batch,
-        precision=PRECISION,
+        precision=loaded.precision,
         device=request.device,
         videos_per_s=batch / timing.p50,
         frames_per_s=batch * case.profile.frames / timing.p50,
@@ -135,7 +162,7 @@ def _row(
         build_s=loaded.build_s,
         load_s=loaded.load_s,
         one_minus_cosine=distance,
-        parity=distance <= TOLERANCE,
+        parity=True,
         artifact_sha256=loaded.artifact_sha256,
         **dataclasses.asdict(machine()),
         time=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -150,42 +177,35 @@ def run(case: Case, request: Request, progress: Progress) -> Report:
     for unknown backends and batch sizes outside the profile, BackendError where the device or a backend that
     was named is missing.
     """
-    wanted = chosen_backends(request.backends)
+    names = chosen_backends(request.backends)
     check_batches(case, request.batches)
-    check_device(request.device)
-    missing: dict[str, str] = {}
-    failed: dict[str, str] = {}
+    torch_device(request.device)
     rows: list[Row] = []
+    failed: dict[str, str] = {}
     comparisons: dict[int, Comparison] = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tempme-bench-")))
-        backends: dict[str, Loaded] = {}
-        for name in wanted:
-            progress(f"loading {name}")
-            try:
-                backends[name] = load(name, case, request.device, folder)
-            except BackendError as error:
-                if request.backends is not None or name == ORIGINAL:
-                    raise
-                missing[name] = str(error)
-            else:
-                stack.enter_context(backends[name].runner)
+        backends, missing = load_all(names, case, request, folder, progress)
+        for loaded in backends.values():
+            stack.enter_context(loaded.runner)
+        progress("choosing clips")
+        clips = benchmark_clips(case.recipe, request.protocol.seed)
         for batch in request.batches:
             progress(f"batch {batch}: parity")
-            size = case.recipe.backbone.image_size
-            inputs = {"frames": moving_clips(batch, case.profile.frames, size, request.protocol.seed)}
-            found = {name: one.runner.infer(inputs)["video_embedding"] for name, one in backends.items()}
-            distances = {name: farthest(embeddings, found[ORIGINAL]) for name, embeddings in found.items()}
-            for name, distance in distances.items():
-                if not distance <= TOLERANCE:
-                    failed[name] = f"batch {batch}: 1 - cosine {distance:.1e} > {TOLERANCE:.0e}"
+            inputs = batches_of(clips, batch)
+            found = {name: np.concatenate([one.embed(x) for x in inputs]) for name, one in backends.items()}
+            for name, embeddings in found.items():
+                wrong = disagreement(found[ORIGINAL], embeddings, backends[name].precision)
+                if wrong:
+                    failed[name] = f"batch {batch}: {wrong}"
                     del backends[name]
             if ORIGINAL in failed:
                 break
-            calls = {name: partial(one.runner.infer, inputs) for name, one in backends.items()}
-            comparisons[batch] = compare(calls, request.protocol, progress=progress)
+            calls = {name: partial(one.embed, inputs[0]) for name, one in backends.items()}
+            comparison = compare(calls, request.protocol, progress=progress)
+            comparisons[batch] = comparison
             rows += [
-                _row(case, request, batch, one, distances[name], comparisons[batch])
+                _row(case, request, batch, one, cosine_distance(found[ORIGINAL], found[name]), comparison)
                 for name, one in backends.items()
             ]
     return Report(tuple(rows), comparisons, missing, failed)

@@ -42,9 +42,10 @@ class Protocol:
         if self.seconds <= 0:
             raise UsageError(f"the measured time is {self.seconds} s; it must be above 0.")
         if self.samples < FEWEST:
-            raise UsageError(
-                f"{self.samples} samples are too few for percentiles and an interval: {FEWEST} or more."
-            )
+            raise UsageError(f"{self.samples} samples are too few for percentiles and an interval: {FEWEST} or more.")
+
+        if self.seed < 0:
+            raise UsageError(f"the seed is {self.seed}; it must be 0 or above.")
 
     @property
     def window_seconds(self) -> float:
@@ -197,9 +198,7 @@ def _warm_up(
         progress(f"warm-up: {sum(map(len, windows))} rounds, {spent.sum():.0f} s")
         if len(windows) < 3:
             continue
-        settled = [
-            agree([window[:, i] for window in windows[-3:]], protocol.agreement) for i in range(len(spent))
-        ]
+        settled = [agree([window[:, i] for window in windows[-3:]], protocol.agreement) for i in range(len(spent))]
         if all(settled) or spent.max() >= protocol.warmup_limit:
             return windows, settled
 
@@ -218,9 +217,7 @@ def _measure(take: Callable[[], Durations], protocol: Protocol, progress: Progre
             return np.array(rounds)
 
 
-def _notes(
-    names: list[str], windows: list[Durations], samples: Durations, protocol: Protocol
-) -> tuple[str, ...]:
+def _notes(names: list[str], windows: list[Durations], samples: Durations, protocol: Protocol) -> tuple[str, ...]:
     """Where the protocol was cut short, in words."""
     notes = []
     lengths = [len(window) for window in windows]

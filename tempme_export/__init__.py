@@ -1,1 +1,42 @@
-"""Token-merged CLIP video encoders as verified, deployable bundles."""
+"""Token-merged CLIP video encoders (TempMe) as verified, deployable bundles.
+
+bundle = tempme_export.export("ckpt.pt")
+model = tempme_export.load(bundle)
+model.similarity(["a dog runs"], ["dog.mp4", "cat.mp4"])
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# The sub-package `export` and the function `export` share a name. Imported here first, the sub-package is
+# found in sys.modules from then on and does not replace the function.
+import tempme_export.export as _  # noqa: F401
+
+if TYPE_CHECKING:
+    from tempme_export.bundle import Bundle
+    from tempme_export.retrieval import RetrievalModel
+
+__all__ = ["export", "load", "verify"]
+
+
+def export(  # type: ignore[no-redef]
+    checkpoint: Any, profile: Any = None, out: str | Path | None = None, **options: Any
+) -> "Bundle":
+    """Checkpoint -> accepted bundle; see `tempme_export.pipeline.export`."""
+    from tempme_export.pipeline import export
+
+    return export(checkpoint, profile, out, **options)
+
+
+def load(bundle: "str | Path | Bundle", backend: str | None = None, device: str | None = None) -> "RetrievalModel":
+    """Open a bundle for use; see `tempme_export.retrieval.load`."""
+    from tempme_export.retrieval import load
+
+    return load(bundle, backend, device)
+
+
+def verify(path: str | Path, **options: Any) -> Any:
+    """Check a bundle's bytes and run its self-test; see `tempme_export.pipeline.verify`."""
+    from tempme_export.pipeline import verify
+
+    return verify(path, **options)

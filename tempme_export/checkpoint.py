@@ -101,14 +101,13 @@ def read_facts(tensors: Mapping[str, Tensor]) -> Facts:
             f"visual.positional_embedding has {positions} rows, expected 1 + a square number of patches."
         )
     context, text_width = _shape_of(tensors, "positional_embedding", 2)
-    ranks = {tuple(t.shape)[0] for name, t in tensors.items() if name.endswith(LORA_A) and t.ndim == 2}
+    ranks = {t.shape[0] for name, t in tensors.items() if name.endswith(LORA_A) and t.ndim == 2}
     if len(ranks) > 1:
         raise CheckpointError(f"LoRA ranks differ between blocks: {sorted(ranks)}; expected one rank.")
     clip_lengths = sorted(
         (int(m.group(1)), tensor.shape[1])
         for name, tensor in tensors.items()
-        if (m := re.fullmatch(rf"visual\.transformer\.resblocks\.(\d+)\.{CLIP_POSITION}", name))
-        and tensor.ndim == 4
+        if (m := re.fullmatch(rf"visual\.transformer\.resblocks\.(\d+)\.{CLIP_POSITION}", name)) and tensor.ndim == 4
     )
     return Facts(
         image_size=grid * patch,
@@ -282,9 +281,7 @@ def _read_torch_file(path: Path) -> Any:
         ) from error
     except Exception as error:  # a damaged pickle fails in whatever operation comes next
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path} cannot be read, it may be truncated or no checkpoint: {reason}"
-        ) from error
+        raise CheckpointError(f"{path} cannot be read, it may be truncated or no checkpoint: {reason}") from error
     if is_torchscript:
         raise CheckpointError(
             f"{path} is a TorchScript archive, expected a state_dict. Convert it once: "

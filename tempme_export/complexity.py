@@ -53,9 +53,7 @@ def complexity(plan: Schedule, backbone: Backbone) -> Complexity:
         projections += block.clips * 4 * n * width**2
         products += block.clips * 2 * n**2 * width
         mlp += block.clips * 8 * m * width**2
-        elementwise += block.clips * (
-            5 * width * (n + m) + 8 * width * m + width * n + backbone.heads * n**2
-        )
+        elementwise += block.clips * (5 * width * (n + m) + 8 * width * m + width * n + backbone.heads * n**2)
     norms = 5 * frames * tokens * width + 5 * frames * width  # ln_pre on every token, ln_post on class tokens
     return Complexity(
         patch_convolution=frames * (tokens - 1) * 3 * backbone.patch**2 * width,

@@ -32,13 +32,9 @@ def render_clip(
     width, height = size
     n_frames = round(seconds * fps)
     if path.suffix not in _CODECS:
-        raise InputError(
-            f"found the suffix {path.suffix!r}; expected one of {', '.join(_CODECS)}; rename the clip"
-        )
+        raise InputError(f"found the suffix {path.suffix!r}; expected one of {', '.join(_CODECS)}; rename the clip")
     if n_frames < 1 or fps < 1:
-        raise InputError(
-            f"found {seconds} s at {fps} frames per second; expected at least one frame; ask for more"
-        )
+        raise InputError(f"found {seconds} s at {fps} frames per second; expected at least one frame; ask for more")
     if min(size) < 16 or width % 2 or height % 2:
         raise InputError(f"found a size of {width}x{height}; expected even numbers, at least 16; round them")
     av = import_av()

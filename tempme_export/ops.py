@@ -41,9 +41,7 @@ def _(metric: Tensor, n_cls: int, r: int) -> Tensor:
 
 
 @torch.library.custom_op("tempme::merge_tokens", mutates_args=())
-def merge_tokens(
-    x: Tensor, size: Tensor | None, assign: Tensor, n_cls: int, r: int
-) -> tuple[Tensor, Tensor]:
+def merge_tokens(x: Tensor, size: Tensor | None, assign: Tensor, n_cls: int, r: int) -> tuple[Tensor, Tensor]:
     """Average the tokens that share an output row, weighted by size (spec section 4).
 
     x       [B, N, D] float16, bfloat16, float32 or float64; sums in float32 or wider

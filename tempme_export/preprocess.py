@@ -81,24 +81,14 @@ def _images(frames: NDArray[np.uint8] | Sequence[Image.Image]) -> list[Image.Ima
 def _check_array(frames: NDArray[np.uint8]) -> None:
     expected = "expected uint8 [F, H, W, 3]"
     if frames.dtype != np.uint8:
-        raise InputError(
-            f"found frames of dtype {frames.dtype}; {expected}; pass RGB values from 0 to 255 as uint8"
-        )
+        raise InputError(f"found frames of dtype {frames.dtype}; {expected}; pass RGB values from 0 to 255 as uint8")
     if frames.ndim != 4:
-        raise InputError(
-            f"found frames of shape {list(frames.shape)}; {expected}; pass one frame as frame[None]"
-        )
+        raise InputError(f"found frames of shape {list(frames.shape)}; {expected}; pass one frame as frame[None]")
     if frames.shape[3] != 3:
-        advice = (
-            "transpose(0, 2, 3, 1) puts channels last"
-            if frames.shape[1] == 3
-            else "convert the frames to RGB"
-        )
+        advice = "transpose(0, 2, 3, 1) puts channels last" if frames.shape[1] == 3 else "convert the frames to RGB"
         raise InputError(f"found frames of shape {list(frames.shape)}; {expected}; {advice}")
     if frames.size == 0:
-        raise InputError(
-            f"found frames of shape {list(frames.shape)}; {expected}; pass at least one frame and pixel"
-        )
+        raise InputError(f"found frames of shape {list(frames.shape)}; {expected}; pass at least one frame and pixel")
 
 
 def _rgb(image: Image.Image, index: int) -> Image.Image:
@@ -112,9 +102,7 @@ def _rgb(image: Image.Image, index: int) -> Image.Image:
             f"found frame {index} in mode {image.mode}; expected 8 bits per channel; scale it to 0..255 first"
         )
     if 0 in image.size:
-        raise InputError(
-            f"found frame {index} of size {image.size}; expected at least one pixel; drop the frame"
-        )
+        raise InputError(f"found frame {index} of size {image.size}; expected at least one pixel; drop the frame")
     try:
         return image.convert("RGB")
     except OSError as error:

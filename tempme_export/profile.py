@@ -75,7 +75,10 @@ class Profile:
     def to_dict(self) -> dict[str, Any]:
         """The profile as the nested dictionary that `parse_profile` reads."""
         merge = dataclasses.asdict(self.merge)
-        merge["clip_layers"], merge["clip_factors"] = list(self.merge.clip_layers), list(self.merge.clip_factors)
+        merge["clip_layers"], merge["clip_factors"] = (
+            list(self.merge.clip_layers),
+            list(self.merge.clip_factors),
+        )
         document: dict[str, Any] = {
             "name": self.name,
             "backbone": self.backbone,
@@ -138,12 +141,27 @@ def _check_ranges(source: str, profile: Profile) -> None:
     merge, batch = profile.merge, profile.batch
     limits = [
         (profile.frames >= 1, f"frames = {profile.frames} is below 1"),
-        (profile.text_length >= 2, f"text_length = {profile.text_length} leaves no room for start and end (2)"),
+        (
+            profile.text_length >= 2,
+            f"text_length = {profile.text_length} leaves no room for start and end (2)",
+        ),
         (merge.image_r >= 0, f"merge.image_r = {merge.image_r} is negative"),
-        (0 <= merge.cross_percent <= 100, f"merge.cross_percent = {merge.cross_percent} is not within 0..100"),
-        (0 <= merge.intra_percent <= 100, f"merge.intra_percent = {merge.intra_percent} is not within 0..100"),
-        (all(i >= 0 for i in merge.clip_layers), f"merge.clip_layers = {list(merge.clip_layers)} has a negative"),
-        (all(m >= 1 for m in merge.clip_factors), f"merge.clip_factors = {list(merge.clip_factors)}: at least 1"),
+        (
+            0 <= merge.cross_percent <= 100,
+            f"merge.cross_percent = {merge.cross_percent} is not within 0..100",
+        ),
+        (
+            0 <= merge.intra_percent <= 100,
+            f"merge.intra_percent = {merge.intra_percent} is not within 0..100",
+        ),
+        (
+            all(i >= 0 for i in merge.clip_layers),
+            f"merge.clip_layers = {list(merge.clip_layers)} has a negative",
+        ),
+        (
+            all(m >= 1 for m in merge.clip_factors),
+            f"merge.clip_factors = {list(merge.clip_factors)}: at least 1",
+        ),
         (
             1 <= batch.min <= batch.opt <= batch.max,
             f"shapes.batch = {[batch.min, batch.opt, batch.max]} is not min <= opt <= max from 1 up",

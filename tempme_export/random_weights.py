@@ -31,9 +31,7 @@ def _facts(profile: Profile) -> Facts:
         )
     b, plan = open_clip_backbone(profile.backbone), profile.plan(open_clip_backbone(profile.backbone))
     lengths = tuple(
-        (block.index, block.clips_in)
-        for block in plan.blocks
-        if block.factor > 1 and profile.merge.clip_position
+        (block.index, block.clips_in) for block in plan.blocks if block.factor > 1 and profile.merge.clip_position
     )
     return Facts(
         image_size=b.image_size,

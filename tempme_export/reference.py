@@ -6,6 +6,7 @@ is made here first.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -164,7 +164,5 @@ def schedule(merge: MergePolicy, *, layers: int, frames: int, tokens_per_frame: 
         else:
             r_intra = min(_percent_of(attention, merge.intra_percent), (attention - n_cls) // 2)
         tokens = attention - r_intra
-        blocks.append(
-            BlockPlan(index, factor, clips, n_cls, tokens_in, r_cross, attention, r_intra, tokens)
-        )
+        blocks.append(BlockPlan(index, factor, clips, n_cls, tokens_in, r_cross, attention, r_intra, tokens))
     return Schedule(frames, tokens_per_frame, tuple(blocks))

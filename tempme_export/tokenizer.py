@@ -60,8 +60,7 @@ class Tokenizer:
         """
         if isinstance(texts, str) or not isinstance(texts, Sequence):
             raise InputError(
-                f"found texts of type {type(texts).__name__}; expected a list of str; "
-                "put a single text in a list"
+                f"found texts of type {type(texts).__name__}; expected a list of str; put a single text in a list"
             )
         token_ids = np.zeros((len(texts), self.text_length), np.int64)
         dropped: dict[int, int] = {}
@@ -83,9 +82,7 @@ class Tokenizer:
     def _words(self, text: str, row: int) -> list[int]:
         """Token ids of one text without start and end."""
         if not isinstance(text, str):
-            raise InputError(
-                f"found text {row} to be of type {type(text).__name__}; expected str; convert it"
-            )
+            raise InputError(f"found text {row} to be of type {type(text).__name__}; expected str; convert it")
         words: list[int] = self._bpe.encode(text)
         if not words:
             raise InputError(f"found text {row} blank; expected at least one word; drop it from the list")
@@ -124,9 +121,7 @@ def _byte_pair_encoding() -> Any:
     """Load open_clip/tokenizer.py alone: importing open_clip takes seconds and brings every model with it."""
     spec = importlib.util.spec_from_file_location("open_clip_tokenizer", _open_clip_folder() / "tokenizer.py")
     if spec is None or spec.loader is None:
-        raise BackendError(
-            "found open_clip without tokenizer.py; run: pip install --force-reinstall open_clip_torch"
-        )
+        raise BackendError("found open_clip without tokenizer.py; run: pip install --force-reinstall open_clip_torch")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.SimpleTokenizer()

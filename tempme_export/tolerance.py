@@ -25,9 +25,10 @@ class Tolerance:
 
 # Different clips average a cosine of 0.96 and removing all merging still scores 0.99, so below float32 the
 # raw cosine is no gate. There decisions differ wherever similarities nearly tie, which the centred cosine and
-# the ranks judge by their effect.
+# the ranks judge by their effect. Two neighbours that change places in one of the self-test's eight queries
+# cost 0.007 of rank agreement.
 TOLERANCES = {
     "fp32": Tolerance(0.0, 2e-5, 1e-6, None, None),
-    "fp16": Tolerance(0.10, 1e-2, None, 0.99, 0.99),
-    "bf16": Tolerance(0.40, 6e-2, None, 0.95, 0.95),
+    "fp16": Tolerance(0.10, 1e-2, None, 0.99, 0.98),
+    "bf16": Tolerance(0.40, 6e-2, None, 0.95, 0.90),
 }

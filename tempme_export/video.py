@@ -52,9 +52,7 @@ def sample_positions(n_frames: int, fps: float, frames: int) -> list[int]:
     Returns `frames` rising positions in [0, n_frames). Raises InputError.
     """
     if n_frames < 1 or frames < 1:
-        raise InputError(
-            f"found {n_frames} frames in the video and {frames} wanted; expected at least 1 of each"
-        )
+        raise InputError(f"found {n_frames} frames in the video and {frames} wanted; expected at least 1 of each")
     if not (math.isfinite(fps) and fps > 0):
         raise InputError(f"found a frame rate of {fps}; expected a positive number of frames per second")
     stride = max(1, round(fps))
@@ -89,9 +87,7 @@ def read_frames(path: str | os.PathLike[str], frames: int) -> NDArray[np.uint8]:
     shapes = {picture.shape for picture in pictures.values()}
     if len(shapes) > 1:
         sizes = ", ".join(f"{width}x{height}" for height, width, _ in sorted(shapes))
-        raise VideoError(
-            f"{path}: found frames of several sizes ({sizes}); expected one size; re-encode the video"
-        )
+        raise VideoError(f"{path}: found frames of several sizes ({sizes}); expected one size; re-encode the video")
     return np.stack([pictures[position] for position in positions])
 
 
@@ -110,9 +106,7 @@ def _open(path: Path) -> Iterator[tuple[Any, Any]]:
     av = import_av()
     try:
         # "file:" keeps a colon in a name from being taken for a protocol; nothing remote is ever opened.
-        with av.open(
-            f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="ignore"
-        ) as container:
+        with av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="ignore") as container:
             yield container, _video_stream(container, path)
     except av.error.FFmpegError as error:
         raise VideoError(
@@ -125,9 +119,7 @@ def _video_stream(container: Any, path: Path) -> Any:
     name = container.format.name
     refused = "picture" if name.endswith("_pipe") else _REFUSED_FORMATS.get(name)
     if refused:
-        raise VideoError(
-            f"{path}: found a {refused} file; expected a video; name one, or pass a list of PIL images"
-        )
+        raise VideoError(f"{path}: found a {refused} file; expected a video; name one, or pass a list of PIL images")
     for stream in container.streams.video:
         if not stream.disposition & import_av().stream.Disposition.attached_pic:
             return stream
@@ -158,9 +150,7 @@ def _count_frames(path: Path) -> tuple[int, float]:
                 end = float((start + (packet.duration or 0)) * packet.time_base)
                 ends[packet.stream_index] = max(end, ends.get(packet.stream_index, end))
         if n_frames == 0:
-            raise VideoError(
-                f"{path}: found a video stream without frames; expected at least 1; copy the file again"
-            )
+            raise VideoError(f"{path}: found a video stream without frames; expected at least 1; copy the file again")
         rate = stream.average_rate or stream.guessed_rate
         if not rate:
             raise VideoError(f"{path}: found no frame rate; expected frames per second; re-encode the video")

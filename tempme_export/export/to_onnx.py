@@ -29,7 +29,7 @@ FORBIDDEN = ("Shape", "Size", "Range", "Scatter", "NonZero", "Loop", "If", "Scan
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _PROTOBUF_LIMIT = 2**31 - 1
 _INT64_MAX = 2**63 - 1
-_TRACED_BATCH = 3  # any number other than 1, which torch.export would take for a constant
+_TRACED_BATCH = 3  # tracing a symbolic batch takes twice as long; `_free_batch` makes it one
 
 
 class _TracedVideo(nn.Module):
@@ -45,19 +45,18 @@ class _TracedVideo(nn.Module):
         return embedding, *(tensor for merge in merges for tensor in merge)
 
 
-def _fix_reshapes(graph: onnx_ir.Graph) -> None:
-    """Make a Reshape's target a constant where all its axes but the batch are known."""
+def _free_batch(graph: onnx_ir.Graph) -> None:
+    """Let every Reshape infer its first axis, the only place where the traced batch was written down.
+
+    The model never asks for the batch size: it leads every tensor, alone or times the clips of a video.
+    """
     for node in graph:
-        shape = node.outputs[0].shape
-        if node.op_type != "Reshape" or shape is None:
-            continue
-        known = [axis if isinstance(axis, int) else -1 for axis in shape]
-        if known.count(-1) > 1:
-            continue
-        name = f"{node.outputs[0].name}_shape"
-        target = onnx_ir.val(name, const_value=onnx_ir.tensor(known, dtype=onnx_ir.DataType.INT64, name=name))
-        graph.register_initializer(target)
-        node.replace_input_with(1, target)
+        if node.op_type == "Reshape" and (shape := node.outputs[0].shape) is not None:
+            name = f"{node.outputs[0].name}_shape"
+            target = onnx_ir.tensor([-1, *map(int, shape[1:])], dtype=onnx_ir.DataType.INT64, name=name)
+            value = onnx_ir.val(name, const_value=target)
+            graph.register_initializer(value)
+            node.replace_input_with(1, value)
 
 
 def _drop_whole_slices(graph: onnx_ir.Graph) -> None:
@@ -73,13 +72,13 @@ def _drop_whole_slices(graph: onnx_ir.Graph) -> None:
 
 
 def _simplify(model: onnx_ir.Model) -> None:
-    """Inline, fix shapes, fold constants, drop what is unused.
+    """Inline, free the batch, fold constants, drop what is unused.
 
     onnxscript's whole optimiser also tries each of its rewrite rules on every node, which takes two thirds
     of an export and finds nothing more here.
     """
     passes.InlinePass()(model)
-    _fix_reshapes(model.graph)
+    _free_batch(model.graph)
     fold_constants(model)
     _drop_whole_slices(model.graph)
     onnx_ir.passes.Sequential(
@@ -93,12 +92,9 @@ def _simplify(model: onnx_ir.Model) -> None:
     )(model)
 
 
-def _to_proto(
-    module: nn.Module, inputs: Mapping[str, Tensor], outputs: list[str], opset: int
-) -> onnx.ModelProto:
+def _to_proto(module: nn.Module, inputs: Mapping[str, Tensor], outputs: list[str], opset: int) -> onnx.ModelProto:
     if opset not in OPSETS:
         raise ExportError(f"opset {opset} is not one of {', '.join(map(str, OPSETS))}, which are tested.")
-    batch = torch.export.Dim("batch", min=1)
     merges = {
         torch.ops.tempme.match_tokens.default: dense.match_tokens,
         torch.ops.tempme.merge_tokens.default: dense.merge_tokens,
@@ -109,9 +105,7 @@ def _to_proto(
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            program = torch.export.export(
-                module.eval(), tuple(inputs.values()), dynamic_shapes=tuple({0: batch} for _ in inputs)
-            ).run_decompositions(merges)
+            program = torch.export.export(module.eval(), tuple(inputs.values())).run_decompositions(merges)
             exported = torch.onnx.export(
                 program,
                 (),
@@ -131,7 +125,7 @@ def _to_proto(
 
 def _finish(proto: onnx.ModelProto, metadata: Mapping[str, Any]) -> onnx.ModelProto:
     """Keep the first output, name the batch axis, and write the metadata in."""
-    del proto.graph.output[1:]
+    del proto.graph.output[1:], proto.graph.value_info[:]
     for value in [*proto.graph.input, *proto.graph.output]:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     proto.producer_name = "tempme-export"
@@ -140,7 +134,7 @@ def _finish(proto: onnx.ModelProto, metadata: Mapping[str, Any]) -> onnx.ModelPr
         entry.key, entry.value = f"tempme.{key}", json.dumps(value)
     for node in proto.graph.node:
         del node.metadata_props[:]
-    for value in [*proto.graph.input, *proto.graph.output, *proto.graph.value_info]:
+    for value in [*proto.graph.input, *proto.graph.output]:
         del value.metadata_props[:]
     return proto
 

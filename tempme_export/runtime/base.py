@@ -46,7 +46,7 @@ class Runner(ABC):
             raise InputError(f"{self.name}: batch sizes are {sorted(batches)}, expected one size of at least 1.")
         return self._infer(inputs)
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most backends hold nothing
         """Free what the backend holds."""
 
     def __enter__(self) -> Self:

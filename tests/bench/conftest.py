@@ -3,8 +3,12 @@ import sys
 import pytest
 import torch
 
+from tempme_export import pipeline
 from tempme_export.bench import cli
-from tempme_export.checkpoint import Facts, expected_shapes
+from tempme_export.bundle import VIDEO, write_manifest
+from tempme_export.checkpoint import Facts, expected_shapes, load_checkpoint
+from tempme_export.export.to_onnx import DEFAULT_OPSET, export_video
+from tempme_export.recipe import prepare
 
 PROFILE = """
 name = "tiny"
@@ -53,13 +57,24 @@ def tiny(one_thread, tmp_path_factory):
     """Paths of a tiny checkpoint in the original's layout and of its profile."""
     folder = tmp_path_factory.mktemp("tiny")
     generator = torch.Generator().manual_seed(7)
-    tensors = {
-        f"clip.{name}": torch.randn(shape, generator=generator) * 0.2
-        for name, shape in expected_shapes(FACTS).items()
-    }
+    tensors = {}
+    for name, shape in expected_shapes(FACTS).items():
+        centre = 1.0 if ".ln_" in f".{name}" and name.endswith("weight") else 0.0
+        tensors[f"clip.{name}"] = centre + 0.2 * torch.randn(shape, generator=generator)
     torch.save(tensors, folder / "tiny.pt")
     (folder / "tiny.toml").write_text(PROFILE)
     return folder / "tiny.pt", folder / "tiny.toml"
+
+
+@pytest.fixture(scope="module")
+def tiny_bundle(tiny, tmp_path_factory):
+    """A bundle of the tiny checkpoint with the video tower alone, past the self-test. Its path."""
+    checkpoint, profile = tiny
+    folder = tmp_path_factory.mktemp("tiny.tempme")
+    recipe = prepare(load_checkpoint(checkpoint), profile)
+    export_video(recipe, folder / VIDEO)
+    write_manifest(folder, pipeline._manifest(recipe, "fp32", False, DEFAULT_OPSET, []))
+    return folder
 
 
 @pytest.fixture

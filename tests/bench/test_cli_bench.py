@@ -1,13 +1,17 @@
 import dataclasses
 import inspect
 import json
+import shutil
 import subprocess
 import sys
 
 import polars as pl
 import pytest
+import torch
 
 from tempme_export.bench import cli, paper, report
+from tempme_export.bundle import file_sha256
+from tempme_export.export import to_onnx
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--complexity"]], ids=" ".join)
@@ -113,6 +117,7 @@ def test_a_row_that_stops_reproducing_exits_5_with_the_table_shown(tempme_bench,
         (["--backends", "ort,"], 2, "--backends 'ort,' must list"),
         (["--samples", 1], 2, "1 samples are too few"),
         (["--seconds", 0], 2, "must be above 0"),
+        (["--seed", -1], 2, "must be 0 or above"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else None,
 )
@@ -131,19 +136,65 @@ def test_an_unknown_option_is_a_usage_error(tempme_bench):
     assert "--gflops" in err
 
 
-def test_a_checkpoint_from_command_to_files(tempme_bench, tiny, tmp_path):
+def test_a_checkpoint_from_command_to_files(tempme_bench, tiny, tiny_bundle, tmp_path, monkeypatch):
+    def export(recipe, path, precision):
+        shutil.copy(tiny_bundle / "video.onnx", path)
+
+    monkeypatch.setattr(to_onnx, "export_video", export)
     checkpoint, profile = tiny
     quick = ["--seconds", 0.05, "--samples", 5, "--batch", "1,2"]
     code, out, err = tempme_bench(checkpoint, "--profile", profile, *quick, "--out", tmp_path)
     assert code == 0
     assert f"weights: {checkpoint}" in err
-    assert "5 samples" not in out and "ort" in out
+    lines = [line.split() for line in out.splitlines()]
+    assert [line[:2] for line in lines if "pass" in line] == [
+        [backend, batch] for batch in "12" for backend in ("original", "torch", "ort")
+    ]
     rows = pl.read_parquet(tmp_path / report.ROWS)
     assert rows["backend"].to_list() == ["original", "torch", "ort"] * 2
     assert rows["parity"].all()
     ort = rows.filter(pl.col("backend") == "ort")
-    assert ort["artifact_sha256"].n_unique() == 1 and ort["build_s"].min() > 0
+    assert set(ort["artifact_sha256"]) == {file_sha256(tiny_bundle / "video.onnx")}
+    assert ort["build_s"].min() > 0
     assert json.loads((tmp_path / report.DOCUMENT).read_text())["missing"] == {}
+    assert tempme_bench(checkpoint, "--profile", profile, *quick, "--out", tmp_path)[0] == 2
+
+
+def test_a_bundle_is_measured_as_it_is(tempme_bench, tiny, tiny_bundle):
+    quick = ["--seconds", 0.05, "--samples", 5, "--backends", "ort", "--json", "-"]
+    code, out, err = tempme_bench(tiny_bundle, *quick)
+    assert code == 0, err
+    original, ort = json.loads(out)["rows"]
+    assert original["weights"] == ort["weights"] == str(tiny[0])
+    assert ort["artifact_sha256"] == file_sha256(tiny_bundle / "video.onnx")
+    assert ort["build_s"] is None
+
+
+def test_a_bundle_without_its_checkpoint_names_the_command(tempme_bench, tiny, tiny_bundle, monkeypatch):
+    checkpoint, _ = tiny
+    hidden = checkpoint.rename(checkpoint.with_suffix(".away"))
+    code, out, err = tempme_bench(tiny_bundle)
+    hidden.rename(checkpoint)
+    assert (code, out) == (3, "")
+    assert f"{checkpoint} does not exist" in err and "tempme-bench CKPT --profile tiny.toml" in err
+
+
+def test_a_bundle_whose_checkpoint_changed_is_refused(tempme_bench, tiny, tiny_bundle):
+    checkpoint, _ = tiny
+    before = checkpoint.read_bytes()
+    tensors = torch.load(checkpoint)
+    tensors["clip.logit_scale"] += 1
+    torch.save(tensors, checkpoint)
+    code, out, err = tempme_bench(tiny_bundle)
+    checkpoint.write_bytes(before)
+    assert (code, out) == (3, "")
+    assert "was made from one with" in err
+
+
+def test_a_bundle_has_its_profile(tempme_bench, tiny_bundle):
+    code, _, err = tempme_bench(tiny_bundle, "--profile", "vit-b-32-12f")
+    assert code == 2
+    assert "has its profile inside" in err
 
 
 def test_json_is_all_of_stdout(tempme_bench, tiny):
@@ -160,8 +211,9 @@ def test_json_is_all_of_stdout(tempme_bench, tiny):
         (["--frames", 12], 2, "takes 4 frames (profile tiny), --frames says 12"),
         (["--batch", 8], 2, "--batch 8: profile tiny is made for 1 to 4 videos"),
         (["--backends", "tensorflow"], 2, "unknown backends: tensorflow"),
-        (["--device", "tpu"], 4, "--device 'tpu' is not cpu, cuda or cuda:N"),
-        (["--device", "cuda:99"], 4, "--device cuda:99 is not there"),
+        (["--device", "tpu"], 4, "device 'tpu'"),
+        (["--device", "meta"], 4, "device 'meta' is not supported"),
+        (["--device", "cuda:99"], 4, "device cuda:99 was asked for"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else None,
 )

@@ -60,9 +60,7 @@ def comparison(stable=True):
         name: Timing(name, samples, settled=stable, steady=True, ratio=Ratio(1.0, 1.0, 1.0))
         for name, samples in (("original", (0.1, 0.2, 0.3)), ("ort", (0.01, 0.02, 0.03)))
     }
-    return Comparison(
-        ("original", "ort"), timings, warmup_windows=(3, 3, 3), notes=("3 samples, fewer than 200",)
-    )
+    return Comparison(("original", "ort"), timings, warmup_windows=(3, 3, 3), notes=("3 samples, fewer than 200",))
 
 
 def a_report(**changes):
@@ -110,9 +108,7 @@ def test_every_sample_is_kept_in_the_order_taken(tmp_path):
 
 
 def test_remarks_name_what_a_table_cannot():
-    remarks = a_report(
-        missing={"ort": "onnxruntime is not installed"}, failed={"torch": "batch 2: off"}
-    ).remarks()
+    remarks = a_report(missing={"ort": "onnxruntime is not installed"}, failed={"torch": "batch 2: off"}).remarks()
     assert remarks == [
         "ort is missing: onnxruntime is not installed",
         "torch FAILED parity and is not timed: batch 2: off",

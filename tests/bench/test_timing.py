@@ -126,9 +126,7 @@ def test_agreement_is_relative_to_the_smallest(medians, expected):
 
 
 def test_ratio_of_the_first_to_itself_is_one():
-    first = (
-        Bench(original=itertools.cycle([0.01, 0.02, 0.03])).compare(seconds=1, samples=30).timings["original"]
-    )
+    first = Bench(original=itertools.cycle([0.01, 0.02, 0.03])).compare(seconds=1, samples=30).timings["original"]
     assert (first.ratio.value, first.ratio.low, first.ratio.high) == (1.0, 1.0, 1.0)
 
 
@@ -160,15 +158,13 @@ def test_bootstrap_interval_narrows_with_samples_and_covers_the_truth():
     generator = np.random.default_rng(3)
     widths = []
     for n in (30, 300):
-        ratio = bootstrap_ratio(
-            generator.normal(2, 0.1, n), generator.normal(1, 0.05, n), resamples=400, seed=0
-        )
+        ratio = bootstrap_ratio(generator.normal(2, 0.1, n), generator.normal(1, 0.05, n), resamples=400, seed=0)
         assert ratio.low < 2.0 < ratio.high
         widths.append(ratio.high - ratio.low)
     assert widths[1] < widths[0] / 2
 
 
-@pytest.mark.parametrize("wrong", [{"seconds": 0}, {"samples": FEWEST - 1}], ids=str)
+@pytest.mark.parametrize("wrong", [{"seconds": 0}, {"samples": FEWEST - 1}, {"seed": -1}], ids=str)
 def test_protocols_that_cannot_be_are_refused(wrong):
     with pytest.raises(UsageError) as caught:
         Protocol(**wrong)
@@ -178,7 +174,5 @@ def test_protocols_that_cannot_be_are_refused(wrong):
 def test_progress_is_told():
     told = []
     bench = Bench(original=steady(0.1))
-    compare(
-        bench.calls, Protocol(seconds=1, samples=20, resamples=5), clock=bench.clock, progress=told.append
-    )
+    compare(bench.calls, Protocol(seconds=1, samples=20, resamples=5), clock=bench.clock, progress=told.append)
     assert told[0].startswith("warm-up: ") and told[-1].startswith("measuring: 20 rounds")

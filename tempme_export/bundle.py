@@ -1,0 +1,186 @@
+"""The bundle: a folder of artifacts with a manifest that accounts for every byte (design section 4)."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tempme_export.checkpoint import file_sha256
+from tempme_export.errors import BundleError, ExportError
+from tempme_export.profile import Profile, parse_profile
+from tempme_export.schedule import Schedule, schedule
+
+MANIFEST, VIDEO, TEXT, SELFTEST = "manifest.json", "video.onnx", "text.onnx", "selftest.npz"
+FORMAT = 1
+SUFFIX = ".tempme"
+_KEYS = {
+    "format",
+    "tool_version",
+    "checkpoint",
+    "profile",
+    "backbone",
+    "schedule",
+    "precision",
+    "frame_mask",
+    "opset",
+    "logit_scale",
+    "image",
+    "versions",
+    "tolerances",
+    "parity",
+    "files",
+    "sha256",
+}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle. `manifest` is the parsed manifest.json."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def profile(self) -> Profile:
+        """The profile it was built from."""
+        return parse_profile(self.manifest["profile"], source=f"{self.path / MANIFEST}: profile")
+
+    @property
+    def plan(self) -> Schedule:
+        """The schedule it was built with."""
+        profile, tokens = self.profile, self.manifest["schedule"]["tokens_per_frame"]
+        layers = len(self.manifest["schedule"]["blocks"])
+        return schedule(profile.merge, layers=layers, frames=profile.frames, tokens_per_frame=tokens)
+
+
+def _dump(document: dict[str, Any]) -> bytes:
+    return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _self_sha256(manifest: dict[str, Any]) -> str:
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(_dump(rest)).hexdigest()
+
+
+def write_manifest(folder: Path, content: dict[str, Any]) -> None:
+    """Write manifest.json over the files that lie in `folder`, their hashes and its own."""
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in sorted(folder.iterdir())
+        if path.name != MANIFEST
+    }
+    manifest = {"format": FORMAT, **content, "files": files}
+    (folder / MANIFEST).write_bytes(_dump({**manifest, "sha256": _self_sha256(manifest)}))
+
+
+def open_bundle(path: str | Path) -> Bundle:
+    """Read a bundle's manifest, without reading its artifacts.
+
+    Raises BundleError when there is none, it is damaged, incomplete or of another format version.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        found = "is a file" if folder.exists() else "does not exist"
+        raise BundleError(f"{folder} {found}, expected the folder that tempme-export wrote.")
+    if not (folder / MANIFEST).is_file():
+        raise BundleError(f"{folder} has no {MANIFEST}, so it is no bundle.")
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+    except (ValueError, OSError) as error:
+        raise BundleError(f"{folder / MANIFEST} is damaged: {error}. Export the bundle again.") from error
+    version = manifest.get("format") if isinstance(manifest, dict) else None
+    if version != FORMAT:
+        raise BundleError(f"{folder / MANIFEST} has format {version!r}, this version reads {FORMAT}. Export again.")
+    missing = sorted(_KEYS - manifest.keys())
+    if missing:
+        raise BundleError(f"{folder / MANIFEST} lacks {', '.join(missing)}. Export the bundle again.")
+    return Bundle(folder, manifest)
+
+
+def verify_files(bundle: Bundle) -> None:
+    """Hash every file against the manifest, and the manifest against itself.
+
+    Raises BundleError naming each file that is changed, missing or unknown.
+    """
+    manifest, folder = bundle.manifest, bundle.path
+    problems = []
+    exact = (folder / MANIFEST).read_bytes() == _dump(manifest)
+    if not exact or manifest["sha256"] != _self_sha256(manifest):
+        problems.append(f"{MANIFEST} was changed")
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif path.stat().st_size != entry["bytes"] or file_sha256(path) != entry["sha256"]:
+            problems.append(f"{name} was changed")
+    known = {*manifest["files"], MANIFEST}
+    problems += [f"{path.name} does not belong" for path in sorted(folder.iterdir()) if path.name not in known]
+    if problems:
+        raise BundleError(f"{folder}: {'; '.join(problems)}. Export the bundle again.")
+
+
+def _check_replaceable(out: Path) -> None:
+    if not (out / MANIFEST).is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise BundleError(f"{out} exists and is no bundle; it is left alone. Choose another --out.")
+
+
+def check_destination(out: Path, needed_bytes: int, force: bool) -> None:
+    """Refuse before the work is done what would fail after it.
+
+    Raises BundleError for an output that exists without `force`, or is no bundle; ExportError for a folder
+    that cannot be written or a disk without `needed_bytes` free.
+    """
+    if out.exists() or out.is_symlink():
+        _check_replaceable(out)
+        if not force:
+            raise BundleError(f"{out} exists. Add --force to replace it, or choose another --out.")
+    parent = out.absolute().parent
+    if not parent.is_dir():
+        raise ExportError(f"{parent} is not a folder, so {out.name} cannot be written there. Choose another --out.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ExportError(f"{parent} cannot be written to. Choose another --out.")
+    free = shutil.disk_usage(parent).free
+    if free < needed_bytes:
+        raise ExportError(
+            f"{parent} has {free / 1e9:.2f} GB free and the bundle needs about {needed_bytes / 1e9:.2f} GB. "
+            "Free some space or choose another --out."
+        )
+
+
+@contextmanager
+def building(out: Path) -> Iterator[Path]:
+    """A temporary sibling of `out` to build in; it is gone afterwards unless `publish` moved it.
+
+    Raises ExportError where the file system refuses (full, read-only).
+    """
+    work: Path | None = None
+    try:
+        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.absolute().parent))
+        work.chmod(0o755)
+        yield work
+    except OSError as error:
+        raise ExportError(f"{out} could not be written: {error}. Nothing was left behind.") from error
+    finally:
+        if work is not None and work.exists():
+            shutil.rmtree(work)
+
+
+def publish(work: Path, out: Path) -> None:
+    """Move a complete folder to its final name, replacing a bundle that is there.
+
+    Raises BundleError when something else is there.
+    """
+    if out.exists():
+        _check_replaceable(out)
+        old = work.with_suffix(".replaced")
+        out.rename(old)
+        work.rename(out)
+        shutil.rmtree(old)
+    else:
+        work.rename(out)

@@ -1,0 +1,139 @@
+"""`tempme-export`: arguments -> pipeline calls -> exit code (design section 5)."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tempme_export import console
+from tempme_export.errors import BackendError, TempMeExportError, UsageError
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+def _batch(text: str | None) -> tuple[int, int, int] | None:
+    """MIN:OPT:MAX. Raises UsageError for anything else."""
+    if text is None:
+        return None
+    parts = text.split(":")
+    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+        raise UsageError(f"--batch {text!r} is not MIN:OPT:MAX, three whole numbers like 1:8:64.")
+    low, usual, high = map(int, parts)
+    if not 1 <= low <= usual <= high:
+        raise UsageError(f"--batch {text!r} must have 1 <= MIN <= OPT <= MAX.")
+    return low, usual, high
+
+
+def _check_formats(trt: bool, pt2: bool) -> None:
+    asked = [flag for flag, given in (("--trt", trt), ("--pt2", pt2)) if given]
+    if asked:
+        raise BackendError(
+            f"{' and '.join(asked)}: this version builds the ONNX bundle only. Run the command without "
+            f"{' and '.join(asked)}."
+        )
+
+
+def _verify(bundle: Path, device: str, as_json: bool) -> None:
+    from tempme_export.pipeline import verify
+
+    reports = verify(bundle, device=device, progress=console.show_progress)
+    if as_json:
+        console.write_json({"bundle": str(bundle), "parity": [report.to_dict() for report in reports]})
+    _say_done(f"{bundle} verified", [report.status for report in reports])
+
+
+def _say_done(text: str, statuses: list[str]) -> None:
+    if "not run" in statuses:
+        text += "; parity was NOT RUN for the lines above, so nothing is proven about them on this machine"
+    console.show_done(text)
+
+
+def _dry_run(checkpoint: str, profile: str | None, out: Path | None, precision: str, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from tempme_export.bundle import check_destination
+    from tempme_export.checkpoint import load_checkpoint
+    from tempme_export.pipeline import default_output, estimate_bytes
+    from tempme_export.recipe import prepare
+
+    recipe = prepare(load_checkpoint(checkpoint), profile)
+    target = out or default_output(checkpoint)
+    needed = estimate_bytes(recipe, precision)
+    console.show_recipe(recipe)
+    check_destination(target, needed, force=True)
+    if as_json:
+        console.write_json({"out": str(target), "profile": recipe.profile.to_dict(), "schedule": asdict(recipe.plan)})
+    console.show_done(f"dry run: nothing written. {target} would take about {needed / 1e6:.0f} MB")
+
+
+@app.command()
+def command(
+    checkpoint: Annotated[
+        str | None, typer.Argument(metavar="CKPT", help="Checkpoint file, or open_clip:MODEL/PRETRAINED.")
+    ] = None,
+    profile: Annotated[str | None, typer.Option(help="Profile name or .toml path. Default: inferred.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Bundle folder. Default: CKPT with .tempme.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16 inside the graphs.")] = "fp32",
+    batch: Annotated[str | None, typer.Option(metavar="MIN:OPT:MAX", help="Videos per call.")] = None,
+    frame_mask: Annotated[bool, typer.Option("--frame-mask", help="Add the input frame_mask.")] = False,
+    trt: Annotated[bool, typer.Option("--trt", help="Also build a TensorRT engine (not in this version).")] = False,
+    pt2: Annotated[
+        bool, typer.Option("--pt2", help="Also build an AOTInductor package (not in this version).")
+    ] = False,
+    device: Annotated[str, typer.Option(help="Where parity is judged: cpu, cuda or cuda:N.")] = "cpu",
+    opset: Annotated[int, typer.Option(help="ONNX opset: 18, 20 or 23.")] = 18,
+    verify: Annotated[Path | None, typer.Option(metavar="DIR", help="Check a bundle instead of building one.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be built, write nothing.")] = False,
+) -> None:
+    """Turn a TempMe checkpoint into a verified bundle, or verify one.
+
+    Exit codes: 0 done, 2 usage, 3 checkpoint, profile, video or bundle, 4 backend or device missing, 5 parity
+    failed, 6 build failed.
+    """
+    if (checkpoint is None) == (verify is None):
+        raise UsageError("give either a checkpoint to export or --verify DIR. See tempme-export --help.")
+    if verify is not None:
+        _verify(verify, device, as_json)
+        return
+    assert checkpoint is not None, "one of the two was given"
+    sizes = _batch(batch)
+    _check_formats(trt, pt2)
+    if dry_run:
+        _dry_run(checkpoint, profile, out, precision, as_json)
+        return
+    from tempme_export.pipeline import export
+
+    started = time.perf_counter()
+    bundle = export(
+        checkpoint,
+        profile,
+        out,
+        precision=precision,
+        batch=sizes,
+        frame_mask=frame_mask,
+        device=device,
+        opset=opset,
+        force=force,
+        progress=console.show_progress,
+    )
+    if as_json:
+        console.write_json({"bundle": str(bundle.path), "manifest": bundle.manifest})
+    statuses = [report["status"] for report in bundle.manifest["parity"]]
+    _say_done(f"{bundle.path} in {time.perf_counter() - started:.0f} s", statuses)
+
+
+def main() -> None:
+    """Entry point. A user's error is one message and its exit code; anything else keeps its traceback."""
+    try:
+        app()
+    except TempMeExportError as error:
+        console.show_error(error)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Every line that `tempme-export` prints. Human text goes to stderr, data to stdout."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from tempme_export.bundle import Bundle
+    from tempme_export.parity import ParityReport
+    from tempme_export.recipe import Recipe
+    from tempme_export.selftest import SelfTest
+
+_LOG_WIDTH = 140  # where there is no terminal to ask, wide enough for every table
+STDERR = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else _LOG_WIDTH)
+
+
+def _line(label: str, text: str) -> None:
+    STDERR.print(f"{label:<11}{text}", markup=False, soft_wrap=True)
+
+
+def show_error(error: Exception) -> None:
+    """One refusal, with its exit code's name in front."""
+    STDERR.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+
+
+def show_recipe(recipe: "Recipe") -> None:
+    """What will be built: profile, token schedule, complexity."""
+    from tempme_export.complexity import complexity
+
+    profile, plan, backbone = recipe.profile, recipe.plan, recipe.backbone
+    how = "inferred from the checkpoint's shapes" if recipe.inferred else "as asked"
+    _line("checkpoint", f"{recipe.checkpoint.source}   sha256 {recipe.checkpoint.sha256[:12]}")
+    _line("profile", f"{profile.name} ({how})   {profile.frames} frames, backbone {backbone.name}")
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("block", "clips", "tokens in", "merged across", "in attention", "merged within", "out"):
+        table.add_column(column, justify="right")
+    for b in plan.blocks:
+        row = (b.clips, b.tokens_in, b.r_cross, b.tokens_attention, b.r_intra, b.tokens_mlp)
+        joined = f"{b.index} (joins {b.factor})" if b.factor > 1 else str(b.index)
+        table.add_row(joined, *map(str, row))
+    STDERR.print(table)
+    cost = complexity(plan, backbone)
+    start = plan.frames * plan.tokens_per_frame
+    _line(
+        "schedule",
+        f"{start} -> {plan.final_clips * plan.final_tokens} tokens   {cost.gmacs:.1f} GMACs (the paper's GFLOPs), "
+        f"{cost.gflops:.1f} GFLOPs",
+    )
+
+
+def show_selftest(selftest: "SelfTest") -> None:
+    """The inputs that parity is judged on."""
+    _line(
+        "self-test",
+        f"{len(selftest.clips)} clips and {len(selftest.token_ids)} texts through the original path",
+    )
+
+
+def show_file(path: Path) -> None:
+    """One finished artifact."""
+    _line("wrote", f"{path.name:<14}{path.stat().st_size / 1e6:8.1f} MB")
+
+
+def show_parity(reports: "list[ParityReport]") -> None:
+    """Every check with its value and limit; the value is the tolerance that would just have passed."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("parity", "", "check", "found", "limit", ""):
+        table.add_column(column, justify="right" if column in ("found", "limit") else "left")
+    for report in reports:
+        if report.reason:
+            table.add_row(report.artifact, "[yellow]NOT RUN[/]", report.reason)
+        for c in report.checks:
+            verdict = "[green]PASS[/]" if c.passed else "[red]FAIL[/]"
+            sign = ">=" if c.at_least else "<="
+            table.add_row(report.artifact, verdict, c.name, f"{c.value:.3g}", f"{sign} {c.limit:g}", c.detail)
+    STDERR.print(table)
+
+
+def show_bundle(bundle: "Bundle") -> None:
+    """The finished bundle's files."""
+    total = sum(entry["bytes"] for entry in bundle.manifest["files"].values())
+    names = ", ".join([*bundle.manifest["files"], "manifest.json"])
+    _line("bundle", f"{bundle.path}   {total / 1e6:.1f} MB: {names}")
+
+
+def show_progress(stage: str, result: Any) -> None:
+    """The pipeline's progress, one stage at a time."""
+    show = {
+        "recipe": show_recipe,
+        "selftest": show_selftest,
+        "file": show_file,
+        "parity": show_parity,
+        "bundle": show_bundle,
+    }
+    if stage == "files":
+        _line("files", f"{len(result.manifest['files'])} files, every byte as the manifest says")
+    else:
+        show[stage](result)
+
+
+def show_done(text: str) -> None:
+    """The last line of a command that did what was asked."""
+    _line("done", text)
+
+
+def write_json(document: Any) -> None:
+    """One JSON document to stdout."""
+    sys.stdout.write(json.dumps(document, indent=1) + "\n")

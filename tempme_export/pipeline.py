@@ -1,0 +1,211 @@
+"""Checkpoint -> accepted bundle, and the verification of one: the order in which the parts are used."""
+
+import importlib.metadata
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from tempme_export.bundle import (
+    SELFTEST,
+    SUFFIX,
+    TEXT,
+    VIDEO,
+    Bundle,
+    building,
+    check_destination,
+    open_bundle,
+    publish,
+    verify_files,
+    write_manifest,
+)
+from tempme_export.checkpoint import OPEN_CLIP, Checkpoint, load_checkpoint
+from tempme_export.errors import BackendError, ParityError, UsageError
+from tempme_export.export.to_onnx import DEFAULT_OPSET, export_text, export_video
+from tempme_export.parity import ParityReport, check_batches, check_text, check_video
+from tempme_export.preprocess import Preprocess
+from tempme_export.profile import BatchRange, Profile
+from tempme_export.recipe import Recipe, prepare
+from tempme_export.runtime.ort import OrtRunner, import_onnxruntime
+from tempme_export.schedule import Schedule
+from tempme_export.selftest import SelfTest, load_selftest, make_selftest, preprocess_for, save_selftest
+from tempme_export.tolerance import PRECISIONS, TOLERANCES
+
+Progress = Callable[[str, Any], None]
+_PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "open_clip_torch", "numpy")
+
+
+def _silent(stage: str, result: Any) -> None:
+    """No progress wanted."""
+
+
+def tool_version() -> str:
+    """Version of this package."""
+    return importlib.metadata.version("tempme-export")
+
+
+def _versions() -> dict[str, str]:
+    installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
+    return {"python": platform.python_version()} | {p: installed[p] for p in _PACKAGES if p in installed}
+
+
+def default_output(source: str) -> Path:
+    """`ckpt.pt` -> `ckpt.tempme` beside it; `open_clip:MODEL/TAG` -> `MODEL-TAG.tempme` here."""
+    if source.startswith(OPEN_CLIP):
+        return Path(source.removeprefix(OPEN_CLIP).replace("/", "-") + SUFFIX)
+    return Path(source).with_suffix(SUFFIX)
+
+
+def _manifest(
+    recipe: Recipe, precision: str, frame_mask: bool, opset: int, reports: list[ParityReport]
+) -> dict[str, Any]:
+    backbone, checkpoint = recipe.backbone, recipe.checkpoint
+    return {
+        "tool_version": tool_version(),
+        "checkpoint": {"path": checkpoint.source, "sha256": checkpoint.sha256},
+        "profile": recipe.profile.to_dict(),
+        "backbone": asdict(backbone),
+        "schedule": asdict(recipe.plan),
+        "precision": precision,
+        "frame_mask": frame_mask,
+        "opset": opset,
+        "logit_scale": float(checkpoint.tensors["logit_scale"]),
+        "image": {"size": backbone.image_size, "mean": list(backbone.mean), "std": list(backbone.std)},
+        "versions": _versions(),
+        "tolerances": asdict(TOLERANCES[precision]),
+        "parity": [report.to_dict() for report in reports],
+    }
+
+
+def estimate_bytes(recipe: Recipe, precision: str) -> int:
+    """Upper estimate of a bundle's size: its weights and the self-test clips, a tenth added."""
+    weights = sum(tensor.numel() for tensor in recipe.checkpoint.tensors.values())
+    clips = 6 * recipe.profile.frames * 3 * recipe.backbone.image_size**2
+    return int(1.1 * (weights * (4 if precision == "fp32" else 2) + clips)) + 4 * 2**20
+
+
+def judge(
+    folder: Path,
+    selftest: SelfTest,
+    plan: Schedule,
+    preprocess: Preprocess,
+    precision: str,
+    batches: tuple[int, ...],
+    device: str,
+) -> list[ParityReport]:
+    """Run `video.onnx` and `text.onnx` of a folder under ONNX Runtime against the self-test.
+
+    A runtime that cannot run the precision gives a report that says so; a missing one raises BackendError.
+    """
+    tolerance, backend = TOLERANCES[precision], f"ONNX Runtime, {device}"
+    names = [name for merge in plan.merges for name in (merge.assign_name, merge.tokens_name)]
+    import_onnxruntime()
+
+    def video() -> tuple[Any, ...]:
+        with OrtRunner(folder / VIDEO, device, expose=names) as exposing:
+            checks = check_video(selftest, plan, preprocess, exposing, tolerance)
+        with OrtRunner(folder / VIDEO, device) as runner:
+            return *checks, *check_batches(selftest, preprocess, runner, batches, tolerance)
+
+    def text() -> tuple[Any, ...]:
+        with OrtRunner(folder / TEXT, device) as runner:
+            return tuple(check_text(selftest, runner, tolerance))
+
+    reports = []
+    for artifact, run in ((VIDEO, video), (TEXT, text)):
+        try:
+            reports.append(ParityReport(artifact, backend, run()))
+        except BackendError as error:
+            if precision == "fp32":
+                raise
+            reports.append(ParityReport(artifact, backend, (), reason=str(error)))
+    return reports
+
+
+def _raise_if_failed(reports: list[ParityReport], where: str) -> None:
+    failed = [
+        f"{report.artifact}: {check.name} is {check.value:.3g}, limit {check.limit:g}"
+        for report in reports
+        if report.status == "failed"
+        for check in report.checks
+        if not check.passed
+    ]
+    if failed or any(report.status == "failed" for report in reports):
+        raise ParityError(f"parity failed. {'; '.join(failed) or 'Nothing was compared'}. {where}")
+
+
+def export(
+    checkpoint: Checkpoint | str | Path,
+    profile: Profile | str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    precision: str = "fp32",
+    batch: tuple[int, int, int] | None = None,
+    frame_mask: bool = False,
+    device: str = "cpu",
+    opset: int = DEFAULT_OPSET,
+    force: bool = False,
+    progress: Progress = _silent,
+) -> Bundle:
+    """Build a bundle and accept it only when it agrees with the oracle.
+
+    checkpoint  a path, `open_clip:MODEL/PRETRAINED`, or one already loaded
+    profile     a shipped name, a path, a Profile; None: inferred from the checkpoint's shapes
+    out         the bundle's folder; None: the checkpoint's name with `.tempme`
+    batch       min, opt, max videos per call; None: the profile's
+    progress    called with a stage's name and its result
+
+    Raises any TempMeExportError; on ParityError the build is kept as `OUT.failed`, otherwise nothing stays.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}.")
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = load_checkpoint(checkpoint)
+    recipe = prepare(checkpoint, profile)
+    if batch is not None:
+        recipe = replace(recipe, profile=replace(recipe.profile, batch=BatchRange(*batch)))
+    progress("recipe", recipe)
+    out = default_output(checkpoint.source) if out is None else Path(out)
+    check_destination(out, needed_bytes=estimate_bytes(recipe, precision), force=force)
+    sizes = recipe.profile.batch
+    with building(out) as work:
+        selftest = make_selftest(recipe)
+        save_selftest(selftest, work / SELFTEST)
+        progress("selftest", selftest)
+        export_video(recipe, work / VIDEO, precision, opset, frame_mask)
+        progress("file", work / VIDEO)
+        export_text(recipe, work / TEXT, precision, opset)
+        progress("file", work / TEXT)
+        batches = tuple(sorted({sizes.min, sizes.opt, sizes.max}))
+        preprocess = preprocess_for(recipe)
+        reports = judge(work, selftest, recipe.plan, preprocess, precision, batches, device)
+        progress("parity", reports)
+        write_manifest(work, _manifest(recipe, precision, frame_mask, opset, reports))
+        failed = out.with_name(out.name + ".failed")
+        if any(report.status == "failed" for report in reports):
+            publish(work, failed)
+        _raise_if_failed(reports, f"The build is kept as {failed} for inspection.")
+        publish(work, out)
+    bundle = open_bundle(out)
+    progress("bundle", bundle)
+    return bundle
+
+
+def verify(path: str | Path, *, device: str = "cpu", progress: Progress = _silent) -> list[ParityReport]:
+    """Check every byte of a bundle and run its self-test on this machine.
+
+    Raises BundleError for a changed file, ParityError where the self-test fails, BackendError without a
+    runtime.
+    """
+    bundle = open_bundle(path)
+    verify_files(bundle)
+    progress("files", bundle)
+    image, sizes = bundle.manifest["image"], bundle.profile.batch
+    preprocess = Preprocess(image["size"], tuple(image["mean"]), tuple(image["std"]))
+    selftest = load_selftest(bundle.path / SELFTEST)
+    batches = tuple(sorted({sizes.min, sizes.opt}))
+    reports = judge(bundle.path, selftest, bundle.plan, preprocess, bundle.manifest["precision"], batches, device)
+    progress("parity", reports)
+    _raise_if_failed(reports, f"{bundle.path} does not compute here what it did where it was built.")
+    return reports

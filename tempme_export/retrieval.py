@@ -1,0 +1,143 @@
+"""A bundle in use: videos and texts in, unit embeddings out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tempme_export.bundle import TEXT, VIDEO, Bundle, open_bundle
+from tempme_export.errors import BackendError, InputError
+from tempme_export.preprocess import Preprocess
+from tempme_export.profile import FROM_CHECKPOINT
+from tempme_export.runtime.base import Runner
+from tempme_export.runtime.ort import OrtRunner
+from tempme_export.tokenizer import Tokenizer
+from tempme_export.video import read_frames
+
+BACKENDS = ("ort",)
+Embeddings = NDArray[np.float32]
+
+
+def _is_one_video(video: Any) -> bool:
+    """A path, an array, a tensor, or a list of PIL images; anything else is a list of videos."""
+    if isinstance(video, str | Path | np.ndarray) or hasattr(video, "__array__"):
+        return True
+    return isinstance(video, Sequence) and len(video) > 0 and isinstance(video[0], Image.Image)
+
+
+class RetrievalModel:
+    """Encodes videos and texts with one bundle. Sessions are opened at first use; a context manager."""
+
+    def __init__(self, bundle: Bundle, backend: str | None = None, device: str | None = None) -> None:
+        """Raises BackendError for an unknown backend."""
+        if backend not in (None, *BACKENDS):
+            raise BackendError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}.")
+        self.bundle, self.device = bundle, device or "cpu"
+        self.profile = bundle.profile
+        image = bundle.manifest["image"]
+        self.preprocess = Preprocess(image["size"], tuple(image["mean"]), tuple(image["std"]))
+        self._runners: dict[str, Runner] = {}
+        self._tokenizer: Tokenizer | None = None
+
+    def _runner(self, file: str) -> Runner:
+        if file not in self._runners:
+            self._runners[file] = OrtRunner(self.bundle.path / file, self.device)
+        return self._runners[file]
+
+    def _pixels(self, video: Any) -> NDArray[np.float32]:
+        """One video -> float32 [F, 3, S, S]."""
+        frames = read_frames(video, self.profile.frames) if isinstance(video, str | Path) else video
+        if hasattr(frames, "__array__") and not isinstance(frames, np.ndarray):
+            frames = np.asarray(frames)
+        pixels = self.preprocess(frames)
+        if len(pixels) != self.profile.frames:
+            raise InputError(
+                f"the video has {len(pixels)} frames, this bundle takes {self.profile.frames}. Give the path of "
+                "the file and its frames are sampled as in training, or choose the frames yourself."
+            )
+        return pixels
+
+    def encode_video(self, video: Any) -> Embeddings:
+        """Embed one video, or a list of videos.
+
+        video  a path, a list of F PIL images, or a uint8 array or tensor [F, H, W, 3]; or a list of those
+        Returns float32 [E] for one and [n, E] for a list, rows of unit length.
+        Raises VideoError for a file that cannot be read, InputError for a wrong dtype, shape or frame count.
+        """
+        if _is_one_video(video):
+            return self._encode([video])[0]
+        if not isinstance(video, Sequence):
+            raise InputError(
+                f"found {type(video).__name__}, expected a path, F PIL images, uint8 [F, H, W, 3], or a list of those."
+            )
+        return self._encode(video)
+
+    def _encode(self, videos: Sequence[Any]) -> Embeddings:
+        step = self.profile.batch.opt
+        embeddings = [np.empty((0, self.bundle.manifest["backbone"]["embed"]), np.float32)]
+        for start in range(0, len(videos), step):
+            frames = np.stack([self._pixels(video) for video in videos[start : start + step]])
+            inputs: dict[str, NDArray[Any]] = {"frames": frames}
+            if self.bundle.manifest["frame_mask"]:
+                inputs["frame_mask"] = np.ones(frames.shape[:2], np.bool_)
+            embeddings.append(self._runner(VIDEO).infer(inputs)["video_embedding"].astype(np.float32))
+        return np.concatenate(embeddings)
+
+    def encode_text(self, texts: list[str]) -> Embeddings:
+        """Embed texts: float32 [n, E], rows of unit length.
+
+        Raises InputError for anything but a list of non-empty texts, ProfileError where the bundle's backbone
+        has no tokenizer. A text above the profile's length is cut, with a TextTruncatedWarning.
+        """
+        if self._tokenizer is None:
+            if self.profile.backbone == FROM_CHECKPOINT:
+                raise InputError(
+                    f"profile {self.profile.name} names no open_clip backbone, so its tokenizer is unknown. "
+                    f"Run {TEXT} on token ids instead."
+                )
+            self._tokenizer = Tokenizer(self.profile.backbone, self.profile.text_length)
+        ids = self._tokenizer(texts)
+        if len(ids) == 0:
+            return np.empty((0, self.bundle.manifest["backbone"]["embed"]), np.float32)
+        return self._runner(TEXT).infer({"token_ids": ids})["text_embedding"].astype(np.float32)
+
+    def similarity(self, texts: list[str] | Embeddings, videos: Any) -> Embeddings:
+        """exp(logit_scale) times the cosine of every text with every video: float32 [t, v] (spec section 5).
+
+        Either side may be given as embeddings, float32 [n, E].
+        """
+        t = texts if isinstance(texts, np.ndarray) else self.encode_text(texts)
+        is_embedding = isinstance(videos, np.ndarray) and videos.ndim == 2
+        v = videos if is_embedding else np.atleast_2d(self.encode_video(videos))
+        scale = np.float32(np.exp(self.bundle.manifest["logit_scale"]))
+        result: Embeddings = scale * (t @ v.T)
+        return result
+
+    def close(self) -> None:
+        """Free the sessions."""
+        for runner in self._runners.values():
+            runner.close()
+        self._runners.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def load(bundle: str | Path | Bundle, backend: str | None = None, device: str | None = None) -> RetrievalModel:
+    """Open a bundle for use.
+
+    backend  "ort"; None chooses it
+    device   "cpu", "cuda" or "cuda:N"; None: the CPU
+    Raises BundleError for a damaged bundle, BackendError for a backend or device that is not there.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    return RetrievalModel(opened, backend, device)
