@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from tempme_export.bench import paper
 from tempme_export.bench.tables import bench_table, paper_tables, show
+from tempme_export.console import show_error
 from tempme_export.errors import ProfileError, TempMeExportError, UsageError
 from tempme_export.profile import Profile, load_profile, shipped_profiles
 
@@ -61,7 +63,13 @@ def bench(
     ] = None,
     out: Annotated[Path | None, _option(_RESULTS, "New Parquet and JSON files in this folder.", "DIR")] = None,
 ) -> None:
-    """Videos/s, operations and tokens of every backend beside the original PyTorch path."""
+    """Videos/s, operations and tokens of every backend beside the original PyTorch path.
+
+    Exit codes: 0 done, 2 usage, 3 checkpoint, profile or bundle, 4 backend or device missing, 5 parity failed,
+    6 build failed, 7 unstable with --strict.
+    """
+    if json not in (None, _STDOUT) and not Path(json).absolute().parent.is_dir():
+        raise UsageError(f"--json {json} cannot be written: {Path(json).parent} is not a folder.")
     if complexity:
         _refuse_measuring_options(context)
         chosen = None if profile is None and frames is None else _profile(profile, frames)
@@ -69,6 +77,7 @@ def bench(
     else:
         names = None if backends is None else tuple(_listed("backends", backends))
         batches = tuple(_positive("batch", item) for item in _listed("batch", batch))
+
         from tempme_export.bench.run import Request
         from tempme_export.bench.timing import Protocol
 
@@ -180,15 +189,18 @@ def _measure(
     if out is not None:
         prepare_folder(out)
     console = _console(stderr=True)
+    say = partial(console.print, soft_wrap=True)
     if source is None:
-        case = random_case(_profile(profile, frames), request.protocol.seed)
+        chosen = _profile(profile, frames)
+        say("no bundle or checkpoint was given: drawing random weights")
+        case = random_case(chosen, request.protocol.seed)
     else:
         case = open_case(source, profile, frames)
-    console.print(f"{case.profile.name}: {case.profile.frames} frames, weights: {case.weights}", soft_wrap=True)
+    say(f"{case.profile.name}: {case.profile.frames} frames, {case.weights}")
     with _progress(console) as progress:
-        report = run(case, request, progress)
+        report = run(case, request, stage=say, progress=progress)
     for line in report.remarks():
-        console.print(line, soft_wrap=True)
+        say(line)
     _deliver(report.to_dict(), json, [bench_table(report.rows)] if report.rows else [])
     if out is not None:
         report.write(out)
@@ -200,5 +212,5 @@ def main() -> None:
     try:
         app()
     except TempMeExportError as error:
-        _console(stderr=True).print(f"error: {error}", soft_wrap=True)
+        show_error(error)
         raise SystemExit(error.exit_code) from None

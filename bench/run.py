@@ -102,7 +102,7 @@ def load(name: str, case: Case, device: str, folder: Path) -> Loaded:
 
 
 def load_all(
-    names: Sequence[str], case: Case, request: Request, folder: Path, progress: Progress
+    names: Sequence[str], case: Case, request: Request, folder: Path, stage: Progress
 ) -> tuple[dict[str, Loaded], dict[str, str]]:
     """The backends that are there, and the reasons why others are not.
 
@@ -110,7 +110,7 @@ def load_all(
     """
     loaded, missing = {}, {}
     for name in names:
-        progress(f"loading {name}")
+        stage(f"loading {name}")
         try:
             loaded[name] = load(name, case, request.device, folder)
         except BackendError as error:
@@ -170,8 +170,11 @@ def _row(case: Case, request: Request, batch: int, loaded: Loaded, distance: flo
     )
 
 
-def run(case: Case, request: Request, progress: Progress) -> Report:
+def run(case: Case, request: Request, *, stage: Progress, progress: Progress) -> Report:
     """Compare backends on the same videos: each is checked against the original path, then timed beside it.
+
+    stage     is told what begins
+    progress  is told now and then how far a measurement is
 
     A backend whose embeddings differ from the original's is not timed; the report says so. Raises UsageError
     for unknown backends and batch sizes outside the profile, BackendError where the device or a backend that
@@ -185,13 +188,13 @@ def run(case: Case, request: Request, progress: Progress) -> Report:
     comparisons: dict[int, Comparison] = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tempme-bench-")))
-        backends, missing = load_all(names, case, request, folder, progress)
+        backends, missing = load_all(names, case, request, folder, stage)
         for loaded in backends.values():
             stack.enter_context(loaded.runner)
-        progress("choosing clips")
+        stage("choosing clips")
         clips = benchmark_clips(case.recipe, request.protocol.seed)
         for batch in request.batches:
-            progress(f"batch {batch}: parity")
+            stage(f"batch {batch}: parity")
             inputs = batches_of(clips, batch)
             found = {name: np.concatenate([one.embed(x) for x in inputs]) for name, one in backends.items()}
             for name, embeddings in found.items():
@@ -201,6 +204,7 @@ def run(case: Case, request: Request, progress: Progress) -> Report:
                     del backends[name]
             if ORIGINAL in failed:
                 break
+            stage(f"batch {batch}: timing {', '.join(backends)}")
             calls = {name: partial(one.embed, inputs[0]) for name, one in backends.items()}
             comparison = compare(calls, request.protocol, progress=progress)
             comparisons[batch] = comparison

@@ -223,7 +223,7 @@ def _notes(names: list[str], windows: list[Durations], samples: Durations, proto
     lengths = [len(window) for window in windows]
     if min(lengths) < protocol.window:
         notes.append(
-            f"warm-up windows of {min(lengths)} to {max(lengths)} samples, fewer than {protocol.window}: "
+            f"warm-up windows of {min(lengths)} samples, fewer than {protocol.window}: "
             f"a window ends after {protocol.window_seconds:g} s"
         )
     if len(samples) < protocol.samples:

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["export", "load", "verify"]
 
 
-def export(  # type: ignore[no-redef]
-    checkpoint: Any, profile: Any = None, out: str | Path | None = None, **options: Any
-) -> "Bundle":
+def export(checkpoint: Any, profile: Any = None, out: str | Path | None = None, **options: Any) -> "Bundle":
     """Checkpoint -> accepted bundle; see `tempme_export.pipeline.export`."""
     from tempme_export.pipeline import export
 

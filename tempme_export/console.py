@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,7 @@ def show_bundle(bundle: "Bundle") -> None:
 
 def show_progress(stage: str, result: Any) -> None:
     """The pipeline's progress, one stage at a time."""
-    show = {
+    show: dict[str, Callable[[Any], None]] = {
         "recipe": show_recipe,
         "selftest": show_selftest,
         "file": show_file,

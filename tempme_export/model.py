@@ -28,6 +28,9 @@ def _unit(x: Tensor) -> Tensor:
 class LayerNorm(nn.Module):
     """LayerNorm with float32 statistics and parameters, returning the input's dtype."""
 
+    weight: Tensor
+    bias: Tensor
+
     def __init__(self, weights: Mapping[str, Tensor], name: str) -> None:
         super().__init__()
         weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
@@ -42,6 +45,9 @@ class LayerNorm(nn.Module):
 
 class Linear(nn.Module):
     """y = W x + b with frozen weights."""
+
+    weight: Tensor
+    bias: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
@@ -105,6 +111,8 @@ class Merges(list[tuple[Tensor, Tensor]]):
 class VideoBlock(nn.Module):
     """One transformer block with its merges (spec section 3)."""
 
+    clip_position: Tensor | None
+
     def __init__(
         self, weights: Mapping[str, Tensor], plan: BlockPlan, heads: int, activation: str, size_bias: bool
     ) -> None:
@@ -163,6 +171,10 @@ class VideoBlock(nn.Module):
 
 class VideoEncoder(nn.Module):
     """Video tower: normalised frames -> unit embedding."""
+
+    patch_weight: Tensor
+    position: Tensor
+    proj: Tensor
 
     def __init__(self, recipe: Recipe, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -228,6 +240,12 @@ class TextBlock(nn.Module):
 class TextEncoder(nn.Module):
     """Text tower: token ids -> unit embedding (spec section 6)."""
 
+    embedding: Tensor
+    position: Tensor
+    causal: Tensor
+    index: Tensor
+    projection: Tensor
+
     def __init__(self, recipe: Recipe, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         weights, backbone = folded_weights(recipe, "", dtype), recipe.backbone
@@ -248,7 +266,7 @@ class TextEncoder(nn.Module):
         x = F.embedding(token_ids, self.embedding) + self.position
         for block in self.blocks:
             x = block(x, self.causal)
-        is_end = (token_ids.argmax(dim=-1, keepdim=True) == self.index).to(x.dtype)
+        is_end = torch.eq(token_ids.argmax(dim=-1, keepdim=True), self.index).to(x.dtype)
         end = (is_end.unsqueeze(1) @ x).squeeze(1)
         feature = (self.ln_final(end) @ self.projection).to(_wide(self.dtype))
         return _unit(feature)

@@ -17,7 +17,7 @@ from tempme_export.schedule import Schedule
 from tempme_export.selftest import SelfTest
 from tempme_export.tolerance import Tolerance
 
-Floats = NDArray[np.floating[Any]]
+Floats = NDArray[Any]
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def import_av() -> ModuleType:
         raise BackendError(
             "found no PyAV, which reads and writes video files; run: pip install 'tempme-export[video]'"
         ) from error
-    return av  # type: ignore[no-any-return]
+    return av
 
 
 def sample_positions(n_frames: int, fps: float, frames: int) -> list[int]:

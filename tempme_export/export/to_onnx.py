@@ -51,9 +51,10 @@ def _free_batch(graph: onnx_ir.Graph) -> None:
     The model never asks for the batch size: it leads every tensor, alone or times the clips of a video.
     """
     for node in graph:
-        if node.op_type == "Reshape" and (shape := node.outputs[0].shape) is not None:
+        shape = node.outputs[0].shape
+        if node.op_type == "Reshape" and shape is not None:
             name = f"{node.outputs[0].name}_shape"
-            target = onnx_ir.tensor([-1, *map(int, shape[1:])], dtype=onnx_ir.DataType.INT64, name=name)
+            target = onnx_ir.tensor([-1, *shape.numpy()[1:]], dtype=onnx_ir.DataType.INT64, name=name)
             value = onnx_ir.val(name, const_value=target)
             graph.register_initializer(value)
             node.replace_input_with(1, value)
@@ -62,13 +63,14 @@ def _free_batch(graph: onnx_ir.Graph) -> None:
 def _drop_whole_slices(graph: onnx_ir.Graph) -> None:
     """Remove the slices that take a whole axis, which decomposition writes for every `:` of an index."""
     for node in graph:
-        if node.op_type != "Slice" or len(node.inputs) < 4:
+        data = node.inputs[0]
+        if node.op_type != "Slice" or data is None or len(node.inputs) < 4:
             continue
         bounds = [value.const_value for value in node.inputs[1:] if value is not None]
         if all(bound is not None for bound in bounds):
             start, end, _, *step = (bound.numpy().tolist() for bound in bounds if bound is not None)
             if start == [0] and end == [_INT64_MAX] and step in ([], [[1]]):
-                onnx_ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0])
+                onnx_ir.convenience.replace_all_uses_with(node.outputs[0], data)
 
 
 def _simplify(model: onnx_ir.Model) -> None:
@@ -116,6 +118,7 @@ def _to_proto(module: nn.Module, inputs: Mapping[str, Tensor], outputs: list[str
                 optimize=False,
                 verbose=False,
             )
+            assert exported is not None, "torch.onnx.export returns a program with dynamo=True"
             _simplify(exported.model)
     finally:
         exporter_log.setLevel(level)

@@ -54,7 +54,7 @@ def with_backend(monkeypatch, name, backend):
 
 
 def test_rows_hold_speed_accuracy_and_counts(case):
-    done = run(case, request(batches=(1, 2)), quiet)
+    done = run(case, request(batches=(1, 2)), stage=quiet, progress=quiet)
     assert [(row.backend, row.batch) for row in done.rows] == [
         ("original", 1),
         ("torch", 1),
@@ -74,7 +74,7 @@ def test_rows_hold_speed_accuracy_and_counts(case):
 
 def test_another_computation_is_not_timed(case, monkeypatch):
     with_backend(monkeypatch, "altered", Backend(load_altered(shift=np.float32(0.01))))
-    done = run(case, request(backends=None), quiet)
+    done = run(case, request(backends=None), stage=quiet, progress=quiet)
     assert [row.backend for row in done.rows] == ["original"]
     assert done.comparisons[1].order == ("original",)
     assert "batch 1: embedding: 1 - cosine is" in done.failed["altered"]
@@ -83,14 +83,14 @@ def test_another_computation_is_not_timed(case, monkeypatch):
 def test_an_original_that_gives_nan_leaves_nothing_to_time(case, monkeypatch):
     nan = Backend(load_altered("original", factor=np.float32("nan")))
     monkeypatch.setattr("tempme_export.bench.run.BACKENDS", {"original": nan, "torch": BACKENDS["torch"]})
-    done = run(case, request(backends=None), quiet)
+    done = run(case, request(backends=None), stage=quiet, progress=quiet)
     assert not done.rows and not done.comparisons
     assert done.failed.keys() == {"original", "torch"}
 
 
 def test_a_missing_backend_is_reported_once_and_no_failure(case, monkeypatch):
     with_backend(monkeypatch, "absent", Backend(absent))
-    done = run(case, request(backends=None, batches=(1, 2)), quiet)
+    done = run(case, request(backends=None, batches=(1, 2)), stage=quiet, progress=quiet)
     assert done.missing == {"absent": "the runtime is not installed."}
     assert [row.backend for row in done.rows] == ["original", "original"]
     done.check(strict=False)
@@ -99,7 +99,7 @@ def test_a_missing_backend_is_reported_once_and_no_failure(case, monkeypatch):
 def test_a_missing_backend_that_was_named_is_an_error(case, monkeypatch):
     with_backend(monkeypatch, "absent", Backend(absent))
     with pytest.raises(BackendError, match="not installed") as caught:
-        run(case, request(backends=("absent",)), quiet)
+        run(case, request(backends=("absent",)), stage=quiet, progress=quiet)
     assert caught.value.exit_code == 4
 
 
@@ -109,7 +109,7 @@ def test_a_missing_package_is_found_before_anything_is_built(case, monkeypatch):
 
     with_backend(monkeypatch, "ort", Backend(absent, build, require=absent))
     with pytest.raises(BackendError, match="not installed"):
-        run(case, request(backends=("ort",)), quiet)
+        run(case, request(backends=("ort",)), stage=quiet, progress=quiet)
 
 
 def test_every_clip_is_judged_whatever_the_batch():
@@ -121,7 +121,7 @@ def test_every_clip_is_judged_whatever_the_batch():
 
 def test_batch_outside_the_profile(case):
     with pytest.raises(UsageError, match=r"--batch 8: profile tiny is made for 1 to 4 videos"):
-        run(case, request(batches=(1, 8)), quiet)
+        run(case, request(batches=(1, 8)), stage=quiet, progress=quiet)
 
 
 def test_unknown_backend():

@@ -71,7 +71,7 @@ def test_long_samples_shorten_windows_and_measurement_and_it_is_said():
     assert comparison.warmup_windows == (3, 3, 3)
     assert len(comparison.timings["original"].samples) == 30  # the limit is six times the seconds asked for
     windows, samples = comparison.notes
-    assert "3 to 3 samples, fewer than 25" in windows
+    assert "windows of 3 samples, fewer than 25" in windows
     assert "30 samples, fewer than 200: one of original takes 2 s and the limit is 60 s" in samples
 
 

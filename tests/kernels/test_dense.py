@@ -167,10 +167,15 @@ class TestMatch:
         metric[:, :4] = torch.nan
         equal(dense.match_tokens(metric, 4, 7), expected)
 
-    def test_twice_is_the_same(self):
+    @pytest.mark.parametrize("threads", [1, 2])
+    def test_twice_is_the_same(self, threads):
         torch.manual_seed(42)
         metric = torch.randn(4, 118, 768)
-        equal(dense.match_tokens(metric, 12, 35), dense.match_tokens(metric, 12, 35))
+        torch.set_num_threads(threads)
+        try:
+            equal(dense.match_tokens(metric, 12, 35), dense.match_tokens(metric, 12, 35))
+        finally:
+            torch.set_num_threads(1)
 
     def test_the_input_is_left_alone(self):
         torch.manual_seed(42)
