@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 
 from tempme_export.bench import paper
-from tempme_export.bench.tables import bench_table, paper_tables, show
+from tempme_export.bench.tables import bench_tables, paper_tables, show
 from tempme_export.console import show_error
 from tempme_export.errors import ProfileError, TempMeExportError, UsageError
 from tempme_export.profile import Profile, load_profile, shipped_profiles
@@ -44,10 +44,10 @@ def bench(
     profile: Annotated[str | None, _option(_MODEL, "A shipped profile, or a .toml file.", "P")] = None,
     frames: Annotated[
         int | None,
-        _option(_MODEL, f"Frames per video; without a profile, of ViT-B/32 ({DEFAULT_FRAMES}).", "N"),
+        _option(_MODEL, f"Without a profile, ViT-B/32 of N frames; {DEFAULT_FRAMES} by default.", "N"),
     ] = None,
     backends: Annotated[
-        str | None, _option(_MODEL, "Beside the original path, which always runs (all).", "A,B")
+        str | None, _option(_MODEL, "Measured beside the original path; all by default.", "A,B")
     ] = None,
     batch: Annotated[str, _option(_MODEL, "Videos per call, several with commas.", "N,N")] = "1",
     device: Annotated[str, _option(_MODEL, "cpu, cuda or cuda:N.", "D")] = "cpu",
@@ -201,7 +201,7 @@ def _measure(
         report = run(case, request, stage=say, progress=progress)
     for line in report.remarks():
         say(line)
-    _deliver(report.to_dict(), json, [bench_table(report.rows)] if report.rows else [])
+    _deliver(report.to_dict(), json, bench_tables(report.rows))
     if out is not None:
         report.write(out)
     report.check(strict=strict)

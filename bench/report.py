@@ -119,6 +119,11 @@ class Report:
             *(f"{name} is missing: {reason}" for name, reason in self.missing.items()),
             *(f"{name} FAILED parity and is not timed: {reason}" for name, reason in self.failed.items()),
             *(f"batch {batch}: {note}" for batch, run in self.comparisons.items() for note in run.notes),
+            *(
+                f"batch {batch}: {', '.join(run.unstable)} did NOT SETTLE, do not rely on these speeds and ratios"
+                for batch, run in self.comparisons.items()
+                if run.unstable
+            ),
         ]
 
     def check(self, *, strict: bool) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
@@ -19,14 +20,18 @@ _PART_FIGURES = (
     *("frames", "convolution", "projections", "attention", "MLP", "output", "element-wise"),
     *("GMACs", "GFLOPs"),
 )
-_BENCH_FIGURES = (
-    *("batch", "videos/s", "frames/s", "ratio", "95 % interval", "p50 ms", "p90 ms", "p99 ms", "CoV"),
-    *("samples", "stable", "1 - cosine", "parity", "GMACs", "GFLOPs", "tokens", "peak MB", "load s"),
+_SPEED_FIGURES = (
+    *("batch", "videos/s", "frames/s", "ratio, 95 % interval", "p50 ms", "p90 ms", "p99 ms", "CoV", "samples"),
+    *("stable", "1 - cosine", "parity"),
 )
+_COST_FIGURES = ("batch", "GMACs", "GFLOPs", "tokens", "build s", "load s", "process peak MB")
 
 
 def show(console: Console, table: Table) -> None:
     """Print a table and a blank line: words folded to the width of a terminal, and nothing ever cut off."""
+    for column in table.columns:
+        if column.no_wrap:
+            column.min_width = max(cell_len(str(cell)) for cell in (column.header, *column.cells))
     needed = Measurement.get(console, console.options.update(width=_UNBOUNDED), table)
     console.width = max(console.width, needed.minimum) if console.is_terminal else needed.maximum
     console.print(table)
@@ -34,7 +39,9 @@ def show(console: Console, table: Table) -> None:
 
 
 def _table(title: str, words: Sequence[str], figures: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True
+    )
     for name in words:
         table.add_column(name, overflow="fold")
     for name in figures:
@@ -73,27 +80,29 @@ def paper_tables(rows: Sequence[PaperRow]) -> Iterable[Table]:
         parts.add_row(row.label, row.source, frames, *(f"{figure:.2f}" for figure in figures))
         if not row.reproduces:
             reasons.add_row(row.label, row.source, frames, row.reason)
-    return counts, parts, reasons
+    return [counts, parts, *([reasons] if reasons.row_count else [])]
 
 
-def bench_table(rows: Sequence["Row"]) -> Table:
-    """Speed beside accuracy and cost, one line per backend and batch. `rows` share profile and machine."""
+def bench_tables(rows: Sequence["Row"]) -> Iterable[Table]:
+    """Speed beside accuracy, and what it costs. `rows` share profile and machine; without rows, nothing."""
+    if not rows:
+        return
     first = rows[0]
-    table = _table(
-        f"{first.profile}, {first.frames} frames, {first.precision}, weights: {first.weights}\n"
-        f"{first.device}: {first.cpu}, {first.threads} threads, Python {first.python}, torch {first.torch}, "
-        f"onnxruntime {first.onnxruntime}",
-        ["backend"],
-        _BENCH_FIGURES,
+    speed = _table(
+        f"{first.profile}, {first.frames} frames, {first.weights}\n{first.device}: {first.cpu}, {first.threads} "
+        f"threads, Python {first.python}, torch {first.torch}, onnxruntime {first.onnxruntime}",
+        ["backend", "precision"],
+        _SPEED_FIGURES,
     )
+    cost = _table("Operations and final tokens of a video, and getting ready.", ["backend"], _COST_FIGURES)
     for row in rows:
-        table.add_row(
+        speed.add_row(
             row.backend,
+            row.precision,
             str(row.batch),
             f"{row.videos_per_s:.2f}",
             f"{row.frames_per_s:.1f}",
-            f"{row.ratio:.2f}x",
-            f"{row.ratio_low:.2f} - {row.ratio_high:.2f}",
+            f"{row.ratio:.2f}x, {row.ratio_low:.2f} - {row.ratio_high:.2f}",
             f"{row.p50_ms:.2f}",
             f"{row.p90_ms:.2f}",
             f"{row.p99_ms:.2f}",
@@ -102,10 +111,16 @@ def bench_table(rows: Sequence["Row"]) -> Table:
             "yes" if row.stable else "no",
             f"{row.one_minus_cosine:.1e}",
             "pass" if row.parity else "fail",
+        )
+        cost.add_row(
+            row.backend,
+            str(row.batch),
             f"{row.gmacs:.2f}",
             f"{row.gflops:.2f}",
             str(row.final_tokens),
-            "" if row.peak_rss_mb is None else f"{row.peak_rss_mb:.0f}",
+            "" if row.build_s is None else f"{row.build_s:.2f}",
             f"{row.load_s:.2f}",
+            "" if row.peak_rss_mb is None else f"{row.peak_rss_mb:.0f}",
         )
-    return table
+    yield speed
+    yield cost

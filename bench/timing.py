@@ -131,12 +131,16 @@ class Comparison:
     def warmup_rounds(self) -> int:
         return sum(self.warmup_windows)
 
+    @property
+    def unstable(self) -> list[str]:
+        """The backends whose measurement did not settle."""
+        return [name for name, timing in self.timings.items() if not timing.stable]
+
     def require_stable(self) -> None:
         """Raise UnstableError naming the backends whose measurement did not settle."""
-        loose = [name for name, timing in self.timings.items() if not timing.stable]
-        if loose:
+        if self.unstable:
             raise UnstableError(
-                f"the measurement of {', '.join(loose)} did not settle. Close other programs, or measure "
+                f"the measurement of {', '.join(self.unstable)} did not settle. Close other programs, or measure "
                 "longer with --seconds."
             )
 

@@ -15,6 +15,9 @@ from torch import Tensor
 from tempme_export.kernels.reference import SNAP_STEPS
 
 
+_CHUNK = 64
+
+
 def _start_a(n_cls: int) -> int:
     """First even position behind the class tokens."""
     return n_cls + n_cls % 2
@@ -28,6 +31,20 @@ def _start_b(n_cls: int) -> int:
 def _widen(x: Tensor) -> Tensor:
     """At least float32: size * x passes 65504, and bfloat16 miscounts above 256."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def _cosine(metric: Tensor, n_cls: int) -> Tensor:
+    """Cosine of every A token with every B token, [B, |A|, |B|]; 0 for a zero-norm token.
+
+    Sums run over chunks of channels first. One float32 accumulator over 768 channels errs by half a snapping
+    step, and then equal tokens would not tie.
+    """
+    wide = _widen(metric)
+    chunks = F.pad(wide, (0, -wide.shape[-1] % _CHUNK)).unflatten(-1, (-1, _CHUNK))  # [B, N, K, _CHUNK]
+    norm = torch.sqrt((chunks * chunks).sum(dim=-1).sum(dim=-1))[:, :, None, None]
+    unit = (chunks / torch.where(norm == 0, 1.0, norm)).transpose(1, 2)
+    unit_a, unit_b = unit[:, :, _start_a(n_cls) :: 2], unit[:, :, _start_b(n_cls) :: 2]
+    return (unit_a @ unit_b.transpose(-1, -2)).sum(dim=1)
 
 
 def _rank(score: Tensor) -> Tensor:
@@ -54,13 +71,8 @@ def match_tokens(metric: Tensor, n_cls: int, r: int) -> Tensor:
     Returns assign [B, N] int32 onto N - r rows.
     """
     n_tokens, device = metric.shape[1], metric.device
-    wide = _widen(metric)
-    norm = torch.sqrt((wide * wide).sum(dim=-1, keepdim=True))
-    unit = wide / torch.where(norm == 0, 1.0, norm)
-    unit_a, unit_b = unit[:, _start_a(n_cls) :: 2], unit[:, _start_b(n_cls) :: 2]
-    n_a, n_b = unit_a.shape[1], unit_b.shape[1]
-
-    scores = torch.round((unit_a @ unit_b.transpose(1, 2)).float() * SNAP_STEPS)
+    scores = torch.round(_cosine(metric, n_cls).float() * SNAP_STEPS)
+    n_a, n_b = scores.shape[1:]
     scores = torch.where(scores.isnan(), -torch.inf, scores)
     best_b = scores.argmax(dim=-1)
     kept = _rank(scores.amax(dim=-1)) >= r

@@ -10,9 +10,9 @@ from torch import Tensor
 SNAP_STEPS = 2**20  # scores are compared as multiples of 1 / SNAP_STEPS (spec section 10)
 
 
-def split_ab(n_tokens: int, n_cls: int) -> tuple[Tensor, Tensor]:
+def split_ab(n_tokens: int, n_cls: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """Absolute positions of sets A (even) and B (odd), patch tokens only: two int64 vectors."""
-    patches = torch.arange(n_cls, n_tokens)
+    patches = torch.arange(n_cls, n_tokens, device=device)
     return patches[patches % 2 == 0], patches[patches % 2 == 1]
 
 
@@ -22,8 +22,8 @@ def scores_ref(metric: Tensor, n_cls: int) -> Tensor:
     metric  [B, N, C], any floating dtype
     Returns [B, |A|, |B|] float32 multiples of 2^-20; 0 for a zero-norm token, -inf where NaN was met.
     """
-    index_a, index_b = split_ab(metric.shape[1], n_cls)
-    wide = metric if metric.dtype == torch.float64 else metric.float()
+    index_a, index_b = split_ab(metric.shape[1], n_cls, metric.device)
+    wide = metric.double()  # so that equal tokens tie: float32 sums can err by half a snapping step
     norm = wide.norm(dim=-1, keepdim=True)
     unit = torch.where(norm == 0, 0.0, wide / norm)
     scores = unit[:, index_a] @ unit[:, index_b].transpose(1, 2)
@@ -42,38 +42,41 @@ def match_tokens_ref(metric: Tensor, n_cls: int, r: int) -> Tensor:
 
     Among equal best scores the lower B wins; among equal A's the lower A merges first.
     """
-    n_rows, n_tokens = metric.shape[0], metric.shape[1]
+    n_rows, n_tokens, device = metric.shape[0], metric.shape[1], metric.device
     if r == 0:
-        return torch.arange(n_tokens, dtype=torch.int32, device=metric.device).repeat(n_rows, 1)
-    index_a, index_b = split_ab(n_tokens, n_cls)
+        return torch.arange(n_tokens, dtype=torch.int32, device=device).repeat(n_rows, 1)
+    index_a, index_b = split_ab(n_tokens, n_cls, device)
     first_b = n_tokens - r - len(index_b)
-    assign = torch.empty(n_rows, n_tokens, dtype=torch.int64)
-    assign[:, :n_cls] = torch.arange(n_cls)
-    assign[:, index_b] = first_b + torch.arange(len(index_b))
-    best_score, best_b = scores_ref(metric, n_cls).cpu().max(dim=-1)
+    assign = torch.empty(n_rows, n_tokens, dtype=torch.int64, device=device)
+    assign[:, :n_cls] = torch.arange(n_cls, device=device)
+    assign[:, index_b] = first_b + torch.arange(len(index_b), device=device)
+    best_score, best_b = scores_ref(metric, n_cls).max(dim=-1)
     order = best_score.argsort(dim=-1, descending=True, stable=True)
     merged, kept = order[:, :r], order[:, r:].sort(dim=-1).values
     assign.scatter_(1, index_a[merged], first_b + best_b.gather(1, merged))
-    assign.scatter_(1, index_a[kept], (n_cls + torch.arange(kept.shape[1])).expand_as(kept))
-    return assign.to(torch.int32).to(metric.device)
+    assign.scatter_(1, index_a[kept], (n_cls + torch.arange(kept.shape[1], device=device)).expand_as(kept))
+    return assign.to(torch.int32)
 
 
 def decision_gap_ref(metric: Tensor, n_cls: int, r: int) -> Tensor:
     """Smallest score difference on which the match of each item depends: [B] float32.
 
-    The minimum, over merged A tokens, of best minus second-best score, and of the r-th minus the next best
-    score. Exact ties do not count, the rule decides them; infinite where nothing else was to decide.
+    How far the best score of a merged A token lies above the next different one, and how far the r-th best
+    score lies from its nearest different neighbours that could change places with it. Exact ties do not
+    count, the rule decides them; infinite where nothing else was to decide.
     """
     scores = scores_ref(metric, n_cls)
-    top = scores.topk(min(2, scores.shape[-1]), dim=-1).values
-    best, order = top[..., 0].sort(dim=-1, descending=True, stable=True)
-    gaps = [torch.full((len(scores), 1), torch.inf)]
-    if top.shape[-1] == 2:
-        gaps.append((best - top[..., 1].gather(1, order))[:, :r])
-    if r < best.shape[-1]:
-        gaps.append(best[:, r - 1 : r] - best[:, r : r + 1])
-    gap = torch.cat([g.cpu() for g in gaps], dim=1)
-    return gap.masked_fill(~(gap > 0), torch.inf).amin(dim=1)
+    best = scores.amax(dim=-1)
+    ranked = best.sort(dim=-1, descending=True, stable=True)
+    runner_up = scores.masked_fill(scores == best.unsqueeze(-1), -torch.inf).amax(dim=-1)
+    gaps = [(best - runner_up).gather(1, ranked.indices[:, :r])]
+    if r < best.shape[1]:
+        last = ranked.values[:, r - 1 : r]
+        tied = last == ranked.values[:, r : r + 1]
+        gaps.append((last - best).masked_fill(best >= last, torch.inf))
+        gaps.append((best - last).masked_fill((best <= last) | ~tied, torch.inf))
+    gap = torch.cat(gaps, dim=1)
+    return gap.masked_fill(~(gap > 0), torch.inf).amin(dim=1).cpu()
 
 
 def merge_tokens_ref(x: Tensor, size: Tensor, assign: Tensor, n_out: int) -> tuple[Tensor, Tensor]:

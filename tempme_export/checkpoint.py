@@ -190,7 +190,10 @@ def _check_jit_facts(tensors: dict[str, Tensor], facts: Facts, source: str) -> N
     """Take the three scalars of OpenAI's files out, once they are seen to agree with the shapes."""
     told = dict(zip(_JIT_FACTS, (facts.image_size, facts.context, facts.vocab), strict=True))
     for name, expected in told.items():
-        if name in tensors and (value := tensors.pop(name).item()) != expected:
+        if name not in tensors:
+            continue
+        value: Any = tensors.pop(name).tolist()
+        if value != expected:
             raise CheckpointError(f"{source}: {name} says {value}, the shapes say {expected}.")
 
 

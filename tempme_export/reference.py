@@ -90,11 +90,11 @@ def _block_weights(weights: Mapping[str, Tensor], index: int) -> dict[str, Tenso
 class ReferenceVideo(nn.Module):
     """Video tower of the oracle. `forward` returns what a bundle's `video.onnx` returns."""
 
-    def __init__(self, recipe: Recipe, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, recipe: Recipe, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> None:
         super().__init__()
         self.backbone, self.plan, self.policy = recipe.backbone, recipe.plan, recipe.profile.merge
         self.dtype = dtype
-        self.weights = folded_weights(recipe, "visual.", dtype)
+        self.weights = {k: v.to(device) for k, v in folded_weights(recipe, "visual.", dtype).items()}
         self.blocks = [_block_weights(self.weights, i) for i in range(self.backbone.layers)]
 
     def _stem(self, frames: Tensor) -> Tensor:
@@ -187,10 +187,10 @@ class ReferenceVideo(nn.Module):
 class ReferenceText(nn.Module):
     """Text tower of the oracle (spec section 6)."""
 
-    def __init__(self, recipe: Recipe, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, recipe: Recipe, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> None:
         super().__init__()
         self.backbone = recipe.backbone
-        self.weights = folded_weights(recipe, "", dtype)
+        self.weights = {k: v.to(device) for k, v in folded_weights(recipe, "", dtype).items()}
         self.blocks = [_block_weights(self.weights, i) for i in range(self.backbone.text_layers)]
 
     @torch.inference_mode()

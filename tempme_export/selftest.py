@@ -2,6 +2,7 @@
 
 Clips are drawn so that no decision of the oracle hangs on less than a few snapping steps: another backend's
 rounding must not decide. Among them are a static, a black and a repeating one, where exact ties are the rule.
+Those may stay fragile whatever is drawn: behind the exact ties lie tokens that differ by next to nothing.
 """
 
 import zipfile
@@ -18,12 +19,12 @@ from tempme_export.errors import BundleError, ParityError
 from tempme_export.kernels.reference import SNAP_STEPS
 from tempme_export.preprocess import Preprocess
 from tempme_export.recipe import Recipe
-from tempme_export.reference import ReferenceText, ReferenceVideo, Trace
+from tempme_export.reference import MergeStep, ReferenceText, ReferenceVideo, Trace
 
 CLIPS = ("moving", "static", "moving", "black", "repeated", "moving")
 TEXTS = 8
 SAFE_GAP = 4 / SNAP_STEPS
-_TRIES = 16
+_TRIES = 8
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class SelfTest:
     assigns: tuple[NDArray[np.int32], ...]
     gaps: NDArray[np.float32]
     tokens: tuple[NDArray[np.float32], ...] = ()
+
+    @property
+    def fragile(self) -> NDArray[np.bool_]:
+        """[V]: clips in which some decision hangs on less than SAFE_GAP, so that rounding may take another."""
+        return self.gaps.min(axis=1, initial=np.inf) < SAFE_GAP
 
 
 def preprocess_for(recipe: Recipe) -> Preprocess:
@@ -92,41 +98,53 @@ def draw_token_ids(recipe: Recipe, seed: int) -> NDArray[np.int64]:
     return ids
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """One clip with what the oracle made of it."""
+
+    clip: NDArray[np.uint8]
+    embedding: NDArray[np.float32]
+    steps: list[MergeStep]
+
+    @property
+    def gaps(self) -> list[float]:
+        return [float(step.gap.min()) for step in self.steps]
+
+
+def _draw_safely(kind: str, video: ReferenceVideo, preprocess: Preprocess, seed: int) -> _Judged:
+    """The first clip of a kind whose decisions are safe, or the safest of a few."""
+    drawn = []
+    for attempt in range(_TRIES):
+        clip, trace = draw_clip(kind, video.plan.frames, preprocess.size, seed + attempt), Trace()
+        feature = video.video_feature(torch.from_numpy(preprocess(clip)[None]), trace=trace)
+        drawn.append(_Judged(clip, torch.nn.functional.normalize(feature, dim=-1).numpy(), trace.steps))
+        if min(drawn[-1].gaps, default=np.inf) >= SAFE_GAP:
+            return drawn[-1]
+    if kind == "moving":
+        raise ParityError(
+            f"{_TRIES} different moving clips all have merge decisions that hang on less than {SAFE_GAP:.1e} of "
+            "similarity. The checkpoint's features seem to have collapsed; check it on real videos."
+        )
+    return max(drawn, key=lambda judged: min(judged.gaps))
+
+
 def make_selftest(recipe: Recipe, seed: int = 0) -> SelfTest:
     """Draw clips and texts and run the oracle on them.
 
-    Raises ParityError when no clip with safe decisions is found, which a checkpoint with collapsed
-    features would cause.
+    Raises ParityError when not even moving clips have safe decisions, which collapsed features would cause.
     """
     video, text = ReferenceVideo(recipe), ReferenceText(recipe)
-    preprocess, size = preprocess_for(recipe), recipe.backbone.image_size
-    clips, embeddings, traces = [], [], []
-    for index, kind in enumerate(CLIPS):
-        for attempt in range(_TRIES):
-            clip = draw_clip(kind, recipe.profile.frames, size, seed + 1600 * index + attempt)
-            trace = Trace()
-            frames = torch.from_numpy(preprocess(clip)[None])
-            embedding = torch.nn.functional.normalize(video.video_feature(frames, trace=trace), dim=-1)
-            if all(float(step.gap.min()) >= SAFE_GAP for step in trace.steps):
-                break
-        else:
-            raise ParityError(
-                f"{_TRIES} different {kind} clips all have merge decisions that hang on less than {SAFE_GAP:.1e} "
-                "of similarity. The checkpoint's features seem to have collapsed; check it on real videos."
-            )
-        clips.append(clip)
-        embeddings.append(embedding.numpy())
-        traces.append(trace)
-    token_ids = draw_token_ids(recipe, seed)
-    steps = range(len(traces[0].steps))
+    preprocess, token_ids = preprocess_for(recipe), draw_token_ids(recipe, seed)
+    judged = [_draw_safely(kind, video, preprocess, seed + 1600 * i) for i, kind in enumerate(CLIPS)]
+    merges = range(len(recipe.plan.merges))
     return SelfTest(
-        clips=np.stack(clips),
+        clips=np.stack([j.clip for j in judged]),
         token_ids=token_ids,
-        video_embedding=np.concatenate(embeddings),
+        video_embedding=np.concatenate([j.embedding for j in judged]),
         text_embedding=text(torch.from_numpy(token_ids)).numpy(),
-        assigns=tuple(np.concatenate([t.steps[k].assign.numpy() for t in traces]) for k in steps),
-        gaps=np.array([[float(step.gap.min()) for step in t.steps] for t in traces], np.float32),
-        tokens=tuple(np.concatenate([t.steps[k].tokens.numpy() for t in traces]) for k in steps),
+        assigns=tuple(np.concatenate([j.steps[k].assign.numpy() for j in judged]) for k in merges),
+        gaps=np.array([j.gaps for j in judged], np.float32).reshape(len(judged), len(merges)),
+        tokens=tuple(np.concatenate([j.steps[k].tokens.numpy() for j in judged]) for k in merges),
     )
 
 

@@ -155,9 +155,7 @@ class TestLayouts:
         holds(load_checkpoint(saved(tmp_path, narrowed)), narrowed)
 
     def test_views_become_contiguous(self, bare, tmp_path):
-        strided = {
-            name: tensor.t().contiguous().t() if tensor.ndim == 2 else tensor for name, tensor in bare.items()
-        }
+        strided = {name: tensor.t().contiguous().t() if tensor.ndim == 2 else tensor for name, tensor in bare.items()}
         assert not strided["visual.proj"].is_contiguous()
         holds(load_checkpoint(saved(tmp_path, strided)), bare)
 
@@ -353,9 +351,7 @@ class TestContent:
 
     def test_names_outside_the_prefix(self, state, tmp_path):
         message = refused(saved(tmp_path, state | {"head.weight": torch.zeros(3)}))
-        assert (
-            "visual.conv1.weight is missing" in message and "head.weight" not in message.split("such as")[0]
-        )
+        assert "visual.conv1.weight is missing" in message and "head.weight" not in message.split("such as")[0]
 
     def test_missing_names_are_listed(self, state, tmp_path):
         del state[f"clip.{BLOCK}ln_1.bias"], state["clip.logit_scale"]
@@ -387,10 +383,7 @@ class TestContent:
         state[f"clip.{BLOCK}mlp.c_fc.bias"] = torch.zeros(255)
         state["clip.logit_scale"] = torch.zeros(1)
         message = refused(saved(tmp_path, state))
-        assert (
-            f"2 misshapen: logit_scale (1,) instead of (), {BLOCK}mlp.c_fc.bias (255,) instead of (256,)"
-            in message
-        )
+        assert f"2 misshapen: logit_scale (1,) instead of (), {BLOCK}mlp.c_fc.bias (255,) instead of (256,)" in message
 
     def test_every_kind_of_problem_in_one_message(self, state, tmp_path):
         state["clip.new"] = torch.zeros(1)
@@ -475,11 +468,7 @@ class TestLora:
         refused(saved(tmp_path, state), f"1 missing: {BLOCK}{half}")
 
     def test_missing_in_the_text_tower(self, state, tmp_path):
-        rest = {
-            name: t
-            for name, t in state.items()
-            if not (name.startswith("clip.transformer.") and "LoRA" in name)
-        }
+        rest = {name: t for name, t in state.items() if not (name.startswith("clip.transformer.") and "LoRA" in name)}
         refused(saved(tmp_path, rest), f"2 missing: transformer.resblocks.0.{LORA_A}")
 
     def test_b_of_another_rank(self, state, tmp_path):
@@ -528,13 +517,9 @@ class TestOpenClip:
         assert checkpoint.source == f"open_clip:tiny-test/{path}"
         assert checkpoint.sha256 == from_state_dict(module.state_dict(), "x").sha256
 
-    @pytest.mark.parametrize(
-        "source", ["open_clip:", "open_clip:ViT-B-32", "open_clip:ViT-B-32/", "open_clip:/openai"]
-    )
+    @pytest.mark.parametrize("source", ["open_clip:", "open_clip:ViT-B-32", "open_clip:ViT-B-32/", "open_clip:/openai"])
     def test_malformed(self, source):
-        refused(
-            source, f"{source} is not open_clip:MODEL/PRETRAINED, like open_clip:ViT-B-32-quickgelu/openai"
-        )
+        refused(source, f"{source} is not open_clip:MODEL/PRETRAINED, like open_clip:ViT-B-32-quickgelu/openai")
 
     def test_unknown_model(self):
         refused("open_clip:no-such-model/openai", "open_clip cannot load no-such-model with weights 'openai'")

@@ -69,9 +69,7 @@ def test_figures_that_do_not_follow_are_counted_right(frames, merge, right, prin
 def test_parts_by_hand():
     # Two frames of 1 + 4 patches, one block that joins them: 10 tokens, int(10 * 0.3) = 3 merged before
     # attention (7), int(7 * 0.2) = 1 after it (6).
-    small = dataclasses.replace(
-        open_clip_backbone(B32), image_size=8, patch=4, width=128, heads=2, layers=1, embed=32
-    )
+    small = dataclasses.replace(open_clip_backbone(B32), image_size=8, patch=4, width=128, heads=2, layers=1, embed=32)
     plan = schedule(MergePolicy(0, (0,), (2,), 30, 20), layers=1, frames=2, tokens_per_frame=5)
     counted = complexity(plan, small)
     assert counted.patch_convolution == 2 * 4 * 3 * 16 * 128

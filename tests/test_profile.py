@@ -268,9 +268,7 @@ def test_a_plain_image_encoder_is_a_profile(document):
 
 class TestFiles:
     def test_missing(self, tmp_path):
-        with pytest.raises(
-            ProfileError, match=r"none\.toml is not a file\. Shipped profiles: .*vit-b-32-12f"
-        ):
+        with pytest.raises(ProfileError, match=r"none\.toml is not a file\. Shipped profiles: .*vit-b-32-12f"):
             load_profile(tmp_path / "none.toml")
 
     def test_unknown_name(self):
@@ -306,8 +304,6 @@ class TestFiles:
 
     def test_errors_name_the_file(self, tmp_path):
         path = tmp_path / "mine.toml"
-        path.write_text(
-            (profile_folder() / "vit-b-32-12f.toml").read_text().replace("frames = 12", "frames = 0")
-        )
+        path.write_text((profile_folder() / "vit-b-32-12f.toml").read_text().replace("frames = 12", "frames = 0"))
         with pytest.raises(ProfileError, match=r"profile mine\.toml: frames = 0 is below 1"):
             load_profile(path)

@@ -157,9 +157,7 @@ class TestInference:
             assert not recipe.inferred and recipe.profile.name == "vit-b-32-12f"
             assert recipe.plan.final_tokens == 97
 
-    @pytest.mark.parametrize(
-        "name", ["vit-b-32-12f", "vit-b-32-8f", "vit-b-32-12f-none", "vit-b-32-12f-tome"]
-    )
+    @pytest.mark.parametrize("name", ["vit-b-32-12f", "vit-b-32-8f", "vit-b-32-12f-none", "vit-b-32-12f-tome"])
     def test_plain_clip_fits_where_it_is_told(self, checkpoint_of, name):
         assert prepare(checkpoint_of(plain(B32)), name).profile.name == name
 
@@ -211,9 +209,7 @@ class TestContradictions:
     )
     def test_clip_layers_and_factors(self, checkpoint_of, changes, expected):
         profile = remerged("vit-b-32-12f", **changes)
-        self.contradict(
-            checkpoint_of(B32), profile, f"are {{8: 12, 9: 6, 10: 3}} in the checkpoint and {expected}"
-        )
+        self.contradict(checkpoint_of(B32), profile, f"are {{8: 12, 9: 6, 10: 3}} in the checkpoint and {expected}")
 
     def test_a_factor_of_one_has_no_clip_position(self, checkpoint_of):
         profile = remerged("vit-b-32-12f", clip_factors=(2, 2, 1))
@@ -229,9 +225,7 @@ class TestContradictions:
 
     def test_lora_where_the_profile_wants_clip_positions(self, checkpoint_of):
         lora = dataclasses.replace(B32, clip_lengths=())
-        self.contradict(
-            checkpoint_of(lora), "vit-b-32-12f", "are {} in the checkpoint and {8: 12, 9: 6, 10: 3}"
-        )
+        self.contradict(checkpoint_of(lora), "vit-b-32-12f", "are {} in the checkpoint and {8: 12, 9: 6, 10: 3}")
 
     def test_activation(self, checkpoint_of):
         message = "activation is gelu in the checkpoint and quickgelu in ViT-B-32-quickgelu"
@@ -252,9 +246,7 @@ class TestContradictions:
             assert right in text
             text = text.replace(right, wrong)
         (tmp_path / "wrong.toml").write_text(text)
-        message = (
-            "profile vit-b-16-12f: expect.final_tokens = 127, but its settings give 321 on ViT-B-16-quickgelu"
-        )
+        message = "profile vit-b-16-12f: expect.final_tokens = 127, but its settings give 321 on ViT-B-16-quickgelu"
         with pytest.raises(ProfileError, match=re.escape(message)):
             load_profile(tmp_path / "wrong.toml")
 
@@ -273,9 +265,7 @@ class TestSizesFromTheCheckpoint:
     def test_odd_widths(self, checkpoint_of, tiny_profile, changes):
         facts = dataclasses.replace(B32, **changes)
         ((name, value),) = changes.items()
-        with pytest.raises(
-            CheckpointError, match=f"^{name} = {value} is not a multiple of the head width 64"
-        ):
+        with pytest.raises(CheckpointError, match=f"^{name} = {value} is not a multiple of the head width 64"):
             prepare(checkpoint_of(facts), tiny_profile)
 
     @pytest.mark.parametrize(
@@ -287,9 +277,7 @@ class TestSizesFromTheCheckpoint:
             ({"image_r": 30}, "image_r = 30 merges more tokens"),
         ],
     )
-    def test_policies_are_checked_once_the_sizes_are_known(
-        self, checkpoint_of, tiny_profile, changes, message
-    ):
+    def test_policies_are_checked_once_the_sizes_are_known(self, checkpoint_of, tiny_profile, changes, message):
         profile = dataclasses.replace(tiny_profile, merge=dataclasses.replace(tiny_profile.merge, **changes))
         with pytest.raises(ProfileError, match=message):
             prepare(checkpoint_of(B32), profile)

@@ -63,8 +63,7 @@ def _free_batch(graph: onnx_ir.Graph) -> None:
 def _drop_whole_slices(graph: onnx_ir.Graph) -> None:
     """Remove the slices that take a whole axis, which decomposition writes for every `:` of an index."""
     for node in graph:
-        data = node.inputs[0]
-        if node.op_type != "Slice" or data is None or len(node.inputs) < 4:
+        if node.op_type != "Slice" or len(node.inputs) < 4 or (data := node.inputs[0]) is None:
             continue
         bounds = [value.const_value for value in node.inputs[1:] if value is not None]
         if all(bound is not None for bound in bounds):

@@ -146,8 +146,8 @@ def test_a_checkpoint_from_command_to_files(tempme_bench, tiny, tiny_bundle, tmp
     assert code == 0
     assert err.startswith(f"tiny: 4 frames, {checkpoint}\nloading original\n")
     lines = [line.split() for line in out.splitlines()]
-    assert [line[:2] for line in lines if "pass" in line] == [
-        [backend, batch] for batch in "12" for backend in ("original", "torch", "ort")
+    assert [line[:3] for line in lines if "pass" in line] == [
+        [backend, "fp32", batch] for batch in "12" for backend in ("original", "torch", "ort")
     ]
     rows = pl.read_parquet(tmp_path / report.ROWS)
     assert rows["backend"].to_list() == ["original", "torch", "ort"] * 2

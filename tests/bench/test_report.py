@@ -116,6 +116,11 @@ def test_remarks_name_what_a_table_cannot():
     ]
 
 
+def test_an_unsettled_measurement_is_said():
+    last = a_report(comparisons={2: comparison(stable=False)}).remarks()[-1]
+    assert last.startswith("batch 2: original, ort did NOT SETTLE")
+
+
 def test_a_missing_backend_is_no_failure():
     a_report(missing={"ort": "onnxruntime is not installed"}).check(strict=True)
 

@@ -109,6 +109,20 @@ class TestMatch:
             assign = dense.match_tokens(token.repeat(1, 10, 1), n_cls, 2)
             assert assign.tolist() == [expected] * len(token)
 
+    # Joined clips of a frozen video. With an odd number of patches a patch meets its equal in the other set, at
+    # cosine 1 but for rounding; with an even one it meets two equal strangers.
+    @pytest.mark.parametrize("patches", [15, 16])
+    @pytest.mark.parametrize("width", [64, 768, 1024, 1280])
+    @pytest.mark.parametrize("frames", [2, 3])
+    @pytest.mark.parametrize("outlier", [1.0, 60.0])
+    def test_frozen_frames_follow_the_oracle(self, width, frames, outlier, patches):
+        torch.manual_seed(42)
+        frame = torch.randn(20, patches, width)
+        frame[..., 5] *= outlier
+        metric = torch.cat([torch.randn(20, frames, width), frame.repeat(1, frames, 1)], dim=1)
+        for r in (1, 7 * frames // 2, 7 * frames):
+            equal(dense.match_tokens(metric, frames, r), match_tokens_ref(metric, frames, r))
+
     def test_duplicates_that_differ_by_an_ulp_tie(self):
         torch.manual_seed(42)
         token = torch.randn(1, 1, 64)

@@ -189,3 +189,8 @@ class TestMerge:
         size = torch.tensor([[1.0, 400.0, 300.0, 1.0]])
         merged, total = merge_tokens_ref(x, size, torch.tensor([[0, 1, 1, 2]], dtype=torch.int32), 3)
         assert total.tolist() == [[1, 700, 1]] and (merged == 100.5).all()
+
+
+def test_memory_is_poisoned_in_these_tests():
+    assert torch.empty(3).isnan().all() and torch.zeros(2).new_empty(2, 2).isnan().all()
+    assert (torch.empty_like(torch.zeros(2, dtype=torch.int32)) < -1000).all()

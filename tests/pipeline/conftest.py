@@ -1,0 +1,112 @@
+"""A small checkpoint, its profile and one accepted bundle, exported once for all tests here."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from tempme_export import pipeline
+from tempme_export.bundle import TEXT, VIDEO
+from tempme_export.checkpoint import load_checkpoint
+from tempme_export.recipe import prepare
+from tempme_export.selftest import make_selftest
+
+PROFILE = """
+name = "small"
+backbone = "checkpoint"
+frames = 4
+text_length = 8
+
+[merge]
+image_r = 1
+clip_layers = [1, 2]
+clip_factors = [2, 2]
+cross_percent = 30
+intra_percent = 10
+size_bias = true
+clip_position = true
+
+[shapes]
+batch = [1, 3, 8]
+"""
+
+
+@pytest.fixture(scope="session")
+def one_thread():
+    """Operators this small wait longer for a second thread than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def small_folder(tmp_path_factory, checkpoint_maker):
+    """Folder with `small.pth` (3 blocks, 4 frames of 48 pixels, seed 7) and `small.toml`. Do not write there."""
+    folder = tmp_path_factory.mktemp("small")
+    settings = checkpoint_maker.settings(
+        "tiny", image=48, layers=3, merge_layer="1-2", merge_frame_num="2-2", max_frames=4
+    )
+    state = checkpoint_maker.make_state_dict(settings, seed=7)
+    torch.save({name: torch.from_numpy(np.array(value)) for name, value in state.items()}, folder / "small.pth")
+    (folder / "small.toml").write_text(PROFILE)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(small_folder):
+    """Path of the small checkpoint."""
+    return small_folder / "small.pth"
+
+
+@pytest.fixture(scope="session")
+def small_profile(small_folder):
+    """Path of its profile."""
+    return small_folder / "small.toml"
+
+
+@pytest.fixture(scope="session")
+def small_recipe(small_checkpoint, small_profile):
+    """Both brought together."""
+    return prepare(load_checkpoint(small_checkpoint), small_profile)
+
+
+@pytest.fixture(scope="session")
+def small_selftest(one_thread, small_recipe):
+    """Its self-test with every merged token."""
+    return make_selftest(small_recipe)
+
+
+@pytest.fixture(scope="session")
+def small_stages():
+    """What `export` reported while `small_bundle` was built: (stage, result) in order."""
+    return []
+
+
+@pytest.fixture(scope="session")
+def small_bundle(one_thread, small_checkpoint, small_profile, small_stages, tmp_path_factory):
+    """Path of a float32 bundle that was built and accepted for real. Do not write there."""
+    out = tmp_path_factory.mktemp("bundles") / "small.tempme"
+    pipeline.export(
+        small_checkpoint, small_profile, out, progress=lambda stage, result: small_stages.append((stage, result))
+    )
+    return out
+
+
+@pytest.fixture
+def bundle_copy(small_bundle, tmp_path):
+    """A copy of the bundle to spoil."""
+    return shutil.copytree(small_bundle, tmp_path / "copy.tempme")
+
+
+@pytest.fixture
+def quick_export(small_bundle, small_selftest, monkeypatch):
+    """Within a test, exports copy the graphs of `small_bundle` and take its self-test; all else is real."""
+
+    def copy_of(name):
+        return lambda recipe, path, *rest: shutil.copyfile(small_bundle / name, path)
+
+    monkeypatch.setattr(pipeline, "export_video", copy_of(VIDEO))
+    monkeypatch.setattr(pipeline, "export_text", copy_of(TEXT))
+    monkeypatch.setattr(pipeline, "make_selftest", lambda recipe: small_selftest)

@@ -1,0 +1,48 @@
+"""The package's three functions are what a user gets, whatever was imported before."""
+
+import subprocess
+import sys
+
+import pytest
+
+CASES = {
+    "package": "import tempme_export",
+    "sub-package after": "import tempme_export\nimport tempme_export.export.to_onnx",
+    "sub-package first": "import tempme_export.export.to_onnx\nimport tempme_export",
+    "from": "from tempme_export.export.to_onnx import export_video\nimport tempme_export",
+    "pipeline": "import tempme_export.pipeline, importlib\nimportlib.import_module('tempme_export.export')",
+}
+
+
+@pytest.mark.parametrize("imports", CASES.values(), ids=CASES.keys())
+def test_export_stays_a_function(imports):
+    check = """
+import sys, types
+assert isinstance(tempme_export.export, types.FunctionType), tempme_export.export
+try:
+    tempme_export.export("missing.pt")
+except tempme_export.errors.CheckpointError as error:
+    assert "missing.pt does not exist" in str(error)
+else:
+    raise AssertionError("exported a checkpoint that is not there")
+from tempme_export.export import to_onnx
+assert to_onnx is sys.modules["tempme_export.export.to_onnx"]
+assert callable(tempme_export.export)
+"""
+    script = f"{imports}\nimport tempme_export.errors{check}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_the_package_is_light():
+    script = "import sys, tempme_export; sys.exit(', '.join({'torch', 'onnx', 'open_clip'} & sys.modules.keys()) or 0)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_public_names():
+    import tempme_export
+
+    assert tempme_export.__all__ == ["export", "load", "verify"]
+    for name in tempme_export.__all__:
+        assert callable(getattr(tempme_export, name)) and getattr(tempme_export, name).__doc__

@@ -1,0 +1,417 @@
+"""`tempme-export`: exit codes, one message for each refusal, data on stdout and words on stderr."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from tempme_export import cli, console, pipeline
+from tempme_export.bundle import MANIFEST, TEXT, VIDEO, open_bundle, verify_files
+from tempme_export.errors import BackendError, ExportError
+from tempme_export.parity import Check, ParityReport
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def tempme_export(monkeypatch, capsys):
+    """Run the command in this process; returns exit code, stdout and stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["tempme-export", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capsys.readouterr()
+        return caught.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture
+def export(tempme_export, small_checkpoint, small_profile, quick_export, tmp_path):
+    """Run `tempme-export` on the small model with graphs that were built before."""
+
+    def run(*arguments):
+        return tempme_export(small_checkpoint, "--profile", small_profile, "--out", tmp_path / "out", *arguments)
+
+    return run
+
+
+def refusal(result, code, *words):
+    """One line of error on stderr with these words, nothing on stdout, no traceback."""
+    found, out, err = result
+    assert found == code, err
+    assert out == "" and "Traceback" not in err
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    for word in words:
+        assert word in lines[0]
+
+
+class TestUsage:
+    def test_neither_and_both(self, tempme_export, small_checkpoint, small_bundle):
+        refusal(tempme_export(), 2, "either a checkpoint to export or --verify DIR", "tempme-export --help")
+        refusal(tempme_export(small_checkpoint, "--verify", small_bundle), 2, "either a checkpoint")
+
+    @pytest.mark.parametrize(
+        "batch", ["8", "1:8", "1:8:64:65", "a:b:c", "1:-8:64", "1.5:2:3", "", "::", "0:1:2", "3:2:8"]
+    )
+    def test_batch(self, export, batch, tmp_path):
+        refusal(export("--batch", batch), 2, f"--batch {batch!r}", "MIN")
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+    def test_precision(self, export, tmp_path, dry):
+        refusal(export("--precision", "int8", *dry), 2, "'int8' is not one of fp32, fp16, bf16")
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("arguments", [["--presicion", "fp16"], ["a", "b"], ["--opset", "new"], ["--batch"]])
+    def test_what_the_parser_refuses(self, tempme_export, arguments):
+        code, out, err = tempme_export("ckpt.pt", *arguments)
+        assert code == 2 and out == ""
+        assert "Usage:" in err and "Error" in err and "Traceback" not in err
+
+    def test_help(self, tempme_export):
+        code, out, _ = tempme_export("--help")
+        assert code == 0
+        for word in (
+            "CKPT",
+            "--profile",
+            "--precision",
+            "--frame-mask",
+            "--verify",
+            "--dry-run",
+            "--json",
+            "Exit codes",
+        ):
+            assert word in out
+
+
+class Code:
+    def __reduce__(self):
+        return (print, ("loaded",))
+
+
+class TestInput:
+    """Exit 3: checkpoint, profile or bundle."""
+
+    def test_a_checkpoint_that_is_none(self, tempme_export, small_checkpoint, tmp_path, capsys):
+        whole = small_checkpoint.read_bytes()
+        paths = {name: tmp_path / f"{name}.pt" for name in ("empty", "truncated", "code", "text", "foreign")}
+        paths["empty"].write_bytes(b"")
+        paths["truncated"].write_bytes(whole[: len(whole) // 2])
+        paths["code"].write_bytes(pickle.dumps({"clip.proj": Code()}))
+        paths["text"].write_text("no checkpoint")
+        torch.save({"layer.weight": torch.zeros(3)}, paths["foreign"])
+        before = sorted(tmp_path.iterdir())
+        for path, words in (
+            (tmp_path / "missing.pt", "does not exist"),
+            (tmp_path, "is a folder"),
+            (paths["empty"], "is empty"),
+            (paths["truncated"], "truncated"),
+            (paths["code"], "holds code or objects"),
+            (paths["text"], "not a PyTorch or safetensors file"),
+            (paths["foreign"], "not a CLIP"),
+        ):
+            for more in ([], ["--dry-run"]):
+                refusal(tempme_export(path, *more), 3, str(path), words)
+        assert sorted(tmp_path.iterdir()) == before
+
+    def test_code_in_a_zip_is_not_run(self, tempme_export, tmp_path):
+        path = tmp_path / "code.pt"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("code/data.pkl", pickle.dumps({"clip.proj": Code()}, protocol=2))
+            archive.writestr("code/version", "3\n")
+        refusal(tempme_export(path), 3, "holds code or objects")
+
+    def test_wrong_backbone(self, tempme_export, small_checkpoint):
+        result = tempme_export(small_checkpoint, "--profile", "vit-b-32-12f")
+        refusal(result, 3, "contradict each other", "width is 128 in the checkpoint and 768", "--profile")
+
+    def test_contradictory_profile(self, tempme_export, small_checkpoint, small_profile, tmp_path):
+        text = small_profile.read_text()
+        for old, new, words in (
+            ("frames = 4", "frames = 8", "clip positions"),
+            ("clip_layers = [1, 2]", "clip_layers = [0, 2]", "clip positions"),
+            ("clip_factors = [2, 2]", "clip_factors = [2, 3]", "cannot be joined by 3"),
+            ("image_r = 1", "image_r = 40", "image_r = 40"),
+            ("image_r = 1", "image_s = 1", "unknown key 'image_s'"),
+            ("[merge]", "[merge", "cannot be read as TOML"),
+            ("text_length = 8", "text_length = 78", "77 positions"),
+        ):
+            assert old in text
+            (tmp_path / "wrong.toml").write_text(text.replace(old, new))
+            refusal(tempme_export(small_checkpoint, "--profile", tmp_path / "wrong.toml"), 3, words)
+
+    def test_no_such_profile(self, tempme_export, small_checkpoint, tmp_path):
+        refusal(tempme_export(small_checkpoint, "--profile", "vit-b-33"), 3, "'vit-b-33'", "vit-b-32-12f")
+        refusal(tempme_export(small_checkpoint, "--profile", tmp_path / "no.toml"), 3, "no.toml is not a file")
+
+    def test_no_profile_fits(self, tempme_export, small_checkpoint):
+        refusal(tempme_export(small_checkpoint), 3, "fits no shipped profile", "Write one", "vit-b-32-12f")
+
+    def test_several_profiles_fit(self, tempme_export, small_checkpoint, monkeypatch):
+        from tempme_export import recipe
+
+        monkeypatch.setattr(recipe, "_contradictions", lambda checkpoint, profile, backbone: [])
+        refusal(tempme_export(small_checkpoint), 3, "profiles: vit-b-16-12f,", "choose one with --profile")
+
+    def test_output_in_the_way(self, export, tmp_path):
+        (tmp_path / "out").write_text("a thesis")
+        refusal(export("--force"), 3, "is no bundle; it is left alone")
+
+    def test_no_bundle_to_verify(self, tempme_export, tmp_path):
+        refusal(tempme_export("--verify", tmp_path / "missing"), 3, "does not exist")
+        refusal(tempme_export("--verify", tmp_path), 3, "has no manifest.json")
+
+
+class TestBackend:
+    """Exit 4: what this machine or version lacks."""
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+    @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+    @pytest.mark.parametrize("device", ["cuda", "cuda:3", "tpu"])
+    def test_device(self, export, tmp_path, device, precision):
+        refusal(export("--device", device, "--precision", precision), 4, device.split(":")[0])
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+    def test_verify_on_a_device(self, tempme_export, small_bundle):
+        refusal(tempme_export("--verify", small_bundle, "--device", "cuda"), 4, "CUDA")
+
+    @pytest.mark.parametrize("flags", [["--trt"], ["--pt2"], ["--trt", "--pt2"], ["--trt", "--dry-run"]])
+    def test_formats_of_later_versions(self, export, tmp_path, flags):
+        words = [flag for flag in flags if flag != "--dry-run"]
+        refusal(export(*flags), 4, "this version builds the ONNX bundle only", *words)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_runtime_is_missing(self, export, tmp_path, monkeypatch):
+        def missing():
+            raise BackendError("ONNX Runtime is not installed.")
+
+        monkeypatch.setattr(pipeline, "import_onnxruntime", missing)
+        refusal(export(), 4, "ONNX Runtime is not installed")
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def wrong_text_tower(small_bundle, monkeypatch):
+    """What comes out as text.onnx has its projection negated."""
+
+    def export_text(recipe, path, *rest):
+        proto = onnx.load(small_bundle / TEXT)
+        for tensor in proto.graph.initializer:
+            if list(tensor.dims) == [128, 32]:
+                tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name))
+        onnx.save(proto, path)
+
+    monkeypatch.setattr(pipeline, "export_text", export_text)
+
+
+class TestParityAndBuild:
+    def test_parity_failure(self, export, wrong_text_tower, monkeypatch, tmp_path):
+        code, out, err = export("--json")
+        assert (code, out) == (5, "")
+        assert "FAIL" in err and "PASS" in err
+        assert "error: parity failed. text.onnx: text, batch 8: 1 - cosine is 2, limit 1e-06" in err
+        assert f"kept as {tmp_path / 'out.failed'}" in err
+        assert [path.name for path in tmp_path.iterdir()] == ["out.failed"]
+
+    def test_build_failure(self, export, monkeypatch, tmp_path):
+        def fail(*args):
+            raise ExportError("the graph holds ai.onnx.Loop, which other runtimes refuse.")
+
+        monkeypatch.setattr(pipeline, "export_video", fail)
+        refusal(export(), 6, "ai.onnx.Loop")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_unwritable_output(self, tempme_export, small_checkpoint, small_profile, tmp_path):
+        out = tmp_path / "missing" / "out"
+        refusal(tempme_export(small_checkpoint, "--profile", small_profile, "--out", out), 6, "is not a folder")
+
+    def test_untested_opset(self, tempme_export, small_checkpoint, small_profile, tmp_path):
+        out = tmp_path / "out"
+        result = tempme_export(small_checkpoint, "--profile", small_profile, "--out", out, "--opset", "19")
+        assert result[0] in (2, 6) and result[1] == ""
+        assert "opset 19 is not one of 18, 20, 23" in result[2]
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_bug_keeps_its_traceback(self, small_checkpoint, small_profile, tmp_path):
+        script = (
+            "import sys\n"
+            "from tempme_export import cli, pipeline\n"
+            "def bug(recipe): raise RuntimeError('a bug')\n"
+            "pipeline.make_selftest = bug\n"
+            "sys.argv = ['tempme-export', *sys.argv[1:]]\n"
+            "cli.main()\n"
+        )
+        arguments = [small_checkpoint, "--profile", small_profile, "--out", tmp_path / "out"]
+        done = run_python("-c", script, *arguments)
+        assert done.returncode == 1 and done.stdout == ""
+        assert "Traceback (most recent call last)" in done.stderr and "RuntimeError: a bug" in done.stderr
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestDone:
+    def test_words_go_to_stderr(self, export, tmp_path):
+        code, out, err = export()
+        assert (code, out) == (0, "")
+        for word in ("checkpoint", "small (as asked)", "1 (joins 2)", "self-test", "6 clips and 8 texts", "PASS"):
+            assert word in err
+        assert "40 -> 16 tokens" in err, "four frames of ten tokens"
+        assert f"done       {tmp_path / 'out'} in " in err
+        assert "FAIL" not in err and "NOT RUN" not in err
+        verify_files(open_bundle(tmp_path / "out"))
+
+    def test_json_is_one_document(self, export, tmp_path):
+        code, out, err = export("--json", "--batch", "1:2:4")
+        assert code == 0 and "done" in err
+        document = json.loads(out)
+        assert document == {
+            "bundle": str(tmp_path / "out"),
+            "manifest": json.loads((tmp_path / "out" / MANIFEST).read_text()),
+        }
+        assert document["manifest"]["profile"]["shapes"]["batch"] == [1, 2, 4]
+
+    def test_options_reach_the_pipeline(self, tempme_export, monkeypatch, small_bundle):
+        seen = {}
+
+        def export(*args, **options):
+            seen.update(options, args=args)
+            return open_bundle(small_bundle)
+
+        monkeypatch.setattr(pipeline, "export", export)
+        code, _, _ = tempme_export(
+            *("ckpt.pt", "--profile", "p.toml", "--out", "o", "--precision", "bf16", "--batch", "2:3:4"),
+            *("--frame-mask", "--device", "cuda:1", "--opset", "23", "--force"),
+        )
+        assert code == 0
+        assert tuple(map(str, seen.pop("args"))) == ("ckpt.pt", "p.toml", "o")
+        assert seen.pop("progress") is console.show_progress
+        assert seen == {
+            "precision": "bf16",
+            "batch": (2, 3, 4),
+            "frame_mask": True,
+            "device": "cuda:1",
+            "opset": 23,
+            "force": True,
+        }
+
+    def test_default_output(self, tempme_export, small_checkpoint, small_profile, quick_export, tmp_path):
+        checkpoint = tmp_path / "ckpt.pth"
+        checkpoint.symlink_to(small_checkpoint)
+        assert tempme_export(checkpoint, "--profile", small_profile)[0] == 0
+        verify_files(open_bundle(tmp_path / "ckpt.tempme"))
+
+    def test_not_run_is_said(self, export, monkeypatch, tmp_path):
+        """A precision this runtime has no kernels for: built, and plainly not proven."""
+        reason = "ONNX Runtime on cpu cannot run video.onnx: [ONNXRuntimeError] : 9 : [/usr/lib] no kernel [red]"
+        monkeypatch.setattr(pipeline, "judge", lambda *args: [ParityReport(VIDEO, "ort", (), reason=reason)])
+        code, out, err = export("--precision", "bf16")
+        assert code == 0
+        assert "NOT RUN" in err and "[ONNXRuntimeError] : 9 : [/usr/lib] no kernel [red]" in err
+        assert "nothing is proven" in err.splitlines()[-1]
+
+    def test_parity_table_shows_what_it_is_given(self, capsys):
+        """Brackets are text, not style."""
+        check = Check("decisions [1]", 0.5, 0.1, detail="at [/block/1] [bold]x")
+        console.show_parity([ParityReport("video.onnx", "ort", (check,))])
+        err = capsys.readouterr().err
+        assert "decisions [1]" in err and "at [/block/1] [bold]x" in err and "FAIL" in err
+
+
+class TestDryRun:
+    def test_writes_nothing(self, tempme_export, small_checkpoint, small_profile, tmp_path, monkeypatch):
+        monkeypatch.setattr(pipeline, "make_selftest", lambda recipe: pytest.fail("worked"))
+        out = tmp_path / "out"
+        code, data, err = tempme_export(small_checkpoint, "--profile", small_profile, "--out", out, "--dry-run")
+        assert (code, data) == (0, "")
+        assert "dry run: nothing written" in err and str(out) in err and "40 -> 16 tokens" in err
+        assert list(tmp_path.iterdir()) == []
+        assert sorted(path.name for path in small_checkpoint.parent.iterdir()) == ["small.pth", "small.toml"]
+
+    def test_json_says_what_would_be_built(self, export, small_recipe, tmp_path):
+        code, out, err = export("--dry-run", "--json", "--batch", "2:3:4")
+        assert code == 0 and "dry run" in err
+        document = json.loads(out)
+        assert document["out"] == str(tmp_path / "out")
+        assert [block["tokens_mlp"] for block in document["schedule"]["blocks"]] == [9, 12, 16]
+        expected = small_recipe.profile.to_dict()
+        expected["shapes"] = {"batch": [2, 3, 4]}
+        assert document["profile"] == expected
+
+    def test_refuses_what_a_run_would_refuse(self, export, tmp_path):
+        (tmp_path / "out").write_text("a thesis")
+        refusal(export("--dry-run"), 3, "is no bundle")
+
+
+class TestVerify:
+    def test_unchanged(self, tempme_export, small_bundle):
+        code, out, err = tempme_export("--verify", small_bundle)
+        assert (code, out) == (0, "")
+        assert "3 files, every byte as the manifest says" in err
+        assert "FAIL" not in err and f"{small_bundle} verified" in err
+
+    def test_json(self, tempme_export, small_bundle):
+        code, out, _ = tempme_export("--verify", small_bundle, "--json")
+        document = json.loads(out)
+        assert code == 0 and document["bundle"] == str(small_bundle)
+        assert [(report["artifact"], report["status"]) for report in document["parity"]] == [
+            (VIDEO, "passed"),
+            (TEXT, "passed"),
+        ]
+        assert all(np.isfinite(check["value"]) for report in document["parity"] for check in report["checks"])
+
+    def test_changed(self, tempme_export, bundle_copy):
+        with (bundle_copy / VIDEO).open("ab") as stream:
+            stream.write(b"\0")
+        refusal(tempme_export("--verify", bundle_copy, "--json"), 3, "video.onnx was changed")
+
+    def test_failed_bundle(self, tempme_export, export, wrong_text_tower, tmp_path):
+        assert export()[0] == 5
+        code, out, err = tempme_export("--verify", tmp_path / "out.failed", "--json")
+        assert (code, out) == (5, "")
+        assert "does not compute here what it did where it was built" in err
+
+
+def run_python(*arguments):
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "120"}
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=300, env=environment
+    )
+
+
+class TestProcess:
+    def test_help_does_not_import_the_heavy_packages(self):
+        script = (
+            "import sys\n"
+            "sys.argv = ['tempme-export', '--help']\n"
+            "from tempme_export.cli import main\n"
+            "try:\n"
+            "    main()\n"
+            "except SystemExit as end:\n"
+            "    heavy = {'torch', 'onnx', 'onnxruntime', 'open_clip', 'onnxscript', 'polars', 'av'} & sys.modules.keys()\n"
+            "    sys.stderr.write(f'{end.code} {sorted(heavy)}')\n"
+        )
+        done = run_python("-c", script)
+        assert "Usage:" in done.stdout
+        assert done.stderr == "0 []"
+
+    def test_module_is_the_command(self):
+        done = run_python("-m", "tempme_export", "--help")
+        assert done.returncode == 0 and done.stderr == ""
+        assert "Usage:" in done.stdout and "--verify" in done.stdout
+
+    def test_exit_code_of_a_refusal(self, tmp_path):
+        done = run_python("-m", "tempme_export", tmp_path / "missing.pt")
+        assert done.returncode == 3 and done.stdout == ""
+        assert done.stderr.startswith("error: ") and "does not exist" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
