@@ -117,7 +117,7 @@ def _build_onnx(case: Case, folder: Path) -> Path:
 
 
 def _load_original(case: Case, artifact: Path | None, device: str) -> Runner:
-    return TorchRunner(ReferenceVideo(case.recipe), case.recipe, ORIGINAL, "video", device)
+    return TorchRunner(ReferenceVideo(case.recipe, device=device), case.recipe, ORIGINAL, "video", device)
 
 
 def _load_torch(case: Case, artifact: Path | None, device: str) -> Runner:

@@ -82,7 +82,7 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> None:
 def open_bundle(path: str | Path) -> Bundle:
     """Read a bundle's manifest, without reading its artifacts.
 
-    Raises BundleError when there is none, it is damaged, incomplete or of another format version.
+    Raises BundleError when there is none, it is damaged, changed, incomplete or of another format version.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -100,6 +100,8 @@ def open_bundle(path: str | Path) -> Bundle:
     missing = sorted(_KEYS - manifest.keys())
     if missing:
         raise BundleError(f"{folder / MANIFEST} lacks {', '.join(missing)}. Export the bundle again.")
+    if manifest["sha256"] != _self_sha256(manifest):
+        raise BundleError(f"{folder / MANIFEST} was changed. Export the bundle again.")
     return Bundle(folder, manifest)
 
 
@@ -126,7 +128,9 @@ def verify_files(bundle: Bundle) -> None:
 
 
 def _check_replaceable(out: Path) -> None:
-    if not (out / MANIFEST).is_file() and not (out.is_dir() and not any(out.iterdir())):
+    # A manifest alone proves nothing: browser extensions and web applications have one of that name.
+    is_bundle = (out / MANIFEST).is_file() and any((out / name).is_file() for name in (VIDEO, TEXT, SELFTEST))
+    if not is_bundle and not (out.is_dir() and not any(out.iterdir())):
         raise BundleError(f"{out} exists and is no bundle; it is left alone. Choose another --out.")
 
 
@@ -180,7 +184,14 @@ def publish(work: Path, out: Path) -> None:
         _check_replaceable(out)
         old = work.with_suffix(".replaced")
         out.rename(old)
-        work.rename(out)
-        shutil.rmtree(old)
+        try:
+            work.rename(out)
+        except OSError:
+            old.rename(out)
+            raise
+        if old.is_symlink():
+            old.unlink()
+        else:
+            shutil.rmtree(old)
     else:
         work.rename(out)

@@ -50,15 +50,20 @@ def _say_done(text: str, statuses: list[str]) -> None:
     console.show_done(text)
 
 
-def _dry_run(checkpoint: str, profile: str | None, out: Path | None, precision: str, as_json: bool) -> None:
+def _dry_run(
+    checkpoint: str,
+    profile: str | None,
+    out: Path | None,
+    precision: str,
+    batch: tuple[int, int, int] | None,
+    as_json: bool,
+) -> None:
     from dataclasses import asdict
 
     from tempme_export.bundle import check_destination
-    from tempme_export.checkpoint import load_checkpoint
-    from tempme_export.pipeline import default_output, estimate_bytes
-    from tempme_export.recipe import prepare
+    from tempme_export.pipeline import default_output, estimate_bytes, requested_recipe
 
-    recipe = prepare(load_checkpoint(checkpoint), profile)
+    recipe = requested_recipe(checkpoint, profile, batch)
     target = out or default_output(checkpoint)
     needed = estimate_bytes(recipe, precision)
     console.show_recipe(recipe)
@@ -102,11 +107,12 @@ def command(
     assert checkpoint is not None, "one of the two was given"
     sizes = _batch(batch)
     _check_formats(trt, pt2)
-    if dry_run:
-        _dry_run(checkpoint, profile, out, precision, as_json)
-        return
-    from tempme_export.pipeline import export
+    from tempme_export.pipeline import check_request, export
 
+    if dry_run:
+        check_request(precision, sizes, opset, device)
+        _dry_run(checkpoint, profile, out, precision, sizes, as_json)
+        return
     started = time.perf_counter()
     bundle = export(
         checkpoint,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from tempme_export.selftest import SelfTest
 
 _LOG_WIDTH = 140  # where there is no terminal to ask, wide enough for every table
-STDERR = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else _LOG_WIDTH)
+STDERR = Console(stderr=True, highlight=False, emoji=False, width=None if sys.stderr.isatty() else _LOG_WIDTH)
 
 
 def _line(label: str, text: str) -> None:
@@ -73,11 +74,12 @@ def show_parity(reports: "list[ParityReport]") -> None:
         table.add_column(column, justify="right" if column in ("found", "limit") else "left")
     for report in reports:
         if report.reason:
-            table.add_row(report.artifact, "[yellow]NOT RUN[/]", report.reason)
+            table.add_row(report.artifact, "[yellow]NOT RUN[/]", escape(report.reason))
         for c in report.checks:
             verdict = "[green]PASS[/]" if c.passed else "[red]FAIL[/]"
             sign = ">=" if c.at_least else "<="
-            table.add_row(report.artifact, verdict, c.name, f"{c.value:.3g}", f"{sign} {c.limit:g}", c.detail)
+            found, limit = f"{c.value:.3g}", f"{sign} {c.limit:g}"
+            table.add_row(report.artifact, verdict, escape(c.name), found, limit, escape(c.detail))
     STDERR.print(table)
 
 

@@ -45,6 +45,10 @@ class BackendError(TempMeExportError):
     exit_code = 4
 
 
+class PrecisionError(BackendError):
+    """A runtime is there, and has no kernels for the number format of a graph."""
+
+
 class ParityError(TempMeExportError):
     """An artifact does not compute what the reference computes."""
 

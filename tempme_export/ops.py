@@ -37,6 +37,7 @@ def match_tokens(metric: Tensor, n_cls: int, r: int) -> Tensor:
 
 @match_tokens.register_fake
 def _(metric: Tensor, n_cls: int, r: int) -> Tensor:
+    _check_merge_count(metric.shape[1], n_cls, r)
     return metric.new_empty(metric.shape[:2], dtype=torch.int32)
 
 
@@ -64,5 +65,6 @@ def merge_tokens(x: Tensor, size: Tensor | None, assign: Tensor, n_cls: int, r: 
 @merge_tokens.register_fake
 def _(x: Tensor, size: Tensor | None, assign: Tensor, n_cls: int, r: int) -> tuple[Tensor, Tensor]:
     rows, tokens, width = x.shape
+    _check_merge_count(tokens, n_cls, r)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     return x.new_empty(rows, tokens - r, width), x.new_empty(rows, tokens - r, dtype=wide)

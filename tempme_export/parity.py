@@ -100,7 +100,7 @@ def embedding_checks(
     """Level (c).
 
     against  embeddings of the other tower, for rank agreement
-    fragile  rows whose decisions near ties may turn; they have a limit of their own
+    fragile  rows whose decisions turned, or may turn, at a near tie; they have a limit of their own
     """
     safe = np.ones(len(expected), bool) if fragile is None else ~fragile
     checks = []
@@ -130,16 +130,16 @@ def _per_video(array: NDArray[Any], videos: int) -> NDArray[Any]:
 
 def decision_checks(
     selftest: SelfTest, plan: Schedule, found: dict[str, NDArray[Any]], tolerance: Tolerance
-) -> list[Check]:
+) -> tuple[list[Check], NDArray[np.bool_]]:
     """Levels (a) and (b), from the values that the graph exposes for every merge.
 
     A video that leaves the oracle's path where the oracle itself decided by less than SAFE_GAP is reported and
-    not counted as changed from there on.
+    not counted as changed from there on. Returns the checks and, for each video, whether it did so.
     """
     videos = len(selftest.clips)
-    if not plan.merges:
-        return []
     same, forked = np.ones(videos, bool), np.zeros(videos, bool)  # so far; left at a near tie
+    if not plan.merges:
+        return [], forked
     changed = tokens = 0
     worst, compared, margins, first = 0.0, 0, [], ""
     for k, merge in enumerate(plan.merges):
@@ -168,7 +168,7 @@ def decision_checks(
         value = worst if compared else float("nan")
         detail = f"{compared} of {videos * len(plan.merges)} merges compared"
         checks.append(Check("merged tokens, relative RMS", value, tolerance.merged_tokens, detail=detail))
-    return checks
+    return checks, forked
 
 
 def _frames(selftest: SelfTest, preprocess: Preprocess, rows: NDArray[np.intp]) -> NDArray[np.float32]:
@@ -196,14 +196,14 @@ def check_video(
     """
     rows = np.arange(len(selftest.clips))
     found = exposing.infer(_video_inputs(exposing, _frames(selftest, preprocess, rows)))
-    checks = decision_checks(selftest, plan, found, tolerance)
+    checks, forked = decision_checks(selftest, plan, found, tolerance)
     return checks + embedding_checks(
         f"video, batch {len(rows)}",
         selftest.video_embedding,
         found["video_embedding"],
         tolerance,
         selftest.text_embedding,
-        selftest.fragile,
+        forked,
     )
 
 

@@ -21,13 +21,13 @@ from tempme_export.bundle import (
     write_manifest,
 )
 from tempme_export.checkpoint import OPEN_CLIP, Checkpoint, load_checkpoint
-from tempme_export.errors import BackendError, ParityError, UsageError
-from tempme_export.export.to_onnx import DEFAULT_OPSET, export_text, export_video
+from tempme_export.errors import ParityError, PrecisionError, UsageError
+from tempme_export.export.to_onnx import DEFAULT_OPSET, OPSETS, export_text, export_video
 from tempme_export.parity import ParityReport, check_batches, check_text, check_video
 from tempme_export.preprocess import Preprocess
 from tempme_export.profile import BatchRange, Profile
 from tempme_export.recipe import Recipe, prepare
-from tempme_export.runtime.ort import OrtRunner, import_onnxruntime
+from tempme_export.runtime.ort import OrtRunner, check_device
 from tempme_export.schedule import Schedule
 from tempme_export.selftest import SelfTest, load_selftest, make_selftest, preprocess_for, save_selftest
 from tempme_export.tolerance import PRECISIONS, TOLERANCES
@@ -96,11 +96,11 @@ def judge(
 ) -> list[ParityReport]:
     """Run `video.onnx` and `text.onnx` of a folder under ONNX Runtime against the self-test.
 
-    A runtime that cannot run the precision gives a report that says so; a missing one raises BackendError.
+    A runtime that cannot run the precision gives a report that says so; a missing one, or a missing device,
+    raises BackendError.
     """
     tolerance, backend = TOLERANCES[precision], f"ONNX Runtime, {device}"
     names = [name for merge in plan.merges for name in (merge.assign_name, merge.tokens_name)]
-    import_onnxruntime()
 
     def video() -> tuple[Any, ...]:
         with OrtRunner(folder / VIDEO, device, expose=names) as exposing:
@@ -116,7 +116,7 @@ def judge(
     for artifact, run in ((VIDEO, video), (TEXT, text)):
         try:
             reports.append(ParityReport(artifact, backend, run()))
-        except BackendError as error:
+        except PrecisionError as error:
             if precision == "fp32":
                 raise
             reports.append(ParityReport(artifact, backend, (), reason=str(error)))
@@ -133,6 +133,32 @@ def _raise_if_failed(reports: list[ParityReport], where: str) -> None:
     ]
     if failed or any(report.status == "failed" for report in reports):
         raise ParityError(f"parity failed. {'; '.join(failed) or 'Nothing was compared'}. {where}")
+
+
+def check_request(precision: str, batch: tuple[int, int, int] | None, opset: int, device: str) -> None:
+    """Refuse what no checkpoint could mend, before the work.
+
+    Raises UsageError for values that do not exist and BackendError without the runtime or the device.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}.")
+    if batch is not None and not 1 <= batch[0] <= batch[1] <= batch[2]:
+        raise UsageError(f"batch {batch} must have 1 <= MIN <= OPT <= MAX.")
+    if opset not in OPSETS:
+        raise UsageError(f"opset {opset} is not one of {', '.join(map(str, OPSETS))}, which are tested.")
+    check_device(device)
+
+
+def requested_recipe(
+    checkpoint: Checkpoint | str | Path, profile: Profile | str | Path | None, batch: tuple[int, int, int] | None
+) -> Recipe:
+    """The recipe that `export` builds, with the caller's batch range where one is given."""
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = load_checkpoint(checkpoint)
+    recipe = prepare(checkpoint, profile)
+    if batch is None:
+        return recipe
+    return replace(recipe, profile=replace(recipe.profile, batch=BatchRange(*batch)))
 
 
 def export(
@@ -158,15 +184,10 @@ def export(
 
     Raises any TempMeExportError; on ParityError the build is kept as `OUT.failed`, otherwise nothing stays.
     """
-    if precision not in PRECISIONS:
-        raise UsageError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}.")
-    if not isinstance(checkpoint, Checkpoint):
-        checkpoint = load_checkpoint(checkpoint)
-    recipe = prepare(checkpoint, profile)
-    if batch is not None:
-        recipe = replace(recipe, profile=replace(recipe.profile, batch=BatchRange(*batch)))
+    check_request(precision, batch, opset, device)
+    recipe = requested_recipe(checkpoint, profile, batch)
     progress("recipe", recipe)
-    out = default_output(checkpoint.source) if out is None else Path(out)
+    out = default_output(recipe.checkpoint.source) if out is None else Path(out)
     check_destination(out, needed_bytes=estimate_bytes(recipe, precision), force=force)
     sizes = recipe.profile.batch
     with building(out) as work:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tempme_export.backbone import HEAD_WIDTH, Backbone, open_clip_backbone
-from tempme_export.checkpoint import CLIP_POSITION, LORA_A, LORA_B, Checkpoint, Facts
+from tempme_export.checkpoint import CLIP_POSITION, LORA_A, LORA_B, Checkpoint
 from tempme_export.errors import CheckpointError, ProfileError
 from tempme_export.profile import FROM_CHECKPOINT, Profile, load_profile, shipped_profiles
 from tempme_export.schedule import Schedule
@@ -37,7 +37,8 @@ class Recipe:
     inferred: bool = False
 
 
-def _backbone_from_facts(facts: Facts) -> Backbone:
+def _backbone_from_shapes(checkpoint: Checkpoint) -> Backbone:
+    facts = checkpoint.facts
     odd = [f"{k} = {v}" for k in ("width", "text_width") if (v := getattr(facts, k)) % HEAD_WIDTH]
     if odd:
         raise CheckpointError(f"{', '.join(odd)} is not a multiple of the head width {HEAD_WIDTH}.")
@@ -46,13 +47,14 @@ def _backbone_from_facts(facts: Facts) -> Backbone:
         name=FROM_CHECKPOINT,
         heads=facts.width // HEAD_WIDTH,
         text_heads=facts.text_width // HEAD_WIDTH,
+        activation=checkpoint.activation or "quickgelu",
         **sizes,
     )
 
 
-def _backbone_for(profile: Profile, facts: Facts) -> Backbone:
+def _backbone_for(profile: Profile, checkpoint: Checkpoint) -> Backbone:
     if profile.backbone == FROM_CHECKPOINT:
-        return _backbone_from_facts(facts)
+        return _backbone_from_shapes(checkpoint)
     return open_clip_backbone(profile.backbone)
 
 
@@ -88,7 +90,7 @@ def infer_profile(checkpoint: Checkpoint) -> Profile:
     the size term and the text length cannot be told from shapes, and a wrong guess would load.
     """
     profiles = [load_profile(name) for name in shipped_profiles()]
-    matches = [p for p in profiles if not _contradictions(checkpoint, p, _backbone_for(p, checkpoint.facts))]
+    matches = [p for p in profiles if not _contradictions(checkpoint, p, _backbone_for(p, checkpoint))]
     if len(matches) == 1:
         return matches[0]
     if matches:
@@ -115,7 +117,7 @@ def prepare(checkpoint: Checkpoint, profile: Profile | str | Path | None = None)
         profile = infer_profile(checkpoint)
     elif not isinstance(profile, Profile):
         profile = load_profile(profile)
-    backbone = _backbone_for(profile, checkpoint.facts)
+    backbone = _backbone_for(profile, checkpoint)
     plan = profile.plan(backbone)
     found = _contradictions(checkpoint, profile, backbone)
     if found:

@@ -14,7 +14,7 @@ from tempme_export.errors import BackendError, InputError
 from tempme_export.preprocess import Preprocess
 from tempme_export.profile import FROM_CHECKPOINT
 from tempme_export.runtime.base import Runner
-from tempme_export.runtime.ort import OrtRunner
+from tempme_export.runtime.ort import OrtRunner, check_device
 from tempme_export.tokenizer import Tokenizer
 from tempme_export.video import read_frames
 
@@ -33,10 +33,11 @@ class RetrievalModel:
     """Encodes videos and texts with one bundle. Sessions are opened at first use; a context manager."""
 
     def __init__(self, bundle: Bundle, backend: str | None = None, device: str | None = None) -> None:
-        """Raises BackendError for an unknown backend."""
+        """Raises BackendError for an unknown backend or a device that is not there."""
         if backend not in (None, *BACKENDS):
             raise BackendError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}.")
         self.bundle, self.device = bundle, device or "cpu"
+        check_device(self.device)
         self.profile = bundle.profile
         image = bundle.manifest["image"]
         self.preprocess = Preprocess(image["size"], tuple(image["mean"]), tuple(image["std"]))

@@ -2,11 +2,10 @@
 
 Clips are drawn so that no decision of the oracle hangs on less than a few snapping steps: another backend's
 rounding must not decide. Among them are a static, a black and a repeating one, where exact ties are the rule.
-Those may stay fragile whatever is drawn: behind the exact ties lie tokens that differ by next to nothing.
+Some may stay fragile whatever is drawn: behind the exact ties lie tokens that differ by next to nothing, and
+many frames mean many decisions.
 """
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from tempme_export.errors import BundleError, ParityError
+from tempme_export.errors import BundleError
 from tempme_export.kernels.reference import SNAP_STEPS
 from tempme_export.preprocess import Preprocess
 from tempme_export.recipe import Recipe
@@ -24,7 +23,7 @@ from tempme_export.reference import MergeStep, ReferenceText, ReferenceVideo, Tr
 CLIPS = ("moving", "static", "moving", "black", "repeated", "moving")
 TEXTS = 8
 SAFE_GAP = 4 / SNAP_STEPS
-_TRIES = 8
+_TRIES = 4
 
 
 @dataclass(frozen=True)
@@ -120,19 +119,11 @@ def _draw_safely(kind: str, video: ReferenceVideo, preprocess: Preprocess, seed:
         drawn.append(_Judged(clip, torch.nn.functional.normalize(feature, dim=-1).numpy(), trace.steps))
         if min(drawn[-1].gaps, default=np.inf) >= SAFE_GAP:
             return drawn[-1]
-    if kind == "moving":
-        raise ParityError(
-            f"{_TRIES} different moving clips all have merge decisions that hang on less than {SAFE_GAP:.1e} of "
-            "similarity. The checkpoint's features seem to have collapsed; check it on real videos."
-        )
     return max(drawn, key=lambda judged: min(judged.gaps))
 
 
 def make_selftest(recipe: Recipe, seed: int = 0) -> SelfTest:
-    """Draw clips and texts and run the oracle on them.
-
-    Raises ParityError when not even moving clips have safe decisions, which collapsed features would cause.
-    """
+    """Draw clips and texts and run the oracle on them."""
     video, text = ReferenceVideo(recipe), ReferenceText(recipe)
     preprocess, token_ids = preprocess_for(recipe), draw_token_ids(recipe, seed)
     judged = [_draw_safely(kind, video, preprocess, seed + 1600 * i) for i, kind in enumerate(CLIPS)]
@@ -175,5 +166,5 @@ def load_selftest(path: Path) -> SelfTest:
                 assigns=assigns,
                 gaps=data["gaps"],
             )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # a damaged archive fails in whatever operation comes next
         raise BundleError(f"{path} cannot be read: {error}. Export the bundle again.") from error

@@ -82,9 +82,7 @@ def test_every_folder_with_modules_is_a_package() -> None:
     """Without an __init__.py a mapped folder is missing from an editable install."""
     folders = {file.parent for folder in MAPPED.values() for file in (ROOT / folder).rglob("*.py")}
     folders |= {ROOT / folder for folder in MAPPED.values()}
-    assert [
-        str(folder.relative_to(ROOT)) for folder in folders if not (folder / "__init__.py").is_file()
-    ] == []
+    assert [str(folder.relative_to(ROOT)) for folder in folders if not (folder / "__init__.py").is_file()] == []
 
 
 @pytest.mark.parametrize("name", BARE)
@@ -120,9 +118,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     }
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
-        licences = {
-            Path(name).name: archive.read(name).decode() for name in names if ".dist-info/licenses/" in name
-        }
+        licences = {Path(name).name: archive.read(name).decode() for name in names if ".dist-info/licenses/" in name}
     assert {name for name in names if ".dist-info/" not in name} == wanted
     assert "tempme_export/profiles/vit-b-32-12f.toml" in wanted
     assert sorted(licences) == sorted(PROJECT["license-files"])
@@ -139,9 +135,7 @@ def test_the_wheel_works_outside_the_tree(wheel: Path, tmp_path: Path) -> None:
         "from tempme_export.profile import load_profile, shipped_profiles\n"
         "print(json.dumps([kernels.__file__, load_profile('vit-b-32-12f').frames, [*shipped_profiles()]]))\n"
     )
-    printed = output_of(
-        sys.executable, "-c", program, cwd=tmp_path, PYTHONPATH=str(target), PYTHONSAFEPATH="1"
-    )
+    printed = output_of(sys.executable, "-c", program, cwd=tmp_path, PYTHONPATH=str(target), PYTHONSAFEPATH="1")
     file, frames, shipped = json.loads(printed)
     assert Path(file).is_relative_to(target)
     assert frames == 12
@@ -167,9 +161,7 @@ def test_the_editable_install_exposes_every_module_and_no_bare_name(tmp_path: Pa
     )
     wanted = {name: str(path) for name, path in modules_on_disk().items()}
     bare = [*BARE, "tests"]
-    origins: dict[str, str | None] = json.loads(
-        output_of(sys.executable, "-c", program, *wanted, *bare, cwd=tmp_path)
-    )
+    origins: dict[str, str | None] = json.loads(output_of(sys.executable, "-c", program, *wanted, *bare, cwd=tmp_path))
     leaked = [name for name in bare if (origin := origins.pop(name)) and Path(origin).is_relative_to(ROOT)]
     assert leaked == []
     assert origins == wanted
@@ -266,7 +258,5 @@ def test_the_tested_set_is_what_is_installed() -> None:
             seen.add((name, extras))
             waiting += [(found.name, frozenset(found.extras)) for found in requirements(name, extras)]
     needed = sorted({canonicalize_name(name) for name, _ in seen})
-    versions = {
-        name: [Version(found.version).public for found in distributions(name=name)] for name in needed
-    }
+    versions = {name: [Version(found.version).public for found in distributions(name=name)] for name in needed}
     assert versions == {name: [version] for name, version in pins().items()}

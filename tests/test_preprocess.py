@@ -52,9 +52,7 @@ def test_equals_torchvision(height, width, size):
     frames = rng.integers(0, 256, (2, height, width, 3), dtype=np.uint8)
     pixels = Preprocess(size, MEAN, STD)(frames)
     assert pixels.dtype == np.float32 and pixels.shape == (2, 3, size, size) and pixels.flags.c_contiguous
-    np.testing.assert_array_equal(
-        pixels, torchvision_pixels([Image.fromarray(frame) for frame in frames], size)
-    )
+    np.testing.assert_array_equal(pixels, torchvision_pixels([Image.fromarray(frame) for frame in frames], size))
 
 
 @settings(max_examples=60, deadline=None)
@@ -77,20 +75,15 @@ def test_every_byte_is_normalised_alike():
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr", "HSV", "LAB"])
 def test_images_of_any_mode_and_size(mode):
     rng = np.random.default_rng(7)
-    pictures = [
-        Image.fromarray(rng.integers(0, 256, (*shape, 3), dtype=np.uint8)) for shape in ((41, 63), (77, 35))
-    ]
+    pictures = [Image.fromarray(rng.integers(0, 256, (*shape, 3), dtype=np.uint8)) for shape in ((41, 63), (77, 35))]
     if mode == "LAB":
         pictures = [Image.frombytes("LAB", picture.size, picture.tobytes()) for picture in pictures]
     else:
         pictures = [
-            picture.convert("L").convert(mode) if mode == "LA" else picture.convert(mode)
-            for picture in pictures
+            picture.convert("L").convert(mode) if mode == "LA" else picture.convert(mode) for picture in pictures
         ]
     np.testing.assert_array_equal(Preprocess(32, MEAN, STD)(pictures), torchvision_pixels(pictures, 32))
-    np.testing.assert_array_equal(
-        Preprocess(32, MEAN, STD)(tuple(pictures)), torchvision_pixels(pictures, 32)
-    )
+    np.testing.assert_array_equal(Preprocess(32, MEAN, STD)(tuple(pictures)), torchvision_pixels(pictures, 32))
 
 
 def test_strided_and_read_only_arrays():

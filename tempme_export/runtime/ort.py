@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from tempme_export.errors import BackendError, BundleError
+from tempme_export.errors import BackendError, BundleError, PrecisionError
 from tempme_export.runtime.base import Arrays, Runner
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(bool)": np.bool_}
@@ -27,6 +27,19 @@ def import_onnxruntime() -> ModuleType:
     return module
 
 
+def check_device(device: str) -> None:
+    """Raises BackendError for a device that ONNX Runtime does not know or was not built for."""
+    ort = import_onnxruntime()
+    kind = device.partition(":")[0]
+    if kind not in _PROVIDERS:
+        raise BackendError(f"device {device!r} is not supported by ONNX Runtime here. Use cpu or cuda.")
+    if _PROVIDERS[kind] not in ort.get_available_providers():
+        raise BackendError(
+            f"device {device} was asked for, and this ONNX Runtime has no {_PROVIDERS[kind]}. "
+            "Install onnxruntime-gpu with its CUDA libraries, or use --device cpu."
+        )
+
+
 class OrtRunner(Runner):
     """An ONNX file on one execution provider.
 
@@ -41,13 +54,12 @@ class OrtRunner(Runner):
         threads: int | None = None,
         name: str = "ort",
     ) -> None:
-        """Raises BackendError when the provider does not load or cannot run the graph's types, and
-        BundleError for a file that is no ONNX model."""
+        """Raises BackendError when the provider does not load, PrecisionError when it cannot run the graph's
+        types, and BundleError for a file that is no ONNX model."""
+        check_device(device)
         ort = import_onnxruntime()
         self.name = name
         kind, _, index = device.partition(":")
-        if kind not in _PROVIDERS:
-            raise BackendError(f"device {device!r} is not supported by ONNX Runtime here. Use cpu or cuda.")
         provider = _PROVIDERS[kind]
         options = ort.SessionOptions()
         options.log_severity_level = 3
@@ -55,7 +67,10 @@ class OrtRunner(Runner):
             options.intra_op_num_threads = threads
         model: str | bytes = str(path)
         if expose:
-            proto = onnx.load(str(path))
+            try:
+                proto = onnx.load(str(path))
+            except Exception as error:  # the file system's or protobuf's own
+                raise BundleError(f"{path} cannot be loaded: {error}") from error
             proto.graph.output.extend(onnx.ValueInfoProto(name=value) for value in expose)
             model = proto.SerializeToString()
         errors = ort.capi.onnxruntime_pybind11_state
@@ -63,8 +78,14 @@ class OrtRunner(Runner):
             settings = [(provider, {"device_id": index or "0"})] if kind == "cuda" else [provider]
             self._session = ort.InferenceSession(model, options, providers=settings)
         except errors.NotImplemented as error:
-            raise BackendError(f"ONNX Runtime on {device} cannot run {path.name}: {error}") from error
-        except (errors.InvalidProtobuf, errors.InvalidGraph, errors.NoSuchFile, errors.Fail) as error:
+            raise PrecisionError(f"ONNX Runtime on {device} cannot run {path.name}: {error}") from error
+        except (
+            errors.InvalidProtobuf,
+            errors.InvalidGraph,
+            errors.InvalidArgument,
+            errors.NoSuchFile,
+            errors.Fail,
+        ) as error:
             raise BundleError(f"{path} cannot be loaded by ONNX Runtime: {error}") from error
         if provider not in self._session.get_providers():
             raise BackendError(

@@ -149,7 +149,6 @@ class TestDecisionGap:
 
     def test_no_choice(self):
         assert decision_gap_ref(self.metric(0, 1.0, 0.9), 1, 1).tolist() == [torch.inf]
-        assert decision_gap_ref(self.metric(0, 1.0, 0.9), 1, 0).tolist() == [torch.inf]
 
     def test_exact_ties_are_decided_by_the_rule(self):
         assert decision_gap_ref(torch.ones(3, 10, 4), 1, 2).tolist() == [torch.inf] * 3

@@ -6,10 +6,8 @@ import sys
 import pytest
 
 CASES = {
-    "package": "import tempme_export",
     "sub-package after": "import tempme_export\nimport tempme_export.export.to_onnx",
     "sub-package first": "import tempme_export.export.to_onnx\nimport tempme_export",
-    "from": "from tempme_export.export.to_onnx import export_video\nimport tempme_export",
     "pipeline": "import tempme_export.pipeline, importlib\nimportlib.import_module('tempme_export.export')",
 }
 

@@ -86,6 +86,7 @@ class TestCosineDistance:
         assert cosine_distance(zero, zero) == 0
         assert cosine_distance(zero, one) == cosine_distance(one, zero) == 1
 
+    @pytest.mark.filterwarnings("ignore:invalid value")
     @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
     def test_what_is_not_finite_never_passes(self, wrong):
         a = np.ones((2, 3))
@@ -491,7 +492,7 @@ def _to_nan(values):
 def test_one_wrong_weight_fails(bundle_copy, small_selftest, small_recipe):
     """The largest value of one matrix changes its sign: 1 of 710 000."""
     spoil_weight(bundle_copy / VIDEO, _is_matrix, _negate_one)
-    spoil_weight(bundle_copy / TEXT, _is_matrix, _negate_one)
+    spoil_weight(bundle_copy / TEXT, lambda tensor: sorted(tensor.dims) == [128, 384], _negate_one)
     video, text = judge(bundle_copy, small_selftest, small_recipe)
     assert video.status == text.status == "failed"
 
@@ -530,17 +531,15 @@ class TestNotRun:
     """A runtime without the precision's kernels says so; a missing device is an error at any precision."""
 
     @pytest.fixture
-    def refusing(self, monkeypatch, small_bundle, small_selftest):
+    def refusing(self, monkeypatch):
         """A runner that has no kernels for float16, as the graph would be refused."""
         from tempme_export.runtime import ort
 
-        session = ort.import_onnxruntime().InferenceSession
         not_implemented = ort.import_onnxruntime().capi.onnxruntime_pybind11_state.NotImplemented
 
         def refuse(*args, **kwargs):
             raise not_implemented("no kernel for MatMul")
 
-        assert session is not refuse
         monkeypatch.setattr(ort.import_onnxruntime(), "InferenceSession", refuse)
 
     @pytest.mark.parametrize("precision", ["fp16", "bf16"])

@@ -21,7 +21,7 @@ from tempme_export.recipe import prepare
 from tempme_export.reference import ReferenceText, ReferenceVideo
 from tempme_export.retrieval import RetrievalModel
 from tempme_export.selftest import preprocess_for
-from tempme_export.tokenizer import Tokenizer, TextTruncatedWarning
+from tempme_export.tokenizer import TextTruncatedWarning, Tokenizer
 from tempme_export.video import read_frames
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from tempme_export.errors import BackendError, BundleError, InputError
+from tempme_export.errors import BackendError, BundleError, InputError, PrecisionError
 from tempme_export.model import TextEncoder, VideoEncoder
 from tempme_export.reference import ReferenceText, ReferenceVideo
 from tempme_export.runtime import ort as ort_module
@@ -119,7 +119,11 @@ class TestOrt:
             np.testing.assert_array_equal(runner.infer({"x": np.full((1, 3), 2**40)})["y"], np.full((1, 3), -(2**41)))
 
     @pytest.mark.parametrize("expose", [(), ("middle",)])
-    @pytest.mark.parametrize("content", [b"", b"no ONNX at all", b"\x08\x0a" * 40, None, "truncated"])
+    @pytest.mark.parametrize(
+        "content",
+        [b"", b"no ONNX at all", b"\x08\x0a" * 40, None, "truncated"],
+        ids=["empty", "text", "no graph", "missing", "truncated"],
+    )
     def test_what_is_no_model(self, graph, content, expose):
         if content is None:
             graph.unlink()
@@ -141,7 +145,7 @@ class TestOrt:
     def test_kernels_that_are_missing_are_the_backends_lack(self, tmp_path):
         """The CPU provider has no bfloat16 Add."""
         path = graph_file(tmp_path / "graph.onnx", TensorProto.BFLOAT16)
-        with pytest.raises(BackendError, match=r"ONNX Runtime on cpu cannot run graph\.onnx") as caught:
+        with pytest.raises(PrecisionError, match=r"ONNX Runtime on cpu cannot run graph\.onnx") as caught:
             OrtRunner(path)
         assert caught.value.exit_code == 4
 
