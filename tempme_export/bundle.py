@@ -59,6 +59,11 @@ class Bundle:
         return schedule(profile.merge, layers=layers, frames=profile.frames, tokens_per_frame=tokens)
 
 
+def failed_path(out: Path) -> Path:
+    """Where a build that failed parity is kept."""
+    return out.with_name(out.name + ".failed")
+
+
 def _dump(document: dict[str, Any]) -> bytes:
     return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
 
@@ -140,6 +145,8 @@ def check_destination(out: Path, needed_bytes: int, force: bool) -> None:
     Raises BundleError for an output that exists without `force`, or is no bundle; ExportError for a folder
     that cannot be written or a disk without `needed_bytes` free.
     """
+    if failed_path(out).exists():
+        _check_replaceable(failed_path(out))
     if out.exists() or out.is_symlink():
         _check_replaceable(out)
         if not force:

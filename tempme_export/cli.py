@@ -56,6 +56,7 @@ def _dry_run(
     out: Path | None,
     precision: str,
     batch: tuple[int, int, int] | None,
+    force: bool,
     as_json: bool,
 ) -> None:
     from dataclasses import asdict
@@ -67,7 +68,7 @@ def _dry_run(
     target = out or default_output(checkpoint)
     needed = estimate_bytes(recipe, precision)
     console.show_recipe(recipe)
-    check_destination(target, needed, force=True)
+    check_destination(target, needed, force)
     if as_json:
         console.write_json({"out": str(target), "profile": recipe.profile.to_dict(), "schedule": asdict(recipe.plan)})
     console.show_done(f"dry run: nothing written. {target} would take about {needed / 1e6:.0f} MB")
@@ -101,17 +102,17 @@ def command(
     """
     if (checkpoint is None) == (verify is None):
         raise UsageError("give either a checkpoint to export or --verify DIR. See tempme-export --help.")
+    _check_formats(trt, pt2)
     if verify is not None:
         _verify(verify, device, as_json)
         return
     assert checkpoint is not None, "one of the two was given"
     sizes = _batch(batch)
-    _check_formats(trt, pt2)
     from tempme_export.pipeline import check_request, export
 
     if dry_run:
         check_request(precision, sizes, opset, device)
-        _dry_run(checkpoint, profile, out, precision, sizes, as_json)
+        _dry_run(checkpoint, profile, out, precision, sizes, force, as_json)
         return
     started = time.perf_counter()
     bundle = export(

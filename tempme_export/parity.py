@@ -15,7 +15,7 @@ from tempme_export.preprocess import Preprocess
 from tempme_export.runtime.base import Runner
 from tempme_export.schedule import Schedule
 from tempme_export.selftest import SAFE_GAP, SelfTest
-from tempme_export.tolerance import Tolerance
+from tempme_export.tolerance import UNIT_LENGTH, Tolerance
 
 Floats = NDArray[Any]
 
@@ -53,8 +53,11 @@ class ParityReport:
         return "passed" if self.checks and all(check.passed for check in self.checks) else "failed"
 
     def to_dict(self) -> dict[str, Any]:
-        """For the manifest and `--json`."""
-        checks = [{**asdict(check), "passed": check.passed} for check in self.checks]
+        """For the manifest and `--json`. A value that is not finite becomes None: JSON has no word for it."""
+        checks = [
+            {**asdict(check), "value": check.value if np.isfinite(check.value) else None, "passed": check.passed}
+            for check in self.checks
+        ]
         return {**asdict(self), "checks": checks, "status": self.status}
 
 
@@ -107,7 +110,7 @@ def embedding_checks(
     if tolerance.cosine_distance is not None and safe.any():
         value = cosine_distance(expected[safe], found[safe])
         checks.append(Check(f"{label}: 1 - cosine", value, tolerance.cosine_distance))
-    if tolerance.cosine_distance is not None and not safe.all():
+    if tolerance.fragile_distance is not None and not safe.all():
         value, count = cosine_distance(expected[~safe], found[~safe]), int((~safe).sum())
         detail = f"{count} near-tied"
         checks.append(Check(f"{label}: 1 - cosine, near ties", value, tolerance.fragile_distance, detail=detail))
@@ -171,6 +174,11 @@ def decision_checks(
     return checks, forked
 
 
+def _unit_length(label: str, embedding: Floats) -> Check:
+    worst = np.abs(np.linalg.norm(embedding.astype(np.float64), axis=-1) - 1).max()
+    return Check(f"unit length, {label}: | length - 1 |", float(worst), UNIT_LENGTH)
+
+
 def _frames(selftest: SelfTest, preprocess: Preprocess, rows: NDArray[np.intp]) -> NDArray[np.float32]:
     distinct = np.stack([preprocess(clip) for clip in selftest.clips])
     return distinct[rows]
@@ -197,14 +205,16 @@ def check_video(
     rows = np.arange(len(selftest.clips))
     found = exposing.infer(_video_inputs(exposing, _frames(selftest, preprocess, rows)))
     checks, forked = decision_checks(selftest, plan, found, tolerance)
-    return checks + embedding_checks(
+    embedding = found["video_embedding"]
+    checks += embedding_checks(
         f"video, batch {len(rows)}",
         selftest.video_embedding,
-        found["video_embedding"],
+        embedding,
         tolerance,
         selftest.text_embedding,
         forked,
     )
+    return [*checks, _unit_length("video", embedding)]
 
 
 def check_batches(
@@ -232,4 +242,5 @@ def check_text(selftest: SelfTest, runner: Runner, tolerance: Tolerance) -> list
     return [
         *embedding_checks(f"text, batch {count}", selftest.text_embedding, together, tolerance),
         *embedding_checks("text, batch 1", selftest.text_embedding, alone, tolerance),
+        _unit_length("text", alone),
     ]

@@ -15,6 +15,7 @@ from tempme_export.bundle import (
     Bundle,
     building,
     check_destination,
+    failed_path,
     open_bundle,
     publish,
     verify_files,
@@ -203,10 +204,9 @@ def export(
         reports = judge(work, selftest, recipe.plan, preprocess, precision, batches, device)
         progress("parity", reports)
         write_manifest(work, _manifest(recipe, precision, frame_mask, opset, reports))
-        failed = out.with_name(out.name + ".failed")
         if any(report.status == "failed" for report in reports):
-            publish(work, failed)
-        _raise_if_failed(reports, f"The build is kept as {failed} for inspection.")
+            publish(work, failed_path(out))
+        _raise_if_failed(reports, f"The build is kept as {failed_path(out)} for inspection.")
         publish(work, out)
     bundle = open_bundle(out)
     progress("bundle", bundle)

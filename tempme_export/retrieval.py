@@ -111,7 +111,7 @@ class RetrievalModel:
 
         Either side may be given as embeddings, float32 [n, E].
         """
-        t = texts if isinstance(texts, np.ndarray) else self.encode_text(texts)
+        t = np.atleast_2d(texts) if isinstance(texts, np.ndarray) else self.encode_text(texts)
         is_embedding = isinstance(videos, np.ndarray) and videos.ndim == 2
         v = videos if is_embedding else np.atleast_2d(self.encode_video(videos))
         scale = np.float32(np.exp(self.bundle.manifest["logit_scale"]))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+UNIT_LENGTH = 1e-5  # largest | |embedding| - 1 |; the last division is in float32 in every precision
 PRECISIONS = ("fp32", "fp16", "bf16")
 
 
@@ -21,7 +22,7 @@ class Tolerance:
     changed_decisions: float
     merged_tokens: float
     cosine_distance: float | None
-    fragile_distance: float
+    fragile_distance: float | None
     centred_cosine: float | None
     rank_agreement: float | None
 
@@ -33,6 +34,6 @@ class Tolerance:
 # Equally valid orders of tied tokens were measured up to 3.3e-3 apart on the original implementation.
 TOLERANCES = {
     "fp32": Tolerance(0.0, 2e-5, 1e-6, 5e-3, None, None),
-    "fp16": Tolerance(0.10, 1e-2, None, 2e-2, 0.99, 0.98),
-    "bf16": Tolerance(0.40, 6e-2, None, 5e-2, 0.95, 0.90),
+    "fp16": Tolerance(0.10, 1e-2, None, None, 0.99, 0.98),
+    "bf16": Tolerance(0.40, 6e-2, None, None, 0.95, 0.90),
 }

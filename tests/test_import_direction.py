@@ -30,12 +30,12 @@ LAYERS = (
     ("reference", "model"),
     ("export",),
     ("runtime",),
-    ("tolerance", "parity"),
-    ("manifest", "bundle"),
+    ("tolerance", "selftest", "parity"),
+    ("bundle",),
     ("pipeline", "retrieval"),
     ("",),
     ("console",),
-    ("cli",),
+    ("cli", "__main__"),
     ("bench",),
 )
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -30,9 +30,9 @@ def import_onnxruntime() -> ModuleType:
 def check_device(device: str) -> None:
     """Raises BackendError for a device that ONNX Runtime does not know or was not built for."""
     ort = import_onnxruntime()
-    kind = device.partition(":")[0]
-    if kind not in _PROVIDERS:
-        raise BackendError(f"device {device!r} is not supported by ONNX Runtime here. Use cpu or cuda.")
+    kind, _, index = device.partition(":")
+    if kind not in _PROVIDERS or (index and (kind == "cpu" or not index.isdecimal())):
+        raise BackendError(f"device {device!r} is not supported by ONNX Runtime here. Use cpu, cuda or cuda:N.")
     if _PROVIDERS[kind] not in ort.get_available_providers():
         raise BackendError(
             f"device {device} was asked for, and this ONNX Runtime has no {_PROVIDERS[kind]}. "

@@ -329,7 +329,7 @@ class TestFailedParity:
         assert sorted(tmp_path.iterdir()) == [bundle_copy, failed]
         reports = open_bundle(failed).manifest["parity"]
         assert [report["status"] for report in reports] == ["passed", "failed"]
-        assert [check["passed"] for check in reports[1]["checks"]] == [False, False]
+        assert [check["passed"] for check in reports[1]["checks"]] == [False, False, True]
         verify_files(open_bundle(failed))
 
     def test_a_second_failure_replaces_the_first(self, export, wrong, tmp_path):

@@ -277,6 +277,7 @@ class TestNearTies:
             assign[video, -2:] = assign[video, -1:-3:-1]
             found[f"tokens_{merge:02d}"].reshape(6, -1)[video] += 1.0
             found["video_embedding"][video, 0] *= embedding
+            found["video_embedding"][video] /= np.linalg.norm(found["video_embedding"][video])
             return found
 
         return answer
@@ -301,18 +302,23 @@ class TestNearTies:
         assert failures(checks) == ["decisions changed"]
 
     def test_its_embedding_has_a_limit_too(self, fragile, small_recipe, preprocess, honest):
+        """A strict one while its decisions are the oracle's, a wider one once it has turned."""
+
         def answer(inputs):
             found = honest(inputs)
             found["video_embedding"][4] = found["video_embedding"][0]
             return found
 
         checks = judged(fragile, small_recipe, preprocess, answer)
+        assert failures(checks) == ["video, batch 6: 1 - cosine"]
+        checks = judged(fragile, small_recipe, preprocess, self.turned(answer, 4, 1))
         assert failures(checks) == ["video, batch 6: 1 - cosine, near ties"]
 
     def test_the_other_clips_keep_their_limit(self, fragile, small_recipe, preprocess, honest):
         def answer(inputs):
             found = honest(inputs)
             found["video_embedding"][0, 0] *= 1.1
+            found["video_embedding"][0] /= np.linalg.norm(found["video_embedding"][0])
             return found
 
         assert failures(judged(fragile, small_recipe, preprocess, answer)) == ["video, batch 6: 1 - cosine"]
@@ -361,8 +367,21 @@ def test_zero_output_fails(small_selftest, small_recipe, preprocess, honest):
     def answer(inputs):
         return honest(inputs) | {"video_embedding": np.zeros((len(inputs["frames"]), 32), np.float32)}
 
-    assert failures(judged(small_selftest, small_recipe, preprocess, answer)) == ["video, batch 6: 1 - cosine"]
+    wrong = ["video, batch 6: 1 - cosine", "unit length, video: | length - 1 |"]
+    assert failures(judged(small_selftest, small_recipe, preprocess, answer)) == wrong
     assert failures(judged(small_selftest, small_recipe, preprocess, answer, FP16))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_an_embedding_that_was_never_normalised_fails(small_selftest, small_recipe, preprocess, honest, precision):
+    """A cosine does not see it, a dot product does."""
+
+    def answer(inputs):
+        found = honest(inputs)
+        return found | {"video_embedding": 1.001 * found["video_embedding"]}
+
+    checks = judged(small_selftest, small_recipe, preprocess, answer, TOLERANCES[precision])
+    assert failures(checks) == ["unit length, video: | length - 1 |"]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -379,9 +398,10 @@ def test_the_same_embedding_for_every_clip_fails(small_selftest, small_recipe, p
 def test_a_plan_without_merges_is_judged_by_its_embedding(small_selftest, small_recipe, preprocess, honest):
     blocks = tuple(dataclasses.replace(block, r_cross=0, r_intra=0) for block in small_recipe.plan.blocks)
     plan = dataclasses.replace(small_recipe.plan, blocks=blocks)
-    assert decision_checks(small_selftest, plan, {}, FP32) == []
+    checks, forked = decision_checks(small_selftest, plan, {}, FP32)
+    assert checks == [] and not forked.any()
     checks = check_video(small_selftest, plan, preprocess, Fake(honest, FRAMES), FP32)
-    assert [check.name for check in checks] == ["video, batch 6: 1 - cosine"]
+    assert [check.name for check in checks] == ["video, batch 6: 1 - cosine", "unit length, video: | length - 1 |"]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -433,7 +453,7 @@ def test_text_together_and_alone(small_selftest):
         return {"text_embedding": found[::-1] if len(found) == wrong_batch else found}
 
     right = check_text(small_selftest, Fake(lambda x: answer(x, 0), TOKENS), FP32)
-    assert len(right) == 2 and failures(right) == []
+    assert len(right) == 3 and failures(right) == []
     batch = check_text(small_selftest, Fake(lambda x: answer(x, 8), TOKENS), FP32)
     assert failures(batch) == ["text, batch 8: 1 - cosine"]
     alone = check_text(
@@ -460,6 +480,7 @@ def test_the_real_bundle_passes(small_bundle, small_selftest, small_recipe):
         "decisions changed",
         "merged tokens, relative RMS",
         "video, batch 6",
+        "unit length, video",
         "video, batch 1",
         "video, batch 3",
     ]
@@ -506,7 +527,8 @@ def test_a_weight_that_is_not_a_number_fails(bundle_copy, small_selftest, small_
 def test_a_graph_that_skips_a_merge_decision_fails(bundle_copy, small_selftest, small_recipe):
     """Matching from the scores' negative: everything is still finite, unit length and of the right shape."""
     proto = onnx.load(bundle_copy / VIDEO)
-    round_node = next(node for node in proto.graph.node if node.op_type == "Round")
+    snapped = next(node for node in proto.graph.node if node.op_type == "IsNaN").input[0]
+    round_node = next(node for node in proto.graph.node if node.output[0] == snapped)
     place = list(proto.graph.node).index(round_node)
     negated = onnx.helper.make_node("Neg", [round_node.output[0]], ["negated"])
     for node in proto.graph.node:
