@@ -18,9 +18,9 @@ from tempme_export.bench.cases import BACKENDS, ORIGINAL, Case, benchmark_clips
 from tempme_export.bench.machine import machine, peak_rss_mb
 from tempme_export.bench.report import Report, Row
 from tempme_export.bench.timing import Comparison, Progress, Protocol, compare
-from tempme_export.checkpoint import file_sha256
 from tempme_export.complexity import complexity
 from tempme_export.errors import BackendError, UsageError
+from tempme_export.hashing import file_sha256
 from tempme_export.parity import Floats, cosine_distance, embedding_checks
 from tempme_export.runtime.base import Runner
 from tempme_export.runtime.pytorch import torch_device

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tempme_export.checkpoint import file_sha256
 from tempme_export.errors import BundleError, ExportError
+from tempme_export.hashing import file_sha256
 from tempme_export.profile import Profile, parse_profile
 from tempme_export.schedule import Schedule, schedule
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tempme_export.backbone import Activation
 from tempme_export.errors import CheckpointError
+from tempme_export.hashing import file_sha256
 
 LORA_A, LORA_B = "attn.TVPt_LoRA_a", "attn.TVPt_LoRA_b"
 CLIP_POSITION = "TVPt_Video_Positional_embedding"
@@ -240,12 +241,6 @@ def _validated(raw: Any, source: str) -> tuple[dict[str, Tensor], Facts]:
             "use an earlier checkpoint."
         )
     return tensors, facts
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, as hexadecimal digits."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _tensors_sha256(tensors: Mapping[str, Tensor]) -> str:

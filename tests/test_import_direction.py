@@ -18,7 +18,7 @@ FOLDERS = {
 # Lowest first. A name stands for its module and everything below it; "" is tempme_export/__init__.py itself,
 # the door for users: it may lead to everything but the commands, and nothing below may go through it.
 LAYERS = (
-    ("errors", "profiles"),
+    ("errors", "hashing", "profiles"),
     ("backbone", "schedule", "complexity"),
     ("video", "preprocess", "tokenizer"),
     ("profile",),

@@ -5,7 +5,6 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from tempme_export.errors import BackendError, BundleError, PrecisionError
@@ -40,6 +39,18 @@ def check_device(device: str) -> None:
         )
 
 
+def _with_outputs(path: Path, names: Sequence[str]) -> bytes:
+    """The model's bytes with further values as outputs. onnx is slow to import and not needed without them."""
+    import onnx
+
+    try:
+        proto = onnx.load(str(path))
+    except Exception as error:  # the file system's or protobuf's own
+        raise BundleError(f"{path} cannot be loaded: {error}") from error
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return proto.SerializeToString()
+
+
 class OrtRunner(Runner):
     """An ONNX file on one execution provider.
 
@@ -65,14 +76,7 @@ class OrtRunner(Runner):
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
-        model: str | bytes = str(path)
-        if expose:
-            try:
-                proto = onnx.load(str(path))
-            except Exception as error:  # the file system's or protobuf's own
-                raise BundleError(f"{path} cannot be loaded: {error}") from error
-            proto.graph.output.extend(onnx.ValueInfoProto(name=value) for value in expose)
-            model = proto.SerializeToString()
+        model = _with_outputs(path, expose) if expose else str(path)
         errors = ort.capi.onnxruntime_pybind11_state
         try:
             settings = [(provider, {"device_id": index or "0"})] if kind == "cuda" else [provider]

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tempme_export.bench import cli, paper, report
-from tempme_export.bundle import file_sha256
 from tempme_export.export import to_onnx
+from tempme_export.hashing import file_sha256
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--complexity"]], ids=" ".join)

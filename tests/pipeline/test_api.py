@@ -32,8 +32,10 @@ assert callable(tempme_export.export)
     assert done.returncode == 0, done.stderr
 
 
-def test_importing_the_package_is_light():
-    script = "import sys, tempme_export; sys.exit(', '.join({'torch', 'onnx', 'open_clip'} & sys.modules.keys()) or 0)"
+@pytest.mark.parametrize("module", ["tempme_export", "tempme_export.retrieval"])
+def test_importing_for_use_is_light(module):
+    """Encoding with a bundle needs neither torch nor onnx, which take seconds to import."""
+    script = f"import sys, {module}; sys.exit(', '.join({{'torch', 'onnx', 'open_clip'}} & sys.modules.keys()) or 0)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 

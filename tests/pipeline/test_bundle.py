@@ -29,8 +29,8 @@ from tempme_export.bundle import (
     verify_files,
     write_manifest,
 )
-from tempme_export.checkpoint import file_sha256
 from tempme_export.errors import BundleError, ExportError, ParityError, TempMeExportError, UsageError
+from tempme_export.hashing import file_sha256
 from tempme_export.profile import load_profile
 
 pytestmark = pytest.mark.usefixtures("one_thread")
