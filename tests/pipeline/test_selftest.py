@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tempme_export import selftest as selftest_module
-from tempme_export.errors import BundleError, ParityError
+from tempme_export.errors import BundleError
 from tempme_export.reference import ReferenceText, ReferenceVideo, Trace
 from tempme_export.selftest import (
     CLIPS,
@@ -151,12 +151,12 @@ def test_fragile_clips_are_those_below_the_safe_gap(small_selftest):
     assert none.fragile.tolist() == [False] * 6, "without merges nothing is to be decided"
 
 
-def test_no_safe_clip_is_a_parity_error(small_recipe, monkeypatch):
+def test_without_a_safe_clip_the_safest_are_taken_and_marked(small_recipe, monkeypatch):
     monkeypatch.setattr(selftest_module, "SAFE_GAP", 3.0)
     monkeypatch.setattr(selftest_module, "_TRIES", 2)
-    with pytest.raises(ParityError, match="2 different moving clips all have merge decisions") as caught:
-        make_selftest(small_recipe)
-    assert caught.value.exit_code == 5
+    drawn = make_selftest(small_recipe)
+    assert drawn.fragile.tolist() == [True] * 6
+    assert len(drawn.clips) == 6 and np.isfinite(drawn.video_embedding).all()
 
 
 def test_round_trip(small_selftest, tmp_path):
