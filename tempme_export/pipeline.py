@@ -30,7 +30,7 @@ from tempme_export.profile import BatchRange, Profile
 from tempme_export.recipe import Recipe, prepare
 from tempme_export.runtime.ort import OrtRunner, check_device
 from tempme_export.schedule import Schedule
-from tempme_export.selftest import SelfTest, load_selftest, make_selftest, preprocess_for, save_selftest
+from tempme_export.selftest import CLIPS, SelfTest, load_selftest, make_selftest, preprocess_for, save_selftest
 from tempme_export.tolerance import PRECISIONS, TOLERANCES
 
 Progress = Callable[[str, Any], None]
@@ -82,7 +82,7 @@ def _manifest(
 def estimate_bytes(recipe: Recipe, precision: str) -> int:
     """Upper estimate of a bundle's size: its weights and the self-test clips, a tenth added."""
     weights = sum(tensor.numel() for tensor in recipe.checkpoint.tensors.values())
-    clips = 6 * recipe.profile.frames * 3 * recipe.backbone.image_size**2
+    clips = len(CLIPS) * recipe.profile.frames * 3 * recipe.backbone.image_size**2
     return int(1.1 * (weights * (4 if precision == "fp32" else 2) + clips)) + 4 * 2**20
 
 

@@ -116,6 +116,7 @@ def test_one_spike_does_not_make_it_unstable():
     spiked = itertools.chain([0.01] * 75, [0.01] * 40, [1.0], steady(0.01))
     comparison = Bench(original=spiked).compare(seconds=3, samples=100, window=25)
     comparison.require_stable()
+    assert comparison.timings["original"].stable
 
 
 @pytest.mark.parametrize(

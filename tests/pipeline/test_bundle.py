@@ -208,10 +208,12 @@ class TestWhatIsInTheWay:
         (bundle_copy / MANIFEST).write_text("{")
         export(bundle_copy, force=True)
         verify_files(open_bundle(bundle_copy))
+        assert sorted(path.name for path in bundle_copy.iterdir()) == FILES
 
     def test_force_is_not_needed_where_nothing_is(self, export, tmp_path):
         export(tmp_path / "out", force=True)
         verify_files(open_bundle(tmp_path / "out"))
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
     def test_an_empty_folder_needs_force_too(self, export, tmp_path):
         (tmp_path / "out").mkdir()
