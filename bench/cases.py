@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tempme_export.bundle import VIDEO, open_bundle, verify_files
+from tempme_export.bundle import PT2, VIDEO, open_bundle, verify_files
 from tempme_export.checkpoint import OPEN_CLIP, load_checkpoint
-from tempme_export.errors import BundleError, CheckpointError, ParityError, UsageError
+from tempme_export.errors import BackendError, BundleError, CheckpointError, ParityError, UsageError
 from tempme_export.model import VideoEncoder
 from tempme_export.profile import Profile, shipped_profiles
 from tempme_export.random_weights import draw_checkpoint
@@ -19,6 +19,7 @@ from tempme_export.recipe import Recipe, prepare
 from tempme_export.reference import ReferenceVideo, Trace
 from tempme_export.runtime.base import Runner
 from tempme_export.runtime.ort import OrtRunner, import_onnxruntime
+from tempme_export.runtime.pt2 import Pt2Runner
 from tempme_export.runtime.pytorch import TorchRunner
 from tempme_export.selftest import SAFE_GAP, draw_clip, preprocess_for
 
@@ -31,17 +32,22 @@ _TRIES = 64
 class Case:
     """A model to measure.
 
-    artifact   the `video.onnx` of a bundle; None where it is still to be built
-    precision  of the artifact
+    bundle     the folder whose artifacts are measured; None where they are still to be built
+    precision  of the artifacts
     """
 
     recipe: Recipe
-    artifact: Path | None = None
+    bundle: Path | None = None
     precision: str = "fp32"
 
     @property
     def profile(self) -> Profile:
         return self.recipe.profile
+
+    def artifact(self, file: str) -> Path | None:
+        """A file of the bundle; None where there is no bundle, or it has no such file."""
+        path = None if self.bundle is None else self.bundle / file
+        return path if path is not None and path.is_file() else None
 
     @property
     def weights(self) -> str:
@@ -91,7 +97,7 @@ def _bundle_case(folder: Path, profile: str | None) -> Case:
             f"{checkpoint.source} has sha256 {checkpoint.sha256}, but {folder} was made from one with "
             f"{made_from['sha256']}. {advice}"
         )
-    return Case(prepare(checkpoint, own), bundle.path / VIDEO, bundle.manifest["precision"])
+    return Case(prepare(checkpoint, own), bundle.path, bundle.manifest["precision"])
 
 
 @dataclass(frozen=True)
@@ -99,13 +105,16 @@ class Backend:
     """One way to run a case.
 
     load     a case, its artifact and a device -> a runner; raises BackendError where it cannot run there
-    build    writes the artifact into a folder and returns its path; None for a backend that runs from weights
+    build    writes the artifact into a folder and returns its path, where the case brings none; None for a backend
+             that runs from weights
     require  raises BackendError where a package is missing; asked before anything is built
+    file     the artifact's name in a bundle
     """
 
     load: Callable[[Case, Path | None, str], Runner]
     build: Callable[[Case, Path], Path] | None = None
     require: Callable[[], object] = lambda: None
+    file: str = VIDEO
 
 
 def _build_onnx(case: Case, folder: Path) -> Path:
@@ -129,11 +138,22 @@ def _load_ort(case: Case, artifact: Path | None, device: str) -> Runner:
     return OrtRunner(artifact, device, threads=torch.get_num_threads())
 
 
+def _refuse_pt2(case: Case, folder: Path) -> Path:
+    where = f"{case.bundle} has no {PT2}" if case.bundle else f"there is no {PT2}, which takes minutes to compile"
+    raise BackendError(f"{where}. Run tempme-export CKPT --pt2 and measure that bundle.")
+
+
+def _load_pt2(case: Case, artifact: Path | None, device: str) -> Runner:
+    assert artifact is not None, "pt2 is a backend with an artifact"
+    return Pt2Runner(artifact, device)
+
+
 BACKENDS: Mapping[str, Backend] = MappingProxyType(
     {
         ORIGINAL: Backend(_load_original),
         "torch": Backend(_load_torch),
         "ort": Backend(_load_ort, _build_onnx, import_onnxruntime),
+        "pt2": Backend(_load_pt2, _refuse_pt2, file=PT2),
     }
 )
 

@@ -15,9 +15,9 @@ from rich.live import Live
 from rich.table import Table
 
 from tempme_export.bench import paper
-from tempme_export.bench.tables import bench_tables, paper_tables, show
+from tempme_export.bench.tables import bench_tables, paper_tables, resource_tables, show
 from tempme_export.console import show_error
-from tempme_export.errors import ProfileError, TempMeExportError, UsageError
+from tempme_export.errors import BackendError, ProfileError, TempMeExportError, UsageError
 from tempme_export.profile import Profile, load_profile, shipped_profiles
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 DEFAULT_FRAMES = 12
 _STDOUT = "-"
 _COUNTING = {"complexity", "profile", "frames", "json"}
+_COMPILING = {"kernels", "resources", "profile", "frames", "json"}
 _MODEL, _PROTOCOL, _RESULTS = "What to measure", "How to measure", "Results"
 
 
@@ -58,6 +59,11 @@ def bench(
     complexity: Annotated[
         bool, _option(_RESULTS, "Count operations beside the paper's; measure nothing.", name="--complexity")
     ] = False,
+    kernels: Annotated[bool, _option(_RESULTS, "Time the kernels alone; needs a GPU.", name="--kernels")] = False,
+    resources: Annotated[
+        bool,
+        _option(_RESULTS, "With --kernels: compile them, and show what they take; no GPU.", name="--resources"),
+    ] = False,
     json: Annotated[
         str | None, _option(_RESULTS, "One JSON document; - to stdout instead of tables.", "FILE|-")
     ] = None,
@@ -70,10 +76,17 @@ def bench(
     """
     if json not in (None, _STDOUT) and not Path(json).absolute().parent.is_dir():
         raise UsageError(f"--json {json} cannot be written: {Path(json).parent} is not a folder.")
+    if resources and not kernels:
+        raise UsageError("--resources shows what kernels take. Write: tempme-bench --kernels --resources")
     if complexity:
-        _refuse_measuring_options(context)
+        _refuse_other_options(context, "--complexity measures nothing", _COUNTING)
         chosen = None if profile is None and frames is None else _profile(profile, frames)
         _count(chosen, json)
+    elif resources:
+        _refuse_other_options(context, "--resources compiles and measures nothing", _COMPILING)
+        _compile(_profile(profile, frames), json)
+    elif kernels:
+        _refuse_without_gpu()
     else:
         names = None if backends is None else tuple(_listed("backends", backends))
         batches = tuple(_positive("batch", item) for item in _listed("batch", batch))
@@ -91,15 +104,26 @@ def bench(
         _measure(source, profile, frames, request, strict=strict, json=json, out=out)
 
 
-def _refuse_measuring_options(context: typer.Context) -> None:
-    """Raise UsageError for options that --complexity would have to ignore."""
+def _refuse_other_options(context: typer.Context, reason: str, heeded: set[str]) -> None:
+    """Raise UsageError for options that would have to be ignored."""
     given = [
         name
         for name in context.params
-        if name not in _COUNTING and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+        if name not in heeded and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
     ]
     if given:
-        raise UsageError(f"--complexity measures nothing and cannot heed {', '.join(given)}. Leave that out.")
+        raise UsageError(f"{reason} and cannot heed {', '.join(given)}. Leave that out.")
+
+
+def _refuse_without_gpu() -> None:
+    """Raise BackendError where kernels cannot be timed."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise BackendError(
+            "there is nothing to time: kernels run on a GPU, and torch finds none. What they take of one is compiled "
+            "without it: tempme-bench --kernels --resources"
+        )
 
 
 def _listed(option: str, text: str) -> list[str]:
@@ -159,6 +183,17 @@ def _count(profile: Profile | None, json: str | None) -> None:
     document = {"tolerance": paper.TOLERANCE, "rows": [row.to_dict() for row in rows]}
     _deliver(document, json, paper_tables(rows))
     paper.check(rows)
+
+
+def _compile(profile: Profile, json: str | None) -> None:
+    """Compile the profile's kernels for every target and show what they take."""
+    from tempme_export.bench.resources import compile_rows, triton_version
+
+    console = _console(stderr=True)
+    with _progress(console) as progress:
+        rows = compile_rows(profile, progress)
+    document = {"profile": profile.name, "triton": triton_version(), "rows": [row.to_dict() for row in rows]}
+    _deliver(document, json, resource_tables(rows, f"{profile.name}, triton {triton_version()}"))
 
 
 @contextmanager

@@ -19,11 +19,11 @@ from tempme_export.bench.machine import machine, peak_rss_mb
 from tempme_export.bench.report import Report, Row
 from tempme_export.bench.timing import Comparison, Progress, Protocol, compare
 from tempme_export.complexity import complexity
+from tempme_export.devices import torch_device
 from tempme_export.errors import BackendError, UsageError
 from tempme_export.hashing import file_sha256
 from tempme_export.parity import Floats, cosine_distance, embedding_checks
 from tempme_export.runtime.base import Runner
-from tempme_export.runtime.pytorch import torch_device
 from tempme_export.tolerance import TOLERANCES
 
 
@@ -90,7 +90,7 @@ def load(name: str, case: Case, device: str, folder: Path) -> Loaded:
     backend.require()
     artifact, build_s, sha256, precision = None, None, None, "fp32"
     if backend.build is not None:
-        artifact, precision = case.artifact, case.precision
+        artifact, precision = case.artifact(backend.file), case.precision
         if artifact is None:
             start = time.perf_counter()
             artifact = backend.build(case, folder)

@@ -14,6 +14,7 @@ from tempme_export.bench.paper import PaperRow, times
 
 if TYPE_CHECKING:
     from tempme_export.bench.report import Row
+    from tempme_export.bench.resources import ResourceRow
 
 _UNBOUNDED = 10_000
 _PART_FIGURES = (
@@ -124,3 +125,24 @@ def bench_tables(rows: Sequence["Row"]) -> Iterable[Table]:
         )
     yield speed
     yield cost
+
+
+def resource_tables(rows: Sequence["ResourceRow"], source: str) -> Iterable[Table]:
+    """What compiled kernels take of a GPU."""
+    table = _table(
+        f"What a program of each kernel takes, compiled ahead of time: {source}",
+        ["kernel", "compiled for"],
+        ["dtype", "target", "warps", "registers", "spilled B", "shared B"],
+    )
+    for row in rows:
+        table.add_row(
+            row.kernel,
+            row.compiled_for,
+            row.dtype,
+            row.target,
+            str(row.num_warps),
+            str(row.registers),
+            str(row.spill_stores + row.spill_loads),
+            str(row.shared),
+        )
+    return [table]

@@ -19,6 +19,21 @@ HEAD_WIDTH = 64
 
 Activation = Literal["quickgelu", "gelu"]
 
+# What open_clip's configs say of the backbones of the shipped profiles, for a machine that measures without it.
+_BASE = {"embed_dim": 512, "quick_gelu": True}
+_BASE_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12}
+_BASE_VISION = {"image_size": 224, "layers": 12, "width": 768}
+_KNOWN: dict[str, dict[str, Any]] = {
+    "ViT-B-32-quickgelu": {**_BASE, "vision_cfg": {**_BASE_VISION, "patch_size": 32}, "text_cfg": _BASE_TEXT},
+    "ViT-B-16-quickgelu": {**_BASE, "vision_cfg": {**_BASE_VISION, "patch_size": 16}, "text_cfg": _BASE_TEXT},
+    "ViT-L-14-quickgelu": {
+        "embed_dim": 768,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": 224, "layers": 24, "width": 1024, "patch_size": 14},
+        "text_cfg": {**_BASE_TEXT, "width": 768, "heads": 12},
+    },
+}
+
 _TOP_KEYS = {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}
 _VISION_KEYS = {"image_size", "layers", "width", "patch_size", "head_width"}
 _TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers"}
@@ -55,19 +70,24 @@ class Backbone:
         return (self.image_size // self.patch) ** 2 + 1
 
 
-def _config_folder() -> Path:
+def _config_folder() -> Path | None:
     spec = find_spec("open_clip")
     if spec is None or not spec.submodule_search_locations:
-        raise BackendError("open_clip is not installed. Run: pip install open_clip_torch")
+        return None
     return Path(next(iter(spec.submodule_search_locations))) / "model_configs"
 
 
 def open_clip_config(name: str) -> dict[str, Any]:
     """The open_clip model config called `name`, as the dictionary it is stored as.
 
-    Raises ProfileError for an unknown name and BackendError without open_clip.
+    Raises ProfileError for an unknown name, and BackendError without open_clip for any but the shipped profiles'.
     """
-    path = _config_folder() / f"{name}.json"
+    folder = _config_folder()
+    if folder is None:
+        if name in _KNOWN:
+            return _KNOWN[name]
+        raise BackendError(f"backbone {name!r} is read from open_clip, which is not installed. pip install open_clip_torch")
+    path = folder / f"{name}.json"
     if not path.is_file():
         known = sorted(p.stem for p in path.parent.glob("*.json"))
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)

@@ -17,6 +17,7 @@ from tempme_export.profile import Profile, parse_profile
 from tempme_export.schedule import Schedule, schedule
 
 MANIFEST, VIDEO, TEXT, SELFTEST = "manifest.json", "video.onnx", "text.onnx", "selftest.npz"
+PT2 = "video.pt2"  # optional
 FORMAT = 1
 SUFFIX = ".tempme"
 _KEYS = {

@@ -26,13 +26,9 @@ def _batch(text: str | None) -> tuple[int, int, int] | None:
     return low, usual, high
 
 
-def _check_formats(trt: bool, pt2: bool) -> None:
-    asked = [flag for flag, given in (("--trt", trt), ("--pt2", pt2)) if given]
-    if asked:
-        raise BackendError(
-            f"{' and '.join(asked)}: this version builds the ONNX bundle only. Run the command without "
-            f"{' and '.join(asked)}."
-        )
+def _check_formats(trt: bool) -> None:
+    if trt:
+        raise BackendError("--trt: this version builds no TensorRT engines. Run the command without --trt.")
 
 
 def _verify(bundle: Path, device: str, as_json: bool) -> None:
@@ -57,21 +53,26 @@ def _dry_run(
     precision: str,
     batch: tuple[int, int, int] | None,
     force: bool,
+    pt2: bool,
     as_json: bool,
 ) -> None:
     from dataclasses import asdict
 
-    from tempme_export.bundle import check_destination
-    from tempme_export.pipeline import default_output, estimate_bytes, requested_recipe
+    from tempme_export.bundle import PT2, SELFTEST, TEXT, VIDEO, check_destination
+    from tempme_export.pipeline import default_output, estimate_bytes, requested_recipe, scratch_bytes
 
     recipe = requested_recipe(checkpoint, profile, batch)
     target = out or default_output(checkpoint)
-    needed = estimate_bytes(recipe, precision)
+    needed = estimate_bytes(recipe, precision, pt2)
+    files = [SELFTEST, VIDEO, TEXT, *([PT2] if pt2 else [])]
     console.show_recipe(recipe)
-    check_destination(target, needed, force)
+    check_destination(target, needed + (scratch_bytes(recipe, precision) if pt2 else 0), force)
     if as_json:
-        console.write_json({"out": str(target), "profile": recipe.profile.to_dict(), "schedule": asdict(recipe.plan)})
-    console.show_done(f"dry run: nothing written. {target} would take about {needed / 1e6:.0f} MB")
+        document = {"out": str(target), "profile": recipe.profile.to_dict(), "schedule": asdict(recipe.plan)}
+        console.write_json({**document, "files": files})
+    console.show_done(
+        f"dry run: nothing written. {target} would take about {needed / 1e6:.0f} MB: {', '.join(files)}, manifest.json"
+    )
 
 
 @app.command()
@@ -85,10 +86,10 @@ def command(
     batch: Annotated[str | None, typer.Option(metavar="MIN:OPT:MAX", help="Videos per call.")] = None,
     frame_mask: Annotated[bool, typer.Option("--frame-mask", help="Add the input frame_mask.")] = False,
     trt: Annotated[bool, typer.Option("--trt", help="Also build a TensorRT engine (not in this version).")] = False,
-    pt2: Annotated[
-        bool, typer.Option("--pt2", help="Also build an AOTInductor package (not in this version).")
-    ] = False,
-    device: Annotated[str, typer.Option(help="Where parity is judged: cpu, cuda or cuda:N.")] = "cpu",
+    pt2: Annotated[bool, typer.Option("--pt2", help="Also compile video.pt2 for this machine's DEVICE.")] = False,
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="Where parity is judged, and what --pt2 is for: cpu, cuda or cuda:N.")
+    ] = "cpu",
     opset: Annotated[int, typer.Option(help="ONNX opset: 18, 20 or 23.")] = 18,
     verify: Annotated[Path | None, typer.Option(metavar="DIR", help="Check a bundle instead of building one.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
@@ -102,7 +103,7 @@ def command(
     """
     if (checkpoint is None) == (verify is None):
         raise UsageError("give either a checkpoint to export or --verify DIR. See tempme-export --help.")
-    _check_formats(trt, pt2)
+    _check_formats(trt)
     if verify is not None:
         _verify(verify, device, as_json)
         return
@@ -111,8 +112,8 @@ def command(
     from tempme_export.pipeline import check_request, export
 
     if dry_run:
-        check_request(precision, sizes, opset, device)
-        _dry_run(checkpoint, profile, out, precision, sizes, force, as_json)
+        check_request(precision, sizes, opset, device, pt2)
+        _dry_run(checkpoint, profile, out, precision, sizes, force, pt2, as_json)
         return
     started = time.perf_counter()
     bundle = export(
@@ -122,6 +123,7 @@ def command(
         precision=precision,
         batch=sizes,
         frame_mask=frame_mask,
+        pt2=pt2,
         device=device,
         opset=opset,
         force=force,

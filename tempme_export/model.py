@@ -6,6 +6,7 @@ scores, sizes and weighted sums stay in float32, and so do inputs and outputs.
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ def _unit(x: Tensor) -> Tensor:
 
 
 class LayerNorm(nn.Module):
-    """LayerNorm with float32 statistics and parameters, returning the input's dtype."""
+    """Parameters of a LayerNorm, kept in float32 or wider; the operators apply it."""
 
     weight: Tensor
     bias: Tensor
@@ -38,9 +39,12 @@ class LayerNorm(nn.Module):
         self.register_buffer("bias", bias.to(_wide(bias.dtype)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., D]."""
-        normed = F.layer_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.bias, 1e-5)
-        return normed.to(x.dtype)
+        """[B, N, D] -> [B, N, D]."""
+        return ops.layer_norm(x, self.weight, self.bias)
+
+    def add(self, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """x + delta and its LayerNorm, two [B, N, D]."""
+        return ops.add_norm(x, delta, self.weight, self.bias)
 
 
 class Linear(nn.Module):
@@ -59,33 +63,18 @@ class Linear(nn.Module):
         return F.linear(x, self.weight, self.bias)
 
 
-class Attention(nn.Module):
-    """Multi-head attention in the primitive pattern MatMul, Add, Softmax, MatMul, which compilers fuse.
-
-    The query scale is folded into the query weights.
-    """
+class Projections(nn.Module):
+    """The two matrix products around an attention; the query scale is folded into the query weights."""
 
     def __init__(self, weights: Mapping[str, Tensor], prefix: str, heads: int) -> None:
         super().__init__()
         self.heads = heads
         names = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
         weight, bias, out_weight, out_bias = (weights[f"{prefix}attn.{name}"] for name in names)
-        self.head_width = len(out_bias) // heads
         scale = torch.ones_like(bias)
-        scale[: len(out_bias)] = self.head_width**-0.5
+        scale[: len(out_bias)] = (len(out_bias) // heads) ** -0.5
         self.in_proj = Linear(weight * scale.unsqueeze(-1), bias * scale)
         self.out_proj = Linear(out_weight, out_bias)
-
-    def forward(self, h: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """h [B, N, D], bias broadcasting to [B, H, N, N] in float32 -> output [B, N, D], keys [B, H, N, D / H]."""
-        n, width = h.shape[1:]
-        qkv = self.in_proj(h).view(-1, n, 3, self.heads, self.head_width)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        logits = (q @ k.transpose(-1, -2)).to(_wide(h.dtype))
-        if bias is not None:
-            logits = logits + bias
-        out = logits.softmax(dim=-1).to(h.dtype) @ v
-        return self.out_proj(out.transpose(1, 2).reshape(-1, n, width)), k
 
 
 class Mlp(nn.Module):
@@ -108,6 +97,21 @@ class Merges(list[tuple[Tensor, Tensor]]):
     """Collects (assign, merged tokens) of every merge in execution order, for parity and drawings."""
 
 
+class Stream(NamedTuple):
+    """What flows from block to block. Adding `delta` is left to the step that reads the sum, which fuses it.
+
+    x         [clips, N, D], the residual stream
+    delta     [clips, N, D], the last MLP's output, not yet added; None before the first block
+    size      [clips, N] float32 or wider: original tokens in each; None while all are 1
+    log_size  its logarithm
+    """
+
+    x: Tensor
+    delta: Tensor | None
+    size: Tensor | None
+    log_size: Tensor | None
+
+
 class VideoBlock(nn.Module):
     """One transformer block with its merges (spec section 3)."""
 
@@ -120,53 +124,57 @@ class VideoBlock(nn.Module):
         prefix = f"transformer.resblocks.{plan.index}."
         self.plan, self.size_bias = plan, size_bias
         self.ln_1, self.ln_2 = LayerNorm(weights, prefix + "ln_1"), LayerNorm(weights, prefix + "ln_2")
-        self.attn = Attention(weights, prefix, heads)
+        self.attn = Projections(weights, prefix, heads)
         self.mlp = Mlp(weights, prefix, activation)
         position = weights.get(prefix + "clip_position")
-        if position is not None:  # [clips, D] -> [clips after joining, factor, 1, D]
-            position = position.view(plan.clips, plan.factor, 1, -1)
-        self.register_buffer("clip_position", position)
+        self.register_buffer("clip_position", None if position is None else position.flatten(0, -2))
 
-    def _join(self, x: Tensor) -> Tensor:
-        """[B * clips * factor, n, ...] -> [B * clips, factor * n, ...], class tokens first."""
-        factor, rest = self.plan.factor, x.shape[2:]
-        cls = self.plan.n_cls // factor
-        clips = x.view(-1, factor, x.shape[1], *rest)
-        joined = [clips[:, :, :cls].reshape(-1, self.plan.n_cls, *rest)]
-        joined.append(clips[:, :, cls:].reshape(-1, factor * (x.shape[1] - cls), *rest))
-        return torch.cat(joined, dim=1)
+    def _merge(
+        self, stream: Stream, assign: Tensor, position: Tensor | None, norm: LayerNorm, factor: int, r: int
+    ) -> tuple[Stream, Tensor]:
+        x, delta, size, _ = stream
+        x, h, size, log_size = ops.merge_norm(
+            x, delta, size, assign, position, norm.weight, norm.bias, factor, self.plan.n_cls, r
+        )
+        return Stream(x, None, size, log_size), h
 
-    def _with_position(self, x: Tensor) -> Tensor:
-        if self.clip_position is None:
-            return x
-        tokens, width = x.shape[1:]
-        clips = x.view(-1, self.plan.clips, self.plan.factor, tokens, width) + self.clip_position
-        return clips.view(-1, tokens, width)
+    def _join(self, stream: Stream, merges: Merges) -> tuple[Stream, Tensor]:
+        """Join clips and merge across them; the stream of plan.clips and its ln_1."""
+        factor, n_cls, r = self.plan.factor, self.plan.n_cls, self.plan.r_cross
+        if r == 0:
+            x, delta, size, log_size = stream
+            x = ops.join_clips(x if delta is None else x + delta, factor, n_cls)
+            if size is not None and log_size is not None:
+                size, log_size = ops.join_clips(size, factor, n_cls), ops.join_clips(log_size, factor, n_cls)
+            return Stream(x, None, size, log_size), self.ln_1(x)
+        assign = ops.match_clips(stream.x, stream.delta, factor, n_cls, r)
+        stream, h = self._merge(stream, assign, self.clip_position, self.ln_1, factor, r)
+        merges.append((assign, stream.x))
+        return stream, h
 
-    def _cross_clip(self, x: Tensor, size: Tensor | None, merges: Merges) -> tuple[Tensor, Tensor | None]:
-        metric = self._join(x)
-        size = None if size is None else self._join(size)
-        if self.plan.r_cross == 0:
-            return metric, size
-        assign = ops.match_tokens(metric, self.plan.n_cls, self.plan.r_cross)
-        joined = self._join(self._with_position(x))
-        x, size = ops.merge_tokens(joined, size, assign, self.plan.n_cls, self.plan.r_cross)
-        merges.append((assign, x))
-        return x, size
-
-    def forward(self, x: Tensor, size: Tensor | None, merges: Merges) -> tuple[Tensor, Tensor | None]:
-        """x [B * clips_in, n, D], size [B * clips_in, n] or None before any merge -> the same, merged."""
+    def _enter(self, stream: Stream, merges: Merges) -> tuple[Stream, Tensor]:
+        """What lies before the attention: clips joined where the plan says so, the sum of the stream, its ln_1."""
         if self.plan.factor > 1:
-            x, size = self._cross_clip(x, size, merges)
-        bias = None if size is None or not self.size_bias else size.log()[:, None, None, :]
-        out, keys = self.attn(self.ln_1(x), bias)
-        x = x + out
+            return self._join(stream, merges)
+        if stream.delta is None:
+            return stream, self.ln_1(stream.x)
+        x, h = self.ln_1.add(stream.x, stream.delta)
+        return stream._replace(x=x, delta=None), h
+
+    def forward(self, stream: Stream, merges: Merges) -> Stream:
+        """The stream of plan.clips_in clips -> that of plan.clips; every merge is appended to `merges`."""
+        stream, h = self._enter(stream, merges)
+        qkv, heads = self.attn.in_proj(h), self.attn.heads
+        bias = stream.log_size if self.size_bias else None
         if self.plan.r_intra > 0:
-            metric = keys.mean(dim=1, dtype=_wide(keys.dtype))
-            assign = ops.match_tokens(metric, self.plan.n_cls, self.plan.r_intra)
-            x, size = ops.merge_tokens(x, size, assign, self.plan.n_cls, self.plan.r_intra)
-            merges.append((assign, x))
-        return x + self.mlp(self.ln_2(x)), size
+            out, assign = ops.attention_match(qkv, bias, heads, self.plan.n_cls, self.plan.r_intra)
+            stream = stream._replace(delta=self.attn.out_proj(out))
+            stream, h = self._merge(stream, assign, None, self.ln_2, 1, self.plan.r_intra)
+            merges.append((assign, stream.x))
+        else:
+            x, h = self.ln_2.add(stream.x, self.attn.out_proj(ops.attention(qkv, bias, heads)))
+            stream = stream._replace(x=x)
+        return stream._replace(delta=self.mlp(h))
 
 
 class VideoEncoder(nn.Module):
@@ -202,11 +210,13 @@ class VideoEncoder(nn.Module):
 
     def encode(self, frames: Tensor, frame_mask: Tensor | None, merges: Merges) -> Tensor:
         """As `forward`; every merge is appended to `merges`."""
-        x, size = self._stem(frames), None
+        stream = Stream(self._stem(frames), None, None, None)
         for block in self.blocks:
-            x, size = block(x, size, merges)
-        cls = x[:, : self.plan.blocks[-1].n_cls].reshape(-1, self.plan.frames, x.shape[-1])
-        features = (self.ln_post(cls) @ self.proj).to(_wide(self.dtype))
+            stream = block(stream, merges)
+        n_cls = self.plan.blocks[-1].n_cls
+        assert stream.delta is not None, "the last MLP's output waits to be added"
+        cls = self.ln_post.add(stream.x[:, :n_cls], stream.delta[:, :n_cls])[1]
+        features = (cls.reshape(-1, self.plan.frames, cls.shape[-1]) @ self.proj).to(_wide(self.dtype))
         features = _unit(features)
         if frame_mask is not None:
             features = features * frame_mask.to(features.dtype).unsqueeze(-1)
@@ -228,12 +238,16 @@ class TextBlock(nn.Module):
         super().__init__()
         prefix = f"transformer.resblocks.{index}."
         self.ln_1, self.ln_2 = LayerNorm(weights, prefix + "ln_1"), LayerNorm(weights, prefix + "ln_2")
-        self.attn = Attention(weights, prefix, heads)
+        self.attn = Projections(weights, prefix, heads)
         self.mlp = Mlp(weights, prefix, activation)
 
     def forward(self, x: Tensor, causal: Tensor) -> Tensor:
-        """[B, L, D] -> [B, L, D]."""
-        x = x + self.attn(self.ln_1(x), causal)[0]
+        """x [B, L, D], causal [L, L] float32 or wider, added to the logits -> [B, L, D]."""
+        qkv = self.attn.in_proj(self.ln_1(x)).unflatten(-1, (3, self.attn.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        logits = (q @ k.transpose(-1, -2)).to(causal.dtype) + causal
+        out = logits.softmax(dim=-1).to(x.dtype) @ v
+        x = x + self.attn.out_proj(out.transpose(1, 2).reshape(-1, *x.shape[1:]))
         return x + self.mlp(self.ln_2(x))
 
 
@@ -267,6 +281,6 @@ class TextEncoder(nn.Module):
         for block in self.blocks:
             x = block(x, self.causal)
         is_end = torch.eq(token_ids.argmax(dim=-1, keepdim=True), self.index).to(x.dtype)
-        end = (is_end.unsqueeze(1) @ x).squeeze(1)
-        feature = (self.ln_final(end) @ self.projection).to(_wide(self.dtype))
+        end = is_end.unsqueeze(1) @ x  # [B, 1, D]
+        feature = (self.ln_final(end).squeeze(1) @ self.projection).to(_wide(self.dtype))
         return _unit(feature)

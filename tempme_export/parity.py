@@ -132,14 +132,19 @@ def _per_video(array: NDArray[Any], videos: int) -> NDArray[Any]:
 
 
 def decision_checks(
-    selftest: SelfTest, plan: Schedule, found: dict[str, NDArray[Any]], tolerance: Tolerance
+    selftest: SelfTest,
+    plan: Schedule,
+    found: dict[str, NDArray[Any]],
+    tolerance: Tolerance,
+    with_tokens: bool = True,
 ) -> tuple[list[Check], NDArray[np.bool_]]:
-    """Levels (a) and (b), from the values that the graph exposes for every merge.
+    """Levels (a) and, `with_tokens`, (b), from the values that the artifact exposes for every merge.
 
     A video that leaves the oracle's path where the oracle itself decided by less than SAFE_GAP is reported and
     not counted as changed from there on. Returns the checks and, for each video, whether it did so.
     """
     videos = len(selftest.clips)
+    with_tokens = with_tokens and bool(selftest.tokens)
     same, forked = np.ones(videos, bool), np.zeros(videos, bool)  # so far; left at a near tie
     if not plan.merges:
         return [], forked
@@ -156,7 +161,7 @@ def decision_checks(
             first = f", first in block {merge.block} ({merge.kind})"
         margins += [float(gap) for gap in selftest.gaps[turned, k]]
         same &= ~differs.any(axis=1)
-        if selftest.tokens and same.any():
+        if with_tokens and same.any():
             x = _per_video(selftest.tokens[k], videos)[same].astype(np.float64)
             y = _per_video(found[merge.tokens_name], videos)[same].astype(np.float64)
             worst = float(np.maximum(worst, np.sqrt(((x - y) ** 2).mean() / (x**2).mean())))
@@ -167,7 +172,7 @@ def decision_checks(
     if forked.any():
         detail += f"; {int(forked.sum())} of {videos} videos turned at a near tie"
     checks = [Check("decisions changed", changed / tokens, tolerance.changed_decisions, detail=detail)]
-    if selftest.tokens:
+    if with_tokens:
         value = worst if compared else float("nan")
         detail = f"{compared} of {videos * len(plan.merges)} merges compared"
         checks.append(Check("merged tokens, relative RMS", value, tolerance.merged_tokens, detail=detail))
@@ -197,14 +202,16 @@ def check_video(
     preprocess: Preprocess,
     exposing: Runner,
     tolerance: Tolerance,
+    with_tokens: bool = True,
 ) -> list[Check]:
     """Judge a video tower on the self-test clips.
 
-    exposing  a Runner whose outputs also hold every merge's `assign_name` and `tokens_name`
+    exposing     a Runner whose outputs also hold every merge's `assign_name` and `tokens_name`
+    with_tokens  False for an artifact that exposes its decisions only
     """
     rows = np.arange(len(selftest.clips))
     found = exposing.infer(_video_inputs(exposing, _frames(selftest, preprocess, rows)))
-    checks, forked = decision_checks(selftest, plan, found, tolerance)
+    checks, forked = decision_checks(selftest, plan, found, tolerance, with_tokens)
     embedding = found["video_embedding"]
     checks += embedding_checks(
         f"video, batch {len(rows)}",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tempme_export.bundle import (
+    PT2,
     SELFTEST,
     SUFFIX,
     TEXT,
@@ -22,13 +23,16 @@ from tempme_export.bundle import (
     write_manifest,
 )
 from tempme_export.checkpoint import OPEN_CLIP, Checkpoint, load_checkpoint
-from tempme_export.errors import ParityError, PrecisionError, UsageError
+from tempme_export.errors import BackendError, ParityError, PrecisionError, UsageError
+from tempme_export.export import to_pt2
 from tempme_export.export.to_onnx import DEFAULT_OPSET, OPSETS, export_text, export_video
+from tempme_export.package_facts import PackageFacts, read_facts
 from tempme_export.parity import ParityReport, check_batches, check_text, check_video
 from tempme_export.preprocess import Preprocess
 from tempme_export.profile import BatchRange, Profile
 from tempme_export.recipe import Recipe, prepare
 from tempme_export.runtime.ort import OrtRunner, check_device
+from tempme_export.runtime.pt2 import Pt2Runner
 from tempme_export.schedule import Schedule
 from tempme_export.selftest import CLIPS, SelfTest, load_selftest, make_selftest, preprocess_for, save_selftest
 from tempme_export.tolerance import PRECISIONS, TOLERANCES
@@ -59,7 +63,12 @@ def default_output(source: str) -> Path:
 
 
 def _manifest(
-    recipe: Recipe, precision: str, frame_mask: bool, opset: int, reports: list[ParityReport]
+    recipe: Recipe,
+    precision: str,
+    frame_mask: bool,
+    opset: int,
+    reports: list[ParityReport],
+    pt2: PackageFacts | None = None,
 ) -> dict[str, Any]:
     backbone, checkpoint = recipe.backbone, recipe.checkpoint
     return {
@@ -71,6 +80,7 @@ def _manifest(
         "precision": precision,
         "frame_mask": frame_mask,
         "opset": opset,
+        "pt2": pt2.to_dict() if pt2 else None,
         "logit_scale": float(checkpoint.tensors["logit_scale"]),
         "image": {"size": backbone.image_size, "mean": list(backbone.mean), "std": list(backbone.std)},
         "versions": _versions(),
@@ -79,11 +89,26 @@ def _manifest(
     }
 
 
-def estimate_bytes(recipe: Recipe, precision: str) -> int:
+def estimate_bytes(recipe: Recipe, precision: str, pt2: bool = False) -> int:
     """Upper estimate of a bundle's size: its weights and the self-test clips, a tenth added."""
     weights = sum(tensor.numel() for tensor in recipe.checkpoint.tensors.values())
+    weights += _video_weights(recipe) if pt2 else 0
     clips = len(CLIPS) * recipe.profile.frames * 3 * recipe.backbone.image_size**2
-    return int(1.1 * (weights * (4 if precision == "fp32" else 2) + clips)) + 4 * 2**20
+    code = 16 * 2**20 if pt2 else 0
+    return int(1.1 * (weights * _width(precision) + clips)) + 4 * 2**20 + code
+
+
+def scratch_bytes(recipe: Recipe, precision: str) -> int:
+    """What compiling a package writes beside it for a while: the weights as an object file, and linked."""
+    return 3 * _video_weights(recipe) * _width(precision)
+
+
+def _video_weights(recipe: Recipe) -> int:
+    return sum(tensor.numel() for name, tensor in recipe.checkpoint.tensors.items() if name.startswith("visual."))
+
+
+def _width(precision: str) -> int:
+    return 4 if precision == "fp32" else 2
 
 
 def judge(
@@ -94,13 +119,14 @@ def judge(
     precision: str,
     batches: tuple[int, ...],
     device: str,
+    elsewhere: bool = False,
 ) -> list[ParityReport]:
-    """Run `video.onnx` and `text.onnx` of a folder under ONNX Runtime against the self-test.
+    """Run every artifact of a folder against the self-test: the graphs under ONNX Runtime, a package under torch.
 
     A runtime that cannot run the precision gives a report that says so; a missing one, or a missing device,
-    raises BackendError.
+    raises BackendError, and so does a package of another machine or device, unless the bundle was built `elsewhere`.
     """
-    tolerance, backend = TOLERANCES[precision], f"ONNX Runtime, {device}"
+    tolerance, ort = TOLERANCES[precision], f"ONNX Runtime, {device}"
     names = [name for merge in plan.merges for name in (merge.assign_name, merge.tokens_name)]
 
     def video() -> tuple[Any, ...]:
@@ -113,12 +139,21 @@ def judge(
         with OrtRunner(folder / TEXT, device) as runner:
             return tuple(check_text(selftest, runner, tolerance))
 
+    def package() -> tuple[Any, ...]:
+        with Pt2Runner(folder / PT2, device) as runner:
+            checks = check_video(selftest, plan, preprocess, runner, tolerance, with_tokens=False)
+            return *checks, *check_batches(selftest, preprocess, runner, batches, tolerance)
+
+    runs = [(VIDEO, ort, video), (TEXT, ort, text)]
+    if (folder / PT2).is_file():
+        runs.append((PT2, f"AOTInductor, {device}", package))
     reports = []
-    for artifact, run in ((VIDEO, video), (TEXT, text)):
+    for artifact, backend, run in runs:
         try:
             reports.append(ParityReport(artifact, backend, run()))
-        except PrecisionError as error:
-            if precision == "fp32":
+        except BackendError as error:
+            without_kernels = isinstance(error, PrecisionError) and precision != "fp32"
+            if not without_kernels and not (elsewhere and artifact == PT2):
                 raise
             reports.append(ParityReport(artifact, backend, (), reason=str(error)))
     return reports
@@ -136,10 +171,13 @@ def _raise_if_failed(reports: list[ParityReport], where: str) -> None:
         raise ParityError(f"parity failed. {'; '.join(failed) or 'Nothing was compared'}. {where}")
 
 
-def check_request(precision: str, batch: tuple[int, int, int] | None, opset: int, device: str) -> None:
+def check_request(
+    precision: str, batch: tuple[int, int, int] | None, opset: int, device: str, pt2: bool = False
+) -> None:
     """Refuse what no checkpoint could mend, before the work.
 
-    Raises UsageError for values that do not exist and BackendError without the runtime or the device.
+    Raises UsageError for values that do not exist and BackendError without the runtime, the device or, for a
+    package, the compiler.
     """
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}.")
@@ -148,6 +186,8 @@ def check_request(precision: str, batch: tuple[int, int, int] | None, opset: int
     if opset not in OPSETS:
         raise UsageError(f"opset {opset} is not one of {', '.join(map(str, OPSETS))}, which are tested.")
     check_device(device)
+    if pt2:
+        to_pt2.check_builder(device)
 
 
 def requested_recipe(
@@ -170,6 +210,7 @@ def export(
     precision: str = "fp32",
     batch: tuple[int, int, int] | None = None,
     frame_mask: bool = False,
+    pt2: bool = False,
     device: str = "cpu",
     opset: int = DEFAULT_OPSET,
     force: bool = False,
@@ -181,15 +222,17 @@ def export(
     profile     a shipped name, a path, a Profile; None: inferred from the checkpoint's shapes
     out         the bundle's folder; None: the checkpoint's name with `.tempme`
     batch       min, opt, max videos per call; None: the profile's
+    pt2         also compile `video.pt2`, for `device`
     progress    called with a stage's name and its result
 
     Raises any TempMeExportError; on ParityError the build is kept as `OUT.failed`, otherwise nothing stays.
     """
-    check_request(precision, batch, opset, device)
+    check_request(precision, batch, opset, device, pt2)
     recipe = requested_recipe(checkpoint, profile, batch)
     progress("recipe", recipe)
     out = default_output(recipe.checkpoint.source) if out is None else Path(out)
-    check_destination(out, needed_bytes=estimate_bytes(recipe, precision), force=force)
+    needed = estimate_bytes(recipe, precision, pt2) + (scratch_bytes(recipe, precision) if pt2 else 0)
+    check_destination(out, needed_bytes=needed, force=force)
     sizes = recipe.profile.batch
     with building(out) as work:
         selftest = make_selftest(recipe)
@@ -199,11 +242,15 @@ def export(
         progress("file", work / VIDEO)
         export_text(recipe, work / TEXT, precision, opset)
         progress("file", work / TEXT)
+        if pt2:
+            to_pt2.export_video(recipe, work / PT2, precision, device, frame_mask)
+            progress("file", work / PT2)
         batches = tuple(sorted({sizes.min, sizes.opt, sizes.max}))
         preprocess = preprocess_for(recipe)
         reports = judge(work, selftest, recipe.plan, preprocess, precision, batches, device)
         progress("parity", reports)
-        write_manifest(work, _manifest(recipe, precision, frame_mask, opset, reports))
+        facts = read_facts(work / PT2) if pt2 else None
+        write_manifest(work, _manifest(recipe, precision, frame_mask, opset, reports, facts))
         if any(report.status == "failed" for report in reports):
             publish(work, failed_path(out))
         _raise_if_failed(reports, f"The build is kept as {failed_path(out)} for inspection.")
@@ -226,7 +273,8 @@ def verify(path: str | Path, *, device: str = "cpu", progress: Progress = _silen
     preprocess = Preprocess(image["size"], tuple(image["mean"]), tuple(image["std"]))
     selftest = load_selftest(bundle.path / SELFTEST)
     batches = tuple(sorted({sizes.min, sizes.opt}))
-    reports = judge(bundle.path, selftest, bundle.plan, preprocess, bundle.manifest["precision"], batches, device)
+    precision = bundle.manifest["precision"]
+    reports = judge(bundle.path, selftest, bundle.plan, preprocess, precision, batches, device, elsewhere=True)
     progress("parity", reports)
     _raise_if_failed(reports, f"{bundle.path} does not compute here what it did where it was built.")
     return reports

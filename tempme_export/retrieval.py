@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tempme_export.bundle import TEXT, VIDEO, Bundle, open_bundle
+from tempme_export.bundle import PT2, TEXT, VIDEO, Bundle, open_bundle
 from tempme_export.errors import BackendError, InputError
 from tempme_export.preprocess import Preprocess
 from tempme_export.profile import FROM_CHECKPOINT
@@ -18,7 +18,7 @@ from tempme_export.runtime.ort import OrtRunner, check_device
 from tempme_export.tokenizer import Tokenizer
 from tempme_export.video import read_frames
 
-BACKENDS = ("ort",)
+BACKENDS = ("ort", "pt2")
 Embeddings = NDArray[np.float32]
 
 
@@ -29,15 +29,28 @@ def _is_one_video(video: Any) -> bool:
     return isinstance(video, Sequence) and len(video) > 0 and isinstance(video[0], Image.Image)
 
 
+def _device_for(bundle: Bundle, backend: str, device: str | None) -> str:
+    """The device asked for or the backend's usual one, checked before any file is loaded."""
+    if backend == "ort":
+        check_device(device or "cpu")
+        return device or "cpu"
+    from tempme_export.devices import torch_device
+
+    package = bundle.manifest.get("pt2")
+    if package is None:
+        raise BackendError(f"{bundle.path} has no {PT2}. Export it with --pt2, or use another backend.")
+    return str(torch_device(device or package["device"]))
+
+
 class RetrievalModel:
     """Encodes videos and texts with one bundle. Sessions are opened at first use; a context manager."""
 
     def __init__(self, bundle: Bundle, backend: str | None = None, device: str | None = None) -> None:
-        """Raises BackendError for an unknown backend or a device that is not there."""
+        """Raises BackendError for an unknown backend, a device that is not there, or a bundle without `video.pt2`."""
         if backend not in (None, *BACKENDS):
             raise BackendError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}.")
-        self.bundle, self.device = bundle, device or "cpu"
-        check_device(self.device)
+        self.bundle, self.backend = bundle, backend or "ort"
+        self.device = _device_for(bundle, self.backend, device)
         self.profile = bundle.profile
         image = bundle.manifest["image"]
         self.preprocess = Preprocess(image["size"], tuple(image["mean"]), tuple(image["std"]))
@@ -46,7 +59,14 @@ class RetrievalModel:
 
     def _runner(self, file: str) -> Runner:
         if file not in self._runners:
-            self._runners[file] = OrtRunner(self.bundle.path / file, self.device)
+            if file == PT2:
+                from tempme_export.runtime.pt2 import Pt2Runner  # loads torch, which the graphs do without
+
+                self._runners[file] = Pt2Runner(self.bundle.path / file, self.device)
+            else:
+                self._runners[file] = OrtRunner(
+                    self.bundle.path / file, "cpu" if self.backend == "pt2" else self.device
+                )
         return self._runners[file]
 
     def _pixels(self, video: Any) -> NDArray[np.float32]:
@@ -78,14 +98,14 @@ class RetrievalModel:
         return self._encode(video)
 
     def _encode(self, videos: Sequence[Any]) -> Embeddings:
-        step = self.profile.batch.opt
+        step, file = self.profile.batch.opt, PT2 if self.backend == "pt2" else VIDEO
         embeddings = [np.empty((0, self.bundle.manifest["backbone"]["embed"]), np.float32)]
         for start in range(0, len(videos), step):
             frames = np.stack([self._pixels(video) for video in videos[start : start + step]])
             inputs: dict[str, NDArray[Any]] = {"frames": frames}
             if self.bundle.manifest["frame_mask"]:
                 inputs["frame_mask"] = np.ones(frames.shape[:2], np.bool_)
-            embeddings.append(self._runner(VIDEO).infer(inputs)["video_embedding"].astype(np.float32))
+            embeddings.append(self._runner(file).infer(inputs)["video_embedding"].astype(np.float32))
         return np.concatenate(embeddings)
 
     def encode_text(self, texts: list[str]) -> Embeddings:
@@ -136,8 +156,8 @@ class RetrievalModel:
 def load(bundle: str | Path | Bundle, backend: str | None = None, device: str | None = None) -> RetrievalModel:
     """Open a bundle for use.
 
-    backend  "ort"; None chooses it
-    device   "cpu", "cuda" or "cuda:N"; None: the CPU
+    backend  "ort", which None chooses, or "pt2": `video.pt2` under torch, and texts by ONNX Runtime on the CPU
+    device   "cpu", "cuda" or "cuda:N"; None: the CPU, or what `video.pt2` was compiled for
     Raises BundleError for a damaged bundle, BackendError for a backend or device that is not there.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)

@@ -19,7 +19,7 @@ FOLDERS = {
 # the door for users: it may lead to everything but the commands, and nothing below may go through it.
 LAYERS = (
     ("errors", "hashing", "profiles"),
-    ("backbone", "schedule", "complexity"),
+    ("backbone", "schedule", "complexity", "devices", "package_facts"),
     ("video", "preprocess", "tokenizer"),
     ("profile",),
     ("checkpoint",),

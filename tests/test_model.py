@@ -237,7 +237,7 @@ def test_half_precision_sizes_are_exact(golden_case):
     merges, sizes = Merges(), []
     encoder = VideoEncoder(recipe, torch.bfloat16)
     for block in encoder.blocks:
-        block.register_forward_hook(lambda module, args, out: sizes.append(out[1]))
+        block.register_forward_hook(lambda module, args, out: sizes.append(out.size))
     encoder.encode(some_video(recipe, 2), None, merges)
     assert len(sizes) == 12
     for size, plan in zip(sizes, recipe.plan.blocks, strict=True):

@@ -156,7 +156,7 @@ class TestRefusals:
     def test_assign_of_another_type(self):
         given = inputs()
         self.refused(
-            "assign must be int32 as match_tokens returns it, found torch.int64",
+            "assign must be int32 as the match operators return it, found torch.int64",
             ops.merge_tokens,
             given.x,
             None,

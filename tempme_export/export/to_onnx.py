@@ -1,6 +1,6 @@
 """Encoder -> ONNX: standard operators only, static shapes apart from the batch, checked before it is believed.
 
-The merge operators are decomposed into `kernels.dense`. Every merge leaves two named values in the graph,
+Our operators are decomposed into their dense forms. Every merge leaves two named values in the graph,
 `assign_K` and `tokens_K`, so that parity can look inside the artifact that ships.
 """
 
@@ -19,14 +19,14 @@ from onnxscript.optimizer import fold_constants
 from torch import Tensor, nn
 
 from tempme_export.errors import ExportError
-from tempme_export.kernels import dense
+from tempme_export.export.common import DTYPES, video_inputs
 from tempme_export.model import Merges, TextEncoder, VideoEncoder
+from tempme_export.ops import DENSE_FORMS
 from tempme_export.recipe import Recipe
 
 OPSETS = (18, 20, 23)
 DEFAULT_OPSET = 18
 FORBIDDEN = ("Shape", "Size", "Range", "Scatter", "NonZero", "Loop", "If", "Scan", "Unique", "Compress")
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _PROTOBUF_LIMIT = 2**31 - 1
 _INT64_MAX = 2**63 - 1
 _TRACED_BATCH = 3  # tracing a symbolic batch takes twice as long; `_free_batch` makes it one
@@ -96,17 +96,13 @@ def _simplify(model: onnx_ir.Model) -> None:
 def _to_proto(module: nn.Module, inputs: Mapping[str, Tensor], outputs: list[str], opset: int) -> onnx.ModelProto:
     if opset not in OPSETS:
         raise ExportError(f"opset {opset} is not one of {', '.join(map(str, OPSETS))}, which are tested.")
-    merges = {
-        torch.ops.tempme.match_tokens.default: dense.match_tokens,
-        torch.ops.tempme.merge_tokens.default: dense.merge_tokens,
-    }
     exporter_log = logging.getLogger("torch.onnx")
     level = exporter_log.level
     exporter_log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            program = torch.export.export(module.eval(), tuple(inputs.values())).run_decompositions(merges)
+            program = torch.export.export(module.eval(), tuple(inputs.values())).run_decompositions(DENSE_FORMS)
             exported = torch.onnx.export(
                 program,
                 (),
@@ -179,10 +175,7 @@ def export_video(
     `video_embedding` float32 [batch, E] of unit length, whatever the precision inside.
     Raises ExportError for an untested opset, a graph above 2 GB or one with operators that do not belong.
     """
-    frames, size = recipe.profile.frames, recipe.backbone.image_size
-    inputs = {"frames": torch.zeros(_TRACED_BATCH, frames, 3, size, size)}
-    if frame_mask:
-        inputs["frame_mask"] = torch.ones(_TRACED_BATCH, frames, dtype=torch.bool)
+    inputs = video_inputs(recipe, _TRACED_BATCH, frame_mask)
     names = [name for merge in recipe.plan.merges for name in (merge.assign_name, merge.tokens_name)]
     encoder = VideoEncoder(recipe, DTYPES[precision])
     proto = _to_proto(_TracedVideo(encoder), inputs, ["video_embedding", *names], opset)

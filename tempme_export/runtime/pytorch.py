@@ -7,24 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tempme_export.errors import BackendError
+from tempme_export.devices import torch_device
 from tempme_export.recipe import Recipe
 from tempme_export.runtime.base import Arrays, Runner
-
-
-def torch_device(device: str) -> torch.device:
-    """`cpu`, `cuda` or `cuda:N`. Raises BackendError for a device this machine or torch does not have."""
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise BackendError(f"device {device!r} is not one torch knows. Use cpu, cuda or cuda:N.") from None
-    if chosen.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (chosen.index or 0) >= count:
-            raise BackendError(f"device {device} was asked for and torch sees {count} CUDA devices. Use --device cpu.")
-    elif chosen.type != "cpu":
-        raise BackendError(f"device {device!r} is not supported. Use cpu, cuda or cuda:N.")
-    return chosen
 
 
 class TorchRunner(Runner):

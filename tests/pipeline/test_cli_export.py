@@ -187,10 +187,9 @@ class TestBackend:
     def test_verify_on_a_device(self, tempme_export, small_bundle):
         refusal(tempme_export("--verify", small_bundle, "--device", "cuda"), 4, "CUDA")
 
-    @pytest.mark.parametrize("flags", [["--trt"], ["--pt2"], ["--trt", "--pt2"], ["--trt", "--dry-run"]])
+    @pytest.mark.parametrize("flags", [["--trt"], ["--trt", "--pt2"], ["--trt", "--dry-run"]])
     def test_formats_of_later_versions(self, export, tmp_path, flags):
-        words = [flag for flag in flags if flag != "--dry-run"]
-        refusal(export(*flags), 4, "this version builds the ONNX bundle only", *words)
+        refusal(export(*flags), 4, "--trt: this version builds no TensorRT engines")
         assert list(tmp_path.iterdir()) == []
 
     def test_runtime_is_missing(self, export, tmp_path, monkeypatch):
@@ -287,7 +286,7 @@ class TestDone:
         monkeypatch.setattr(pipeline, "export", export)
         code, _, _ = tempme_export(
             *("ckpt.pt", "--profile", "p.toml", "--out", "o", "--precision", "bf16", "--batch", "2:3:4"),
-            *("--frame-mask", "--device", "cuda:1", "--opset", "23", "--force"),
+            *("--frame-mask", "--pt2", "--device", "cuda:1", "--opset", "23", "--force"),
         )
         assert code == 0
         assert tuple(map(str, seen.pop("args"))) == ("ckpt.pt", "p.toml", "o")
@@ -296,6 +295,7 @@ class TestDone:
             "precision": "bf16",
             "batch": (2, 3, 4),
             "frame_mask": True,
+            "pt2": True,
             "device": "cuda:1",
             "opset": 23,
             "force": True,

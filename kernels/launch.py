@@ -1,0 +1,185 @@
+"""Launch configurations as data, and what every launcher shares: checks and the launch itself."""
+
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MANY_PROGRAMS = 256  # about two per multiprocessor of a large GPU: from here on throughput counts
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+@dataclass(frozen=True)
+class MatchConfig:
+    """Tiles of a match: A tokens per program, B tokens and channels at a time.
+
+    resident  one program matches and selects an item, whose |A| fits block_a and whose rows fit block_c;
+              otherwise rows are split by a kernel of their own and streamed
+    """
+
+    resident: bool
+    block_a: int
+    block_b: int
+    block_c: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class RowsConfig:
+    """Tiles of the merge and of add + LayerNorm: output rows per program, A tokens looked up at a time."""
+
+    block_rows: int
+    block_a: int
+    num_warps: int
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Tiles of the attention: queries per program, keys at a time."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int = 2
+
+
+@dataclass(frozen=True)
+class Call:
+    """One kernel launch as a launcher asks for it: positional arguments, then constants and options by name."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    meta: dict[str, Any]
+
+
+_recorded: ContextVar[list[Call] | None] = ContextVar("recorded launches", default=None)
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[Call]]:
+    """Collect what launchers would launch, and launch nothing; tensors may lie anywhere, on `meta` too."""
+    calls: list[Call] = []
+    token = _recorded.set(calls)
+    try:
+        yield calls
+    finally:
+        _recorded.reset(token)
+
+
+def power_of_two(n: int, at_least: int = 1) -> int:
+    """The smallest power of two not below n and `at_least`, itself a power of two."""
+    return max(at_least, 1 << max(n - 1, 0).bit_length())
+
+
+def _is_many(programs: int | torch.SymInt, limit: int) -> bool:
+    """Whether throughput counts more than latency. A symbolic count is decided once, by the batch that is traced:
+    a comparison would tie the compiled graph to one side of the limit.
+    """
+    return (programs.node.hint if isinstance(programs, torch.SymInt) else programs) >= limit
+
+
+def match_config(n_a: int, width: int, items: int) -> MatchConfig:
+    """Head-wide metrics of up to 256 tokens are matched by one program per item, others are streamed."""
+    if width <= 64 and n_a <= 128:
+        block_a, many = power_of_two(n_a, 16), _is_many(items, MANY_PROGRAMS)
+        warps = {(True, True): 2, (True, False): 4, (False, True): 4, (False, False): 8}[block_a <= 32, many]
+        block_b = 32 if block_a <= 32 or many else 64
+        return MatchConfig(True, block_a, block_b, power_of_two(width, 16), warps, num_stages=1)
+    return MatchConfig(False, 16, 64, 64, num_warps=4, num_stages=2)
+
+
+def rows_config(width: int, n_a: int) -> RowsConfig:
+    """One row and one warp per program: a merge and a LayerNorm wait for memory, and more rows wait together."""
+    return RowsConfig(1, min(64, power_of_two(n_a, 16)), num_warps=1 if width <= 1024 else 4)
+
+
+def attention_config(n_tokens: int, dtype: torch.dtype) -> AttentionConfig:
+    """Half tiles of keys leave room for more programs; float32 takes half tiles of queries too, for shared memory."""
+    if dtype == torch.float32:
+        return AttentionConfig(32, 32, num_warps=4)
+    return AttentionConfig(min(64, power_of_two(n_tokens, 16)), 32, num_warps=4)
+
+
+def matches_beside_attention(n_a: int, head_width: int) -> bool:
+    """Whether a match fits the tiles and warps of an attention program; larger ones take their own launch."""
+    return n_a <= 64 and head_width <= 64
+
+
+@functools.cache
+def interpreting() -> bool:
+    """Whether Triton runs its interpreter, which takes tensors of any device."""
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
+
+
+def check_rows(name: str, x: Tensor, like: Tensor | None = None) -> None:
+    """Raise ValueError unless x is [B, N, D] of a dtype and on a device that the kernels take, and like `like`."""
+    if x.ndim != 3 or x.dtype not in DTYPES:
+        raise ValueError(f"{name} must be [B, N, D] float16, bfloat16 or float32, found {tuple(x.shape)} {x.dtype}.")
+    if like is not None and (x.shape, x.dtype, x.device) != (like.shape, like.dtype, like.device):
+        raise ValueError(
+            f"{name} must be {tuple(like.shape)} {like.dtype} on {like.device}, "
+            f"found {tuple(x.shape)} {x.dtype} on {x.device}."
+        )
+    check_device(name, x)
+
+
+def check_device(name: str, x: Tensor) -> None:
+    """Raise ValueError unless Triton can reach x."""
+    if x.device.type != "cuda" and _recorded.get() is None and not interpreting():
+        raise ValueError(
+            f"{name} is on {x.device}, and Triton kernels need a GPU (or TRITON_INTERPRET=1, set before the start). "
+            f"Call the operators of tempme_export.ops, which run anywhere."
+        )
+
+
+def check_tensor(name: str, x: Tensor, shape: Sequence[int], dtype: torch.dtype | None, like: Tensor) -> Tensor:
+    """x; raise ValueError unless it has this shape, dtype (None: any the kernels take) and the device of `like`."""
+    dtypes = DTYPES if dtype is None else (dtype,)
+    if tuple(x.shape) != tuple(shape) or x.dtype not in dtypes or x.device != like.device:
+        wanted = " or ".join(str(one).removeprefix("torch.") for one in dtypes)
+        raise ValueError(
+            f"{name} must be {tuple(shape)} {wanted} on {like.device}, found {tuple(x.shape)} {x.dtype} on {x.device}."
+        )
+    return x
+
+
+def check_counts(n_tokens: int, n_cls: int, r: int) -> int:
+    """|A|; raise ValueError for an r that cannot be merged."""
+    n_a = (n_tokens + 1) // 2 - (n_cls + 1) // 2
+    n_b = n_tokens // 2 - n_cls // 2
+    if not (0 <= n_cls <= n_tokens and 1 <= r <= n_a and n_b >= 1):
+        raise ValueError(
+            f"r = {r} of {n_tokens} tokens with {n_cls} class tokens: expected 1 <= r <= |A| = {n_a} and |B| >= 1. "
+            "Skip the merge when there is nothing to merge."
+        )
+    return n_a
+
+
+@contextlib.contextmanager
+def _on(device: torch.device) -> Iterator[None]:
+    """Triton launches on the current device, which need not be the tensors'."""
+    if device.type == "cuda" and device.index is not None and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            yield
+    else:
+        yield
+
+
+def launch(kernel: Any, grid: tuple[Any, ...], device: torch.device, *args: Any, **meta: Any) -> None:
+    """Launch through torch.library.wrap_triton, so that tracing compilers see the kernel itself."""
+    calls = _recorded.get()
+    if calls is not None:
+        calls.append(Call(kernel, grid, args, meta))
+        return
+    wrapped = kernel if interpreting() else torch.library.wrap_triton(kernel)
+    with _on(device):
+        wrapped[grid](*args, **meta)

@@ -1,0 +1,135 @@
+"""Launchers of the match and select kernels."""
+
+import torch
+from torch import Tensor
+
+from tempme_export.kernels.launch import (
+    MatchConfig,
+    check_counts,
+    check_rows,
+    launch,
+    match_config,
+    power_of_two,
+    rows_config,
+)
+
+
+def _match(metric: Tensor, delta: Tensor | None, factor: int, n_cls: int, r: int, config: MatchConfig | None) -> Tensor:
+    """metric [clips, parts, tokens, C], delta [clips, tokens, C] or None -> assign [clips / factor, N] int32."""
+    clips, _, tokens, width = metric.shape
+    n_tokens = tokens * factor
+    n_a = check_counts(n_tokens, n_cls, r)
+    config = config or match_config(n_a, width, clips // factor)
+    assign = torch.empty(clips // factor, n_tokens, dtype=torch.int32, device=metric.device)
+    if config.resident:
+        if delta is not None or factor > 1 or width > config.block_c or n_a > config.block_a:
+            raise ValueError(
+                f"{config} takes one tensor, unjoined, of at most block_c channels and block_a A tokens; "
+                f"found width {width}, |A| = {n_a}, factor {factor}. Set resident=False."
+            )
+        _match_resident(metric, n_cls, r, assign, config)
+    else:
+        _match_streamed(metric, delta, factor, n_cls, r, assign, config)
+    return assign
+
+
+def _match_resident(metric: Tensor, n_cls: int, r: int, assign: Tensor, config: MatchConfig) -> None:
+    from tempme_export.kernels.jit.match import match_keys_kernel
+
+    items, n_parts, n_tokens, width = metric.shape
+    launch(
+        match_keys_kernel,
+        (items,),
+        metric.device,
+        *(metric, n_tokens, n_cls, r, *metric.stride(), assign),
+        PARTS=n_parts,
+        WIDTH=width,
+        BLOCK_A=config.block_a,
+        BLOCK_B=config.block_b,
+        BLOCK_C=config.block_c,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+
+
+def _match_streamed(
+    metric: Tensor, delta: Tensor | None, factor: int, n_cls: int, r: int, assign: Tensor, config: MatchConfig
+) -> None:
+    from tempme_export.kernels.jit.match import match_kernel, split_rows_kernel
+
+    clips, n_parts, tokens, width = metric.shape
+    items, n_tokens, n_rows = clips // factor, tokens * factor, clips * tokens
+    n_a = check_counts(n_tokens, n_cls, r)
+    high, low = (torch.empty(n_rows, width, dtype=torch.float16, device=metric.device) for _ in range(2))
+    scale = torch.empty(n_rows, dtype=torch.float32, device=metric.device)
+    arrived = torch.empty(items, dtype=torch.int32, device=metric.device)
+    rows = rows_config(width, 1)
+    launch(
+        split_rows_kernel,
+        (-(-n_rows // rows.block_rows),),
+        metric.device,
+        *(metric, delta, tokens, n_rows, *metric.stride()),
+        *((0, 0, 0) if delta is None else delta.stride()),
+        *(high, low, scale, arrived),
+        PARTS=n_parts,
+        WIDTH=width,
+        FACTOR=factor,
+        BLOCK_ROWS=rows.block_rows,
+        BLOCK_D=power_of_two(width),
+        num_warps=rows.num_warps,
+    )
+    best = torch.empty(items, n_a, dtype=torch.float32, device=metric.device)
+    best_b = torch.empty(items, n_a, dtype=torch.int32, device=metric.device)
+    launch(
+        match_kernel,
+        (items, -(-n_a // config.block_a)),
+        metric.device,
+        *(high, low, scale, arrived, n_tokens, n_cls, r, assign, best, best_b),
+        WIDTH=width,
+        FACTOR=factor,
+        BLOCK_A=config.block_a,
+        BLOCK_B=config.block_b,
+        BLOCK_C=config.block_c,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+
+
+def match_tokens(metric: Tensor, n_cls: int, r: int, config: MatchConfig | None = None) -> Tensor:
+    """Say where every token goes; the contract is that of `kernels.reference.match_tokens_ref`.
+
+    metric  [B, N, C] float16, bfloat16 or float32, any strides
+    Returns assign [B, N] int32 onto N - r rows. Raises ValueError for what the kernels cannot take.
+    """
+    check_rows("metric", metric)
+    return _match(metric.unsqueeze(1), None, 1, n_cls, r, config)
+
+
+def match_keys(qkv: Tensor, heads: int, n_cls: int, r: int, config: MatchConfig | None = None) -> Tensor:
+    """Match by the mean over heads of the keys (spec section 3, rule 3), read in place.
+
+    qkv     [B, N, 3 * D] float16, bfloat16 or float32: queries, keys and values, head by head
+    Returns assign [B, N] int32 onto N - r rows. Raises ValueError for what the kernels cannot take.
+    """
+    check_rows("qkv", qkv)
+    if heads < 1 or qkv.shape[2] % (3 * heads):
+        raise ValueError(f"qkv of width {qkv.shape[2]} does not hold queries, keys and values of {heads} heads.")
+    keys = qkv.unflatten(-1, (3, heads, -1))[:, :, 1].transpose(1, 2)
+    return _match(keys, None, 1, n_cls, r, config)
+
+
+def match_clips(
+    x: Tensor, delta: Tensor | None, factor: int, n_cls: int, r: int, config: MatchConfig | None = None
+) -> Tensor:
+    """Match the tokens of `factor` adjacent clips, joined, by x + delta (spec section 3, rule 1).
+
+    x, delta  [B * factor, n, D] float16, bfloat16 or float32, any strides; delta None: nothing to add
+    n_cls     class tokens of a joined clip
+    Returns assign [B, n * factor] int32. Raises ValueError for what the kernels cannot take.
+    """
+    check_rows("x", x)
+    if delta is not None:
+        check_rows("delta", delta, like=x)
+    if factor < 1 or x.shape[0] % factor or n_cls % factor:
+        raise ValueError(f"{x.shape[0]} clips with {n_cls} class tokens when joined: not multiples of {factor}.")
+    return _match(x.unsqueeze(1), delta, factor, n_cls, r, config)

@@ -1,0 +1,86 @@
+"""An AOTInductor package as a Runner. It needs torch and nothing of the encoder's code."""
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.torch_version import TorchVersion
+
+from tempme_export.devices import capability, quiet_torch, torch_device
+from tempme_export.errors import BackendError, BundleError
+from tempme_export.package_facts import PackageFacts, read_facts
+from tempme_export.runtime.base import Arrays, Runner
+
+_X86 = ("DEFAULT", "AVX2", "AVX512")  # rising: each runs the code of those before it
+
+
+def _runs(wanted: str, here: str) -> bool:
+    if wanted in _X86 and here in _X86:
+        return _X86.index(wanted) <= _X86.index(here)
+    return wanted == here
+
+
+def check_package(facts: PackageFacts, device: torch.device, name: str) -> None:
+    """Raise BackendError for a package of another device, a newer torch or another processor.
+
+    Loading it would end in an undefined symbol, or the process in an illegal instruction.
+    """
+    again = "Export the bundle again on this machine."
+    if facts.device != device.type:
+        raise BackendError(
+            f"{name} was compiled for {facts.device}, and {device.type} was asked for. Use --device {facts.device}, "
+            f"or export with --pt2 --device {device.type}."
+        )
+    built, here = (version.split("+")[0] for version in (facts.torch, str(torch.__version__)))
+    if TorchVersion(here) < TorchVersion(built):
+        raise BackendError(
+            f"{name} was compiled by torch {built}, and torch {here} is installed. Install torch {built} or newer."
+        )
+    machine, code = platform.machine(), capability(device)
+    if facts.machine != machine or not _runs(facts.capability, code):
+        raise BackendError(
+            f"{name} was compiled for {facts.machine} {facts.capability}, and this is {machine} {code}. {again}"
+        )
+
+
+class Pt2Runner(Runner):
+    """A package on the device it was compiled for. Returns the embedding and every merge's decision.
+
+    A batch above the package's largest is run in parts.
+    """
+
+    def __init__(self, path: Path, device: str | None = None, name: str = "pt2") -> None:
+        """device  None: the one it was compiled for.
+
+        Raises BundleError for a file that is no package, BackendError where this machine, torch or device cannot
+        run it.
+        """
+        self.name, facts = name, read_facts(path)
+        self._device = torch_device(device or facts.device)
+        check_package(facts, self._device, path.name)
+        self._max_batch = facts.max_batch
+        self.inputs = {key: (np.dtype(dtype), shape) for key, (dtype, shape) in facts.inputs.items()}
+        index = -1 if self._device.index is None else self._device.index
+        try:
+            with quiet_torch():
+                from torch._inductor import aoti_load_package
+
+                self._model = aoti_load_package(str(path), device_index=index)
+        except RuntimeError as error:
+            raise BundleError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+    @torch.inference_mode()
+    def _infer(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        tensors = [torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in self.inputs]
+        parts = []
+        for chunk in zip(*(tensor.split(self._max_batch) for tensor in tensors), strict=True):
+            found = self._model(*(tensor.to(self._device) for tensor in chunk))
+            parts.append({key: value.cpu().numpy() for key, value in found.items()})
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+    def close(self) -> None:
+        """Unload the code and free the weights."""
+        del self._model

@@ -1,0 +1,266 @@
+"""`--pt2`: a bundle with a compiled package, from the command line to a process that knows only torch."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import tempme_export
+from tempme_export import cli, pipeline
+from tempme_export.bench.cases import Case
+from tempme_export.bench.run import Request, run
+from tempme_export.bench.timing import Protocol
+from tempme_export.bundle import PT2, TEXT, VIDEO, open_bundle, verify_files
+from tempme_export.errors import BackendError, BundleError, ExportError, ParityError
+from tempme_export.export import to_pt2
+from tempme_export.hashing import file_sha256
+from tempme_export.parity import cosine_distance
+from tempme_export.runtime.pt2 import Pt2Runner
+from tempme_export.selftest import preprocess_for
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def package(small_recipe, tmp_path_factory):
+    """`video.pt2` of the small model, compiled once. Do not write there."""
+    path = tmp_path_factory.mktemp("package") / PT2
+    to_pt2.export_video(small_recipe, path)
+    return path
+
+
+@pytest.fixture
+def with_package(quick_export, package, monkeypatch):
+    """Within a test, exports take the compiled package too."""
+    calls = []
+
+    def copy(recipe, path, precision, device, frame_mask):
+        calls.append((precision, device, frame_mask))
+        path.write_bytes(package.read_bytes())
+
+    monkeypatch.setattr(to_pt2, "export_video", copy)
+    return calls
+
+
+@pytest.fixture
+def bundle(with_package, small_checkpoint, small_profile, tmp_path):
+    """Path of an accepted bundle with a package."""
+    out = tmp_path / "with.tempme"
+    pipeline.export(small_checkpoint, small_profile, out, pt2=True)
+    return out
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run tempme-export in this process; returns exit code, stdout and stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["tempme-export", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capsys.readouterr()
+        return caught.value.code or 0, out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def frames(small_selftest):
+    """uint8 [4, 48, 48, 3]: a moving clip."""
+    return small_selftest.clips[0]
+
+
+class TestExport:
+    def test_accepted_and_accounted_for(self, bundle, package, with_package):
+        opened = open_bundle(bundle)
+        verify_files(opened)
+        manifest = opened.manifest
+        assert with_package == [("fp32", "cpu", False)]
+        assert manifest["files"][PT2]["sha256"] == file_sha256(package)
+        facts = manifest["pt2"]
+        assert (facts["torch"], facts["device"], facts["precision"]) == (torch.__version__, "cpu", "fp32")
+        assert facts["max_batch"] == 8
+        reports = {report["artifact"]: report for report in manifest["parity"]}
+        assert list(reports) == [VIDEO, TEXT, PT2]
+        assert reports[PT2]["backend"] == "AOTInductor, cpu" and reports[PT2]["status"] == "passed"
+        assert [check["name"].split(":")[0] for check in reports[PT2]["checks"]] == [
+            "decisions changed",
+            "video, batch 6",
+            "unit length, video",
+            "video, batch 1",
+            "video, batch 3",
+            "video, batch 8",
+        ]
+
+    def test_without_the_flag_there_is_none(self, small_bundle):
+        assert open_bundle(small_bundle).manifest["pt2"] is None
+        assert not (small_bundle / PT2).exists()
+
+    def test_command(self, command, with_package, small_checkpoint, small_profile, tmp_path):
+        code, out, err = command(
+            small_checkpoint, "--profile", small_profile, "--out", tmp_path / "out", "--pt2", "--json"
+        )
+        assert code == 0
+        assert json.loads(out)["manifest"]["pt2"]["precision"] == "fp32"
+        assert f"wrote      {PT2}" in err and f"{PT2}   PASS" in err and "FAIL" not in err
+
+    def test_dry_run_names_the_file(self, command, small_checkpoint, small_profile, tmp_path):
+        arguments = (small_checkpoint, "--profile", small_profile, "--out", tmp_path / "out", "--dry-run", "--json")
+        _, out, err = command(*arguments, "--pt2")
+        assert json.loads(out)["files"] == ["selftest.npz", VIDEO, TEXT, PT2]
+        assert PT2 in err.splitlines()[-1]
+        _, out, err = command(*arguments)
+        assert json.loads(out)["files"] == ["selftest.npz", VIDEO, TEXT] and PT2 not in err
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+    def test_no_compiler(self, command, small_checkpoint, small_profile, tmp_path, monkeypatch, dry):
+        from torch._inductor import config
+
+        monkeypatch.setattr(pipeline, "make_selftest", lambda recipe: pytest.fail("worked before it looked"))
+        arguments = (small_checkpoint, "--profile", small_profile, "--out", tmp_path / "out", "--pt2", *dry)
+        with config.patch({"cpp.cxx": (None, "no-such-compiler")}):
+            code, out, err = command(*arguments)
+        assert (code, out) == (4, "")
+        assert "error: a .pt2 package needs a C++ compiler" in err and "Traceback" not in err
+        assert list(tmp_path.iterdir()) == []
+
+    def test_build_failure(self, command, quick_export, small_checkpoint, small_profile, tmp_path, monkeypatch):
+        def fail(*args):
+            raise ExportError("video.pt2 could not be compiled by torch\nlast line")
+
+        monkeypatch.setattr(to_pt2, "export_video", fail)
+        code, _, err = command(small_checkpoint, "--profile", small_profile, "--out", tmp_path / "out", "--pt2")
+        assert code == 6 and "could not be compiled by torch\nlast line" in err
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestParity:
+    @pytest.mark.parametrize(
+        ("output", "check"), [("video_embedding", "1 - cosine"), ("assign_02", "decisions changed")]
+    )
+    def test_a_wrong_package_is_refused(
+        self, with_package, small_checkpoint, small_profile, tmp_path, monkeypatch, output, check
+    ):
+        """Wrong in the embedding alone, and in one decision alone."""
+        honest = Pt2Runner._infer
+
+        def wrong(self, inputs):
+            found = honest(self, inputs)
+            return {**found, output: np.roll(found[output], 1, axis=-1)}
+
+        monkeypatch.setattr(Pt2Runner, "_infer", wrong)
+        with pytest.raises(ParityError, match=rf"parity failed\. video\.pt2: .*{check}"):
+            pipeline.export(small_checkpoint, small_profile, tmp_path / "out", pt2=True)
+        assert [path.name for path in tmp_path.iterdir()] == ["out.failed"]
+
+    def test_a_package_that_does_not_load_is_no_acceptance(
+        self, with_package, small_checkpoint, small_profile, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr("tempme_export.runtime.pt2.capability", lambda device: "another")
+        with pytest.raises(BackendError, match="Export the bundle again on this machine"):
+            pipeline.export(small_checkpoint, small_profile, tmp_path / "out", pt2=True)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_verify(self, bundle):
+        reports = pipeline.verify(bundle)
+        assert [(report.artifact, report.status) for report in reports] == [
+            (VIDEO, "passed"),
+            (TEXT, "passed"),
+            (PT2, "passed"),
+        ]
+
+    def test_verify_elsewhere_says_that_it_was_not_run(self, bundle, command, monkeypatch):
+        monkeypatch.setattr("tempme_export.runtime.pt2.capability", lambda device: "another")
+        code, _, err = command("--verify", bundle)
+        assert code == 0
+        assert "NOT RUN" in err and "this is" in err and "nothing is proven" in err.splitlines()[-1]
+
+    def test_verify_notices_a_changed_byte(self, bundle):
+        content = bytearray((bundle / PT2).read_bytes())
+        content[len(content) // 2] ^= 1
+        (bundle / PT2).write_bytes(content)
+        with pytest.raises(BundleError, match=r"video\.pt2 was changed"):
+            pipeline.verify(bundle)
+
+
+class TestUse:
+    def test_load(self, bundle, frames):
+        with tempme_export.load(bundle) as plain, tempme_export.load(bundle, backend="pt2") as model:
+            assert model.device == "cpu"
+            for videos in (frames, [frames] * 5, []):
+                expected, found = plain.encode_video(videos), model.encode_video(videos)
+                assert found.dtype == np.float32 and found.shape == expected.shape
+                assert found.size == 0 or cosine_distance(expected, found) < 1e-6
+            assert isinstance(model._runner(PT2), Pt2Runner)
+
+    def test_a_bundle_without_one(self, small_bundle):
+        with pytest.raises(BackendError, match=r"has no video\.pt2\. Export it with --pt2") as caught:
+            tempme_export.load(small_bundle, backend="pt2")
+        assert caught.value.exit_code == 4
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+    def test_a_device_that_is_not_there(self, bundle):
+        with pytest.raises(BackendError, match="CUDA"):
+            tempme_export.load(bundle, backend="pt2", device="cuda")
+
+    def test_batches_above_the_largest_run_in_parts(self, package, small_recipe, small_selftest):
+        rows = np.arange(19) % len(small_selftest.clips)
+        pixels = np.stack([preprocess_for(small_recipe)(clip) for clip in small_selftest.clips])[rows]
+        with Pt2Runner(package) as runner:
+            found = runner.infer({"frames": pixels})
+        assert cosine_distance(small_selftest.video_embedding[rows], found["video_embedding"]) < 1e-6
+        first = small_recipe.plan.merges[0].assign_name
+        expected = small_selftest.assigns[0].reshape(len(small_selftest.clips), 4, -1)[rows]
+        np.testing.assert_array_equal(found[first], expected.reshape(19 * 4, -1))
+
+    def test_a_process_that_knows_only_torch(self, package, small_recipe, small_selftest, tmp_path):
+        pixels = np.stack([preprocess_for(small_recipe)(clip) for clip in small_selftest.clips])
+        np.save(tmp_path / "frames.npy", pixels)
+        script = (
+            "import sys, numpy, torch, torch._inductor\n"
+            "model = torch._inductor.aoti_load_package(sys.argv[1])\n"
+            "found = model(torch.from_numpy(numpy.load(sys.argv[2])))\n"
+            "numpy.save(sys.argv[3], found['video_embedding'].numpy())\n"
+            "assert 'tempme_export' not in sys.modules\n"
+        )
+        arguments = [str(path) for path in (package, tmp_path / "frames.npy", tmp_path / "found.npy")]
+        environment = {**os.environ, "TMPDIR": str(tmp_path)}  # torch unpacks there and may leave it at the end
+        done = subprocess.run(
+            [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=300, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+        assert cosine_distance(small_selftest.video_embedding, np.load(tmp_path / "found.npy")) < 1e-6
+
+
+class TestBench:
+    @staticmethod
+    def request(backends):
+        protocol = Protocol(seconds=0.05, samples=5, resamples=20)
+        return Request(backends=backends, batches=(1, 3), device="cpu", protocol=protocol, command="tempme-bench")
+
+    @staticmethod
+    def quiet(_):
+        pass
+
+    def test_measured_beside_the_original(self, bundle, small_recipe):
+        done = run(Case(small_recipe, bundle), self.request(("pt2",)), stage=self.quiet, progress=self.quiet)
+        assert [(row.backend, row.batch) for row in done.rows] == [
+            ("original", 1),
+            ("pt2", 1),
+            ("original", 3),
+            ("pt2", 3),
+        ]
+        row = done.rows[1]
+        assert row.artifact_sha256 == file_sha256(bundle / PT2)
+        assert row.precision == "fp32" and row.build_s is None and row.one_minus_cosine <= 1e-6
+
+    def test_none_in_the_bundle_is_one_line(self, small_bundle, small_recipe):
+        done = run(Case(small_recipe, small_bundle), self.request(None), stage=self.quiet, progress=self.quiet)
+        assert f"{small_bundle} has no video.pt2" in done.missing["pt2"]
+        with pytest.raises(BackendError, match=r"there is no video\.pt2.*tempme-export CKPT --pt2"):
+            run(Case(small_recipe), self.request(("pt2",)), stage=self.quiet, progress=self.quiet)
