@@ -5,6 +5,7 @@ PYTHON_FLOOR ?= $(shell for found in python3.12 \
     $$(ls -d "$$(pyenv root 2>/dev/null || echo ~/.pyenv)"/versions/3.12*/bin/python 2>/dev/null | sort -rV); do \
         $$found -c '' 2>/dev/null && echo $$found && exit; \
     done; echo python3.12)
+HAS_FLOOR := $(shell $(PYTHON_FLOOR) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo yes)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -12,6 +13,8 @@ FLOOR_VENV := .venv-floor
 FLOOR_BIN := $(FLOOR_VENV)/bin
 FLOOR_STAMP := $(FLOOR_VENV)/.installed
 TYPECHECK := build/typecheck
+GPU_PYTHON ?= python3
+GPU_CHECK := $(CURDIR)/build/gpu-check
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
@@ -19,24 +22,43 @@ unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-floor test-gpu check format-check lint types imports fmt clean
+.PHONY: help setup demo test test-main test-kernels test-floor test-gpu gpu-check check format-check lint types imports fmt clean
+
+# A suite in which ARGS selects nothing has not failed.
+suite = $(1) $(ARGS) || { code=$$?; [ $$code -eq 5 ] && [ -n '$(ARGS)' ]; }
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## create .venv and install the tested set, editable; PYTHON=... chooses the interpreter
 
 demo: $(STAMP) ## random weights -> bundle -> embedding of a rendered clip -> speed beside the original
 	$(BIN)/python examples/demo.py
 
-test: $(STAMP) ## the whole test suite; ARGS="-k schedule" narrows it
-	$(BIN)/pytest $(ARGS)
+test: $(STAMP) $(if $(HAS_FLOOR),$(FLOOR_STAMP)) ## every suite that needs no GPU, two at a time; ARGS="-k schedule" narrows
+	@$(MAKE) --no-print-directory -j2 test-main test-kernels $(if $(HAS_FLOOR),test-floor)
+	@$(if $(HAS_FLOOR),,echo "NOT TESTED: the oldest supported set, for want of Python 3.12 (PYTHON_FLOOR=...)" >&2)
 
-test-floor: $(FLOOR_STAMP) ## the kernel tests in the oldest supported set: Python 3.12, torch 2.11, triton 3.6
-	$(FLOOR_BIN)/pytest tests/kernels $(ARGS)
+test-main: $(STAMP) ## everything but the kernels' own tests
+	$(call suite,$(BIN)/pytest --ignore=tests/kernels/triton)
+
+test-kernels: $(STAMP) ## the kernels' own tests, in Triton's interpreter
+	$(call suite,TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels/triton)
+
+test-floor: $(FLOOR_STAMP) ## all of tests/kernels in the oldest supported set: Python 3.12, torch 2.11, triton 3.6
+	$(call suite,$(FLOOR_BIN)/pytest tests/kernels --ignore=tests/kernels/triton)
+	$(call suite,TRITON_INTERPRET=1 $(FLOOR_BIN)/pytest tests/kernels/triton)
 
 test-gpu: $(STAMP) ## only the tests that need a CUDA device
 	$(BIN)/pytest -m gpu $(ARGS)
+
+# Installed without a network into a folder, since the bare folders here shadow the package; what an earlier build
+# left in build/lib would be installed too.
+gpu-check: ## on a machine with a GPU: test, compare and time everything; OUT=folder, ARGS="--quick --steps kernels"
+	$(if $(OUT),,$(error name the folder for the results: make gpu-check OUT=folder))
+	rm -rf $(GPU_CHECK) build/lib build/bdist.*
+	$(GPU_PYTHON) -m pip install --quiet --no-deps --no-build-isolation --no-compile --target $(GPU_CHECK) .
+	PYTHONPATH=$(GPU_CHECK) PYTHONSAFEPATH=1 $(GPU_PYTHON) -m tempme_export.bench.gpu_check $(OUT) $(ARGS)
 
 check: format-check lint types imports ## format, lint, types, direction of imports
 

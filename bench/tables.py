@@ -1,8 +1,8 @@
 """What the command shows: tables that stay whole wherever they go."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.cells import cell_len
@@ -26,6 +26,14 @@ _SPEED_FIGURES = (
     *("stable", "1 - cosine", "parity"),
 )
 _COST_FIGURES = ("batch", "GMACs", "GFLOPs", "tokens", "build s", "load s", "process peak MB")
+_KERNEL_FIGURES = (
+    *("batch", "block", "sign", "MB", "warm", "cold", "p20 - p80", "GB/s", "% of copy", "plain", "compiled"),
+    "x plain",
+)
+_ENCODER_FIGURES = (
+    *("batch", "ms", "p20 - p80", "videos/s", "TFLOP/s", "% of peak", "1 - cosine", "% decisions changed"),
+    "ready s",
+)
 
 
 def show(console: Console, table: Table) -> None:
@@ -146,3 +154,138 @@ def resource_tables(rows: Sequence["ResourceRow"], source: str) -> Iterable[Tabl
             str(row.shared),
         )
     return [table]
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def kernel_tables(rows: Sequence[Mapping[str, Any]], marginals: Sequence[Mapping[str, Any]]) -> Iterable[Table]:
+    """Every fused call, and what merging costs; the rows as plain values."""
+    calls = _table(
+        "Microseconds per call. cold: inputs out of memory; warm: out of the L2 cache. MB: every input read and every "
+        "output written once.\n% of copy: cold rate over that of a copy within the device. sign -1: what would run "
+        "instead without merging.",
+        ["profile", "dtype", "kernel", "shape"],
+        [
+            "batch",
+            "block",
+            "sign",
+            "MB",
+            "warm",
+            "cold",
+            "p20 - p80",
+            "GB/s",
+            "% of copy",
+            "plain",
+            "compiled",
+            "x plain",
+        ],
+    )
+    for row in rows:
+        calls.add_row(
+            row["profile"],
+            row["dtype"],
+            row["kernel"],
+            row["shape"],
+            str(row["batch"]),
+            str(row["block"]),
+            f"{row['sign']:+d}",
+            _number(row["mbytes"], 2),
+            _number(row["warm_us"], 2),
+            _number(row["cold_us"], 2),
+            f"{row['cold_p20_us']:.2f} - {row['cold_p80_us']:.2f}",
+            _number(row["cold_gb_s"], 0),
+            _share(row["share_of_copy"]),
+            _number(row["plain_cold_us"], 1),
+            _number(row["compiled_cold_us"], 1),
+            _number(row["plain_cold_us"] / row["cold_us"], 1),
+        )
+    if rows:
+        yield calls
+    costs = _table(
+        "What merging costs an encoder: its calls less what would run instead, over all blocks, and as a share of "
+        "the whole.",
+        ["profile", "dtype"],
+        ["batch", "encode ms", "warm ms", "%", "cold ms", "%"],
+    )
+    for row in marginals:
+        costs.add_row(
+            row["profile"],
+            row["dtype"],
+            str(row["batch"]),
+            _number(row["encode_ms"], 3),
+            _number(row["warm_ms"], 4),
+            _share(row["warm_share"]),
+            _number(row["cold_ms"], 4),
+            _share(row["cold_share"]),
+        )
+    if marginals:
+        yield costs
+
+
+def _encoder_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table(
+        "The encoder. TFLOP/s: TempMe's own products, whatever a path does; % of a large bfloat16 matrix product's in "
+        "the same rounds.\n1 - cosine and decisions: against the original in float32.",
+        ["profile", "path", "precision", "group"],
+        [
+            "batch",
+            "ms",
+            "p20 - p80",
+            "videos/s",
+            "TFLOP/s",
+            "% of peak",
+            "1 - cosine",
+            "% decisions changed",
+            "ready s",
+        ],
+    )
+    for row in rows:
+        table.add_row(
+            row["profile"],
+            row["path"],
+            row["precision"],
+            row["group"],
+            str(row["batch"]),
+            _number(row["ms"], 3),
+            f"{row['ms_p20']:.3f} - {row['ms_p80']:.3f}",
+            _number(row["videos_per_s"], 1),
+            _number(row["tflop_s"], 2),
+            _share(row["share_of_peak"]),
+            f"{row['one_minus_cosine']:.1e}",
+            "" if row["changed_decisions"] is None else f"{100 * row['changed_decisions']:.2f}",
+            _number(row["ready_s"], 1),
+        )
+    return table
+
+
+def _plain_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    table = _table(title, names, [])
+    for row in rows:
+        cells = (row.get(name, "") for name in names)
+        table.add_row(*(f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in cells))
+    return table
+
+
+def gpu_tables(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterable[Table]:
+    """What one step of a GPU check found, by kind of row; the rows as plain values."""
+    if rows.get("encoder"):
+        yield _encoder_table(rows["encoder"])
+    yield from kernel_tables(rows.get("kernels", ()), rows.get("marginals", ()))
+    repeated = rows.get("determinism", ())
+    if repeated:
+        wrong = [row for row in repeated if not row["equal"] or row["nans"]]
+        counted = [{"computed": len(repeated), "runs of each": repeated[0]["runs"], "differ or hold NaNs": len(wrong)}]
+        yield _plain_table("The same bits in every run", counted)
+        if wrong:
+            yield _plain_table("What differs between runs or holds NaNs", wrong)
+    if rows.get("tests"):
+        yield _plain_table("Tests that need a GPU, by file", rows["tests"])
+    if rows.get("sanitizer"):
+        yield _plain_table("compute-sanitizer on one small call of every kernel", rows["sanitizer"])

@@ -277,10 +277,12 @@ def _compiled_cubin(variant: Variant, target: str, built: Any) -> Compiled:
     assert found is not None, "PTX names its target"
     cubin, log = assemble(ptx, found[1])
     if _spills(log) != (0, 0):
-        # ptxas spills a few bytes where that fits more programs on a processor, and does not once it may take
-        # every register. It then takes them, needed or not, so only a kernel that spills says so.
-        ptx = _REQUIRED_THREADS.sub(rf"\g<0>\n.maxnreg {_MAX_REGISTERS}", ptx)
-        cubin, log = assemble(ptx, found[1])
+        # ptxas spills a few bytes where that fits more programs on a processor, and mostly does not once it may take
+        # every register. It then takes them, needed or not, so only a kernel that gains from it says so.
+        freer = _REQUIRED_THREADS.sub(rf"\g<0>\n.maxnreg {_MAX_REGISTERS}", ptx)
+        freer_cubin, freer_log = assemble(freer, found[1])
+        if _spills(freer_log) < _spills(log):
+            ptx, cubin, log = freer, freer_cubin, freer_log
     used = _USED.search(log)
     if used is None:
         raise RuntimeError(f"ptxas did not say how many registers {variant.name} takes:\n{log}")

@@ -60,11 +60,11 @@ def attention_match(
     """
     from tempme_export.kernels.jit.attention import attention_match_kernel
 
+    bias = _check(qkv, bias, heads)
     items, n_tokens, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     n_a = check_counts(n_tokens, n_cls, r)
-    if not matches_beside_attention(n_a, width // max(heads, 1)):
+    if not matches_beside_attention(n_a, width // heads):
         return attention(qkv, bias, heads, config), match_keys(qkv, heads, n_cls, r)
-    bias = _check(qkv, bias, heads)
     out = torch.empty(items, n_tokens, width, dtype=qkv.dtype, device=qkv.device)
     assign = torch.empty(items, n_tokens, dtype=torch.int32, device=qkv.device)
     config = config or attention_config(n_tokens, qkv.dtype)

@@ -82,16 +82,19 @@ def _is_many(programs: int | torch.SymInt, limit: int) -> bool:
     """Whether throughput counts more than latency. A symbolic count is decided once, by the batch that is traced:
     a comparison would tie the compiled graph to one side of the limit.
     """
-    return (programs.node.hint if isinstance(programs, torch.SymInt) else programs) >= limit
+    hint = (programs.node.hint or 0) if isinstance(programs, torch.SymInt) else programs
+    return int(hint) >= limit
 
 
-def match_config(n_a: int, width: int, items: int) -> MatchConfig:
-    """Head-wide metrics of up to 256 tokens are matched by one program per item, others are streamed."""
-    if width <= 64 and n_a <= 128:
+def match_config(n_a: int, width: int, items: int, plain: bool) -> MatchConfig:
+    """Plain head-wide metrics of up to 256 tokens are matched by one program per item, others are streamed.
+
+    plain  one tensor, nothing to add and nothing to join
+    """
+    if plain and width <= 64 and n_a <= 128:
         block_a, many = power_of_two(n_a, 16), _is_many(items, MANY_PROGRAMS)
         warps = {(True, True): 2, (True, False): 4, (False, True): 4, (False, False): 8}[block_a <= 32, many]
-        block_b = 32 if block_a <= 32 or many else 64
-        return MatchConfig(True, block_a, block_b, power_of_two(width, 16), warps, num_stages=1)
+        return MatchConfig(True, block_a, 32, power_of_two(width, 16), warps, num_stages=1)
     return MatchConfig(False, 16, 64, 64, num_warps=4, num_stages=2)
 
 
@@ -103,7 +106,7 @@ def rows_config(width: int, n_a: int) -> RowsConfig:
 def attention_config(n_tokens: int, dtype: torch.dtype) -> AttentionConfig:
     """Half tiles of keys leave room for more programs; float32 takes half tiles of queries too, for shared memory."""
     if dtype == torch.float32:
-        return AttentionConfig(32, 32, num_warps=4)
+        return AttentionConfig(32, 32, num_warps=4, num_stages=1)
     return AttentionConfig(min(64, power_of_two(n_tokens, 16)), 32, num_warps=4)
 
 
@@ -164,14 +167,10 @@ def check_counts(n_tokens: int, n_cls: int, r: int) -> int:
     return n_a
 
 
-@contextlib.contextmanager
-def _on(device: torch.device) -> Iterator[None]:
-    """Triton launches on the current device, which need not be the tensors'."""
-    if device.type == "cuda" and device.index is not None and device.index != torch.cuda.current_device():
-        with torch.cuda.device(device):
-            yield
-    else:
-        yield
+def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Triton launches on the current device, which among several need not be the tensors'."""
+    several = device.type == "cuda" and torch.cuda.device_count() > 1
+    return torch.cuda.device(device) if several else contextlib.nullcontext()
 
 
 def launch(kernel: Any, grid: tuple[Any, ...], device: torch.device, *args: Any, **meta: Any) -> None:

@@ -19,10 +19,11 @@ def _match(metric: Tensor, delta: Tensor | None, factor: int, n_cls: int, r: int
     clips, _, tokens, width = metric.shape
     n_tokens = tokens * factor
     n_a = check_counts(n_tokens, n_cls, r)
-    config = config or match_config(n_a, width, clips // factor)
+    plain = delta is None and factor == 1
+    config = config or match_config(n_a, width, clips // factor, plain)
     assign = torch.empty(clips // factor, n_tokens, dtype=torch.int32, device=metric.device)
     if config.resident:
-        if delta is not None or factor > 1 or width > config.block_c or n_a > config.block_a:
+        if not plain or width > config.block_c or n_a > config.block_a:
             raise ValueError(
                 f"{config} takes one tensor, unjoined, of at most block_c channels and block_a A tokens; "
                 f"found width {width}, |A| = {n_a}, factor {factor}. Set resident=False."

@@ -50,7 +50,7 @@ def _merge(
         check_tensor("size", size, (clips, tokens), torch.float32, x)
     n_positions = 1
     if position is not None:
-        n_positions = position.shape[0]
+        n_positions = position.shape[0] if position.ndim else 0
         position = check_tensor("position", position, (n_positions, width), None, x).contiguous()
         if n_positions < 1 or clips % n_positions:
             raise ValueError(f"position has {n_positions} rows for {clips} clips: expected a divisor.")

@@ -86,7 +86,9 @@ def open_clip_config(name: str) -> dict[str, Any]:
     if folder is None:
         if name in _KNOWN:
             return _KNOWN[name]
-        raise BackendError(f"backbone {name!r} is read from open_clip, which is not installed. pip install open_clip_torch")
+        raise BackendError(
+            f"backbone {name!r} is read from open_clip, which is not installed. pip install open_clip_torch"
+        )
     path = folder / f"{name}.json"
     if not path.is_file():
         known = sorted(p.stem for p in path.parent.glob("*.json"))

@@ -40,6 +40,8 @@ LAYERS = (
 )
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
+KERNEL_CODE = "kernels.jit"  # what runs on a GPU: these modules are triton's, and load only where it is
+
 # What the ranks would let through: module, what it must not import, why.
 FORBIDDEN = (
     ("runtime", "export", "a runtime runs artifacts and knows no exporter"),
@@ -131,8 +133,10 @@ def module_violations(name: str, found: list[Import]) -> Iterator[str]:
         at, top = f"{name}:{one.line}", one.target.split(".")[0]
         if one.target.startswith(".") or f"{PACKAGE}.{top}" in FOLDERS:
             yield f"{at} imports {one.target}; write {PACKAGE}.<module> in full"
-        if top == "triton" and not (inside(module, "kernels") and one.in_function):
-            yield f"{at} imports triton; only functions in kernels/ do"
+        if top == "triton" and not (inside(module, "kernels") and (one.in_function or inside(module, KERNEL_CODE))):
+            yield f"{at} imports triton; only functions in kernels/ and the modules of kernels/jit/ do"
+        if inside(within(one.target) or "", KERNEL_CODE) and not (one.in_function or inside(module, KERNEL_CODE)):
+            yield f"{at} imports {one.target}; it needs triton, so only functions do"
         target = within(one.target)
         if target is None:
             continue
@@ -209,6 +213,7 @@ def test_the_package_keeps_the_direction() -> None:
         ("reference", "from tempme_export import ops", "definitions alone"),
         ("model", "from tempme_export.kernels import dense", "only door"),
         ("kernels.match", "import triton", "only functions in kernels/"),
+        ("kernels.match", "from tempme_export.kernels.jit.match import match_kernel", "it needs triton"),
         (
             "kernels.match",
             "try:\n    import triton.language as tl\nexcept ImportError:\n    pass",

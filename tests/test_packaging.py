@@ -39,7 +39,11 @@ HEAVY = {
 
 
 def folder_of(package: str) -> Path:
-    return ROOT / MAPPED.get(package, package.replace(".", "/"))
+    """A mapped package's, or below that of the nearest mapped package above it."""
+    if package in MAPPED:
+        return ROOT / MAPPED[package]
+    parent, _, name = package.rpartition(".")
+    return folder_of(parent) / name
 
 
 def modules_on_disk() -> dict[str, Path]:

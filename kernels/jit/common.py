@@ -45,7 +45,7 @@ def locate(item, token, n_tokens, n_cls, FACTOR: tl.constexpr):
     else:
         cls_in = n_cls // FACTOR
         patches_in = n_tokens // FACTOR - cls_in
-        patch = token - n_cls
-        clip = tl.where(token < n_cls, token // cls_in, patch // patches_in)
-        inside = tl.where(token < n_cls, token % cls_in, cls_in + patch % patches_in)
+        patch, some = token - n_cls, tl.maximum(cls_in, 1)  # no class token: a divisor that is not used
+        clip = tl.where(token < n_cls, token // some, patch // patches_in)
+        inside = tl.where(token < n_cls, token % some, cls_in + patch % patches_in)
         return item * FACTOR + clip, inside

@@ -250,7 +250,7 @@ def match_kernel(
     best [items, |A|] float32 and best_b [items, |A|] int32. Which program selects does not change the result.
     """
     item, first_a = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK_A
-    start_a, n_a, start_b, n_b, row_b = sets(n_tokens, n_cls, r)
+    start_a, n_a, start_b, n_b, _ = sets(n_tokens, n_cls, r)
     tokens = n_tokens // FACTOR
     a, channel = first_a + tl.arange(0, BLOCK_A), tl.arange(0, BLOCK_C)
     clip_a, inside_a = locate(item, start_a + 2 * a, n_tokens, n_cls, FACTOR)

@@ -9,6 +9,8 @@ activations in memory, and a second model that returns them would be other machi
 """
 
 import platform
+import subprocess
+import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -135,6 +137,20 @@ def _check_alone(package: Path) -> None:
         )
 
 
+def _check_loads(package: Path) -> None:
+    """Raise ExportError where a fresh process cannot load the package: machine code can end the process that tries."""
+    program = "import sys, torch; torch._inductor.aoti_load_package(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", program, str(package)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
+        last = (done.stderr.strip().splitlines() or ["It said nothing."])[-1]
+        raise ExportError(
+            f"{package.name} was compiled, and a process that loaded it ended by {how}. {last} This is a fault between "
+            f"torch {torch.__version__} and this machine's C++ compiler or driver. Leave out --pt2, or name another "
+            "compiler in the environment variable CXX."
+        )
+
+
 def export_video(
     recipe: Recipe, path: Path, precision: str = "fp32", device: str = "cpu", frame_mask: bool = False
 ) -> None:
@@ -143,7 +159,8 @@ def export_video(
     Inputs as `video.onnx`: frames float32 [batch, F, 3, S, S], with `frame_mask` also bool [batch, F], 1 <= batch
     <= the profile's largest. Returns a dict: `video_embedding` float32 [batch, E] of unit length, then
     `assign_00`, `assign_01`, ... int32 [batch * clips, N], every merge's decision.
-    Raises BackendError without a C++ compiler, Triton or the device, ExportError where compiling fails.
+    Raises BackendError without a C++ compiler, Triton or the device, ExportError where compiling fails or what was
+    compiled does not load.
     """
     if path.suffix != ".pt2":
         raise ExportError(f"{path} must end in .pt2, which torch asks of a package.")
@@ -166,4 +183,5 @@ def export_video(
         except Exception as error:  # Inductor raises anything from KeyError to what the compiler's process left
             raise _refusal(error, path) from error
         _check_alone(package)
+        _check_loads(package)
         package.replace(path)

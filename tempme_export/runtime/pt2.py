@@ -81,6 +81,15 @@ class Pt2Runner(Runner):
             parts.append({key: value.cpu().numpy() for key, value in found.items()})
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
+    @torch.inference_mode()
+    def run_tensors(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The package itself, without a copy: its inputs in order and its outputs, all on its device.
+
+        Nothing is checked: the batch is at most the package's largest. The call may return before its work is done.
+        """
+        found: dict[str, torch.Tensor] = self._model(*tensors)
+        return found
+
     def close(self) -> None:
         """Unload the code and free the weights."""
         del self._model

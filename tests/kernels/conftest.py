@@ -36,7 +36,6 @@ def _calls(dtype, device, heads):
         "attention": lambda: attention.attention(qkv, None, heads),
         "attention_bias": lambda: attention.attention(qkv, size.log(), heads),
         "attention_match": lambda: attention.attention_match(qkv, size.log(), heads, 1, 7),
-        "attention_match": lambda: attention.attention_match(qkv, size.log(), heads, 1, 7),
     }
 
 
