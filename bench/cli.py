@@ -1,5 +1,6 @@
 """`tempme-bench`: arguments -> counts or measurements -> tables and files -> exit code."""
 
+import dataclasses
 import json as json_format
 import shlex
 import sys
@@ -15,9 +16,9 @@ from rich.live import Live
 from rich.table import Table
 
 from tempme_export.bench import paper
-from tempme_export.bench.tables import bench_tables, paper_tables, resource_tables, show
+from tempme_export.bench.tables import bench_tables, kernel_tables, paper_tables, resource_tables, show
 from tempme_export.console import show_error
-from tempme_export.errors import BackendError, ProfileError, TempMeExportError, UsageError
+from tempme_export.errors import ProfileError, TempMeExportError, UsageError
 from tempme_export.profile import Profile, load_profile, shipped_profiles
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ DEFAULT_FRAMES = 12
 _STDOUT = "-"
 _COUNTING = {"complexity", "profile", "frames", "json"}
 _COMPILING = {"kernels", "resources", "profile", "frames", "json"}
+_TIMING_KERNELS = {"kernels", "profile", "frames", "batch", "dtype", "json"}
 _MODEL, _PROTOCOL, _RESULTS = "What to measure", "How to measure", "Results"
 
 
@@ -60,6 +62,9 @@ def bench(
         bool, _option(_RESULTS, "Count operations beside the paper's; measure nothing.", name="--complexity")
     ] = False,
     kernels: Annotated[bool, _option(_RESULTS, "Time the kernels alone; needs a GPU.", name="--kernels")] = False,
+    dtype: Annotated[
+        str | None, _option(_RESULTS, "With --kernels: of the tokens, bf16 by default.", "fp32,fp16,bf16")
+    ] = None,
     resources: Annotated[
         bool,
         _option(_RESULTS, "With --kernels: compile them, and show what they take; no GPU.", name="--resources"),
@@ -78,6 +83,8 @@ def bench(
         raise UsageError(f"--json {json} cannot be written: {Path(json).parent} is not a folder.")
     if resources and not kernels:
         raise UsageError("--resources shows what kernels take. Write: tempme-bench --kernels --resources")
+    if dtype is not None and not kernels:
+        raise UsageError("--dtype is that of timed kernels. Write: tempme-bench --kernels --dtype ...")
     if complexity:
         _refuse_other_options(context, "--complexity measures nothing", _COUNTING)
         chosen = None if profile is None and frames is None else _profile(profile, frames)
@@ -86,7 +93,10 @@ def bench(
         _refuse_other_options(context, "--resources compiles and measures nothing", _COMPILING)
         _compile(_profile(profile, frames), json)
     elif kernels:
-        _refuse_without_gpu()
+        _refuse_other_options(context, "--kernels times kernels alone", _TIMING_KERNELS)
+        batches = tuple(_positive("batch", item) for item in _listed("batch", batch))
+        dtypes = tuple(_listed("dtype", "bf16" if dtype is None else dtype))
+        _time_kernels(None if profile is None and frames is None else _profile(profile, frames), batches, dtypes, json)
     else:
         names = None if backends is None else tuple(_listed("backends", backends))
         batches = tuple(_positive("batch", item) for item in _listed("batch", batch))
@@ -113,17 +123,6 @@ def _refuse_other_options(context: typer.Context, reason: str, heeded: set[str])
     ]
     if given:
         raise UsageError(f"{reason} and cannot heed {', '.join(given)}. Leave that out.")
-
-
-def _refuse_without_gpu() -> None:
-    """Raise BackendError where kernels cannot be timed."""
-    import torch
-
-    if not torch.cuda.is_available():
-        raise BackendError(
-            "there is nothing to time: kernels run on a GPU, and torch finds none. What they take of one is compiled "
-            "without it: tempme-bench --kernels --resources"
-        )
 
 
 def _listed(option: str, text: str) -> list[str]:
@@ -194,6 +193,30 @@ def _compile(profile: Profile, json: str | None) -> None:
         rows = compile_rows(profile, progress)
     document = {"profile": profile.name, "triton": triton_version(), "rows": [row.to_dict() for row in rows]}
     _deliver(document, json, resource_tables(rows, f"{profile.name}, triton {triton_version()}"))
+
+
+def _time_kernels(profile: Profile | None, batches: tuple[int, ...], dtypes: tuple[str, ...], json: str | None) -> None:
+    """Time every fused call of one profile, or of those that are measured by default, and show what merging costs."""
+    from tempme_export.bench.gpu_timing import Effort
+    from tempme_export.bench.kernel_timing import PROFILES, KernelRequest, check_dtypes, require_gpu, time_kernels
+    from tempme_export.bench.machine import machine
+
+    check_dtypes(dtypes)
+    device = require_gpu()
+    profiles = tuple(load_profile(name) for name in PROFILES) if profile is None else (profile,)
+    console = _console(stderr=True)
+    with _progress(console) as progress:
+        report = time_kernels(KernelRequest(profiles, batches, dtypes, device, Effort()), progress)
+    document = {**_on_gpu(), "machine": dataclasses.asdict(machine()), **report.to_dict()}
+    _deliver(document, json, kernel_tables(document["kernels"], document["marginals"]))
+
+
+def _on_gpu() -> dict[str, Any]:
+    """The device and the versions that a measurement on it depends on."""
+    from tempme_export.bench.gpu_facts import gpu_facts, versions
+
+    facts = gpu_facts()
+    return {"gpu": None if facts is None else dataclasses.asdict(facts), "versions": versions()}
 
 
 @contextmanager

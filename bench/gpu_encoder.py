@@ -207,7 +207,7 @@ def _fused(precision: str, *, graph: bool, compiled: bool = False) -> EncoderPat
         replayed, results = capture((run,))
         replayed.replay()
         torch.cuda.synchronize()
-        embedding, decisions = results[0]  # type: ignore[misc]
+        embedding, decisions = results[0]
         return Ready(replayed.replay, (embedding.clone(), tuple(one.clone() for one in decisions)), replayed)
 
     words = ["fused", *(["compiled"] if compiled else []), *(["CUDA graph"] if graph else [])]

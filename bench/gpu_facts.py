@@ -3,6 +3,7 @@
 import importlib
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -42,7 +43,7 @@ def _by_nvml(index: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        questions = {
+        questions: dict[str, Callable[[], Any]] = {
             "driver": lambda: str(nvml.nvmlSystemGetDriverVersion()),
             "sm_clock": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
             "memory_clock": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),

@@ -210,7 +210,7 @@ def determinism(run: Run) -> None:
     from tempme_export.bench.gpu_determinism import encoder_rows, kernel_rows
 
     recipe = run.recipe(B_32)
-    dtypes = ("bf16",) if run.quick and not run.dry_run else ("bf16", "fp32", "fp16")
+    dtypes = ("bf16",) if run.quick else ("bf16", "fp32", "fp16")
     for rows in (encoder_rows, kernel_rows):
         for row in rows(recipe, run.batches(few=True)[0], dtypes, run.device):
             run.record.rows.setdefault("determinism", []).append(dataclasses.asdict(row))

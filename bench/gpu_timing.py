@@ -5,12 +5,14 @@ A CPU takes the same route with a wall clock, for rehearsals: what it times is n
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 
+T = TypeVar("T")
 Call = Callable[[], object]
 
 _WARM_UP = 3
@@ -63,7 +65,7 @@ def spread(samples: list[float]) -> Spread:
     return Spread(median, p20, p80, len(samples))
 
 
-def capture(calls: tuple[Call, ...], *, keep: bool = False) -> tuple[torch.cuda.CUDAGraph, list[object]]:
+def capture(calls: Sequence[Callable[[], T]], *, keep: bool = False) -> tuple[torch.cuda.CUDAGraph, list[T]]:
     """One CUDA graph of all calls in order, and what the last of them (with `keep`, each) returned.
 
     The calls run on a side stream first: kernels are compiled and libraries take their workspaces there. Results
@@ -77,7 +79,8 @@ def capture(calls: tuple[Call, ...], *, keep: bool = False) -> tuple[torch.cuda.
                 call()
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
-    graph, results = torch.cuda.CUDAGraph(), []
+    graph = torch.cuda.CUDAGraph()
+    results: list[T] = []
     with torch.cuda.graph(graph):
         for call in calls:
             result = call()

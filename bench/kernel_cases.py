@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tempme_export import ops
 from tempme_export.bench import kernel_traffic as traffic
-from tempme_export.kernels import dense_block
+from tempme_export.kernels import dense, dense_block
 from tempme_export.kernels.reference import match_tokens_ref, merge_tokens_ref
 from tempme_export.schedule import BlockPlan, Schedule
 
@@ -136,7 +136,7 @@ class _Calls:
         def draw_merge(device: torch.device) -> Inputs:
             x, added, *_ = draw(device)
             place, weight, bias = _draw(device, dtype, (plan.clips_in, width), wide=((width,), (width,)))
-            assign = ops.match_clips(x, added, factor, n_cls, r)
+            assign = dense_block.match_clips(x, added if delta else None, factor, n_cls, r)
             sizes = _sizes(device, clips, tokens) if size else None
             return x, added, sizes, assign, place if position else None, weight, bias, factor, n_cls, r
 
@@ -162,7 +162,7 @@ class _Calls:
 
         def draw_merge(device: torch.device) -> Inputs:
             x, delta, weight, shift = _draw(device, dtype, shape, shape, wide=((width,), (width,)))
-            assign = ops.match_tokens(x, n_cls, r)
+            assign = dense.match_tokens(x, n_cls, r)
             sizes = _sizes(device, rows, tokens) if size else None
             return x, delta, sizes, assign, None, weight, shift, 1, n_cls, r
 

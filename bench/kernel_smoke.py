@@ -17,7 +17,7 @@ from tempme_export.kernels.launch import interpreting
 
 HEADS = 2
 WIDTH = 64 * HEADS
-_CLIPS, _TOKENS, _MANY, _FACTOR, _R = 4, 19, 139, 2, 5
+_CLIPS, _TOKENS, _MANY, _FACTOR, _R = 2, 19, 139, 2, 5
 _WITHIN = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3.2e-2}
 
 Case = tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ...]]

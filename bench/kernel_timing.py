@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tempme_export.bench.gpu_timing import Effort, Spread, Timer, Work, copy_work, l2_bytes, timer
 from tempme_export.bench.kernel_cases import Inputs, KernelCall, kernel_calls
-from tempme_export.errors import BackendError
+from tempme_export.errors import BackendError, UsageError
 from tempme_export.profile import Profile
 from tempme_export.random_weights import draw_checkpoint
 from tempme_export.recipe import Recipe, prepare
@@ -129,6 +129,13 @@ def require_gpu() -> torch.device:
             "without it: tempme-bench --kernels --resources"
         )
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def check_dtypes(names: Iterable[str]) -> None:
+    """Raise UsageError for a dtype that kernels do not take."""
+    unknown = [name for name in names if name not in DTYPES]
+    if unknown:
+        raise UsageError(f"--dtype: unknown are {', '.join(unknown)}. Choose of: {', '.join(DTYPES)}.")
 
 
 def kernel_row(
@@ -246,15 +253,20 @@ def _compiled(plain: Callable[..., object], inputs: Inputs) -> Callable[..., obj
     return call
 
 
-def time_call(call: KernelCall, device: torch.device, take: Timer, *, compiled: bool) -> dict[str, Spread]:
-    """Spreads of one call, named as `kernel_row` wants them."""
+def time_call(
+    call: KernelCall, device: torch.device, take: Timer, progress: Progress, *, compiled: bool
+) -> dict[str, Spread]:
+    """Spreads of one call, named as `kernel_row` wants them; `progress` is told where compiling plain PyTorch fails."""
     sets = input_sets(call, device)
     works = {
         **_works(inferring(call.run), sets, "", graph=True),
         **_works(inferring(call.plain), sets, "plain", graph=False),
     }
     if compiled:
-        works |= _works(_compiled(call.plain, sets[0]), sets, "compiled", graph=False)
+        try:
+            works |= _works(_compiled(call.plain, sets[0]), sets, "compiled", graph=False)
+        except Exception as error:  # compilers raise anything, and a comparison must not cost the measurement
+            progress(f"block {call.block}, {call.name}: plain PyTorch is not compiled: {error}")
     return take(works)
 
 
@@ -303,7 +315,7 @@ def profile_rows(
     rows = []
     for call in calls:
         progress(f"{recipe.profile.name}, batch {batch}, {dtype}: block {call.block}, {call.name}")
-        times = time_call(call, device, take, compiled=call.block in chosen)
+        times = time_call(call, device, take, progress, compiled=call.block in chosen)
         rows.append(kernel_row(recipe.profile.name, batch, dtype, call, times, copied))
         found(rows[-1])
     if not rows:

@@ -20,8 +20,8 @@ def rounded(value, dtype: tl.constexpr):
     """`value` in `dtype`, to nearest even; the interpreter alone would truncate to bfloat16."""
     if INTERPRETED and dtype == tl.bfloat16:
         bits = value.to(tl.int32, bitcast=True)
-        bits += 0x7FFF + ((bits >> 16) & 1)
-        return tl.where(value == value, bits.to(tl.float32, bitcast=True), value).to(dtype)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return tl.where(value == value, bits, 0x7FC0).to(tl.int16).to(tl.bfloat16, bitcast=True)
     else:
         return value.to(dtype)
 

@@ -1,4 +1,4 @@
-"""What the launchers refuse, and which tiles they take for which sizes."""
+"""What the launchers refuse, and which form of a match they take for which sizes."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tempme_export.kernels import attention, launch, match, merge
-from tempme_export.kernels.launch import AttentionConfig, MatchConfig, RowsConfig
+from tempme_export.kernels.launch import MatchConfig
 
 
 @pytest.fixture
@@ -231,26 +231,21 @@ class TestTiles:
         assert [launch.power_of_two(n) for n in (0, 1, 2, 3, 4, 5, 64, 65)] == [1, 1, 2, 4, 4, 8, 64, 128]
         assert [launch.power_of_two(n, 16) for n in (1, 16, 17)] == [16, 16, 32]
 
-    def test_of_a_match(self):
-        few, many = launch.MANY_PROGRAMS - 1, launch.MANY_PROGRAMS
-        assert launch.match_config(24, 64, few, True) == MatchConfig(True, 32, 32, 64, 4, 1)
-        assert launch.match_config(24, 64, many, True) == MatchConfig(True, 32, 32, 64, 2, 1)
-        assert launch.match_config(98, 64, few, True) == MatchConfig(True, 128, 64, 64, 8, 1)
-        assert launch.match_config(98, 64, many, True) == MatchConfig(True, 128, 32, 64, 4, 1)
-        assert launch.match_config(3, 5, few, True) == MatchConfig(True, 16, 32, 16, 4, 1)
-        for n_a, width, plain in ((129, 64, True), (24, 65, True), (24, 64, False)):
-            assert launch.match_config(n_a, width, few, plain) == MatchConfig(False, 16, 64, 64, 4, 2)
+    @pytest.mark.parametrize("items", [1, 10**6])
+    @pytest.mark.parametrize("n_a", [1, 16, 17, 24, 98, 128])
+    @pytest.mark.parametrize("width", [5, 64])
+    def test_a_plain_match_of_head_wide_tokens_is_resident_and_fits(self, n_a, width, items):
+        config = launch.match_config(n_a, width, items, plain=True)
+        assert config.resident and config.block_a >= n_a and config.block_c >= width
 
-    def test_of_rows(self):
-        assert launch.rows_config(1024, 24) == RowsConfig(1, 32, 1)
-        assert launch.rows_config(1025, 300) == RowsConfig(1, 64, 4)
+    @pytest.mark.parametrize(("n_a", "width", "plain"), [(129, 64, True), (24, 65, True), (24, 64, False)])
+    def test_any_other_match_is_streamed(self, n_a, width, plain):
+        assert not launch.match_config(n_a, width, 1, plain).resident
 
-    def test_of_attention(self):
-        assert launch.attention_config(17, torch.float32) == AttentionConfig(32, 32, 4)
-        assert launch.attention_config(17, torch.float16) == AttentionConfig(32, 32, 4)
-        assert launch.attention_config(300, torch.bfloat16) == AttentionConfig(64, 32, 4)
+    def test_a_large_match_does_not_go_beside_attention(self):
         assert launch.matches_beside_attention(64, 64)
-        assert not launch.matches_beside_attention(65, 64) and not launch.matches_beside_attention(64, 65)
+        assert not launch.matches_beside_attention(65, 64)
+        assert not launch.matches_beside_attention(64, 65)
 
 
 def test_what_is_recorded_is_not_launched(tokens, rest):

@@ -115,4 +115,5 @@ def test_across_clips(device, joined, check_match, check_merge, shape):
 def test_the_shapes_are_those_of_the_profiles():
     """The paper's numbers for ViT-B/32 and 12 frames, and what 64 frames of ViT-B/16 come to."""
     assert {(1, 50, 1, 2), (2, 34, 2, 20), (3, 56, 12, 50), (1, 118, 12, 11), (4, 432, 64, 691)} <= set(MERGES)
-    assert (*merges_of("vit-l-14-12f")[0], 1024) in PLAIN
+    assert {(1, 265, 12, 53, 1024), (1, 616, 64, 61, 768)} <= set(PLAIN)
+    assert {(3, 147, 12, 176, 1024), (4, 220, 64, 264, 768)} <= set(JOINED)
