@@ -259,7 +259,7 @@ def time_call(
     """Spreads of one call, named as `kernel_row` wants them; `progress` is told where compiling plain PyTorch fails."""
     sets = input_sets(call, device)
     works = {
-        **_works(inferring(call.run), sets, "", graph=True),
+        **_works(inferring(call.run), sets, "", graph=device.type == "cuda"),
         **_works(inferring(call.plain), sets, "plain", graph=False),
     }
     if compiled:
