@@ -197,7 +197,8 @@ def kernels(run: Run) -> None:
     names = (B_32,) if run.quick or run.dry_run else (B_32, B_16)
     for name in names:
         recipe = run.recipe(name)
-        compiled = () if run.dry_run or run.quick else None  # torch.compile took 85 s for one oracle's attention and match
+        # torch.compile took 85 s for one oracle's attention and match.
+        compiled = () if run.dry_run or run.quick else None
         request = KernelRequest((), (), (), run.device, run.effort, compiled)
         for batch in run.batches(few=run.dry_run or run.quick):
             take = timer(run.device, run.effort)

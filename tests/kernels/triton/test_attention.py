@@ -165,7 +165,7 @@ class TestAttentionMatch:
     @pytest.mark.parametrize(
         "n_tokens, heads, head_width, n_cls, r, together",
         [
-            (50, 12, 64, 1, 2, True),
+            (50, 3, 64, 1, 2, True),
             (49, 2, 64, 2, 23, True),
             (130, 1, 64, 1, 13, True),
             (129, 2, 32, 2, 64, True),
