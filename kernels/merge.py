@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from tempme_export.kernels.dense_block import EPS
 from tempme_export.kernels.launch import (
     RowsConfig,
     check_counts,
@@ -12,8 +13,6 @@ from tempme_export.kernels.launch import (
     power_of_two,
     rows_config,
 )
-
-EPS = 1e-5  # of every LayerNorm in CLIP
 
 
 def _check_norm(norm: tuple[Tensor, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:

@@ -213,8 +213,29 @@ class TestRefusals:
             to_pt2.export_video(recipe, tmp_path / "video.pt2")
         assert list(tmp_path.iterdir()) == []
 
-    def test_settings_that_reach_the_compiler(self, recipe, tmp_path, uncompiled):
+    def test_what_does_not_load_is_refused(self, recipe, tmp_path, uncompiled):
+        def compile_nothing(program, package_path, inductor_configs):
+            with zipfile.ZipFile(package_path, "w") as archive:
+                archive.writestr("data/wrapper_metadata.json", "{}")
+
+        uncompiled(compile_nothing)
+        with pytest.raises(
+            ExportError, match=r"video\.pt2 was compiled, and a process that loaded it ended by exit code 1"
+        ):
+            to_pt2.export_video(recipe, tmp_path / "video.pt2")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_crash_in_loading_is_refused_and_named(self, tmp_path, monkeypatch):
+        def crash(command, **options):
+            return subprocess.CompletedProcess(command, -11, "", "")
+
+        monkeypatch.setattr(to_pt2.subprocess, "run", crash)
+        with pytest.raises(ExportError, match=r"ended by signal 11\. It said nothing\."):
+            to_pt2._check_loads(tmp_path / "video.pt2")
+
+    def test_settings_that_reach_the_compiler(self, recipe, tmp_path, uncompiled, monkeypatch):
         seen = {}
+        monkeypatch.setattr(to_pt2, "_check_loads", lambda package: None)
 
         def keep(program, package_path, inductor_configs):
             seen.update(inductor_configs)

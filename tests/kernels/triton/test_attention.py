@@ -128,6 +128,12 @@ class TestAttention:
         equal(qkv, before[0])
         equal(bias, before[1])
 
+    @every_dtype
+    def test_the_kernel_needs_no_bias_beyond_one_tile(self, device, check_close, attention_by_definition, dtype):
+        qkv = draw_qkv(2, 131, 1, 64, dtype)
+        found = attention.attention(qkv.to(device), None, 1, AttentionConfig(64, 32, 4))
+        check_close(found, attention_by_definition(qkv, None, 1))
+
     def test_an_empty_batch(self, device):
         assert attention.attention(torch.zeros(0, 9, 192, device=device), None, 1).shape == (0, 9, 64)
 
