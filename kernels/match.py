@@ -1,4 +1,4 @@
-"""Launchers of the match and select kernels."""
+"""Launchers of the match kernels: which tokens merge, and where every token goes."""
 
 import torch
 from torch import Tensor
