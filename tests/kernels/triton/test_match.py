@@ -149,6 +149,12 @@ class TestTokens:
         for config in (None, STREAMED):
             equal(match.match_tokens((token * noise).to(device), 1, 5, config), exact.expand(8, -1))
 
+    @pytest.mark.parametrize("config", [None, STREAMED], ids=["resident", "streamed"])
+    def test_padding_of_a_tile_is_no_match_where_every_similarity_is_negative(self, device, config):
+        metric = draw(2, 1, 64).repeat(1, 21, 1)
+        metric[:, 1::2] *= -1 - torch.arange(10.0).view(1, -1, 1) / 7  # set B: opposite directions, any length
+        equal(match.match_tokens(metric.to(device), 2, 4, config), match_tokens_ref(metric, 2, 4))
+
     @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 0.0])
     @pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
     @pytest.mark.parametrize("n_cls, config", [(1, None), (4, STREAMED)], ids=["resident", "streamed"])

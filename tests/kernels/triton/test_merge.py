@@ -342,9 +342,9 @@ class TestNorm:
 
     @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
     def test_the_norm_is_that_of_the_rounded_sum(self, device, check_close, norm_by_definition, dtype):
-        # Two neighbours of this dtype meet: their mean lies half a step off, and the step is all the row has.
+        # Neighbours of this dtype: their mean, and their sum with 1, lies half a step off, and steps are all there is.
         low, step = (2048.0, 2.0) if dtype == torch.float16 else (256.0, 2.0)
-        x = low + step * torch.randint(0, 2, (1, 4, 64), generator=torch.Generator().manual_seed(42)).to(dtype)
+        x = low + step * torch.randint(0, 3, (1, 4, 64), generator=torch.Generator().manual_seed(42)).to(dtype)
         delta, ones, none = torch.ones_like(x), torch.ones(64), torch.zeros(64)
         assign = torch.tensor([[0, 1, 1, 2]], dtype=torch.int32)
         tensors = [t.to(device) for t in (x, delta, assign, ones, none)]
