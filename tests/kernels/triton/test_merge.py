@@ -313,7 +313,7 @@ class TestNorm:
         )[0]
         check_close(merged, composed(x, None, None, assign, position, factor, factor, 3)[0])
 
-    def test_strides(self, device, some_assign):
+    def test_strides(self, device, some_assign, check_close):
         shape, assign = (4, 15, 24), some_assign(2, 30, 2, 9).to(device)
         x, delta, size = draw(*shape), draw(*shape, seed=7), draw_sizes(4, 15)
         weight, bias, position = draw(24, seed=8), draw(24, seed=9), draw(2, 24, seed=10)
@@ -329,8 +329,10 @@ class TestNorm:
         ]
         loose = [torch.stack([t, t], dim=-1)[..., 0] for t in rest]
         assert not any(t.is_contiguous() for t in (*strided, *loose))
-        for part, whole in zip(merge.merge_norm(*strided, assign, *loose, 2, 2, 9), expected, strict=True):
-            equal(part, whole)
+        found = merge.merge_norm(*strided, assign, *loose, 2, 2, 9)
+        for k in (0, 2, 3):
+            equal(found[k], expected[k])
+        check_close(found[1], expected[1].double())  # a GPU sums other layouts in another order
 
     @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
     def test_half_precision_parameters(self, device, some_assign, check_close, norm_by_definition, dtype):
@@ -356,12 +358,12 @@ class TestNorm:
         check_close(normed, norm_by_definition(out, ones, none))
 
     def test_a_constant_row_becomes_the_bias(self, device, some_assign):
-        x, assign, bias = torch.full((1, 10, 80), 3.0), some_assign(1, 10, 1, 2), draw(80)
-        weight = torch.ones(80, device=device)
+        x, assign, bias = torch.full((1, 10, 64), 3.0), some_assign(1, 10, 1, 2), draw(64)
+        weight = torch.ones(64, device=device)
         normed = merge.merge_norm(x.to(device), None, None, assign.to(device), None, weight, bias.to(device), 1, 1, 2)[
             1
         ]
-        equal(normed, bias.expand(1, 8, 80))
+        equal(normed, bias.expand(1, 8, 64))
 
     def test_twice_is_the_same(self, device, some_assign):
         x, assign = draw(4, 25, 768).to(device), some_assign(2, 50, 2, 15).to(device)
@@ -417,33 +419,27 @@ class TestAddNorm:
 
     @pytest.mark.parametrize("mean", [0, 500, -4000])
     def test_statistics_stand_a_large_mean(self, device, check_close, norm_by_definition, mean):
-        # Whole numbers around an exact mean: only a variance by the mean of squares would lose them.
-        half = draw(2, 5, 384).mul(8).round()
-        x, weight, bias = mean + torch.cat([half, -half], dim=-1), torch.ones(768), torch.zeros(768)
+        # Whole numbers around a mean that is exact (1024 divides exactly): only the mean of squares would lose them.
+        half = draw(2, 5, 512).mul(8).round()
+        x, weight, bias = mean + torch.cat([half, -half], dim=-1), torch.ones(1024), torch.zeros(1024)
         found = merge.layer_norm(*(t.to(device) for t in (x, weight, bias)))
         check_close(found, norm_by_definition(x, weight, bias))
 
-    def test_strides(self, device):
+    def test_strides(self, device, check_close):
         x, delta = draw(3, 8, 24), draw(3, 8, 24, seed=7)
         weight, bias = draw(24, seed=8).to(device), draw(24, seed=9).to(device)
-        expected = merge.add_norm(x.to(device), delta.to(device), weight, bias)
         wide = torch.full((3, 16, 60), torch.nan)
         wide[:, ::2, 3:51:2] = x
         strided = wide.to(device)[:, ::2, 3:51:2]
-        for other in (
-            delta.mT.contiguous().to(device).mT,
-            delta.transpose(0, 1).contiguous().to(device).transpose(0, 1),
-        ):
-            for part, whole in zip(merge.add_norm(strided, other, weight, bias), expected, strict=True):
-                equal(part, whole)
-        one = delta[:, :1].to(device).expand(-1, 8, -1)
-        for part, whole in zip(
-            merge.add_norm(x.to(device), one, weight, bias),
-            merge.add_norm(x.to(device), one.contiguous(), weight, bias),
-            strict=True,
-        ):
-            equal(part, whole)
-        equal(merge.layer_norm(strided[:, :2], weight, bias), merge.layer_norm(x.to(device), weight, bias)[:, :2])
+        others = [delta.mT.contiguous().to(device).mT, delta.transpose(0, 1).contiguous().to(device).transpose(0, 1)]
+        others.append(delta[:, :1].to(device).expand(-1, 8, -1))
+        for other in others:
+            total, normed = merge.add_norm(x.to(device), other.contiguous(), weight, bias)
+            out, found = merge.add_norm(strided, other, weight, bias)
+            equal(out, total)
+            check_close(found, normed.double())  # a GPU sums other layouts in another order
+        found = merge.layer_norm(strided[:, :2], weight, bias)
+        check_close(found, merge.layer_norm(x.to(device), weight, bias)[:, :2].double())
 
     def test_a_broken_row_stays_alone(self, device):
         x = draw(2, 5, 80)
