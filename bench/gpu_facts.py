@@ -57,7 +57,7 @@ def _by_nvml(index: int) -> dict[str, Any]:
                 found[name] = ask()
             except Exception:  # one answer the driver refuses must not cost the others
                 continue
-    except Exception:
+    except Exception:  # no such device: nvidia-smi is asked next, and what nobody answers stays empty
         return found
     finally:
         nvml.nvmlShutdown()

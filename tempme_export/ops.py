@@ -188,7 +188,10 @@ def attention(qkv: Tensor, bias: Tensor | None, heads: int) -> Tensor:
 
 @torch.library.triton_op("tempme::attention_match", mutates_args=())
 def attention_match(qkv: Tensor, bias: Tensor | None, heads: int, n_cls: int, r: int) -> tuple[Tensor, Tensor]:
-    """`attention` and `match_keys` of the same qkv, side by side: the keys are read once."""
+    """`attention` and `match_keys` of the same qkv, side by side: the keys are read once.
+
+    Arguments as theirs. Returns [B, N, D] in qkv's dtype and assign [B, N] int32. Raises ValueError as they do.
+    """
     _check_heads(qkv, heads)
     _check_like(qkv, bias=bias)
     launch.check_counts(qkv.shape[1], n_cls, r)
