@@ -20,9 +20,12 @@ from torch import Tensor
 from tempme_export.backbone import Activation
 from tempme_export.errors import CheckpointError
 from tempme_export.hashing import file_sha256
+from tempme_export.profile import Profile, parse_profile
 
 LORA_A, LORA_B = "attn.TVPt_LoRA_a", "attn.TVPt_LoRA_b"
 CLIP_POSITION = "TVPt_Video_Positional_embedding"
+ADAPTER = "mlp.adapter."  # of this package: the original has LoRA only
+PROMPT = "attn.prompt"
 OPEN_CLIP = "open_clip:"
 
 _WRAPPERS = ("state_dict", "model")
@@ -33,7 +36,8 @@ _LISTED = 8
 @dataclass(frozen=True)
 class Facts:
     """What shapes alone tell. `clip_lengths` maps a block to the clips that enter it, where the checkpoint
-    has clip positional embeddings; `lora_rank` is None without LoRA."""
+    has clip positional embeddings; `lora_rank`, `adapter` (its inner width) and `prompts` (tokens in each block)
+    are None where there are none."""
 
     image_size: int
     patch: int
@@ -46,23 +50,26 @@ class Facts:
     vocab: int
     lora_rank: int | None
     clip_lengths: tuple[tuple[int, int], ...]
+    adapter: int | None = None
+    prompts: int | None = None
 
     @property
     def is_plain_clip(self) -> bool:
-        """Nothing of TempMe inside: no LoRA and no clip positions."""
-        return self.lora_rank is None and not self.clip_lengths
+        """Nothing of TempMe inside: nothing that was added to CLIP, and no clip positions."""
+        return self.lora_rank is self.adapter is self.prompts is None and not self.clip_lengths
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A loaded checkpoint. `sha256` is of the file, or of the tensors where there is no file.
-    `activation` is None where the source does not say."""
+    `activation` and `profile` are None where the source does not say; files of `tempme-train` hold their profile."""
 
     source: str
     sha256: str
     tensors: Mapping[str, Tensor]
     facts: Facts
     activation: Activation | None = None
+    profile: Profile | None = None
 
 
 def _listing(names: Iterable[str]) -> str:
@@ -92,6 +99,14 @@ def _count_blocks(tensors: Mapping[str, Tensor], prefix: str) -> int:
     return len(blocks)
 
 
+def _rows(tensors: Mapping[str, Tensor], ending: str, what: str) -> int | None:
+    """Rows of the matrices whose names end so; None without any."""
+    rows = {t.shape[0] for name, t in tensors.items() if name.endswith(ending) and t.ndim == 2}
+    if len(rows) > 1:
+        raise CheckpointError(f"{what} differ between blocks: {sorted(rows)}; expected one.")
+    return next(iter(rows), None)
+
+
 def read_facts(tensors: Mapping[str, Tensor]) -> Facts:
     """Infer every size from shapes. Raises CheckpointError where an anchor tensor is missing or odd."""
     width, _, patch, _ = _shape_of(tensors, "visual.conv1.weight", 4)
@@ -102,9 +117,6 @@ def read_facts(tensors: Mapping[str, Tensor]) -> Facts:
             f"visual.positional_embedding has {positions} rows, expected 1 + a square number of patches."
         )
     context, text_width = _shape_of(tensors, "positional_embedding", 2)
-    ranks = {t.shape[0] for name, t in tensors.items() if name.endswith(LORA_A) and t.ndim == 2}
-    if len(ranks) > 1:
-        raise CheckpointError(f"LoRA ranks differ between blocks: {sorted(ranks)}; expected one rank.")
     clip_lengths = sorted(
         (int(m.group(1)), tensor.shape[1])
         for name, tensor in tensors.items()
@@ -120,12 +132,14 @@ def read_facts(tensors: Mapping[str, Tensor]) -> Facts:
         text_layers=_count_blocks(tensors, "transformer.resblocks."),
         context=context,
         vocab=_shape_of(tensors, "token_embedding.weight", 2)[0],
-        lora_rank=next(iter(ranks), None),
+        lora_rank=_rows(tensors, LORA_A, "LoRA ranks"),
         clip_lengths=tuple(clip_lengths),
+        adapter=_rows(tensors, f"{ADAPTER}down.weight", "adapter widths"),
+        prompts=_rows(tensors, PROMPT, "numbers of prompt tokens"),
     )
 
 
-def _block_shapes(prefix: str, width: int, lora_rank: int | None) -> dict[str, tuple[int, ...]]:
+def _block_shapes(prefix: str, width: int, facts: Facts) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {
         "attn.in_proj_weight": (3 * width, width),
         "attn.in_proj_bias": (3 * width,),
@@ -138,8 +152,13 @@ def _block_shapes(prefix: str, width: int, lora_rank: int | None) -> dict[str, t
     }
     for norm in ("ln_1", "ln_2"):
         shapes |= {f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
-    if lora_rank is not None:
-        shapes |= {LORA_A: (lora_rank, width), LORA_B: (3 * width, lora_rank)}
+    if (rank := facts.lora_rank) is not None:
+        shapes |= {LORA_A: (rank, width), LORA_B: (3 * width, rank)}
+    if (inner := facts.adapter) is not None:
+        shapes |= {f"{ADAPTER}down.weight": (inner, width), f"{ADAPTER}down.bias": (inner,)}
+        shapes |= {f"{ADAPTER}up.weight": (width, inner), f"{ADAPTER}up.bias": (width,)}
+    if facts.prompts is not None:
+        shapes[PROMPT] = (facts.prompts, width)
     return {prefix + name: shape for name, shape in shapes.items()}
 
 
@@ -161,9 +180,9 @@ def expected_shapes(facts: Facts) -> dict[str, tuple[int, ...]]:
     for norm in ("ln_pre", "ln_post"):
         shapes |= {f"visual.{norm}.weight": (f.width,), f"visual.{norm}.bias": (f.width,)}
     for i in range(f.layers):
-        shapes |= _block_shapes(f"visual.transformer.resblocks.{i}.", f.width, f.lora_rank)
+        shapes |= _block_shapes(f"visual.transformer.resblocks.{i}.", f.width, f)
     for i in range(f.text_layers):
-        shapes |= _block_shapes(f"transformer.resblocks.{i}.", f.text_width, f.lora_rank)
+        shapes |= _block_shapes(f"transformer.resblocks.{i}.", f.text_width, f)
     for layer, length in f.clip_lengths:
         shapes[f"visual.transformer.resblocks.{layer}.{CLIP_POSITION}"] = (1, length, 1, f.width)
     return shapes
@@ -185,6 +204,16 @@ def _canonical_names(raw: Any, source: str) -> dict[str, Tensor]:
         if all(name.startswith(prefix) for name in raw):
             raw = {name.removeprefix(prefix): tensor for name, tensor in raw.items()}
     return raw
+
+
+def _declared_profile(raw: Any, source: str) -> Profile | None:
+    """The profile beside the tensors, {"state_dict": ..., "profile": ...}, where there is one."""
+    declared = raw.get("profile") if isinstance(raw, dict) else None
+    if declared is None or isinstance(declared, Tensor):
+        return None
+    if not isinstance(declared, dict):
+        raise CheckpointError(f"{source}: its profile is {type(declared).__name__}, expected a table of settings.")
+    return parse_profile(declared, source=f"{source}: profile")
 
 
 def _check_jit_facts(tensors: dict[str, Tensor], facts: Facts, source: str) -> None:
@@ -335,10 +364,10 @@ def _load_open_clip(source: str) -> Checkpoint:
 
 def load_checkpoint(source: str | Path) -> Checkpoint:
     """Read a checkpoint: the original's `best.pth` layout or a plain CLIP state dict, as a PyTorch file
-    (weights only) or safetensors, bare or inside {"state_dict"} or {"model"}, with or without `module.`; or
-    `open_clip:MODEL/PRETRAINED`.
+    (weights only) or safetensors, bare or inside {"state_dict"} or {"model"}, with or without `module.`, with or
+    without a profile beside it; or `open_clip:MODEL/PRETRAINED`.
 
-    Raises CheckpointError, naming what is wrong, for anything else.
+    Raises CheckpointError, naming what is wrong, for anything else, and ProfileError for a profile that is wrong.
     """
     if str(source).startswith(OPEN_CLIP):
         return _load_open_clip(str(source))
@@ -351,4 +380,4 @@ def load_checkpoint(source: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path} is empty.")
     raw = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch_file(path)
     tensors, facts = _validated(raw, str(path))
-    return Checkpoint(str(path), file_sha256(path), tensors, facts)
+    return Checkpoint(str(path), file_sha256(path), tensors, facts, profile=_declared_profile(raw, str(path)))

@@ -54,22 +54,34 @@ def _dry_run(
     batch: tuple[int, int, int] | None,
     force: bool,
     pt2: bool,
+    gate: str | None,
+    gate_videos: Path | None,
     as_json: bool,
 ) -> None:
     from dataclasses import asdict
 
     from tempme_export.bundle import PT2, SELFTEST, TEXT, VIDEO, check_destination
-    from tempme_export.pipeline import default_output, estimate_bytes, requested_recipe, scratch_bytes
+    from tempme_export.pipeline import (
+        default_output,
+        estimate_bytes,
+        requested_gate,
+        requested_recipe,
+        scratch_bytes,
+    )
 
     recipe = requested_recipe(checkpoint, profile, batch)
+    gate_data = requested_gate(gate, gate_videos, recipe)
     target = out or default_output(checkpoint)
     needed = estimate_bytes(recipe, precision, pt2)
     files = [SELFTEST, VIDEO, TEXT, *([PT2] if pt2 else [])]
     console.show_recipe(recipe)
+    if gate_data is not None:
+        console.show_gate_data(gate_data)
     check_destination(target, needed + (scratch_bytes(recipe, precision) if pt2 else 0), force)
     if as_json:
         document = {"out": str(target), "profile": recipe.profile.to_dict(), "schedule": asdict(recipe.plan)}
-        console.write_json({**document, "files": files})
+        asked = {} if gate_data is None else {"gate": gate_data.to_dict()}
+        console.write_json({**document, "files": files, **asked})
     console.show_done(
         f"dry run: nothing written. {target} would take about {needed / 1e6:.0f} MB: {', '.join(files)}, manifest.json"
     )
@@ -92,19 +104,32 @@ def command(
     ] = "cpu",
     opset: Annotated[int, typer.Option(help="ONNX opset: 18, 20 or 23.")] = 18,
     verify: Annotated[Path | None, typer.Option(metavar="DIR", help="Check a bundle instead of building one.")] = None,
+    gate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Also refuse a bundle that retrieves worse than the original path here: msrvtt:DIR, "
+            "activitynet:DIR, didemo:DIR, lsmdc:DIR (the test split), or a .csv or .parquet of video, caption.",
+        ),
+    ] = None,
+    gate_videos: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the gate's video files. Default: where DATA says.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be built, write nothing.")] = False,
 ) -> None:
     """Turn a TempMe checkpoint into a verified bundle, or verify one.
 
-    Exit codes: 0 done, 2 usage, 3 checkpoint, profile, video or bundle, 4 backend or device missing, 5 parity
-    failed, 6 build failed.
+    Exit codes: 0 done, 2 usage, 3 checkpoint, profile, video, data or bundle, 4 backend or device missing, 5 parity
+    or gate failed, 6 build failed.
     """
     if (checkpoint is None) == (verify is None):
         raise UsageError("give either a checkpoint to export or --verify DIR. See tempme-export --help.")
     _check_formats(trt)
     if verify is not None:
+        if gate is not None or gate_videos is not None:
+            raise UsageError("--gate compares with a checkpoint while a bundle is built; --verify has none.")
         _verify(verify, device, as_json)
         return
     assert checkpoint is not None, "one of the two was given"
@@ -113,7 +138,7 @@ def command(
 
     if dry_run:
         check_request(precision, sizes, opset, device, pt2)
-        _dry_run(checkpoint, profile, out, precision, sizes, force, pt2, as_json)
+        _dry_run(checkpoint, profile, out, precision, sizes, force, pt2, gate, gate_videos, as_json)
         return
     started = time.perf_counter()
     bundle = export(
@@ -127,11 +152,14 @@ def command(
         device=device,
         opset=opset,
         force=force,
+        gate=gate,
+        gate_videos=gate_videos,
         progress=console.show_progress,
     )
     if as_json:
         console.write_json({"bundle": str(bundle.path), "manifest": bundle.manifest})
-    statuses = [report["status"] for report in bundle.manifest["parity"]]
+    gated = bundle.manifest["gate"]
+    statuses = [report["status"] for report in [*bundle.manifest["parity"], *(gated["reports"] if gated else ())]]
     _say_done(f"{bundle.path} in {time.perf_counter() - started:.0f} s", statuses)
 
 

@@ -12,10 +12,19 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from tempme_export.bundle import Bundle
+    from tempme_export.evaluation.agreement import Comparison, Part
+    from tempme_export.evaluation.gate import Gate, GateData
     from tempme_export.parity import ParityReport
     from tempme_export.recipe import Recipe
     from tempme_export.selftest import SelfTest
 
+_ORIGINS = {
+    "asked": "as asked",
+    "declared": "as the checkpoint's file says",
+    "inferred": "inferred from the checkpoint's shapes",
+}
+_METRICS = {"R@1": "r1", "R@5": "r5", "R@10": "r10", "R-Sum": "r_sum", "MdR": "median_rank", "MnR": "mean_rank"}
+_LISTED = 5  # skipped videos
 _LOG_WIDTH = 140  # where there is no terminal to ask, wide enough for every table
 STDERR = Console(stderr=True, highlight=False, emoji=False, width=None if sys.stderr.isatty() else _LOG_WIDTH)
 
@@ -34,7 +43,7 @@ def show_recipe(recipe: "Recipe") -> None:
     from tempme_export.complexity import complexity
 
     profile, plan, backbone = recipe.profile, recipe.plan, recipe.backbone
-    how = "inferred from the checkpoint's shapes" if recipe.inferred else "as asked"
+    how = _ORIGINS[recipe.origin]
     _line("checkpoint", f"{recipe.checkpoint.source}   sha256 {recipe.checkpoint.sha256[:12]}")
     _line("profile", f"{profile.name} ({how})   {profile.frames} frames, backbone {backbone.name}")
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -83,6 +92,63 @@ def show_parity(reports: "list[ParityReport]") -> None:
     STDERR.print(table)
 
 
+def show_gate_data(gate: "GateData") -> None:
+    """What the gate is about to ask."""
+    absent = f"   {len(gate.missing)} more videos have no file" if gate.missing else ""
+    _line("gate", f"{gate.data.name}   {gate.videos} videos, {gate.captions} captions{absent}")
+
+
+def show_count(label: str, count: tuple[int, int]) -> None:
+    """How many of how many: a line that is written over on a terminal, and elsewhere the last one only."""
+    done, total = count
+    if done == total or STDERR.is_terminal:
+        text = f"{label:<14}{done} of {total} through both paths"
+        STDERR.print(text, markup=False, soft_wrap=True, end="\n" if done == total else "\r")
+
+
+def show_gate(gate: "Gate") -> None:
+    """Each artifact beside the original path, what its differences come from, and the verdict."""
+    for video, reason in list(gate.skipped.items())[:_LISTED]:
+        _line("skipped", f"{video}: {reason}")
+    if gate.skipped:
+        STDERR.print(f"{len(gate.skipped)} videos could not be read and are left out of the gate", style="yellow")
+    for comparison in gate.comparisons:
+        _show_retrieval(gate, comparison)
+        _show_causes(comparison, gate.videos)
+    show_parity(list(gate.reports))
+
+
+def _show_retrieval(gate: "Gate", found: "Comparison") -> None:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("gate", "", "original", found.artifact, "change"):
+        table.add_column(column, justify="right" if column in ("original", found.artifact, "change") else "left")
+    for direction, before in (gate.original or {}).items():
+        after = found.metrics[direction]
+        for label, field in _METRICS.items():
+            old, new = getattr(before, field), getattr(after, field)
+            table.add_row(escape(direction), label, f"{old:.2f}", f"{new:.2f}", f"{new - old:+.2f}")
+    STDERR.print(table)
+    for direction, overlap in found.top10_overlap.items():
+        agreement = f"top-10 overlap {overlap:.4f}, rank correlation {found.rank_agreement[direction]:.6f}"
+        _line("agreement", f"{direction}: {agreement}")
+    cosines = ", ".join(f"{tower} {value:.6f}" for tower, value in found.centred_cosine.items())
+    _line("agreement", f"smallest centred cosine: {cosines}")
+
+
+def _show_causes(found: "Comparison", videos: int) -> None:
+    def part(label: str, one: "Part") -> None:
+        change = ", ".join(f"{name} {value:+.2f}" for name, value in one.r1_change.items())
+        distance = f"1 - cosine {one.largest:.2g} at most, {one.mean:.2g} on average; " if one.videos else ""
+        _line("cause", f"{label} {one.videos} of {videos} videos; {distance}R@1 by this alone: {change}")
+
+    if found.decisions.videos:
+        where = f"{found.changed_tokens:.2%} of all tokens, first where the original decided by {found.largest_gap:.1e}"
+        part(f"changed decisions ({where} or less) in", found.decisions)
+    else:
+        _line("cause", f"no decision changed in {videos} videos")
+    part("numeric drift in the texts and", found.drift)
+
+
 def show_bundle(bundle: "Bundle") -> None:
     """The finished bundle's files."""
     total = sum(entry["bytes"] for entry in bundle.manifest["files"].values())
@@ -97,6 +163,10 @@ def show_progress(stage: str, result: Any) -> None:
         "selftest": show_selftest,
         "file": show_file,
         "parity": show_parity,
+        "gate data": show_gate_data,
+        "gate videos": lambda count: show_count("gate videos", count),
+        "gate captions": lambda count: show_count("gate captions", count),
+        "gate": show_gate,
         "bundle": show_bundle,
     }
     if stage == "files":

@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from tempme_export.errors import InputError
-from tempme_export.video import import_av
+from tempme_export.video_writer import check_video_path, write_video
 
-_CODECS = {".mp4": ("libx264", "mpeg4"), ".avi": ("mpeg4",)}
 _N_SHAPES = 5
 
 
@@ -31,21 +30,12 @@ def render_clip(
     path = Path(path)
     width, height = size
     n_frames = round(seconds * fps)
-    if path.suffix not in _CODECS:
-        raise InputError(f"found the suffix {path.suffix!r}; expected one of {', '.join(_CODECS)}; rename the clip")
+    check_video_path(path)
     if n_frames < 1 or fps < 1:
         raise InputError(f"found {seconds} s at {fps} frames per second; expected at least one frame; ask for more")
     if min(size) < 16 or width % 2 or height % 2:
         raise InputError(f"found a size of {width}x{height}; expected even numbers, at least 16; round them")
-    av = import_av()
-    codec = next(name for name in _CODECS[path.suffix] if name in av.codecs_available)
-    with av.open(f"file:{path}", "w", format=path.suffix[1:]) as container:
-        stream = container.add_stream(codec, rate=fps, options={"threads": "1"})
-        stream.width, stream.height = size
-        stream.pix_fmt = "yuv420p"
-        for picture in _pictures(n_frames, width, height, seed):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
+    write_video(path, _pictures(n_frames, width, height, seed), fps, size)
 
 
 def _pictures(n_frames: int, width: int, height: int, seed: int) -> Iterator[NDArray[np.uint8]]:

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tempme_export import ops
+from tempme_export.checkpoint import ADAPTER
+from tempme_export.errors import CheckpointError
 from tempme_export.recipe import Recipe, folded_weights
 from tempme_export.schedule import BlockPlan
 
@@ -24,6 +26,17 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 def _unit(x: Tensor) -> Tensor:
     """Rows of length one; zeros stay zeros. F.normalize would expand to a shape known only at run time."""
     return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-12)
+
+
+def check_supported(recipe: Recipe) -> None:
+    """Raises CheckpointError for what the fast encoder, and so every artifact, leaves to the oracle: prompts."""
+    prompts = recipe.checkpoint.facts.prompts
+    if prompts is not None:
+        raise CheckpointError(
+            f"{recipe.checkpoint.source} was trained with {prompts} prompt tokens in each block; LoRA, adapters and "
+            "full fine-tuning are exported, prompts run on the original path only (tempme-eval CKPT). "
+            "Train with tempme-train --tune lora."
+        )
 
 
 class LayerNorm(nn.Module):
@@ -63,6 +76,10 @@ class Linear(nn.Module):
         return F.linear(x, self.weight, self.bias)
 
 
+def _linear(weights: Mapping[str, Tensor], name: str) -> Linear:
+    return Linear(weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+
 class Projections(nn.Module):
     """The two matrix products around an attention; the query scale is folded into the query weights."""
 
@@ -78,19 +95,22 @@ class Projections(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers around QuickGELU or exact GELU."""
+    """Two linear layers around QuickGELU or exact GELU, and the adapter behind them where there is one."""
 
     def __init__(self, weights: Mapping[str, Tensor], prefix: str, activation: str) -> None:
         super().__init__()
         self.quick = activation == "quickgelu"
-        self.c_fc = Linear(weights[f"{prefix}mlp.c_fc.weight"], weights[f"{prefix}mlp.c_fc.bias"])
-        self.c_proj = Linear(weights[f"{prefix}mlp.c_proj.weight"], weights[f"{prefix}mlp.c_proj.bias"])
+        self.c_fc, self.c_proj = (_linear(weights, f"{prefix}mlp.{name}") for name in ("c_fc", "c_proj"))
+        self.down = self.up = None
+        if f"{prefix}{ADAPTER}down.weight" in weights:
+            self.down, self.up = (_linear(weights, f"{prefix}{ADAPTER}{name}") for name in ("down", "up"))
 
     def forward(self, h: Tensor) -> Tensor:
         """[B, N, D] -> [B, N, D]."""
         h = self.c_fc(h)
         h = h * torch.sigmoid(1.702 * h) if self.quick else F.gelu(h)
-        return self.c_proj(h)
+        out = self.c_proj(h)
+        return out if self.down is None or self.up is None else out + self.up(F.relu(self.down(out)))
 
 
 class Merges(list[tuple[Tensor, Tensor]]):
@@ -186,6 +206,7 @@ class VideoEncoder(nn.Module):
 
     def __init__(self, recipe: Recipe, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
+        check_supported(recipe)
         weights, backbone = folded_weights(recipe, "visual.", dtype), recipe.backbone
         self.plan, self.dtype = recipe.plan, dtype
         self.image_size, self.patch = backbone.image_size, backbone.patch
@@ -262,6 +283,7 @@ class TextEncoder(nn.Module):
 
     def __init__(self, recipe: Recipe, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
+        check_supported(recipe)
         weights, backbone = folded_weights(recipe, "", dtype), recipe.backbone
         self.length, self.dtype = recipe.profile.text_length, dtype
         self.register_buffer("embedding", weights["token_embedding.weight"])

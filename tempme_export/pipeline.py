@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,18 +23,19 @@ from tempme_export.bundle import (
     write_manifest,
 )
 from tempme_export.checkpoint import OPEN_CLIP, Checkpoint, load_checkpoint
-from tempme_export.errors import BackendError, ParityError, PrecisionError, UsageError
+from tempme_export.data.annotations import RetrievalData
+from tempme_export.errors import UsageError
+from tempme_export.evaluation.gate import Gate, GateData, open_gate, run_gate
 from tempme_export.export import to_pt2
 from tempme_export.export.to_onnx import DEFAULT_OPSET, OPSETS, export_text, export_video
+from tempme_export.judging import judge, raise_if_failed
 from tempme_export.package_facts import PackageFacts, read_facts
-from tempme_export.parity import ParityReport, check_batches, check_text, check_video
+from tempme_export.parity import ParityReport
 from tempme_export.preprocess import Preprocess
 from tempme_export.profile import BatchRange, Profile
 from tempme_export.recipe import Recipe, prepare
-from tempme_export.runtime.ort import OrtRunner, check_device
-from tempme_export.runtime.pt2 import Pt2Runner
-from tempme_export.schedule import Schedule
-from tempme_export.selftest import CLIPS, SelfTest, load_selftest, make_selftest, preprocess_for, save_selftest
+from tempme_export.runtime.ort import check_device
+from tempme_export.selftest import CLIPS, load_selftest, make_selftest, preprocess_for, save_selftest
 from tempme_export.tolerance import PRECISIONS, TOLERANCES
 
 Progress = Callable[[str, Any], None]
@@ -69,6 +70,7 @@ def _manifest(
     opset: int,
     reports: list[ParityReport],
     pt2: PackageFacts | None = None,
+    gate: Gate | None = None,
 ) -> dict[str, Any]:
     backbone, checkpoint = recipe.backbone, recipe.checkpoint
     return {
@@ -86,6 +88,7 @@ def _manifest(
         "versions": _versions(),
         "tolerances": asdict(TOLERANCES[precision]),
         "parity": [report.to_dict() for report in reports],
+        "gate": gate.to_dict() if gate else None,
     }
 
 
@@ -109,66 +112,6 @@ def _video_weights(recipe: Recipe) -> int:
 
 def _width(precision: str) -> int:
     return 4 if precision == "fp32" else 2
-
-
-def judge(
-    folder: Path,
-    selftest: SelfTest,
-    plan: Schedule,
-    preprocess: Preprocess,
-    precision: str,
-    batches: tuple[int, ...],
-    device: str,
-    elsewhere: bool = False,
-) -> list[ParityReport]:
-    """Run every artifact of a folder against the self-test: the graphs under ONNX Runtime, a package under torch.
-
-    A runtime that cannot run the precision gives a report that says so; a missing one, or a missing device,
-    raises BackendError, and so does a package of another machine or device, unless the bundle was built `elsewhere`.
-    """
-    tolerance, ort = TOLERANCES[precision], f"ONNX Runtime, {device}"
-    names = [name for merge in plan.merges for name in (merge.assign_name, merge.tokens_name)]
-
-    def video() -> tuple[Any, ...]:
-        with OrtRunner(folder / VIDEO, device, expose=names) as exposing:
-            checks = check_video(selftest, plan, preprocess, exposing, tolerance)
-        with OrtRunner(folder / VIDEO, device) as runner:
-            return *checks, *check_batches(selftest, preprocess, runner, batches, tolerance)
-
-    def text() -> tuple[Any, ...]:
-        with OrtRunner(folder / TEXT, device) as runner:
-            return tuple(check_text(selftest, runner, tolerance))
-
-    def package() -> tuple[Any, ...]:
-        with Pt2Runner(folder / PT2, device) as runner:
-            checks = check_video(selftest, plan, preprocess, runner, tolerance, with_tokens=False)
-            return *checks, *check_batches(selftest, preprocess, runner, batches, tolerance)
-
-    runs = [(VIDEO, ort, video), (TEXT, ort, text)]
-    if (folder / PT2).is_file():
-        runs.append((PT2, f"AOTInductor, {device}", package))
-    reports = []
-    for artifact, backend, run in runs:
-        try:
-            reports.append(ParityReport(artifact, backend, run()))
-        except BackendError as error:
-            without_kernels = isinstance(error, PrecisionError) and precision != "fp32"
-            if not without_kernels and not (elsewhere and artifact == PT2):
-                raise
-            reports.append(ParityReport(artifact, backend, (), reason=str(error)))
-    return reports
-
-
-def _raise_if_failed(reports: list[ParityReport], where: str) -> None:
-    failed = [
-        f"{report.artifact}: {check.name} is {check.value:.3g}, limit {check.limit:g}"
-        for report in reports
-        if report.status == "failed"
-        for check in report.checks
-        if not check.passed
-    ]
-    if failed or any(report.status == "failed" for report in reports):
-        raise ParityError(f"parity failed. {'; '.join(failed) or 'Nothing was compared'}. {where}")
 
 
 def check_request(
@@ -202,6 +145,38 @@ def requested_recipe(
     return replace(recipe, profile=replace(recipe.profile, batch=BatchRange(*batch)))
 
 
+def requested_gate(
+    gate: RetrievalData | str | Path | None, videos: str | Path | None, recipe: Recipe
+) -> GateData | None:
+    """The data of the retrieval gate, opened and found fit for one; None where no gate is asked for.
+
+    Raises UsageError for videos without a gate, and InputError as `open_gate`.
+    """
+    if gate is None:
+        if videos is not None:
+            raise UsageError("found a folder of videos for the gate and no gate. Give --gate DATA too.")
+        return None
+    return open_gate(gate, videos, recipe.profile)
+
+
+def _run_gate(
+    data: GateData | None,
+    reports: Sequence[ParityReport],
+    recipe: Recipe,
+    folder: Path,
+    precision: str,
+    device: str,
+    progress: Progress,
+) -> Gate | None:
+    """None where no gate is asked for, or where parity failed: what computes something else is not worth the time."""
+    if data is None or any(report.status == "failed" for report in reports):
+        return None
+    progress("gate data", data)
+    gate = run_gate(recipe, folder, data, precision, device, progress)
+    progress("gate", gate)
+    return gate
+
+
 def export(
     checkpoint: Checkpoint | str | Path,
     profile: Profile | str | Path | None = None,
@@ -214,15 +189,20 @@ def export(
     device: str = "cpu",
     opset: int = DEFAULT_OPSET,
     force: bool = False,
+    gate: RetrievalData | str | Path | None = None,
+    gate_videos: str | Path | None = None,
     progress: Progress = _silent,
 ) -> Bundle:
-    """Build a bundle and accept it only when it agrees with the oracle.
+    """Build a bundle and accept it only when it agrees with the oracle, and with a gate when it retrieves as well.
 
     checkpoint  a path, `open_clip:MODEL/PRETRAINED`, or one already loaded
     profile     a shipped name, a path, a Profile; None: inferred from the checkpoint's shapes
     out         the bundle's folder; None: the checkpoint's name with `.tempme`
     batch       min, opt, max videos per call; None: the profile's
     pt2         also compile `video.pt2`, for `device`
+    gate        videos and captions on which the bundle must retrieve what the original path does: what
+                `tempme_export.data.annotations.open_data` reads (its test split), or data already read
+    gate_videos the folder of the gate's video files; None: where the data says
     progress    called with a stage's name and its result
 
     Raises any TempMeExportError; on ParityError the build is kept as `OUT.failed`, otherwise nothing stays.
@@ -230,6 +210,7 @@ def export(
     check_request(precision, batch, opset, device, pt2)
     recipe = requested_recipe(checkpoint, profile, batch)
     progress("recipe", recipe)
+    gate_data = requested_gate(gate, gate_videos, recipe)
     out = default_output(recipe.checkpoint.source) if out is None else Path(out)
     needed = estimate_bytes(recipe, precision, pt2) + (scratch_bytes(recipe, precision) if pt2 else 0)
     check_destination(out, needed_bytes=needed, force=force)
@@ -249,11 +230,13 @@ def export(
         preprocess = preprocess_for(recipe)
         reports = judge(work, selftest, recipe.plan, preprocess, precision, batches, device)
         progress("parity", reports)
+        gated = _run_gate(gate_data, reports, recipe, work, precision, device, progress)
         facts = read_facts(work / PT2) if pt2 else None
-        write_manifest(work, _manifest(recipe, precision, frame_mask, opset, reports, facts))
-        if any(report.status == "failed" for report in reports):
+        write_manifest(work, _manifest(recipe, precision, frame_mask, opset, reports, facts, gated))
+        verdicts = [*reports, *(gated.reports if gated else ())]
+        if any(report.status == "failed" for report in verdicts):
             publish(work, failed_path(out))
-        _raise_if_failed(reports, f"The build is kept as {failed_path(out)} for inspection.")
+        raise_if_failed(verdicts, f"The build is kept as {failed_path(out)} for inspection.")
         publish(work, out)
     bundle = open_bundle(out)
     progress("bundle", bundle)
@@ -276,5 +259,5 @@ def verify(path: str | Path, *, device: str = "cpu", progress: Progress = _silen
     precision = bundle.manifest["precision"]
     reports = judge(bundle.path, selftest, bundle.plan, preprocess, precision, batches, device, elsewhere=True)
     progress("parity", reports)
-    _raise_if_failed(reports, f"{bundle.path} does not compute here what it did where it was built.")
+    raise_if_failed(reports, f"{bundle.path} does not compute here what it did where it was built.")
     return reports

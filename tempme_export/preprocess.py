@@ -47,8 +47,14 @@ class Preprocess:
         frames  uint8 [F, H, W, 3], or a list of F PIL images of any 8-bit mode and any sizes
         Returns float32 [F, 3, S, S]. Raises InputError.
         """
-        images = _images(frames)
-        pixels = np.stack([np.asarray(self._square(image)) for image in images])  # [F, S, S, 3]
+        return self.normalise(self.crop(frames))
+
+    def crop(self, frames: NDArray[np.uint8] | Sequence[Image.Image]) -> NDArray[np.uint8]:
+        """The first half: resize and crop, as `__call__` takes them -> uint8 [F, S, S, 3]. Idempotent."""
+        return np.stack([np.asarray(self._square(image)) for image in _images(frames)])
+
+    def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The second half: uint8 [F, S, S, 3] -> float32 [F, 3, S, S]."""
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         normalised = (pixels.astype(np.float32) / np.float32(255) - mean) / std
         return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,13 +29,14 @@ _SIZES = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """What every encoder of this package is built from. `inferred` says that the profile was not asked for."""
+    """What every encoder of this package is built from. `origin` says where the profile is from: the caller, the
+    checkpoint's own file, or the checkpoint's shapes."""
 
     checkpoint: Checkpoint
     profile: Profile
     backbone: Backbone
     plan: Schedule
-    inferred: bool = False
+    origin: Literal["asked", "declared", "inferred"] = "asked"
 
 
 def _backbone_from_shapes(checkpoint: Checkpoint) -> Backbone:
@@ -107,14 +109,16 @@ def infer_profile(checkpoint: Checkpoint) -> Profile:
 
 
 def prepare(checkpoint: Checkpoint, profile: Profile | str | Path | None = None) -> Recipe:
-    """Bring a checkpoint and a profile together; without a profile, infer it.
+    """Bring a checkpoint and a profile together; without a profile, take the checkpoint's own or infer it.
 
     Raises ProfileError where they contradict each other, where the profile is ambiguous, or where its
     settings do not fit the backbone.
     """
-    inferred = profile is None
-    if profile is None:
-        profile = infer_profile(checkpoint)
+    origin: Literal["asked", "declared", "inferred"] = "asked"
+    if profile is None and checkpoint.profile is not None:
+        profile, origin = checkpoint.profile, "declared"
+    elif profile is None:
+        profile, origin = infer_profile(checkpoint), "inferred"
     elif not isinstance(profile, Profile):
         profile = load_profile(profile)
     backbone = _backbone_for(profile, checkpoint)
@@ -125,7 +129,7 @@ def prepare(checkpoint: Checkpoint, profile: Profile | str | Path | None = None)
             f"checkpoint {checkpoint.source} and profile {profile.name} contradict each other: "
             f"{'; '.join(found)}. Choose the profile that the model was trained with (--profile)."
         )
-    return Recipe(checkpoint, profile, backbone, plan, inferred)
+    return Recipe(checkpoint, profile, backbone, plan, origin)
 
 
 def folded_weights(recipe: Recipe, tower: str, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tempme_export.backbone import Activation
+from tempme_export.checkpoint import ADAPTER, PROMPT
 from tempme_export.kernels.reference import decision_gap_ref, match_tokens_ref, merge_tokens_ref
 from tempme_export.recipe import Recipe, folded_weights
 from tempme_export.schedule import BlockPlan, MergeKind
@@ -49,7 +50,8 @@ def attention(h: Tensor, weights: Mapping[str, Tensor], heads: int, bias: Tensor
 
     h     [B, N, D]
     bias  broadcasts to the logits [B, heads, N, N]; None where absent
-    Returns the projected output [B, N, D] and the unscaled keys [B, heads, N, D / heads].
+    Where the weights hold prompts [P, D], every query also attends to them; they are of size 1 and have no output.
+    Returns the projected output [B, N, D] and the unscaled keys [B, heads, N, D / heads], without the prompts'.
     """
     b, n, d = h.shape
     qkv = F.linear(h, weights["attn.in_proj_weight"], weights["attn.in_proj_bias"])
@@ -57,15 +59,28 @@ def attention(h: Tensor, weights: Mapping[str, Tensor], heads: int, bias: Tensor
     logits = (q * (d // heads) ** -0.5) @ k.transpose(-1, -2)
     if bias is not None:
         logits = logits + bias
+    if PROMPT in weights:
+        prompts = layer_norm(weights[PROMPT], weights, "ln_1")
+        kv = F.linear(prompts, weights["attn.in_proj_weight"][d:], weights["attn.in_proj_bias"][d:])
+        prompt_k, prompt_v = kv.view(-1, 2, heads, d // heads).permute(1, 2, 0, 3)
+        logits = torch.cat([(q * (d // heads) ** -0.5) @ prompt_k.transpose(-1, -2), logits], dim=-1)
+        v = torch.cat([prompt_v.expand(b, -1, -1, -1), v], dim=-2)
     out = (logits.softmax(dim=-1) @ v).transpose(1, 2).reshape(b, n, d)
     return F.linear(out, weights["attn.out_proj.weight"], weights["attn.out_proj.bias"]), k
 
 
 def mlp(h: Tensor, weights: Mapping[str, Tensor], activation: Activation) -> Tensor:
-    """Two linear layers around QuickGELU (x * sigmoid(1.702 x)) or exact GELU: [B, N, D] -> [B, N, D]."""
+    """Two linear layers around QuickGELU (x * sigmoid(1.702 x)) or exact GELU: [B, N, D] -> [B, N, D].
+
+    Where the weights hold an adapter, it follows: out + up(relu(down(out))).
+    """
     h = F.linear(h, weights["mlp.c_fc.weight"], weights["mlp.c_fc.bias"])
     h = h * torch.sigmoid(1.702 * h) if activation == "quickgelu" else F.gelu(h)
-    return F.linear(h, weights["mlp.c_proj.weight"], weights["mlp.c_proj.bias"])
+    out = F.linear(h, weights["mlp.c_proj.weight"], weights["mlp.c_proj.bias"])
+    if f"{ADAPTER}down.weight" not in weights:
+        return out
+    inner = F.relu(F.linear(out, weights[f"{ADAPTER}down.weight"], weights[f"{ADAPTER}down.bias"]))
+    return out + F.linear(inner, weights[f"{ADAPTER}up.weight"], weights[f"{ADAPTER}up.bias"])
 
 
 def layer_norm(x: Tensor, weights: Mapping[str, Tensor], name: str) -> Tensor:

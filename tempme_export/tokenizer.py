@@ -1,8 +1,6 @@
 """Texts to token ids: CLIP's byte-pair encoding, as open_clip has it."""
 
-import difflib
 import importlib.util
-import json
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tempme_export.backbone import open_clip_config
 from tempme_export.errors import BackendError, InputError, ProfileError
 
 # Of CLIP, and what a model config means when it does not say.
@@ -102,17 +101,12 @@ def _open_clip_folder() -> Path:
 
 
 def _text_config(backbone: str) -> dict[str, Any]:
-    configs = {file.stem: file for file in (_open_clip_folder() / "model_configs").glob("*.json")}
     if backbone == "checkpoint":
         raise ProfileError(
             "found backbone 'checkpoint', which has no tokenizer; expected the name of an open_clip model "
             "config; name one in the profile, or pass token ids"
         )
-    if backbone not in configs:
-        close = ", ".join(difflib.get_close_matches(backbone, configs)) or "open_clip.list_models()"
-        raise ProfileError(f"found backbone {backbone!r}; expected an open_clip model config; see {close}")
-    config: dict[str, Any] = json.loads(configs[backbone].read_text(encoding="utf-8"))
-    text_config: dict[str, Any] = config["text_cfg"]
+    text_config: dict[str, Any] = open_clip_config(backbone)["text_cfg"]
     return text_config
 
 

@@ -91,6 +91,16 @@ def read_frames(path: str | os.PathLike[str], frames: int) -> NDArray[np.uint8]:
     return np.stack([pictures[position] for position in positions])
 
 
+def check_video(path: str | os.PathLike[str]) -> int:
+    """Count the frames of a video file without decoding them, which finds a file that is missing, empty or cut short.
+
+    Damage inside a frame shows only in `read_frames`. Raises VideoError; BackendError without PyAV.
+    """
+    path = Path(path)
+    _check_file(path)
+    return _count_frames(path)[0]
+
+
 def _check_file(path: Path) -> None:
     if not os.path.exists(path):
         raise VideoError(f"{path}: found no such file; expected a video file; check the path")

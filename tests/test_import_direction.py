@@ -20,7 +20,8 @@ FOLDERS = {
 LAYERS = (
     ("errors", "hashing", "profiles"),
     ("backbone", "schedule", "complexity", "devices", "package_facts"),
-    ("video", "preprocess", "tokenizer"),
+    ("video", "video_writer", "preprocess", "tokenizer"),
+    ("data",),
     ("profile",),
     ("checkpoint",),
     ("recipe",),
@@ -32,10 +33,13 @@ LAYERS = (
     ("runtime",),
     ("tolerance", "selftest", "parity"),
     ("bundle",),
-    ("pipeline", "retrieval"),
+    ("retrieval",),
+    ("evaluation",),
+    ("judging", "pipeline"),
     ("",),
-    ("console",),
-    ("cli", "__main__"),
+    ("training",),
+    ("console", "evaluation.console", "training.console"),
+    ("cli", "__main__", "evaluation.cli", "training.cli"),
     ("bench",),
 )
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -53,7 +57,7 @@ FORBIDDEN = (
 )
 
 # These answer --help, so nothing they load on import may load one of these.
-QUICK = ("", "console", "cli", "bench.cli")
+QUICK = ("", "console", "cli", "bench.cli", "evaluation.cli", "evaluation.console", "training.cli", "training.console")
 HEAVY = {
     *("av", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "open_clip", "openvino"),
     *("tensorrt", "timm", "torch", "torchvision", "triton"),

@@ -113,7 +113,7 @@ class TestInference:
     )
     def test_takes_the_one_candidate(self, checkpoint_of, facts, name):
         recipe = prepare(checkpoint_of(facts))
-        assert recipe.profile == load_profile(name) and recipe.inferred
+        assert recipe.profile == load_profile(name) and recipe.origin == "inferred"
         assert recipe.plan == recipe.profile.plan(recipe.backbone)
         assert recipe.backbone.name == recipe.profile.backbone
 
@@ -154,7 +154,7 @@ class TestInference:
     def test_a_given_profile_is_not_inferred(self, checkpoint_of):
         for profile in ("vit-b-32-12f", profile_folder() / "vit-b-32-12f.toml", load_profile("vit-b-32-12f")):
             recipe = prepare(checkpoint_of(B32), profile)
-            assert not recipe.inferred and recipe.profile.name == "vit-b-32-12f"
+            assert recipe.origin == "asked" and recipe.profile.name == "vit-b-32-12f"
             assert recipe.plan.final_tokens == 97
 
     @pytest.mark.parametrize("name", ["vit-b-32-12f", "vit-b-32-8f", "vit-b-32-12f-none", "vit-b-32-12f-tome"])

@@ -14,7 +14,7 @@ from PIL import Image
 from tempme_export import video
 from tempme_export.demo import render_clip
 from tempme_export.errors import BackendError, InputError, VideoError
-from tempme_export.video import read_frames, sample_positions
+from tempme_export.video import check_video, read_frames, sample_positions
 
 av = pytest.importorskip("av")
 
@@ -359,6 +359,20 @@ def test_cut_after_the_frames_is_harmless(tmp_path):
     path = render(tmp_path / "a.avi", 60)
     short = cut(path, sum(packets(path)[-1]))
     np.testing.assert_array_equal(read_frames(short, 4), read_frames(path, 4))
+
+
+def test_frames_are_counted_without_decoding(tmp_path, monkeypatch):
+    path = render(tmp_path / "a.mp4", 60)
+    (tmp_path / "empty.mp4").touch()
+    monkeypatch.setattr(video, "_decode", lambda *_: pytest.fail("this decodes"))
+    assert check_video(str(path)) == 60
+    for broken, said in (
+        (cut(path, 900), "no readable video"),
+        (tmp_path / "empty.mp4", "empty"),
+        (tmp_path, "direct"),
+    ):
+        with pytest.raises(VideoError, match=said):
+            check_video(broken)
 
 
 def test_damaged_frame(tmp_path):

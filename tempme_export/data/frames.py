@@ -1,0 +1,396 @@
+"""Decoded frames of many videos: worker processes, a cache on disk, and one way to ask for either."""
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tempme_export.data.store import EMPTY, FAILED, FILLED, RowStore, bytes_needed
+from tempme_export.errors import ExportError, InputError, TempMeExportError, VideoError
+from tempme_export.preprocess import Preprocess
+from tempme_export.video import check_video, read_frames
+
+Progress = Callable[[int, int], None]  # done, total
+
+_Answer = TypeVar("_Answer")
+_Task = tuple[Path, Future[_Answer]]
+
+
+def decode(
+    paths: Sequence[Path], frames: int, preprocess: Preprocess, workers: int
+) -> Generator[tuple[int, NDArray[np.uint8] | VideoError], None, None]:
+    """Read the sampled frames of many videos, in order.
+
+    At most 2 * workers + 2 videos are decoded ahead of the one asked for. Closing the generator ends the processes,
+    also in the middle of a video.
+
+    workers  processes; 0 decodes in this one
+    Yields (index, uint8 [F, S, S, 3]), or (index, VideoError) for a video that cannot be read. Raises BackendError
+    without PyAV, ExportError when a process dies, InputError for fewer than 1 frame or 0 workers.
+    """
+    if frames < 1:
+        raise InputError(f"found {frames} frames wanted; expected at least 1; ask for more")
+    return _each(partial(_read, frames=frames, preprocess=preprocess), paths, workers)
+
+
+def probe(paths: Sequence[Path], workers: int = 0, progress: Progress | None = None) -> dict[int, str]:
+    """Find files that are missing, empty, no video or cut short, without decoding: index -> what is wrong.
+
+    Raises what `decode` raises.
+    """
+    found = {}
+    with closing(_each(_complaint, paths, workers)) as answers:
+        for index, complaint in answers:
+            if complaint is not None:
+                found[index] = complaint
+            if progress:
+                progress(index + 1, len(paths))
+    return found
+
+
+class FrameSource(Protocol):
+    """Frames of numbered videos, as uint8 [F, S, S, 3] each."""
+
+    @property
+    def frames(self) -> int:
+        """F, frames per video."""
+
+    @property
+    def size(self) -> int:
+        """S, the side of a frame in pixels."""
+
+    @property
+    def failures(self) -> dict[int, str]:
+        """What is wrong with each video that is known to be unreadable, by its index."""
+
+    def __len__(self) -> int:
+        """Number of videos."""
+
+    def __getitem__(self, i: int) -> NDArray[np.uint8]:
+        """One video's frames, a copy. Raises VideoError when it cannot be read; IndexError."""
+
+    def batch(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
+        """The frames of several videos, uint8 [B, F, S, S, 3], a copy. Raises as [] does."""
+
+
+@dataclass(frozen=True, eq=False)
+class FrameCache:
+    """Frames kept on disk, decoded once.
+
+    The folder belongs to the paths as given, the number of frames and the image size; mean and standard deviation are
+    free. Opening it finds a file that was replaced after its frames were kept; one that was deleted is not missed.
+
+    store   uint8 rows [F, S, S, 3]
+    stamps  int64 rows [2]: size in bytes and time of change in nanoseconds of the file a row was read from
+    """
+
+    paths: tuple[Path, ...]
+    frames: int
+    preprocess: Preprocess
+    store: RowStore
+    stamps: RowStore
+
+    @classmethod
+    def open(cls, folder: Path, paths: Sequence[Path], frames: int, preprocess: Preprocess) -> "FrameCache":
+        """Open a cache, or make an empty one.
+
+        Raises InputError when the folder holds something else, or frames of a file that changed since; ExportError when
+        the disk has no room for all frames.
+        """
+        names = "\0".join(os.fspath(path) for path in paths)
+        key = {"videos": hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()}
+        shape = (frames, preprocess.size, preprocess.size, 3)
+        store = RowStore(folder, {**key, "frames": frames, "size": preprocess.size}, len(paths), shape, "uint8")
+        stamps = RowStore(Path(folder) / "stamps", key, len(paths), (2,), "int64")
+        cache = cls(tuple(paths), frames, preprocess, store, stamps)
+        cache._check_stamps()
+        return cache
+
+    @staticmethod
+    def estimate(n: int, frames: int, size: int) -> int:
+        """Bytes of disk for n videos."""
+        return bytes_needed(n, (frames, size, size, 3), "uint8") + bytes_needed(n, (2,), "int64")
+
+    def fill(self, workers: int, progress: Progress | None = None, retry_failed: bool = False) -> None:
+        """Decode what is missing; what is there already stays.
+
+        workers       processes; 0 decodes in this one
+        progress      called with videos done, failed ones with them, and their total: first for what was there already
+        retry_failed  try those again that failed earlier
+        Raises InputError when another process is filling this cache, and what `decode` raises.
+        """
+        with self.store.locked():
+            wanted = [EMPTY, FAILED] if retry_failed else [EMPTY]
+            todo = [int(i) for i in np.flatnonzero(np.isin(self.store.state, wanted))]
+            stamps = [_stamp(self.paths[i]) for i in todo]  # before reading: a later change shows
+            done = len(self) - len(todo)
+            if progress:
+                progress(done, len(self))
+            with closing(decode([self.paths[i] for i in todo], self.frames, self.preprocess, workers)) as answers:
+                for place, answer in answers:
+                    i = todo[place]
+                    if isinstance(answer, VideoError):
+                        self.store.fail(i, str(answer))
+                    else:
+                        self.stamps.write(i, stamps[place])
+                        self.store.write(i, answer)
+                    if progress:
+                        progress(done + place + 1, len(self))
+
+    @property
+    def size(self) -> int:
+        """Side of a frame in pixels."""
+        return self.preprocess.size
+
+    @property
+    def failures(self) -> dict[int, str]:
+        """What is wrong with each video that could not be read, by its index."""
+        return self.store.failures
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> NDArray[np.uint8]:
+        return self.batch([i])[0]
+
+    def batch(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
+        """Copy rows [B, F, S, S, 3]. Raises VideoError for a failed one, InputError for an empty one, IndexError."""
+        rows = _indices(indices, len(self))
+        for i in rows[self.store.state[rows] != FILLED]:
+            self._refuse(int(i))
+        return np.asarray(self.store.rows[rows])
+
+    def _refuse(self, i: int) -> NoReturn:
+        if i in self.failures:
+            raise VideoError(self.failures[i])
+        raise InputError(f"{self.paths[i]}: found no frames in {self.store.folder} yet; expected them; fill it first")
+
+    def _check_stamps(self) -> None:
+        changed = [i for i in np.flatnonzero(self.store.state == FILLED) if self._changed(int(i))]
+        if changed:
+            folder = self.store.folder
+            raise InputError(
+                f"{folder}: found {len(changed)} of {len(self)} videos changed since their frames were kept, first "
+                f"{self.paths[changed[0]]}; expected the files they were read from; delete {folder} to read them "
+                "again, or choose another folder"
+            )
+
+    def _changed(self, i: int) -> bool:
+        stamp = _stamp(self.paths[i])
+        return stamp[0] >= 0 and not np.array_equal(stamp, self.stamps.rows[i])
+
+
+@dataclass(frozen=True, eq=False)
+class FrameFiles:
+    """Frames decoded at each access, in this process. A video that failed is not tried again."""
+
+    paths: Sequence[Path]
+    frames: int
+    preprocess: Preprocess
+    failures: dict[int, str] = field(default_factory=dict, init=False)
+
+    @property
+    def size(self) -> int:
+        """Side of a frame in pixels."""
+        return self.preprocess.size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> NDArray[np.uint8]:
+        (i,) = _indices([i], len(self)).tolist()
+        if i in self.failures:
+            raise VideoError(self.failures[i])
+        frames = _read(self.paths[i], self.frames, self.preprocess)
+        if isinstance(frames, VideoError):
+            self.failures[i] = str(frames)
+            raise frames
+        return frames
+
+    def batch(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
+        """Decode [B, F, S, S, 3] one after the other. Raises VideoError for the first that fails; IndexError."""
+        rows = _indices(indices, len(self)).tolist()
+        found = np.empty((len(rows), self.frames, self.size, self.size, 3), np.uint8)
+        for place, i in enumerate(rows):
+            found[place] = self[i]
+        return found
+
+
+def _indices(indices: Sequence[int] | NDArray[np.integer[Any]], n: int) -> NDArray[np.int64]:
+    rows = np.asarray(indices, np.int64)
+    if rows.size and not 0 <= rows.min() <= rows.max() < n:
+        raise IndexError(f"videos {rows.min()} to {rows.max()} of {n}")
+    return rows
+
+
+def _stamp(path: Path) -> NDArray[np.int64]:
+    """Size and time of change, -1 where there is no such file."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return np.array([-1, -1])
+    return np.array([stat.st_size, stat.st_mtime_ns])
+
+
+def _read(path: Path, frames: int, preprocess: Preprocess) -> NDArray[np.uint8] | VideoError:
+    try:
+        return preprocess.crop(read_frames(path, frames))
+    except VideoError as error:
+        return error
+    except InputError as error:
+        return VideoError(f"{path}: {error}")
+
+
+def _complaint(path: Path) -> str | None:
+    try:
+        check_video(path)
+    except VideoError as error:
+        return str(error)
+    return None
+
+
+def _each(
+    job: Callable[[Path], _Answer], paths: Sequence[Path], workers: int
+) -> Generator[tuple[int, _Answer], None, None]:
+    """Answers of a job in the order of the paths. What the job raises is raised here."""
+    if workers < 0:
+        raise InputError(f"found {workers} worker processes; expected 0, for none, or more; ask for another number")
+    if workers == 0:
+        return ((index, job(path)) for index, path in enumerate(paths))
+    return _in_processes(job, paths, min(workers, len(paths)))
+
+
+def _in_processes(
+    job: Callable[[Path], _Answer], paths: Sequence[Path], workers: int
+) -> Generator[tuple[int, _Answer], None, None]:
+    """A thread for each process hands it one path at a time and takes the answer, also while the caller is busy."""
+    tasks: SimpleQueue[_Task[_Answer] | None] = SimpleQueue()
+    crew: list[tuple[_Worker[_Answer], threading.Thread]] = []
+    try:
+        for share in range(workers):
+            worker = _Worker(job, share, workers)
+            # Daemons, since a program that is interrupted and still holds the generator shall not wait for them.
+            thread = threading.Thread(target=_tend, args=(worker, tasks), name=f"decode-{share}", daemon=True)
+            thread.start()
+            crew.append((worker, thread))
+        ahead: deque[Future[_Answer]] = deque()
+        waiting = iter(paths)
+        for index in range(len(paths)):
+            while len(ahead) < 2 * workers + 2 and (path := next(waiting, None)) is not None:
+                ahead.append(Future())
+                tasks.put((path, ahead[-1]))
+            yield index, ahead.popleft().result()
+    finally:
+        for worker, _ in crew:
+            worker.kill()
+        for _ in crew:
+            tasks.put(None)
+        for _, thread in crew:
+            thread.join()
+
+
+def _tend(worker: "_Worker[_Answer]", tasks: "SimpleQueue[_Task[_Answer] | None]") -> None:
+    """Hand tasks to a worker until None comes. A dead one takes tasks too, so that nobody waits for ever."""
+    while (task := tasks.get()) is not None:
+        path, answer = task
+        try:
+            answer.set_result(worker.ask(path))
+        except Exception as error:
+            answer.set_exception(error)
+
+
+class _Worker(Generic[_Answer]):
+    """A process of its own that answers for one path at a time.
+
+    Not a ProcessPoolExecutor: there all workers share one pipe, and one that is killed in the middle of a long answer
+    leaves the reader waiting for the rest for ever. Here the pipe ends with the process, and the path is known.
+    """
+
+    def __init__(self, job: Callable[[Path], _Answer], share: int, workers: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_serve, args=(theirs, job, share, workers), name=f"decode-{share}", daemon=True
+        )
+        resource_tracker.ensure_running()  # start() would, and end the blocking with it
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process.start()  # with Ctrl-C blocked for good, which reaches it too: the parent ends it
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        theirs.close()
+
+    def ask(self, path: Path) -> _Answer:
+        try:
+            self._pipe.send(path)
+            answer, error = self._pipe.recv()
+        except (EOFError, OSError) as ended:
+            raise ExportError(f"{path}: {self._last_words()}") from ended
+        if isinstance(error, str):
+            raise RuntimeError(f"{path}: {error}")
+        if error is not None:
+            raise error
+        return answer
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+    def _last_words(self) -> str:
+        self._process.join(timeout=10)
+        code = self._process.exitcode
+        if code is not None and code < 0:
+            return (
+                f"found the process that was reading this video killed by {signal.Signals(-code).name}; expected "
+                "frames; use fewer workers if memory ran out; if it stays so, re-encode this video or leave it out"
+            )
+        return (
+            f"found the process that was reading this video ended with exit code {code}; expected frames; a script "
+            "that starts worker processes needs `if __name__ == '__main__':` around what it does, or 0 workers"
+        )
+
+
+def _serve(pipe: Connection, job: Callable[[Path], Any], share: int, workers: int) -> None:
+    """A worker process: answer (value, None) or (None, error) until the other end is gone."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cpu_share(sorted(os.sched_getaffinity(0)), share, workers))
+    try:
+        while True:
+            path = pipe.recv()
+            pipe.send(_attempt(job, path))
+    except (EOFError, OSError):
+        return
+
+
+def cpu_share(cpus: Sequence[int], share: int, workers: int) -> set[int]:
+    """The CPUs of one worker of several: every CPU is used, none more often than needed.
+
+    FFmpeg starts a thread for each CPU it may use. With all CPUs open to every worker the threads outnumber the CPUs:
+    two workers on two CPUs took about 1.4 times as long.
+    """
+    return set(cpus[share % len(cpus) :: workers])
+
+
+def _attempt(job: Callable[[Path], Any], path: Path) -> tuple[Any, TempMeExportError | str | None]:
+    try:
+        return job(path), None
+    except TempMeExportError as error:
+        return None, error
+    except Exception:
+        return None, f"a bug in the worker process\n{traceback.format_exc()}"

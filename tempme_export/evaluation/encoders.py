@@ -1,0 +1,213 @@
+"""A bundle or a checkpoint as an Encoder: uint8 frames and texts in, unit embeddings out, and a fingerprint that says
+what computed them."""
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from tempme_export.bundle import MANIFEST, Bundle, open_bundle, verify_files
+from tempme_export.checkpoint import OPEN_CLIP, load_checkpoint
+from tempme_export.devices import torch_device
+from tempme_export.errors import BackendError, InputError, UsageError
+from tempme_export.model import TextEncoder, VideoEncoder
+from tempme_export.preprocess import Preprocess
+from tempme_export.profile import Profile
+from tempme_export.recipe import Recipe, prepare
+from tempme_export.reference import ReferenceText, ReferenceVideo
+from tempme_export.retrieval import BACKENDS as BUNDLE_BACKENDS
+from tempme_export.retrieval import RetrievalModel
+from tempme_export.runtime.pytorch import TorchRunner
+from tempme_export.selftest import preprocess_for
+from tempme_export.tokenizer import Tokenizer
+
+CHECKPOINT_BACKENDS = ("original", "torch")
+_TEXTS = 256  # per call: the text tower takes some 50 MB of activations
+_ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
+
+
+class Encoder(Protocol):
+    """Both towers of one model on one backend.
+
+    name         the model's, for people
+    fingerprint  sha256; equal only where model, backend, kind of device and versions are
+    frames       per video, F
+    preprocess   its `size` is S
+    embed        width of an embedding, E
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def frames(self) -> int: ...
+    @property
+    def preprocess(self) -> Preprocess: ...
+    @property
+    def embed(self) -> int: ...
+
+    def encode_frames(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """[B, F, S, S, 3], resized and cropped -> unit [B, E]."""
+        ...
+
+    def encode_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """T texts -> unit [T, E]."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds."""
+        ...
+
+
+def _fingerprint(model: Any, backend: str, device: str, packages: Sequence[str]) -> str:
+    """Hash of everything that the embeddings depend on. `packages` that are not installed count as absent."""
+    installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
+    facts = {
+        "model": model,
+        "backend": backend,
+        "device": device.partition(":")[0],
+        "versions": {package: installed[package] for package in packages if package in installed},
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _check_frames(frames: NDArray[np.uint8], count: int, size: int) -> None:
+    """A wrong size would be resized once more, silently. Raises InputError."""
+    if frames.dtype != np.uint8 or frames.shape != (len(frames), count, size, size, 3):
+        raise InputError(
+            f"found frames {frames.dtype} {list(frames.shape)}; expected uint8 [batch, {count}, {size}, {size}, 3], "
+            "as Preprocess.crop makes them"
+        )
+
+
+def _tokenizer(profile: Profile) -> Tokenizer:
+    """Raises ProfileError where the backbone has none, before hours of videos are encoded."""
+    return Tokenizer(profile.backbone, profile.text_length)
+
+
+class BundleEncoder:
+    """A bundle on ONNX Runtime, or its package under torch. Batches above the profile's usual size are run in parts."""
+
+    def __init__(self, bundle: Bundle, backend: str | None = None, device: str | None = None) -> None:
+        """Raises BundleError for a changed file, ProfileError without a tokenizer, BackendError as RetrievalModel."""
+        verify_files(bundle)
+        _tokenizer(bundle.profile)
+        self.model = RetrievalModel(bundle, backend, device)
+        self.name, self.backend, self.device = bundle.path.resolve().name, self.model.backend, self.model.device
+        self.profile, self.origin = bundle.profile, "bundle"
+        self.frames, self.preprocess = self.profile.frames, self.model.preprocess
+        self.embed: int = bundle.manifest["backbone"]["embed"]
+        packages = (*_ONNX_RUNTIMES, "torch") if self.backend == "pt2" else _ONNX_RUNTIMES
+        self.fingerprint = _fingerprint(bundle.manifest["sha256"], self.backend, self.device, packages)
+
+    def encode_frames(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """[B, F, S, S, 3] -> unit [B, E]. Raises InputError."""
+        _check_frames(frames, self.frames, self.preprocess.size)
+        return self.model.encode_video(list(frames))
+
+    def encode_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """T texts -> unit [T, E]. Raises InputError."""
+        parts = [self.model.encode_text(list(texts[i : i + _TEXTS])) for i in range(0, len(texts), _TEXTS)]
+        return np.concatenate([np.empty((0, self.embed), np.float32), *parts])
+
+    def close(self) -> None:
+        """Free the sessions."""
+        self.model.close()
+
+
+class CheckpointEncoder:
+    """A checkpoint under torch in float32: `original`, the oracle, or `torch`, the fast encoder."""
+
+    def __init__(self, recipe: Recipe, backend: str | None = None, device: str | None = None) -> None:
+        """Raises BackendError for an unknown backend or a missing device, ProfileError without a tokenizer."""
+        self.backend, self.device = backend or "original", device or "cpu"
+        if self.backend not in CHECKPOINT_BACKENDS:
+            raise BackendError(f"backend {backend!r} of a checkpoint is not one of {', '.join(CHECKPOINT_BACKENDS)}.")
+        chosen = torch_device(self.device)
+        self._tokenizer = _tokenizer(recipe.profile)
+        towers: tuple[nn.Module, nn.Module] = (
+            (ReferenceVideo(recipe, device=chosen), ReferenceText(recipe, device=chosen))
+            if self.backend == "original"
+            else (VideoEncoder(recipe), TextEncoder(recipe))
+        )
+        self._video = TorchRunner(towers[0], recipe, self.backend, "video", self.device)
+        self._text = TorchRunner(towers[1], recipe, self.backend, "text", self.device)
+        self.name = Path(recipe.checkpoint.source).name
+        self.profile, self.origin = recipe.profile, recipe.origin
+        self.frames, self.preprocess = recipe.profile.frames, preprocess_for(recipe)
+        self.embed = recipe.backbone.embed
+        model = [recipe.checkpoint.sha256, recipe.profile.to_dict(), asdict(recipe.backbone)]
+        self.fingerprint = _fingerprint(model, self.backend, self.device, ["torch"])
+
+    def encode_frames(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """[B, F, S, S, 3] -> unit [B, E], as one batch. Raises InputError."""
+        size = self.preprocess.size
+        _check_frames(frames, self.frames, size)
+        if len(frames) == 0:
+            return np.empty((0, self.embed), np.float32)
+        pixels = self.preprocess.normalise(frames.reshape(-1, size, size, 3))
+        inputs = {"frames": pixels.reshape(-1, self.frames, 3, size, size)}
+        return self._video.infer(inputs)["video_embedding"].astype(np.float32)
+
+    def encode_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """T texts -> unit [T, E]. Raises InputError."""
+        parts = [np.empty((0, self.embed), np.float32)]
+        for start in range(0, len(texts), _TEXTS):
+            ids = self._tokenizer(list(texts[start : start + _TEXTS]))
+            parts.append(self._text.infer({"token_ids": ids})["text_embedding"].astype(np.float32))
+        return np.concatenate(parts)
+
+    def close(self) -> None:
+        """Free the weights."""
+        self._video.close()
+        self._text.close()
+
+
+def _check_backend(source: str, is_bundle: bool, backend: str | None) -> None:
+    """Raises UsageError for a backend of the other kind of source, BackendError for an unknown one."""
+    if backend in (None, *(BUNDLE_BACKENDS if is_bundle else CHECKPOINT_BACKENDS)):
+        return
+    if is_bundle and backend in CHECKPOINT_BACKENDS:
+        raise UsageError(
+            f"{source} is a bundle, and backend {backend!r} runs a checkpoint. Give the checkpoint it was exported "
+            f"from, or choose of: {', '.join(BUNDLE_BACKENDS)}."
+        )
+    if backend in BUNDLE_BACKENDS:
+        raise UsageError(
+            f"{source} is a checkpoint, and backend {backend!r} runs a bundle. Export it first with tempme-export "
+            f"{source}{' --pt2' if backend == 'pt2' else ''} and give the bundle, or choose of: "
+            f"{', '.join(CHECKPOINT_BACKENDS)}."
+        )
+    known = ", ".join(BUNDLE_BACKENDS if is_bundle else CHECKPOINT_BACKENDS)
+    raise BackendError(f"backend {backend!r} is unknown. {source} runs on: {known}.")
+
+
+def open_encoder(
+    source: str | Path, profile: str | Path | None = None, backend: str | None = None, device: str | None = None
+) -> BundleEncoder | CheckpointEncoder:
+    """Open whatever can be evaluated.
+
+    source   a bundle's folder, a checkpoint file, or open_clip:MODEL/PRETRAINED
+    profile  of a checkpoint; None: its own, or the one its shapes allow
+    backend  of a bundle "ort" (default) or "pt2"; of a checkpoint "original" (default) or "torch"
+    device   "cpu", "cuda" or "cuda:N"; None: the CPU, or what a package was compiled for
+    Raises UsageError for a backend or a profile that does not go with the source; BackendError, BundleError,
+    CheckpointError and ProfileError as the source itself.
+    """
+    is_bundle = not str(source).startswith(OPEN_CLIP) and Path(source).is_dir()
+    if is_bundle:
+        bundle = open_bundle(source)
+        if profile is not None:
+            raise UsageError(f"{source} is a bundle, and its profile lies in its {MANIFEST}. Leave out --profile.")
+        _check_backend(str(source), is_bundle, backend)
+        return BundleEncoder(bundle, backend, device)
+    _check_backend(str(source), is_bundle, backend)
+    return CheckpointEncoder(prepare(load_checkpoint(source), profile), backend, device)

@@ -1,0 +1,302 @@
+"""Data and an encoder -> embeddings, kept on disk where wanted -> retrieval metrics."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from tempme_export.data.annotations import RetrievalData
+from tempme_export.data.frames import FrameFiles, FrameSource, decode
+from tempme_export.data.store import EMPTY, FAILED, FILLED, RowStore
+from tempme_export.errors import InputError, VideoError
+from tempme_export.evaluation.encoders import Encoder
+from tempme_export.evaluation.metrics import Retrieval, group_retrieval, retrieval
+
+Clips = Generator[tuple[int, NDArray[np.uint8] | VideoError], None, None]
+Progress = Callable[[str, int, int], None]  # "videos" or "texts", how many are done, of how many
+BATCH = 8  # videos per call
+COLUMNS: Mapping[str, type[pl.DataType]] = {
+    **dict.fromkeys(("data", "model", "backend", "direction"), pl.String),
+    **dict.fromkeys(("R@1", "R@5", "R@10", "R-Sum", "MdR", "MnR"), pl.Float64),
+    **dict.fromkeys(("queries", "candidates", "skipped"), pl.Int64),
+}
+_TEXTS = 256  # per call
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """No progress wanted."""
+
+
+class _Memory:
+    """A RowStore's part here, for rows that nobody wants to keep."""
+
+    def __init__(self, n: int, width: int) -> None:
+        self.state = np.zeros(n, np.uint8)
+        self.rows = np.zeros((n, width), np.float32)
+        self.failures: dict[int, str] = {}
+
+    def write(self, i: int, row: NDArray[np.float32]) -> None:
+        self.rows[i], self.state[i] = row, FILLED
+
+    def fail(self, i: int, reason: str) -> None:
+        self.failures[i], self.state[i] = reason, FAILED
+
+    def locked(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+Rows = RowStore | _Memory
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What the metrics need.
+
+    text     [T, E] float32, one for each caption of `data`
+    video    [V, E] float32, one for each video of `data`
+    data     without the videos that could not be read, and their captions
+    skipped  {video id: why it could not be read}
+    """
+
+    text: NDArray[np.float32]
+    video: NDArray[np.float32]
+    data: RetrievalData
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def not_finite(self) -> int:
+        """Embeddings with a NaN or an infinity; each of them counts against the model wherever it takes part."""
+        return sum(int((~np.isfinite(side).all(axis=1)).sum()) for side in (self.text, self.video))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How one encoder retrieves in one set of data.
+
+    data, encoder, backend  their names
+    fingerprint             the encoder's
+    in_groups               text-to-video within groups; None where the data has none
+    skipped                 {video id: why it could not be read}
+    not_finite              embeddings with a NaN or an infinity
+    """
+
+    data: str
+    encoder: str
+    backend: str
+    fingerprint: str
+    text_to_video: Retrieval
+    video_to_text: Retrieval
+    in_groups: Retrieval | None
+    skipped: Mapping[str, str]
+    not_finite: int = 0
+
+    @property
+    def directions(self) -> dict[str, Retrieval]:
+        """Every result by its label."""
+        found: dict[str, Retrieval] = {one.direction: one for one in (self.text_to_video, self.video_to_text)}
+        if self.in_groups is not None:
+            found[f"{self.in_groups.direction} in group"] = self.in_groups
+        return found
+
+    def to_frame(self) -> pl.DataFrame:
+        """One row for each direction, the columns of `COLUMNS`; recalls in percent."""
+        rows = [
+            (
+                *(self.data, self.encoder, self.backend, label),
+                *(one.r1, one.r5, one.r10, one.r_sum, one.median_rank, one.mean_rank),
+                *(one.queries, one.candidates, len(self.skipped)),
+            )
+            for label, one in self.directions.items()
+        ]
+        return pl.DataFrame(rows, schema=dict(COLUMNS), orient="row")
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: names, fingerprint, every direction by its label, and the skipped videos with their reasons."""
+        return {
+            "data": self.data,
+            "model": self.encoder,
+            "backend": self.backend,
+            "fingerprint": self.fingerprint,
+            "retrieval": {label: one.to_dict() for label, one in self.directions.items()},
+            "skipped": dict(self.skipped),
+            "not_finite": self.not_finite,
+        }
+
+
+def _sha256(document: Any) -> str:
+    return hashlib.sha256(json.dumps(document).encode()).hexdigest()
+
+
+def data_key(data: RetrievalData) -> str:
+    """Hash of every video's id, absolute path, size and time of change; a file that is not there counts as that."""
+    facts: list[Any] = []
+    for video_id, path in zip(data.video_ids, data.paths, strict=True):
+        try:
+            stat = os.stat(path)
+            facts.append([video_id, os.path.abspath(path), stat.st_size, stat.st_mtime_ns])
+        except OSError:
+            facts.append([video_id, os.path.abspath(path), None, None])
+    return _sha256(facts)
+
+
+def _open_rows(store: Path | None, what: str, content: str, encoder: Encoder, n: int) -> Rows:
+    """Rows of `n` embeddings in a folder of their own below `store`, or in memory."""
+    if store is None:
+        return _Memory(n, encoder.embed)
+    key = {"what": what, "encoder": encoder.fingerprint, "content": content}
+    folder = store / f"{encoder.fingerprint[:16]}-{content[:16]}"
+    return RowStore(folder, key, n, (encoder.embed,), "float32")
+
+
+def _check_source(encoder: Encoder, data: RetrievalData, source: FrameSource) -> None:
+    found = (len(source), source.frames, source.size)
+    expected = (len(data.video_ids), encoder.frames, encoder.preprocess.size)
+    if found != expected:
+        raise InputError(
+            "found a source of {} videos, {} frames of {} pixels; ".format(*found)
+            + "expected {} videos, {} frames of {} pixels; ".format(*expected)
+            + f"open the source for {data.name} and {encoder.name}"
+        )
+
+
+def _clips(source: FrameSource, wanted: Sequence[int], workers: int) -> Clips:
+    """The wanted videos in order, or why one cannot be read."""
+    if isinstance(source, FrameFiles):
+        paths = [source.paths[i] for i in wanted]
+        with closing(decode(paths, source.frames, source.preprocess, workers)) as decoded:
+            for place, clip in decoded:
+                yield wanted[place], clip
+        return
+    for i in wanted:
+        try:
+            yield i, source[i]
+        except VideoError as error:
+            yield i, error
+
+
+def _embed_videos(
+    encoder: Encoder, source: FrameSource, rows: Rows, progress: Progress, batch: int, workers: int
+) -> None:
+    """Fill the rows that are empty. What was written stays when this is interrupted."""
+    wanted = [int(i) for i in np.flatnonzero(np.asarray(rows.state) == EMPTY)]
+    total = len(rows.state)
+    done = total - len(wanted)
+    waiting: list[tuple[int, NDArray[np.uint8]]] = []
+
+    def flush() -> None:
+        if waiting:
+            found = encoder.encode_frames(np.stack([clip for _, clip in waiting]))
+            for (i, _), row in zip(waiting, found, strict=True):
+                rows.write(i, row)
+            waiting.clear()
+
+    progress("videos", done, total)
+    with closing(_clips(source, wanted, workers)) as clips:
+        for i, clip in clips:
+            if isinstance(clip, VideoError):
+                rows.fail(i, str(clip))
+            else:
+                waiting.append((i, clip))
+            if len(waiting) == batch:
+                flush()
+            done += 1
+            progress("videos", done, total)
+    flush()
+
+
+def _embed_texts(encoder: Encoder, data: RetrievalData, rows: Rows, progress: Progress) -> None:
+    """Fill the rows that are empty."""
+    wanted = [int(i) for i in np.flatnonzero(np.asarray(rows.state) == EMPTY)]
+    total = len(rows.state)
+    done = total - len(wanted)
+    progress("texts", done, total)
+    for start in range(0, len(wanted), _TEXTS):
+        part = wanted[start : start + _TEXTS]
+        try:
+            found = encoder.encode_text([data.captions[i] for i in part])
+        except InputError as error:
+            raise InputError(f"{data.name}, captions {part[0]} to {part[-1]} (text 0 is the first): {error}") from error
+        for i, row in zip(part, found, strict=True):
+            rows.write(i, row)
+        done += len(part)
+        progress("texts", done, total)
+
+
+def embed(
+    encoder: Encoder,
+    data: RetrievalData,
+    source: FrameSource,
+    store: Path | None = None,
+    progress: Progress = _silent,
+    *,
+    batch: int = BATCH,
+    workers: int = 0,
+) -> Embeddings:
+    """Encode every video and every caption.
+
+    source   frames of `data`'s videos, in its order, as many and as large as the encoder takes
+    store    folder where embeddings are kept: rows that it has for this encoder and these files, or these captions,
+             are not encoded again
+    batch    videos per call of the encoder
+    workers  processes that decode, where `source` decodes; 0: this one
+    Videos that cannot be read are left out with their captions; in a store, that they could not is kept too.
+    Raises InputError for a source of other videos or sizes, when no video can be read, and for a caption that the
+    encoder refuses, or a store that another process is filling; ExportError for a store that cannot be written.
+    """
+    _check_source(encoder, data, source)
+    videos = _open_rows(store, "videos", data_key(data), encoder, len(data.video_ids))
+    with videos.locked():
+        _embed_videos(encoder, source, videos, progress, batch, workers)
+    keep = [int(i) for i in np.flatnonzero(np.asarray(videos.state) == FILLED)]
+    skipped = {data.video_ids[i]: reason for i, reason in sorted(videos.failures.items())}
+    if not keep:
+        first = next(iter(skipped.values()))
+        raise InputError(
+            f"{data.name}: found none of {len(skipped)} videos readable, the first because: {first}. "
+            "Check where the videos lie (--videos)."
+        )
+    kept = data.select(keep)
+    texts = _open_rows(store, "texts", _sha256(kept.captions), encoder, len(kept.captions))
+    with texts.locked():
+        _embed_texts(encoder, kept, texts, progress)
+    return Embeddings(np.array(texts.rows), np.array(videos.rows[keep]), kept, skipped)
+
+
+def judge(found: Embeddings, encoder: Encoder, backend: str = "") -> Evaluation:
+    """Metrics of embeddings that an encoder made."""
+    data = found.data
+    text_to_video, video_to_text = retrieval(found.text, found.video, data.owner)
+    return Evaluation(
+        data=data.name,
+        encoder=encoder.name,
+        backend=backend,
+        fingerprint=encoder.fingerprint,
+        text_to_video=text_to_video,
+        video_to_text=video_to_text,
+        in_groups=group_retrieval(found.text, found.video, data.owner, data.groups),
+        skipped=found.skipped,
+        not_finite=found.not_finite,
+    )
+
+
+def evaluate(
+    encoder: Encoder,
+    data: RetrievalData,
+    source: FrameSource,
+    store: Path | None = None,
+    progress: Progress = _silent,
+    *,
+    backend: str = "",
+    batch: int = BATCH,
+    workers: int = 0,
+) -> Evaluation:
+    """Encode, then judge. `backend` is a name for the report; the rest, and what is raised, as `embed`."""
+    return judge(embed(encoder, data, source, store, progress, batch=batch, workers=workers), encoder, backend)

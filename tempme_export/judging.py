@@ -1,0 +1,76 @@
+"""The verdict on a folder of artifacts: each one on its runtime, against the self-test."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tempme_export.bundle import PT2, TEXT, VIDEO
+from tempme_export.errors import BackendError, ParityError, PrecisionError
+from tempme_export.parity import ParityReport, check_batches, check_text, check_video
+from tempme_export.preprocess import Preprocess
+from tempme_export.runtime.ort import OrtRunner
+from tempme_export.runtime.pt2 import Pt2Runner
+from tempme_export.schedule import Schedule
+from tempme_export.selftest import SelfTest
+from tempme_export.tolerance import TOLERANCES
+
+
+def judge(
+    folder: Path,
+    selftest: SelfTest,
+    plan: Schedule,
+    preprocess: Preprocess,
+    precision: str,
+    batches: tuple[int, ...],
+    device: str,
+    elsewhere: bool = False,
+) -> list[ParityReport]:
+    """Run every artifact of a folder against the self-test: the graphs under ONNX Runtime, a package under torch.
+
+    A runtime that cannot run the precision gives a report that says so; a missing one, or a missing device,
+    raises BackendError, and so does a package of another machine or device, unless the bundle was built `elsewhere`.
+    """
+    tolerance, ort = TOLERANCES[precision], f"ONNX Runtime, {device}"
+    names = [name for merge in plan.merges for name in (merge.assign_name, merge.tokens_name)]
+
+    def video() -> tuple[Any, ...]:
+        with OrtRunner(folder / VIDEO, device, expose=names) as exposing:
+            checks = check_video(selftest, plan, preprocess, exposing, tolerance)
+        with OrtRunner(folder / VIDEO, device) as runner:
+            return *checks, *check_batches(selftest, preprocess, runner, batches, tolerance)
+
+    def text() -> tuple[Any, ...]:
+        with OrtRunner(folder / TEXT, device) as runner:
+            return tuple(check_text(selftest, runner, tolerance))
+
+    def package() -> tuple[Any, ...]:
+        with Pt2Runner(folder / PT2, device) as runner:
+            checks = check_video(selftest, plan, preprocess, runner, tolerance, with_tokens=False)
+            return *checks, *check_batches(selftest, preprocess, runner, batches, tolerance)
+
+    runs = [(VIDEO, ort, video), (TEXT, ort, text)]
+    if (folder / PT2).is_file():
+        runs.append((PT2, f"AOTInductor, {device}", package))
+    reports = []
+    for artifact, backend, run in runs:
+        try:
+            reports.append(ParityReport(artifact, backend, run()))
+        except BackendError as error:
+            without_kernels = isinstance(error, PrecisionError) and precision != "fp32"
+            if not without_kernels and not (elsewhere and artifact == PT2):
+                raise
+            reports.append(ParityReport(artifact, backend, (), reason=str(error)))
+    return reports
+
+
+def raise_if_failed(reports: Sequence[ParityReport], where: str) -> None:
+    """Raise ParityError naming every check that failed; `where` says what became of the artifacts."""
+    failed = [
+        f"{report.artifact}: {check.name} is {check.value:.3g}, limit {check.limit:g}"
+        for report in reports
+        if report.status == "failed"
+        for check in report.checks
+        if not check.passed
+    ]
+    if failed or any(report.status == "failed" for report in reports):
+        raise ParityError(f"parity failed. {'; '.join(failed) or 'Nothing was compared'}. {where}")

@@ -1,0 +1,1 @@
+"""Training through the merges: the differentiable encoder, the loop, `tempme-train`."""

@@ -1,0 +1,219 @@
+"""`tempme-train`: arguments -> a trained checkpoint -> exit code."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tempme_export.console import show_recipe, write_json
+from tempme_export.errors import ProfileError, TempMeExportError, UsageError
+from tempme_export.training import console
+
+if TYPE_CHECKING:
+    from tempme_export.data.annotations import RetrievalData
+    from tempme_export.recipe import Recipe
+    from tempme_export.training.config import TrainConfig
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+SCRATCH = "scratch"
+_MOST_WORKERS = 8  # by default
+_DEFAULT_RANK = 8
+_INTERRUPTED = 130  # as shells have it
+
+
+def _rank() -> int:
+    """Which of torchrun's processes this is; 0 is the one that prints."""
+    text = os.environ.get("RANK", "0")
+    return int(text) if text.isdecimal() else 0
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _tune(tune: str | None, full: bool) -> str:
+    if full and tune not in (None, "full"):
+        raise UsageError(f"--full trains everything and --tune {tune} a part. Give one of the two.")
+    return "full" if full else tune or "lora"
+
+
+def _recipe(init: str, profile: str | None, tune: str, seed: int) -> "Recipe":
+    """The initial weights with their profile. Raises UsageError, CheckpointError and ProfileError."""
+    if init == SCRATCH and tune != "full":
+        raise UsageError(f"--init {SCRATCH} draws weights that know nothing, of which all must train. Add --full.")
+    if init == SCRATCH and profile is None:
+        raise UsageError(f"--init {SCRATCH} needs a profile that names a backbone, like --profile mini-8f.")
+
+    from tempme_export.checkpoint import load_checkpoint
+    from tempme_export.profile import FROM_CHECKPOINT, load_profile
+    from tempme_export.recipe import prepare
+
+    if init != SCRATCH:
+        return prepare(load_checkpoint(init), profile)
+
+    from tempme_export.backbone import open_clip_backbone
+    from tempme_export.training.init import draw_clip
+
+    assert profile is not None, "refused above"
+    chosen = load_profile(profile)
+    if chosen.backbone == FROM_CHECKPOINT:
+        raise ProfileError(f"profile {chosen.name} takes its sizes from a checkpoint; --init {SCRATCH} has none.")
+    return prepare(draw_clip(open_clip_backbone(chosen.backbone), seed), chosen)
+
+
+def _dry_run(
+    config: "TrainConfig",
+    recipe: "Recipe",
+    train_data: "RetrievalData",
+    val_data: "RetrievalData | None",
+    as_json: bool,
+) -> None:
+    from tempme_export.training.preview import preview
+
+    found = preview(config, recipe, train_data, val_data)
+    if _rank() == 0:
+        console.show_preview(found, config.out)
+        if as_json:
+            write_json(found.to_dict())
+
+
+def _train(
+    config: "TrainConfig",
+    recipe: "Recipe",
+    train_data: "RetrievalData",
+    val_data: "RetrievalData | None",
+    as_json: bool,
+) -> None:
+    from tempme_export.training.loop import train
+
+    if _rank() > 0:
+        train(config, recipe, train_data, val_data)
+        return
+    try:
+        with console.progress() as progress:
+            result = train(config, recipe, train_data, val_data, progress)
+    except KeyboardInterrupt:
+        console.show_note("stopped; the same command with --resume goes on from the state that was saved last")
+        raise typer.Exit(_INTERRUPTED) from None
+    console.show_result(result)
+    if as_json:
+        write_json(result.to_dict())
+
+
+@app.command()
+def command(
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="SPEC",
+            help="Videos and captions to train on: msrvtt:DIR, activitynet:DIR, didemo:DIR, lsmdc:DIR, synthetic:DIR, "
+            "or a .csv or .parquet file with columns video and caption.",
+        ),
+    ],
+    init: Annotated[
+        str,
+        typer.Option(
+            metavar="INIT", help=f"Where to begin: open_clip:MODEL/PRETRAINED, a checkpoint file, or {SCRATCH}."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the results.")],
+    val: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="Judged after every epoch; decides which one is best.")
+    ] = None,
+    videos: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the video files of both lie.")] = None,
+    profile: Annotated[str | None, typer.Option(help="Profile name or .toml path. Default: inferred.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Train every weight.")] = False,
+    tune: Annotated[
+        str | None, typer.Option(metavar="KIND", help="What to train instead: lora (default), adapter or prompt.")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="Of LoRA, or the inner width of adapters. Default: 8.")] = None,
+    epochs: Annotated[int, typer.Option(help="Times that every caption is seen.")] = 5,
+    batch: Annotated[int, typer.Option(help="Captions a step, over all processes.")] = 128,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 6e-4,
+    weight_decay: Annotated[float, typer.Option(help="Of matrices.")] = 0.2,
+    warmup: Annotated[float, typer.Option(help="Share of the steps in which the learning rate rises.")] = 0.1,
+    clip_norm: Annotated[float, typer.Option(help="Longest gradient.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of shuffles and drawn weights.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that decode. Default: one for each CPU, up to 8.")
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep decoded frames here, instead of decoding in every epoch."),
+    ] = None,
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16; auto is bf16 on a GPU that has it.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    save_every: Annotated[
+        int | None, typer.Option(metavar="STEPS", help="Also save the state so often within an epoch.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in DIR where its last saved state is.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, write nothing.")] = False,
+    store: Annotated[str, typer.Option(help="Tensors of the checkpoints: fp32 or fp16.")] = "fp32",
+    max_minutes: Annotated[
+        float | None, typer.Option(metavar="M", help="Save and stop after so long; --resume goes on.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Fine-tune CLIP with temporal token merging on captioned videos, or train a small model from scratch.
+
+    Leaves best.pth and final.pth, which tempme-export takes, and last.pt, from which --resume continues. With several
+    GPUs: torchrun --nproc-per-node N -m tempme_export.training.cli ...
+
+    Exit codes: 0 done, 2 usage, 3 data, checkpoint, profile or folder, 4 backend or device missing, 6 diverged or not
+    written.
+    """
+    kind = _tune(tune, full)
+
+    from tempme_export.training.config import RANKED, TrainConfig
+
+    if rank is not None and kind not in RANKED:
+        raise UsageError(f"--rank {rank} is of {' and '.join(RANKED)}, and {kind} has none. Leave --rank out.")
+
+    config = TrainConfig(
+        out=out,
+        tune=kind,
+        rank=_DEFAULT_RANK if rank is None else rank,
+        epochs=epochs,
+        batch=batch,
+        rate=lr,
+        weight_decay=weight_decay,
+        warmup=warmup,
+        clip_norm=clip_norm,
+        seed=seed,
+        workers=min(_processors(), _MOST_WORKERS) if workers is None else workers,
+        cache=cache,
+        precision=precision,
+        device=device,
+        save_every=save_every,
+        resume=resume,
+        store=store,
+        max_minutes=max_minutes,
+    )
+    config.check()
+
+    from tempme_export.data.annotations import open_data
+
+    train_data = open_data(data, "train", videos)
+    val_data = None if val is None else open_data(val, "test", videos)
+    recipe = _recipe(init, profile, kind, seed)
+    if _rank() == 0:
+        show_recipe(recipe)
+    (_dry_run if dry_run else _train)(config, recipe, train_data, val_data, as_json)
+
+
+def main() -> None:
+    """Entry point. A user's error is one message and its exit code; anything else keeps its traceback."""
+    try:
+        app()
+    except TempMeExportError as error:
+        console.show_error(error, _rank())
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

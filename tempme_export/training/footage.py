@@ -1,0 +1,117 @@
+"""The frames of a set of videos, batch by batch: from a cache on disk, or decoded when they are needed."""
+
+import queue
+import threading
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tempme_export.data.frames import FrameSource, decode
+from tempme_export.errors import VideoError
+from tempme_export.preprocess import Preprocess
+
+T = TypeVar("T")
+_POLL = 0.1  # seconds between looks whether anybody still wants the next item
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Some videos' frames: uint8 [b, F, S, S, 3], and why rows could not be read. Those rows are black."""
+
+    pixels: NDArray[np.uint8]
+    failed: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Footage:
+    """Videos by number.
+
+    paths   one per video
+    cache   holds the frames of these videos and maybe of others; None: files are decoded at every use
+    rows    int64, the cache's row of each video
+    """
+
+    paths: Sequence[Path]
+    frames: int
+    preprocess: Preprocess
+    workers: int
+    cache: FrameSource | None
+    rows: NDArray[np.int64]
+
+    def batches(self, wanted: Sequence[NDArray[np.int64]]) -> Iterator[Clips]:
+        """The frames of each group of videos, in order."""
+        if self.cache is None:
+            return self._decoded(wanted)
+        cache = self.cache
+        return (Clips(cache.batch(self.rows[videos]), {}) for videos in wanted)
+
+    def _gathered(self, videos: Iterable[NDArray[np.uint8] | VideoError], count: int) -> Clips:
+        size = self.preprocess.size
+        pixels = np.empty((count, self.frames, size, size, 3), np.uint8)
+        failed: dict[int, str] = {}
+        for row, video in enumerate(videos):
+            if isinstance(video, VideoError):
+                failed[row], pixels[row] = str(video), 0
+            else:
+                pixels[row] = video
+        return Clips(pixels, failed)
+
+    def _decoded(self, wanted: Sequence[NDArray[np.int64]]) -> Iterator[Clips]:
+        paths = [self.paths[int(video)] for videos in wanted for video in videos]
+        with closing(decode(paths, self.frames, self.preprocess, self.workers)) as decoded:
+            for videos in wanted:
+                yield self._gathered((next(decoded)[1] for _ in videos), len(videos))
+
+
+@dataclass(frozen=True)
+class _Raised:
+    error: BaseException
+
+
+class _End:
+    """No more items."""
+
+
+def prefetch(items: Iterator[T], ahead: int = 2) -> Generator[T, None, None]:
+    """The same items, made in a thread up to `ahead` before they are asked for; its errors are raised here.
+
+    Closing it stops the thread and closes `items`.
+    """
+    ready: queue.Queue[T | _Raised | _End] = queue.Queue(maxsize=ahead)
+    stopped = threading.Event()
+
+    def put(item: T | _Raised | _End) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put(item, timeout=_POLL)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                put(item)
+                if stopped.is_set():
+                    break
+            put(_End())
+        except BaseException as error:
+            put(_Raised(error))
+        finally:
+            if isinstance(items, Generator):
+                items.close()
+
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while not isinstance(item := ready.get(), _End):
+            if isinstance(item, _Raised):
+                raise item.error
+            yield item
+    finally:
+        stopped.set()
+        thread.join()

@@ -1,0 +1,344 @@
+"""Data and a recipe -> a trained checkpoint: the run from its first step to its last, through any interruption."""
+
+import json
+import random
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import torch
+
+from tempme_export.data.annotations import RetrievalData
+from tempme_export.errors import BackendError, ExportError, InputError
+from tempme_export.evaluation.metrics import Retrieval
+from tempme_export.recipe import Recipe
+from tempme_export.selftest import preprocess_for
+from tempme_export.training.batches import share
+from tempme_export.training.config import TrainConfig
+from tempme_export.training.distributed import World, join_world
+from tempme_export.training.encoder import TrainableModel
+from tempme_export.training.files import save_model, write_whole
+from tempme_export.training.folder import (
+    BEST,
+    CURVES,
+    FINAL,
+    LAST,
+    METRICS,
+    SKIPPED,
+    TABLE,
+    check_room,
+    make_folder,
+)
+from tempme_export.training.footage import prefetch
+from tempme_export.training.log import MetricsLog, Row, read_rows
+from tempme_export.training.optimizer import make_optimizer
+from tempme_export.training.plan import TrainResult, plan_for
+from tempme_export.training.plot import draw_curves
+from tempme_export.training.schedule import rate_at
+from tempme_export.training.split import Batch, Skipped, Split, fingerprint, open_split, tokenizer_for
+from tempme_export.training.state import (
+    Best,
+    Position,
+    State,
+    check_same,
+    load_state,
+    random_states,
+    restore,
+    save_state,
+    set_random_states,
+    trained,
+)
+from tempme_export.training.step import Outcome, Stepper, resolve_precision
+from tempme_export.training.validate import evaluate
+
+_TRAIN_DATA, _VAL_DATA = "train data", "val data"  # settings that are known late
+
+Progress = Callable[[str, Any], None]
+
+
+def _silent(stage: str, result: Any) -> None:
+    """No progress wanted."""
+
+
+def _row_of(retrieval: Retrieval, prefix: str) -> Row:
+    names = ("r1", "r5", "r10", "median_rank", "mean_rank")
+    return {f"{prefix}_{name}": getattr(retrieval, name) for name in names}
+
+
+class _Run:
+    """One run in one process. Every process takes the same path; only the first prints and writes."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        recipe: Recipe,
+        train_data: RetrievalData,
+        val_data: RetrievalData | None,
+        world: World,
+        progress: Progress,
+    ) -> None:
+        self.started = time.monotonic()
+        self.config, self.recipe, self.world = config, recipe, world
+        self.progress = progress if world.first else _silent
+        self.files = {name: config.out / name for name in (LAST, BEST, FINAL, METRICS, TABLE, CURVES, SKIPPED)}
+        precision = resolve_precision(config.precision, world.device)
+        settings: dict[str, Any] = {
+            **config.settings(),
+            "precision": precision,
+            "init": recipe.checkpoint.sha256[:16],
+            "profile": recipe.profile.to_dict(),
+        }
+        world.on_first(lambda: make_folder(config))
+        saved = load_state(self.files[LAST]) if config.resume else None
+        if saved is not None:  # before the videos are looked at, which may take long
+            asked = {name: value for name, value in saved.settings.items() if name not in (_TRAIN_DATA, _VAL_DATA)}
+            check_same(asked, settings, self.files[LAST])
+
+        self.skipped: list[Skipped] = []
+        self.train = self._open("train", train_data)
+        self.val = None if val_data is None else self._open("val", val_data)
+        self.deck, self.plan = plan_for(config, self.train.owner, self.train.token_ids)
+        settings[_TRAIN_DATA] = fingerprint(self.train.data)
+        settings[_VAL_DATA] = None if self.val is None else fingerprint(self.val.data)
+        self.settings = settings
+        self._check_agreement()
+
+        for seed in (random.seed, np.random.seed, torch.manual_seed):
+            seed(config.seed % 2**32)
+        tune: Any = config.tune
+        self.model = TrainableModel(recipe, tune, config.rank, config.seed).to(world.device)
+        self.optimizer = make_optimizer(self.model, config.rate, config.weight_decay)
+        self.stepper = Stepper(self.model, self.optimizer, preprocess_for(recipe), world, precision, config.clip_norm)
+        world.on_first(lambda: check_room(config, self.model))
+        self.position, self.best = Position(), None
+        if saved is not None:
+            check_same(saved.settings, settings, self.files[LAST])
+            restore(saved, self.model, self.optimizer)
+            set_random_states(saved.rng[world.rank % len(saved.rng)], world.device)
+            self.position, self.best = saved.position, saved.best
+        self.saved = self.position.step
+        self._open_logs()
+        self.progress("model", self.model.counts())
+        self.progress("plan", (self.plan, self.position))
+        if saved is None:
+            self._save()
+
+    def _open(self, name: str, data: RetrievalData) -> Split:
+        split, skipped = open_split(
+            name,
+            data,
+            self.recipe,
+            self.world,
+            self.config.cache,
+            self.config.workers,
+            not self.config.resume,
+            lambda done, total: self.progress("frames", (name, done, total)),
+        )
+        self.skipped += skipped
+        self.progress("data", (split, skipped))
+        return split
+
+    def _check_agreement(self) -> None:
+        """Raise InputError when the processes were given different things to do."""
+        for rank, settings in enumerate(self.world.gather_objects(self.settings)):
+            if settings != self.settings:
+                raise InputError(
+                    f"process {rank} and process {self.world.rank} found different settings, data or initial weights: "
+                    f"{settings} and {self.settings}. Start every process with the same command and the same files."
+                )
+
+    def _open_logs(self) -> None:
+        if not self.world.first:
+            return
+        done = self.position.step
+        self.log = MetricsLog(self.files[METRICS], done)
+        earlier = [row for row in read_rows(self.files[SKIPPED]) if row["step"] is not None and row["step"] <= done]
+        self.skipped += [Skipped(**row) for row in earlier]
+        self._write_skipped()
+
+    def _write_skipped(self) -> None:
+        lines = "".join(json.dumps(one.to_dict()) + "\n" for one in self.skipped)
+        write_whole(self.files[SKIPPED], lambda stream: stream.write(lines.encode()))
+
+    def _skip(self, skipped: list[Skipped]) -> None:
+        """Record videos that failed during the run, each once."""
+        known = {(one.split, one.video) for one in self.skipped}
+        new = [one for one in skipped if (one.split, one.video) not in known]
+        if new:
+            self.skipped += new
+            if self.world.first:
+                self._write_skipped()
+            self.progress("skipped", new)
+
+    def _save(self) -> None:
+        """Write last.pt; every process gives its random states."""
+        rng = self.world.gather_objects(random_states(self.world.device))
+        if self.world.first:
+            parameters = {name: p.detach() for name, p in trained(self.model).items()}
+            optimizer = self.optimizer.state_dict()
+            save_state(self.files[LAST], State(self.settings, parameters, optimizer, self.position, self.best, rng))
+            self.progress("saved", self.position)
+        self.saved = self.position.step
+
+    def _save_model(self, name: str) -> None:
+        if self.world.first:
+            save_model(self.files[name], self.model.state(), self.recipe.profile, self.config.store)
+
+    def _timed_out(self) -> bool:
+        """Whether the first process finds that the time is up."""
+        limit = self.config.max_minutes
+        if limit is None:
+            return False
+        return self.world.on_first(lambda: time.monotonic() - self.started > 60 * limit)
+
+    def _step(self, batch: Batch, rate: float, waited: float, began: float) -> None:
+        """Train on one batch and write its line. Raises ExportError where the run diverged."""
+        step, device = self.position.step + 1, self.world.device
+        pixels, token_ids, valid = (t.to(device, non_blocking=True) for t in batch[:3])
+        outcome = self.stepper(pixels, token_ids, valid, rate)
+        if outcome.pairs < self.config.batch:
+            told = self.world.gather_objects(batch.failed)
+            failed = {video: reason for part in told for video, reason in part.items()}
+            self._skip([self.train.skipped(video, failed[video], step) for video in sorted(failed)])
+        self._check_outcome(outcome, step, rate)
+        within = self.position.within + 1
+        self.position = Position(step, self.position.epoch, within)
+        seconds = time.monotonic() - began
+        row = {
+            "kind": "step",
+            "step": step,
+            "epoch": self.position.epoch + 1,
+            "loss": outcome.loss,
+            "lr": rate,
+            "grad_norm": outcome.gradient_norm,
+            "temperature": outcome.temperature,
+            "pairs": outcome.pairs,
+            "samples_per_s": outcome.pairs / seconds,
+            "data_wait": waited / seconds,
+        }
+        if self.world.first:
+            self.log.add(row)
+        self.progress("step", row)
+
+    def _check_outcome(self, outcome: Outcome, step: int, rate: float) -> None:
+        where = f"step {step} of {self.plan.steps} (epoch {self.position.epoch + 1}, learning rate {rate:.3g})"
+        if outcome.pairs == 0:
+            first = self.skipped[-1].reason if self.skipped else "no reason is on record"
+            raise InputError(
+                f"{where}: no video of the batch could be read, the last because: {first}. Look after the videos, "
+                "then --resume."
+            )
+        if not outcome.finite:
+            raise ExportError(
+                f"the training diverged at {where}: loss {outcome.loss}, gradient norm {outcome.gradient_norm}. "
+                f"{self.files[LAST]} keeps the last good state, after step {self.saved}. Start anew with a lower --lr, "
+                "a longer --warmup or, where it was bf16, --precision fp32."
+            )
+
+    def _epoch(self) -> bool:
+        """Train on what is left of the epoch. False where the time was up before its end."""
+        config, world, epoch = self.config, self.world, self.position.epoch
+        dealt = self.deck.epoch(epoch)[self.position.within :]
+        shares = [share(batch, world.rank, world.size) for batch in dealt]
+        feed = prefetch(self.train.batches(shares, world.device))
+        with closing(feed):
+            for left in range(len(shares), 0, -1):
+                began = time.monotonic()
+                batch = next(feed)
+                waited = time.monotonic() - began
+                rate = rate_at(self.position.step, self.plan.steps, config.warmup, config.rate)
+                self._step(batch, rate, waited, began)
+                if left == 1:
+                    break
+                if self._timed_out():
+                    self._save()
+                    return False
+                if config.save_every is not None and self.position.step % config.save_every == 0:
+                    self._save()
+        return True
+
+    def _end_epoch(self) -> None:
+        """Evaluate, keep the best, save."""
+        step, epochs = self.position.step, self.position.epoch + 1
+        if self.val is None:
+            self._save_model(BEST)
+        else:
+            (forth, back), groups, skipped = evaluate(self.stepper, self.val, step)
+            self._skip(skipped)
+            row: Row = {"kind": "evaluation", "step": step, "epoch": epochs}
+            row |= _row_of(forth, "t2v") | _row_of(back, "v2t")
+            row |= {} if groups is None else _row_of(groups, "group")
+            better = self.best is None or forth.r1 > self.best.r1
+            if self.world.first:
+                self.log.add(row)
+            self.progress("evaluation", (row, better))
+            if better:
+                self.best = Best(forth.r1, epochs)
+                self._save_model(BEST)
+        self.position = Position(step, epochs, 0)
+        self._save()
+
+    def _finish(self) -> None:
+        self._save_model(FINAL)
+        if not self.world.first:
+            return
+        self.log.write_table(self.files[TABLE])
+        try:
+            draw_curves(read_rows(self.files[METRICS]), self.files[CURVES])
+        except BackendError as error:
+            self.progress("note", str(error))
+
+    def go(self) -> TrainResult:
+        """Train to the end, or until the time is up."""
+        finished = True
+        while finished and self.position.epoch < self.config.epochs:
+            finished = self._epoch()
+            if finished:
+                self._end_epoch()
+                finished = self.position.epoch == self.config.epochs or not self._timed_out()
+        if finished:
+            self._finish()
+        self.world.gather_objects(None)  # every file is there when any process returns
+        written = tuple(name for name, path in self.files.items() if path.exists())
+        return TrainResult(
+            out=self.config.out,
+            finished=finished,
+            steps=self.position.step,
+            total=self.plan.steps,
+            best=self.best,
+            files=written,
+            skipped=tuple(self.skipped),
+            seconds=time.monotonic() - self.started,
+        )
+
+
+def train(
+    config: TrainConfig,
+    recipe: Recipe,
+    train_data: RetrievalData,
+    val_data: RetrievalData | None = None,
+    progress: Progress = _silent,
+) -> TrainResult:
+    """Train the recipe's model on captioned videos and leave checkpoints in `config.out`.
+
+    recipe    the initial checkpoint with its profile; its backbone has a tokenizer
+    val_data  judged after every epoch; the best epoch by text-to-video R@1 becomes best.pth, the last one without
+    progress  called with a stage and what it found: "frames" (split, done, total), "data" (Split, skipped),
+              "model" (counts), "plan" (Plan, Position), "step" (row of the log), "skipped" (videos), "evaluation" (row,
+              whether it is the best so far), "saved" (Position), "note" (text)
+
+    Files: best.pth and final.pth (checkpoints), last.pt (state), metrics.jsonl, metrics.parquet, curves.png,
+    skipped.jsonl. The same settings, data and machine give the same weights, interrupted or not. Under torchrun
+    every process calls this; the first one writes.
+
+    Raises UsageError for settings out of range, InputError for data that cannot be trained on, a folder that holds
+    another run or a resumed run with other settings or data, ProfileError and CheckpointError for the recipe,
+    BackendError for a device or precision that is not there, ExportError for a run that diverged or a file that could
+    not be written.
+    """
+    config.check()
+    tokenizer_for(recipe)
+    with join_world(config.device) as world:
+        return _Run(config, recipe, train_data, val_data, world, progress).go()

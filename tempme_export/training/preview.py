@@ -1,0 +1,73 @@
+"""What a run would be, without a video read or a file written."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tempme_export.data.annotations import RetrievalData, missing
+from tempme_export.data.frames import FrameCache
+from tempme_export.errors import InputError
+from tempme_export.recipe import Recipe
+from tempme_export.training.config import TrainConfig
+from tempme_export.training.encoder import TrainableModel
+from tempme_export.training.folder import bytes_needed, check_folder
+from tempme_export.training.plan import Plan, plan_for
+from tempme_export.training.split import tokenize, tokenizer_for
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a run would be.
+
+    counts          parameters that train, by kind
+    missing         videos that are not there, by split; the others may still be unreadable
+    disk, on_cache  bytes for the results, and for decoded frames in the cache
+    """
+
+    plan: Plan
+    counts: dict[str, int]
+    missing: dict[str, int]
+    disk: int
+    on_cache: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "steps": self.plan.steps,
+            "batches_per_epoch": list(self.plan.lengths),
+            "trained": self.counts,
+            "missing": self.missing,
+            "bytes": {"out": self.disk, "cache": self.on_cache},
+        }
+
+
+def preview(
+    config: TrainConfig, recipe: Recipe, train_data: RetrievalData, val_data: RetrievalData | None = None
+) -> Preview:
+    """Check settings, folder, recipe and data as far as that goes without reading videos. Raises as `train`."""
+    config.check()
+    check_folder(config)
+    tokenizer = tokenizer_for(recipe)
+    splits = {"train": train_data} | ({} if val_data is None else {"val": val_data})
+    absent = {name: missing(data) for name, data in splits.items()}
+    keep = sorted(set(range(len(train_data.paths))) - set(absent["train"]))
+    if not keep:
+        raise InputError(
+            f"{train_data.name}: found none of {len(train_data.paths)} videos, such as {train_data.paths[0]}. "
+            "Check where the videos lie (--videos)."
+        )
+    kept = train_data.select(keep)
+    token_ids, _ = tokenize(tokenizer, kept.captions)
+    _, plan = plan_for(config, np.array(kept.owner, np.int64), token_ids)
+    tune: Any = config.tune
+    model = TrainableModel(recipe, tune, config.rank, config.seed)
+    frames, size = recipe.profile.frames, recipe.backbone.image_size
+    clips = 0 if config.cache is None else sum(len(data.paths) for data in splits.values())
+    return Preview(
+        plan=plan,
+        counts=model.counts(),
+        missing={name: len(found) for name, found in absent.items()},
+        disk=bytes_needed(config, model),
+        on_cache=FrameCache.estimate(clips, frames, size) if clips else 0,
+    )

@@ -1,0 +1,167 @@
+"""One part of the data, ready to be trained on or judged by: readable videos, their frames, their captions as ids."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tempme_export.data.annotations import RetrievalData
+from tempme_export.data.frames import FrameCache, probe
+from tempme_export.errors import InputError, ProfileError
+from tempme_export.recipe import Recipe
+from tempme_export.selftest import preprocess_for
+from tempme_export.tokenizer import TextTruncatedWarning, Tokenizer
+from tempme_export.training.distributed import World
+from tempme_export.training.footage import Footage
+
+Count = Callable[[int, int], None]  # how many are done, of how many
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A video that could not be read: before the first step, or in step `step`."""
+
+    split: str
+    video: str
+    path: str
+    reason: str
+    step: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a line of skipped.jsonl."""
+        return asdict(self)
+
+
+class Batch(NamedTuple):
+    """One process's part of a batch, on the CPU.
+
+    pixels     uint8 [b, F, S, S, 3]
+    token_ids  int64 [b, L]
+    valid      bool [b]: the pair counts
+    failed     {video: why it could not be read}
+    """
+
+    pixels: Tensor
+    token_ids: Tensor
+    valid: Tensor
+    failed: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Videos that could be read when the run began, and what is said of them.
+
+    name       "train" or "val"
+    token_ids  int64 [T, L]
+    cut        whether captions are longer than L tokens
+    """
+
+    name: str
+    data: RetrievalData
+    footage: Footage
+    token_ids: NDArray[np.int64]
+    cut: bool
+
+    @property
+    def owner(self) -> NDArray[np.int64]:
+        """The video of each caption, [T]."""
+        return np.array(self.data.owner, np.int64)
+
+    def batches(
+        self, shares: Sequence[tuple[NDArray[np.int64], NDArray[np.bool_]]], device: torch.device
+    ) -> Iterator[Batch]:
+        """Read each share (captions [b], present bool [b]) in order; for a GPU into memory that it can copy from
+        while it computes."""
+        owner, gpu = self.owner, device.type == "cuda"
+        clips_of = self.footage.batches([owner[captions] for captions, _ in shares])
+        for (captions, present), clips in zip(shares, clips_of, strict=True):
+            valid = present.copy()
+            valid[list(clips.failed)] = False
+            tensors = [torch.from_numpy(a) for a in (clips.pixels, self.token_ids[captions], valid)]
+            if gpu:
+                with torch.cuda.device(device):  # a thread begins at the first GPU, and would open a context there
+                    tensors = [t.pin_memory() for t in tensors]
+            pixels, token_ids, counts = tensors
+            failed = {int(owner[captions[row]]): why for row, why in clips.failed.items()}
+            yield Batch(pixels, token_ids, counts, failed)
+
+    def skipped(self, video: int, reason: str, step: int) -> Skipped:
+        """The record of a video that failed in a step."""
+        return Skipped(self.name, self.data.video_ids[video], str(self.data.paths[video]), reason, step)
+
+
+def tokenizer_for(recipe: Recipe) -> Tokenizer:
+    """The tokenizer of the recipe's backbone. Raises ProfileError for a backbone that has none."""
+    if recipe.backbone.tokenizer is None:
+        raise ProfileError(
+            f"profile {recipe.profile.name} takes its backbone from the checkpoint, so its tokenizer is unknown. "
+            "Name an open_clip backbone in the profile."
+        )
+    return Tokenizer(recipe.backbone.tokenizer, recipe.profile.text_length)
+
+
+def tokenize(tokenizer: Tokenizer, captions: Sequence[str]) -> tuple[NDArray[np.int64], bool]:
+    """int64 [T, L], and whether any caption was cut to L tokens. Raises InputError for one without words."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", TextTruncatedWarning)
+        token_ids = tokenizer(captions)
+    return token_ids, any(issubclass(one.category, TextTruncatedWarning) for one in caught)
+
+
+def open_split(
+    name: str,
+    data: RetrievalData,
+    recipe: Recipe,
+    world: World,
+    cache: Path | None,
+    workers: int,
+    retry: bool,
+    progress: Count,
+) -> tuple[Split, list[Skipped]]:
+    """Look at every video once, fill the cache where one is wanted, and leave out what cannot be read.
+
+    retry  look again at videos that an earlier filling of the cache could not read
+    The first process looks and fills; with several machines the cache must lie where all of them see it.
+    Raises InputError when no video can be read or a caption has no words, and what opening a cache raises.
+    """
+    frames, preprocess = recipe.profile.frames, preprocess_for(recipe)
+
+    def look() -> dict[int, str]:
+        if cache is None:
+            return probe(data.paths, workers, progress)
+        store = FrameCache.open(cache / name, data.paths, frames, preprocess)
+        store.fill(workers, progress, retry_failed=retry)
+        return store.failures
+
+    reasons = world.on_first(look)
+    skipped = [Skipped(name, data.video_ids[i], str(data.paths[i]), reasons[i]) for i in sorted(reasons)]
+    keep = [i for i in range(len(data.paths)) if i not in reasons]
+    if not keep:
+        raise InputError(
+            f"{data.name}: found none of {len(skipped)} videos readable, the first because: {skipped[0].reason}. "
+            "Check where the videos lie (--videos)."
+        )
+    kept = data.select(keep)
+    source = None if cache is None else FrameCache.open(cache / name, data.paths, frames, preprocess)
+    footage = Footage(kept.paths, frames, preprocess, workers, source, np.array(keep, np.int64))
+    token_ids, cut = tokenize(tokenizer_for(recipe), kept.captions)
+    return Split(name, kept, footage, token_ids, cut), skipped
+
+
+def fingerprint(data: RetrievalData) -> dict[str, Any]:
+    """What a run is trained on: counts, and a hash of video ids, file sizes, captions and whose they are.
+
+    Where the files lie does not count.
+    """
+    sizes = [path.stat().st_size if path.is_file() else -1 for path in data.paths]
+    facts = json.dumps([data.video_ids, sizes, data.captions, data.owner])
+    digest = hashlib.sha256(facts.encode()).hexdigest()
+    return {"videos": len(data.video_ids), "captions": len(data.captions), "sha256": digest[:16]}

@@ -1,0 +1,79 @@
+"""Retrieval on held-out data with the weights of the moment, shared by all processes."""
+
+from contextlib import closing
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tempme_export.errors import InputError
+from tempme_export.evaluation.metrics import Retrieval, group_retrieval, retrieval
+from tempme_export.training.footage import prefetch
+from tempme_export.training.split import Skipped, Split
+from tempme_export.training.step import Stepper
+
+_VIDEOS, _TEXTS = 32, 256  # per call
+
+Floats = NDArray[np.float32]
+
+
+def _embed_videos(stepper: Stepper, split: Split, videos: NDArray[np.int64]) -> tuple[Floats, dict[int, str]]:
+    """Unit embeddings [n, E] of videos [n], and why some could not be read; their rows mean nothing."""
+    groups = [videos[start : start + _VIDEOS] for start in range(0, len(videos), _VIDEOS)]
+    found: list[Floats] = []
+    failed: dict[int, str] = {}
+    with closing(prefetch(split.footage.batches(groups))) as clips_of:
+        for group, clips in zip(groups, clips_of, strict=True):
+            failed |= {int(group[row]): reason for row, reason in clips.failed.items()}
+            pixels = torch.from_numpy(clips.pixels).to(stepper.world.device)
+            with stepper.autocast():
+                found.append(stepper.model.video(stepper.normalise(pixels)).float().cpu().numpy())
+    return np.concatenate(found), failed
+
+
+def _embed_texts(stepper: Stepper, token_ids: NDArray[np.int64]) -> Floats:
+    found = []
+    for start in range(0, len(token_ids), _TEXTS):
+        part = torch.from_numpy(token_ids[start : start + _TEXTS]).to(stepper.world.device)
+        with stepper.autocast():
+            found.append(stepper.model.text(part).float().cpu().numpy())
+    return np.concatenate(found)
+
+
+def _merged(parts: list[Floats]) -> Floats:
+    """Rows that were dealt to the processes one by one, in their order again."""
+    merged = np.empty((sum(map(len, parts)), parts[0].shape[1]), np.float32)
+    for rank, part in enumerate(parts):
+        merged[rank :: len(parts)] = part
+    return merged
+
+
+@torch.no_grad()
+def evaluate(stepper: Stepper, split: Split, step: int) -> tuple[list[Retrieval], Retrieval | None, list[Skipped]]:
+    """Text-to-video and video-to-text; text-to-video within groups, where the data has them; videos that failed.
+
+    Every process encodes its part and learns the result. A video that cannot be read any more is left out with its
+    captions. Raises InputError when that is so for all.
+    """
+    world, data = stepper.world, split.data
+    # A process without a part of its own encodes the first row, which nobody reads.
+    videos, texts = (np.arange(world.rank, n, world.size) for n in (len(data.video_ids), len(data.captions)))
+    stepper.model.eval()
+    try:
+        video, failed = _embed_videos(stepper, split, videos if len(videos) else np.zeros(1, np.int64))
+        text = _embed_texts(stepper, split.token_ids[texts if len(texts) else np.zeros(1, np.int64)])
+    finally:
+        stepper.model.train()
+    told = world.gather_objects((video[: len(videos)], text[: len(texts)], failed))
+    video, text = _merged([part[0] for part in told]), _merged([part[1] for part in told])
+    reasons = {i: reason for _, _, part in told for i, reason in part.items()}
+    keep = [i for i in range(len(data.video_ids)) if i not in reasons]
+    if not keep:
+        raise InputError(
+            f"{data.name}: no video can be read any more, the first because: {next(iter(reasons.values()))}"
+        )
+    kept = data.select(keep)
+    text = text[np.isin(split.owner, keep)]
+    both = retrieval(text, video[keep], kept.owner)
+    groups = group_retrieval(text, video[keep], kept.owner, kept.groups)
+    return list(both), groups, [split.skipped(i, reasons[i], step) for i in sorted(reasons)]

@@ -1,0 +1,381 @@
+"""What is kept, what a kill leaves, and what is refused."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tempme_export.data.store import EMPTY, FAILED, FILLED, RowStore, bytes_needed
+from tempme_export.errors import ExportError, InputError
+
+KEY = {"model": "a", "frames": 3}
+N, SHAPE, DTYPE = 5, (2, 3), "float32"
+
+
+def open_store(folder, key=KEY, n=N, shape=SHAPE, dtype=DTYPE):
+    return RowStore(folder, key, n, shape, dtype)
+
+
+def row(seed):
+    return np.random.default_rng(seed).standard_normal(SHAPE).astype(np.float32)
+
+
+def refusal(error, call, *arguments, **named):
+    with pytest.raises(error, match=r"found (.|\n)*expected (.|\n)*;") as caught:
+        call(*arguments, **named)
+    return str(caught.value)
+
+
+def run_until_killed(code, folder):
+    """Run code that ends in its own SIGKILL, with `store` open in the folder."""
+    start = (
+        "import os, signal, sys\nimport numpy as np\nfrom pathlib import Path\n"
+        "from tempme_export.data.store import RowStore\n"
+        f"store = RowStore(Path(sys.argv[1]), {KEY!r}, {N}, {SHAPE}, {DTYPE!r})\n"
+    )
+    code = f"{start}{code}\nos.kill(os.getpid(), signal.SIGKILL)\n"
+    done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+# what is kept
+
+
+def test_rows_in_any_order_are_there_again(tmp_path):
+    store = open_store(tmp_path / "store")
+    assert store.state.tolist() == [EMPTY] * N and not store.rows.any()
+    for i in (3, 0):
+        store.write(i, row(i))
+    store.fail(1, "no such video")
+    del store
+    again = open_store(tmp_path / "store")
+    assert again.state.tolist() == [FILLED, FAILED, EMPTY, FILLED, EMPTY]
+    np.testing.assert_array_equal(again.rows[[0, 3]], [row(0), row(3)])
+    assert again.failures == {1: "no such video"}
+    assert again.rows.dtype == np.float32 and again.rows.shape == (N, *SHAPE)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, N - 1), st.one_of(st.integers(0, 99), st.text(max_size=6))), max_size=20))
+def test_the_last_word_on_each_row_counts(tmp_path_factory, events):
+    """A number writes the row, a text fails it; the store is opened anew halfway."""
+    folder = tmp_path_factory.mktemp("store") / "store"
+    store = open_store(folder)
+    expected = {}
+    for number, (i, event) in enumerate(events):
+        if number == len(events) // 2:
+            store = open_store(folder)
+        if isinstance(event, int):
+            store.write(i, row(event))
+        else:
+            store.fail(i, event)
+        expected[i] = event
+    for found in (store, open_store(folder)):
+        assert found.failures == {i: event for i, event in expected.items() if isinstance(event, str)}
+        states = [EMPTY if i not in expected else FILLED if isinstance(expected[i], int) else FAILED for i in range(N)]
+        assert found.state.tolist() == states
+        for i in np.flatnonzero(found.state == FILLED):
+            np.testing.assert_array_equal(found.rows[i], row(expected[int(i)]))
+
+
+def test_another_opener_sees_rows_at_once(tmp_path):
+    store, reader = open_store(tmp_path), open_store(tmp_path)
+    store.write(2, row(2))
+    assert reader.state[2] == FILLED
+    np.testing.assert_array_equal(reader.rows[2], row(2))
+
+
+def test_the_byte_comes_after_the_row(tmp_path):
+    class Full:
+        shape, dtype = (N, *SHAPE), np.dtype(DTYPE)
+
+        def __setitem__(self, i, value):
+            raise OSError(errno.EIO, "the disk is gone")
+
+    store = open_store(tmp_path)
+    store.rows = Full()
+    with pytest.raises(OSError):
+        store.write(0, row(0))
+    assert store.state[0] == EMPTY
+
+
+def test_every_block_is_allocated(tmp_path):
+    n, shape = 100, (1000,)
+    open_store(tmp_path, n=n, shape=shape, dtype="uint8")
+    stats = [(tmp_path / name).stat() for name in ("rows.bin", "done.bin")]
+    assert [stat.st_size for stat in stats] == [100_000, 100]
+    assert sum(stat.st_size for stat in stats) == bytes_needed(n, shape, "uint8")
+    assert all(stat.st_blocks * 512 >= stat.st_size for stat in stats)
+    assert bytes_needed(7, (2, 3), "float32") == 7 * (2 * 3 * 4 + 1)
+
+
+@pytest.mark.parametrize("error", [None, errno.EOPNOTSUPP, errno.EINVAL])
+def test_file_systems_that_cannot_allocate_are_written_through(tmp_path, monkeypatch, error):
+    def refuse(descriptor, start, size):
+        raise OSError(error, "no")
+
+    if error is None:
+        monkeypatch.delattr(os, "posix_fallocate")
+    else:
+        monkeypatch.setattr(os, "posix_fallocate", refuse)
+    n, size = 5, (1 << 24) // 3  # five thirds of a block
+    store = open_store(tmp_path, n=n, shape=(size,), dtype="uint8")
+    stat = (tmp_path / "rows.bin").stat()
+    assert stat.st_size == n * size and stat.st_blocks * 512 >= stat.st_size
+    assert not store.rows.any()
+
+
+# what a kill leaves
+
+
+def test_a_killed_process_loses_no_row(tmp_path):
+    run_until_killed(
+        "for i in (4, 1):\n    store.write(i, np.full((2, 3), i, np.float32))\nstore.fail(0, 'x')", tmp_path
+    )
+    store = open_store(tmp_path)
+    assert store.state.tolist() == [FAILED, FILLED, EMPTY, EMPTY, FILLED]
+    assert store.rows[[1, 4], 1, 2].tolist() == [1, 4] and store.failures == {0: "x"}
+
+
+def test_half_a_line_of_a_reason_is_passed_over(tmp_path):
+    store = open_store(tmp_path)
+    store.fail(0, "first")
+    with (tmp_path / "failed.jsonl").open("ab") as stream:
+        stream.write(b'{"row": 1, "rea')
+    store = open_store(tmp_path)
+    assert store.failures == {0: "first"}
+    store.fail(2, "gr\u00fc\u00dfe\n\u2028")
+    assert open_store(tmp_path).failures == {0: "first", 2: "gr\u00fc\u00dfe\n\u2028"}
+
+
+def test_a_reason_without_its_byte_is_no_failure(tmp_path):
+    open_store(tmp_path)
+    (tmp_path / "failed.jsonl").write_text('{"row": 1, "reason": "killed before the byte"}\n')
+    assert open_store(tmp_path).failures == {}
+
+
+def test_a_byte_without_its_reason_is_a_failure(tmp_path):
+    open_store(tmp_path).fail(np.int64(3), "gone soon")
+    (tmp_path / "failed.jsonl").unlink()
+    assert open_store(tmp_path).failures == {3: "its reason is not on record"}
+
+
+def test_a_store_killed_in_the_making_is_made_anew(tmp_path):
+    for name in ("lock", "rows.bin", "done.bin", "key.json.new", "failed.jsonl"):
+        (tmp_path / name).write_bytes(b"" if name == "lock" else b'{"row": 0, "reason": "of old"}\n' * 20)
+    store = open_store(tmp_path)
+    assert not store.rows.any() and not store.state.any()
+    store.fail(1, "of now")
+    assert open_store(tmp_path).failures == {1: "of now"}
+
+
+# one process fills
+
+
+def test_the_second_who_fills_is_refused(tmp_path):
+    first, second = open_store(tmp_path), open_store(tmp_path)
+    with first.locked():
+        said = refusal(InputError, second.locked().__enter__)
+        assert str(tmp_path) in said and "being filled by another process" in said
+    with second.locked():
+        second.write(0, row(0))
+
+
+def test_a_killed_process_keeps_no_lock(tmp_path):
+    run_until_killed("held = store.locked()\nheld.__enter__()", tmp_path)
+    with open_store(tmp_path).locked():
+        pass
+
+
+def test_the_end_of_filling_forces_the_disk(tmp_path, monkeypatch):
+    forced = []
+    store = open_store(tmp_path)
+    monkeypatch.setattr(np.memmap, "flush", lambda array: forced.append(array.shape))
+    with store.locked():
+        assert forced == []
+    assert forced == [(N, *SHAPE), (N,)]  # rows before their bytes
+
+
+def test_no_disk_to_force_is_said(tmp_path, monkeypatch):
+    def fail(array):
+        raise OSError(errno.EIO, "input/output error")
+
+    store = open_store(tmp_path)
+    monkeypatch.setattr(np.memmap, "flush", fail)
+    with pytest.raises(ExportError, match="input/output error"), store.locked():
+        pass
+
+
+def test_a_store_in_the_making_is_refused(tmp_path):
+    store = open_store(tmp_path)
+    with store.locked():
+        (tmp_path / "key.json").unlink()
+        assert "another process" in refusal(InputError, open_store, tmp_path)
+    assert (tmp_path / "rows.bin").exists()
+
+
+def test_no_locks_on_the_file_system(tmp_path, monkeypatch):
+    def refuse(stream, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert "without locks" in refusal(ExportError, open_store, tmp_path / "store")
+
+
+# other rows
+
+
+@pytest.mark.parametrize(
+    ("changes", "was", "wanted"),
+    [
+        ({"key": {"model": "b", "frames": 3}}, "model a;", "model b;"),
+        ({"key": {"model": "b", "frames": 4}}, "model a, frames 3;", "model b, frames 4;"),
+        ({"key": {"model": "a"}}, "frames 3;", "frames None;"),
+        ({"key": {**KEY, "extra": 1}}, "extra None;", "extra 1;"),
+        ({"n": 6}, "rows 5;", "rows 6;"),
+        ({"shape": (3, 2)}, "shape [2, 3];", "shape [3, 2];"),
+        ({"dtype": "int32"}, "dtype <f4;", "dtype <i4;"),
+    ],
+)
+def test_another_key_is_refused(tmp_path, changes, was, wanted):
+    open_store(tmp_path).write(0, row(0))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    said = refusal(InputError, open_store, tmp_path, **changes)
+    assert f"found rows kept for {was}" in said and f"expected {wanted}" in said and f"delete {tmp_path}" in said
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_an_equal_key_opens(tmp_path):
+    open_store(tmp_path, key={"sizes": (1, 2), "of": {"a": 1.5}})
+    open_store(tmp_path, key={"of": {"a": 1.5}, "sizes": [1, 2]})
+
+
+@pytest.mark.parametrize(
+    "wrong", [row(0)[0], row(0).astype(np.float64), row(0)[None], row(0).T, np.float32(1).reshape(())]
+)
+def test_a_row_of_another_kind_is_refused(tmp_path, wrong):
+    store = open_store(tmp_path)
+    said = refusal(InputError, store.write, 0, wrong)
+    assert str(list(wrong.shape)) in said and str(wrong.dtype) in said and "[2, 3] and dtype float32" in said
+    assert not store.state.any() and not store.rows.any()
+
+
+@pytest.mark.parametrize("i", [-1, N])
+def test_no_such_row(tmp_path, i):
+    store = open_store(tmp_path)
+    for call in (lambda: store.write(i, row(0)), lambda: store.fail(i, "x")):
+        with pytest.raises(IndexError, match=f"row {i} of {N}"):
+            call()
+    assert not store.state.any() and not (tmp_path / "failed.jsonl").exists()
+
+
+@pytest.mark.parametrize(("n", "shape"), [(0, (2,)), (-1, (2,)), (3, (2, 0))])
+def test_a_store_of_nothing(tmp_path, n, shape):
+    assert f"{n} rows" in refusal(InputError, open_store, tmp_path / "store", n=n, shape=shape)
+    assert not (tmp_path / "store").exists()
+
+
+# damage
+
+
+def cut_rows(folder):
+    os.truncate(folder / "rows.bin", 7)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        cut_rows,
+        lambda folder: (folder / "done.bin").unlink(),
+        lambda folder: (folder / "done.bin").write_bytes(bytes(N + 1)),
+        lambda folder: (folder / "key.json").write_text('{"model": '),
+        lambda folder: (folder / "key.json").write_bytes(b"\xff"),
+    ],
+)
+def test_a_damaged_store_is_refused(tmp_path, damage):
+    open_store(tmp_path)
+    damage(tmp_path)
+    said = refusal(InputError, open_store, tmp_path)
+    assert "damaged" in said and f"delete {tmp_path}" in said
+
+
+# no room
+
+
+def no_space(descriptor, start, size):
+    os.pwrite(descriptor, b"half", 0)
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_too_little_space_is_said_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2_000_000))
+    said = refusal(ExportError, open_store, tmp_path / "a" / "b", n=3000, shape=(1000,), dtype="uint8")
+    assert "0.002 GB free" in said and "0.003 GB for 3000 rows" in said and str(tmp_path / "a" / "b") in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path, monkeypatch, error):
+    allocate, calls = os.posix_fallocate, []
+
+    def second_fails(descriptor, start, size):
+        calls.append(size)
+        if len(calls) == 2:
+            raise OSError(error, "full")
+        allocate(descriptor, start, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", second_fails)
+    said = refusal(ExportError, open_store, tmp_path / "a" / "b")
+    assert "GB free" in said and len(calls) == 2
+    assert list(tmp_path.iterdir()) == []
+    open_store(tmp_path / "a" / "b").write(0, row(0))  # and can be had later
+
+
+def test_a_folder_that_was_there_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "posix_fallocate", no_space)
+    refusal(ExportError, open_store, tmp_path)
+    assert tmp_path.is_dir() and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), OSError(errno.EIO, "input/output error")])
+def test_stopped_in_the_making_leaves_nothing(tmp_path, monkeypatch, stop):
+    def refuse(descriptor, start, size):
+        raise stop
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    expected = ExportError if isinstance(stop, OSError) else KeyboardInterrupt
+    with pytest.raises(expected) as caught:
+        open_store(tmp_path / "store")
+    assert expected is KeyboardInterrupt or "input/output error" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("months of work")
+    assert "something else" in refusal(InputError, open_store, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert "cannot be written" in refusal(ExportError, open_store, folder)
+
+
+def test_the_key_can_be_read_by_people(tmp_path):
+    open_store(tmp_path)
+    assert json.loads((tmp_path / "key.json").read_text()) == {
+        **KEY,
+        "rows": N,
+        "shape": [2, 3],
+        "dtype": "<f4",
+    }

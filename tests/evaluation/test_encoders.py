@@ -1,0 +1,253 @@
+"""Bundles and checkpoints as encoders: equal to what they wrap, told apart by fingerprints, refused with advice."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from tempme_export.bundle import MANIFEST, TEXT, VIDEO, open_bundle, write_manifest
+from tempme_export.checkpoint import load_checkpoint
+from tempme_export.errors import BackendError, BundleError, CheckpointError, InputError, ProfileError, UsageError
+from tempme_export.evaluation import encoders
+from tempme_export.evaluation.encoders import BundleEncoder, CheckpointEncoder, open_encoder
+from tempme_export.parity import cosine_distance
+from tempme_export.profile import load_profile
+from tempme_export.recipe import prepare
+from tempme_export.reference import ReferenceText, ReferenceVideo
+from tempme_export.retrieval import RetrievalModel
+from tempme_export.selftest import preprocess_for
+from tempme_export.tokenizer import Tokenizer
+
+TEXTS = ["a small red square moves left, then up", "a dog", "rain"]
+
+
+@pytest.fixture(scope="module")
+def recipe(mini_checkpoint, mini_profile):
+    return prepare(load_checkpoint(mini_checkpoint), mini_profile)
+
+
+@pytest.fixture(scope="module")
+def oracle(recipe, noise):
+    """(video [5, E], text [3, E]) of `noise` and `TEXTS`, each encoded alone."""
+    preprocess, video, text = preprocess_for(recipe), ReferenceVideo(recipe), ReferenceText(recipe)
+    ids = torch.from_numpy(Tokenizer("tempme-mini", 24)(TEXTS))
+    pixels = [torch.from_numpy(preprocess(clip)[None]) for clip in noise]
+    return torch.cat([video(one) for one in pixels]).numpy(), torch.cat([text(row[None]) for row in ids]).numpy()
+
+
+@pytest.fixture(params=["original", "torch", "ort"])
+def encoder(request, mini_checkpoint, mini_profile, mini_bundle):
+    is_bundle = request.param == "ort"
+    source, profile = (mini_bundle, None) if is_bundle else (mini_checkpoint, mini_profile)
+    opened = open_encoder(source, profile, request.param)
+    yield opened
+    opened.close()
+
+
+def assert_near(expected, found):
+    assert found.dtype == np.float32 and found.shape == expected.shape
+    assert cosine_distance(expected, found) <= 1e-6
+    np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-5)
+
+
+class TestEmbeddings:
+    def test_facts(self, encoder):
+        assert (encoder.frames, encoder.embed, encoder.preprocess.size) == (8, 128, 64)
+        assert encoder.name in ("mini.pth", "mini.tempme") and encoder.device == "cpu"
+        assert len(encoder.fingerprint) == 64
+
+    def test_videos(self, encoder, oracle, noise):
+        expected = oracle[0]
+        assert cosine_distance(expected[:1], expected[1:2]) > 1e-4, "an order mixed up would show"
+        assert_near(expected, encoder.encode_frames(noise))
+        assert_near(expected[2:3], encoder.encode_frames(noise[2:3]))
+
+    def test_texts(self, encoder, oracle):
+        assert cosine_distance(oracle[1][:1], oracle[1][1:2]) > 1e-4
+        assert_near(oracle[1], encoder.encode_text(TEXTS))
+        assert_near(oracle[1][1:], encoder.encode_text(tuple(TEXTS[1:])))
+
+    def test_nothing(self, encoder):
+        for found in (encoder.encode_frames(np.zeros((0, 8, 64, 64, 3), np.uint8)), encoder.encode_text([])):
+            assert found.shape == (0, 128) and found.dtype == np.float32
+
+    def test_texts_come_in_batches(self, encoder, oracle, monkeypatch):
+        monkeypatch.setattr(encoders, "_TEXTS", 2)
+        seen = []
+        runner = encoder.model._runner(TEXT) if isinstance(encoder, BundleEncoder) else encoder._text
+        infer = runner.infer
+        monkeypatch.setattr(runner, "infer", lambda inputs: (seen.append(len(inputs["token_ids"])), infer(inputs))[1])
+        assert_near(oracle[1], encoder.encode_text(TEXTS))
+        assert seen == [2, 1]
+
+    @pytest.mark.parametrize(
+        ("make", "words"),
+        [
+            (lambda n: n[:, :, :32, :32], r"uint8 \[5, 8, 32, 32, 3\]"),
+            (lambda n: n[:, :4], r"\[5, 4, 64, 64, 3\]"),
+            (lambda n: n.astype(np.float32), r"float32 \[5, 8, 64, 64, 3\]"),
+            (lambda n: n[0], r"\[8, 64, 64, 3\]"),
+            (lambda n: n.transpose(0, 1, 4, 2, 3), r"\[5, 8, 3, 64, 64\]"),
+        ],
+    )
+    def test_frames_of_another_kind(self, encoder, noise, make, words):
+        with pytest.raises(InputError, match=f"{words}; expected uint8 .batch, 8, 64, 64, 3"):
+            encoder.encode_frames(make(noise))
+
+    def test_blank_text(self, encoder):
+        with pytest.raises(InputError, match="text 1 blank"):
+            encoder.encode_text(["a", " "])
+
+
+def test_a_bundle_sees_the_frames_as_they_are(mini_bundle, noise, monkeypatch):
+    """Resizing and cropping what has the right size must not touch a bit."""
+    seen = []
+    with RetrievalModel(open_bundle(mini_bundle)) as model:
+        infer = model._runner(VIDEO).infer
+        monkeypatch.setattr(
+            model._runner(VIDEO), "infer", lambda inputs: (seen.append(inputs["frames"]), infer(inputs))[1]
+        )
+        model.encode_video(list(noise))
+    mean, std = np.float32(model.preprocess.mean), np.float32(model.preprocess.std)
+    expected = ((noise.astype(np.float32) / np.float32(255) - mean) / std).transpose(0, 1, 4, 2, 3)
+    np.testing.assert_array_equal(np.concatenate(seen), expected)
+
+
+def test_a_checkpoint_sees_them_alike(recipe, noise, monkeypatch):
+    encoder, seen = CheckpointEncoder(recipe), []
+    infer = encoder._video.infer
+    monkeypatch.setattr(encoder._video, "infer", lambda inputs: (seen.append(inputs["frames"]), infer(inputs))[1])
+    encoder.encode_frames(noise)
+    preprocess = preprocess_for(recipe)
+    np.testing.assert_array_equal(seen[0], np.stack([preprocess(clip) for clip in noise]))
+
+
+class TestFingerprint:
+    def test_the_same_again(self, mini_bundle, mini_checkpoint, mini_profile):
+        for source, profile in ((mini_bundle, None), (mini_checkpoint, mini_profile)):
+            with_str = open_encoder(str(source), profile).fingerprint
+            assert with_str == open_encoder(source, profile).fingerprint
+
+    def test_what_tells_apart(self, recipe, mini_bundle, monkeypatch):
+        merge = dataclasses.replace(recipe.profile.merge, image_r=1)
+        other_profile = dataclasses.replace(recipe.profile, merge=merge)
+        other_file = dataclasses.replace(recipe.checkpoint, sha256="0" * 64)
+        found = [
+            CheckpointEncoder(recipe).fingerprint,
+            CheckpointEncoder(recipe, "torch").fingerprint,
+            CheckpointEncoder(prepare(recipe.checkpoint, other_profile)).fingerprint,
+            CheckpointEncoder(prepare(other_file, recipe.profile)).fingerprint,
+            BundleEncoder(open_bundle(mini_bundle)).fingerprint,
+        ]
+        model, versions = ["0"], dict(onnxruntime="1.0", torch="2.0")
+        installed = [type("D", (), {"metadata": {"Name": n}, "version": v}) for n, v in versions.items()]
+        monkeypatch.setattr(encoders.importlib.metadata, "distributions", lambda: installed)
+        found += [encoders._fingerprint(model, "ort", device, ["onnxruntime"]) for device in ("cpu", "cuda")]
+        installed[0].version = "1.1"
+        found.append(encoders._fingerprint(model, "ort", "cpu", ["onnxruntime"]))
+        assert len(set(found)) == len(found)
+
+    def test_what_does_not(self, monkeypatch):
+        of = encoders._fingerprint
+        assert of("m", "torch", "cuda:0", ["torch"]) == of("m", "torch", "cuda:1", ["torch"])
+        before = of("m", "ort", "cpu", ["onnxruntime"])
+        monkeypatch.setattr(torch, "__version__", "99")
+        assert of("m", "ort", "cpu", ["onnxruntime"]) == before
+
+    def test_versions_are_inside(self, recipe, mini_bundle, monkeypatch):
+        seen = []
+        real = encoders._fingerprint
+        monkeypatch.setattr(encoders, "_fingerprint", lambda *a: (seen.append(a), real(*a))[1])
+        CheckpointEncoder(recipe, "torch")
+        bundle = open_bundle(mini_bundle)
+        BundleEncoder(bundle)
+        (model, backend, device, packages), on_ort = seen
+        assert model[0] == recipe.checkpoint.sha256 and model[1] == recipe.profile.to_dict()
+        assert (backend, device, list(packages)) == ("torch", "cpu", ["torch"])
+        assert on_ort[:3] == (bundle.manifest["sha256"], "ort", "cpu") and "onnxruntime" in on_ort[3]
+
+
+class TestOpening:
+    def test_defaults(self, mini_bundle, mini_checkpoint, mini_profile):
+        assert open_encoder(mini_bundle).backend == "ort"
+        assert open_encoder(mini_checkpoint, mini_profile).backend == "original"
+
+    @pytest.mark.parametrize("backend", ["original", "torch"])
+    def test_a_checkpoints_backend_for_a_bundle(self, mini_bundle, backend):
+        with pytest.raises(UsageError, match=rf"is a bundle, and backend '{backend}' runs a checkpoint.*ort, pt2"):
+            open_encoder(mini_bundle, backend=backend)
+
+    @pytest.mark.parametrize(("backend", "flag"), [("ort", ""), ("pt2", " --pt2")])
+    def test_a_bundles_backend_for_a_checkpoint(self, mini_checkpoint, mini_profile, backend, flag):
+        with pytest.raises(UsageError, match=f"tempme-export {mini_checkpoint}{flag} and give.*original, torch"):
+            open_encoder(mini_checkpoint, mini_profile, backend)
+
+    def test_unknown_backends(self, mini_bundle, mini_checkpoint, mini_profile, recipe):
+        with pytest.raises(BackendError, match=r"'fast' is unknown.*ort, pt2"):
+            open_encoder(mini_bundle, backend="fast")
+        with pytest.raises(BackendError, match=r"'fast' is unknown.*original, torch"):
+            open_encoder(mini_checkpoint, mini_profile, "fast")
+        with pytest.raises(BackendError, match="not one of original, torch"):
+            CheckpointEncoder(recipe, "ort")
+
+    def test_backend_is_judged_before_the_file_is_read(self, tmp_path):
+        with pytest.raises(UsageError, match="is a checkpoint"):
+            open_encoder(tmp_path / "missing.pth", backend="ort")
+
+    def test_a_profile_for_a_bundle(self, mini_bundle, mini_profile):
+        with pytest.raises(UsageError, match=r"profile lies in its manifest.json. Leave out --profile"):
+            open_encoder(mini_bundle, mini_profile)
+
+    def test_package_that_is_not_there(self, mini_bundle):
+        with pytest.raises(BackendError, match=r"has no video.pt2. Export it with --pt2"):
+            open_encoder(mini_bundle, backend="pt2")
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+    def test_devices(self, mini_bundle, mini_checkpoint, mini_profile):
+        for device in ("cuda", "tpu"):
+            for source, profile in ((mini_bundle, None), (mini_checkpoint, mini_profile)):
+                with pytest.raises(BackendError, match=f"{device}.*cpu"):
+                    open_encoder(source, profile, device=device)
+
+    def test_sources_that_are_none(self, tmp_path):
+        with pytest.raises(BundleError, match=r"no manifest.json"):
+            open_encoder(tmp_path)
+        with pytest.raises(CheckpointError, match="does not exist"):
+            open_encoder(tmp_path / "missing.pth")
+        with pytest.raises(CheckpointError, match="is not open_clip:MODEL/PRETRAINED"):
+            open_encoder("open_clip:nothing")
+
+    def test_a_changed_bundle(self, mini_bundle, tmp_path):
+        copy = shutil.copytree(mini_bundle, tmp_path / "copy.tempme")
+        with (copy / VIDEO).open("r+b") as stream:
+            stream.seek(1000)
+            stream.write(b"\0\1\2\3")
+        with pytest.raises(BundleError, match=r"video.onnx was changed"):
+            open_encoder(copy)
+        (copy / MANIFEST).unlink()
+        with pytest.raises(BundleError, match=r"no manifest.json"):
+            open_encoder(copy)
+
+    def test_a_folder_called_by_a_dot(self, mini_bundle, monkeypatch):
+        monkeypatch.chdir(mini_bundle)
+        assert open_encoder(".").name == "mini.tempme"
+
+    def test_no_tokenizer(self, mini_checkpoint, mini_profile, mini_bundle, tmp_path):
+        """Refused before any video is encoded."""
+        nameless = dataclasses.replace(load_profile(mini_profile), backbone="checkpoint")
+        with pytest.raises(ProfileError, match="no tokenizer"):
+            CheckpointEncoder(prepare(load_checkpoint(mini_checkpoint), nameless))
+        copy = shutil.copytree(mini_bundle, tmp_path / "copy.tempme")
+        manifest = {k: v for k, v in open_bundle(copy).manifest.items() if k not in ("format", "files", "sha256")}
+        write_manifest(copy, {**manifest, "profile": nameless.to_dict()})
+        with pytest.raises(ProfileError, match="no tokenizer"):
+            open_encoder(copy)
+
+    def test_closing(self, mini_bundle, noise):
+        encoder = open_encoder(mini_bundle)
+        encoder.encode_frames(noise[:1])
+        assert encoder.model._runners
+        encoder.close()
+        assert not encoder.model._runners

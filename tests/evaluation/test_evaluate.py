@@ -1,0 +1,428 @@
+"""Data to embeddings to metrics: what is skipped, kept, resumed and never mixed up."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import polars as pl
+import pytest
+
+from tempme_export.data.annotations import open_data
+from tempme_export.data.frames import FrameCache, FrameFiles
+from tempme_export.data.records import RetrievalData
+from tempme_export.errors import InputError, VideoError
+from tempme_export.evaluation import evaluate as module
+from tempme_export.evaluation.encoders import open_encoder
+from tempme_export.evaluation.evaluate import COLUMNS, data_key, embed, evaluate, judge
+from tempme_export.evaluation.metrics import group_retrieval, retrieval
+from tempme_export.parity import cosine_distance
+
+
+def files(data, encoder):
+    return FrameFiles(data.paths, encoder.frames, encoder.preprocess)
+
+
+def run(encoder, data, store=None, **more):
+    return embed(encoder, data, files(data, encoder), store, **more)
+
+
+@pytest.fixture
+def world_copy(world, tmp_path):
+    """The world in a folder to spoil."""
+    return shutil.copytree(world, tmp_path / "world")
+
+
+def opened(folder):
+    return open_data(folder / "data.csv", "test")
+
+
+class Frames:
+    """A FrameSource without files. A video whose frames are None cannot be read."""
+
+    def __init__(self, clips, frames=4, size=16):
+        self.clips, self.frames, self.size, self.failures = clips, frames, size, {}
+
+    def __len__(self):
+        return len(self.clips)
+
+    def __getitem__(self, i):
+        if self.clips[i] is None:
+            raise VideoError(f"clip {i} is spoilt")
+        return self.clips[i]
+
+
+def made_up(n, spoilt=()):
+    """`n` videos of one caption each that are nowhere on the disk, and their frames."""
+    rng = np.random.default_rng(7)
+    clips = [None if i in spoilt else rng.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8) for i in range(n)]
+    ids = tuple(f"v{i}" for i in range(n))
+    captions = tuple(f"what {one} shows" for one in ids)
+    data = RetrievalData("made up", ids, tuple(os.path.join("/nowhere", one) for one in ids), captions, tuple(range(n)))
+    return data, Frames(clips)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from tempme_export.data.annotations import open_data
+from tempme_export.data.frames import FrameFiles
+from tempme_export.evaluation.evaluate import embed
+from tempme_export.preprocess import Preprocess
+
+class Encoder:
+    name, fingerprint, frames, embed = "fake", "f" * 64, 4, 6
+    preprocess = Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    calls = 0
+
+    def encode_frames(self, frames):
+        self.calls += 1
+        if self.calls == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return np.full((len(frames), 6), self.calls, np.float32)
+
+data = open_data(Path(sys.argv[1]) / "data.csv", "test")
+embed(Encoder(), data, FrameFiles(data.paths, 4, Encoder.preprocess), Path(sys.argv[2]), batch=1)
+"""
+
+
+class TestByHand:
+    """Three videos, of which the second has two captions; every cosine is chosen."""
+
+    text = np.array([[0.8, 0.6, 0], [0, 0.6, 0.8], [0.6, 0.8, 0], [0, 0, 1]], np.float32)
+
+    @pytest.fixture
+    def encoder(self, fake_encoder):
+        class ByHand(fake_encoder):
+            def encode_frames(self, frames):
+                super().encode_frames(frames)
+                return np.eye(3, dtype=np.float32)[frames[:, 0, 0, 0, 0]]
+
+            def encode_text(self, texts):
+                super().encode_text(texts)
+                return TestByHand.text[[int(text.split()[1]) for text in texts]]
+
+        return ByHand(embed=3)
+
+    @pytest.fixture
+    def asked(self):
+        clips = [np.full((4, 16, 16, 3), i, np.uint8) for i in range(3)]
+        captions = ("text 0", "text 1", "text 2", "text 3")
+        data = RetrievalData("by hand", ("x", "y", "z"), ("/x", "/y", "/z"), captions, (0, 2, 1, 1), ("g", "h", "g"))
+        return data, Frames(clips)
+
+    def test_both_directions(self, encoder, asked):
+        """Text ranks: 0.8 of (0.8, 0.6, 0) first; 0.8 of (0, 0.6, 0.8) first; 0.8 of (0.6, 0.8, 0) first; 0 of
+        (0, 0, 1) ties with video x, last. Video ranks: x has 0.8 before 0.6; y's best is 0.8; z's 0.8 comes after 1.
+        In the group of x and z only texts 0 and 1 are asked, and both are first."""
+        found = evaluate(encoder, *asked, backend="none")
+        assert (found.text_to_video.r1, found.text_to_video.r5) == (75.0, 100.0)
+        assert (found.text_to_video.mean_rank, found.text_to_video.median_rank) == (1.5, 1.0)
+        assert (found.text_to_video.queries, found.text_to_video.candidates) == (4, 3)
+        assert found.video_to_text.r1 == pytest.approx(200 / 3)
+        assert (found.video_to_text.mean_rank, found.video_to_text.queries) == (pytest.approx(4 / 3), 3)
+        assert found.in_groups.to_dict()["r1"] == 100.0
+        assert (found.in_groups.queries, found.in_groups.candidates) == (2, 2)
+        assert found.skipped == {} and found.not_finite == 0
+
+    def test_frame(self, encoder, asked):
+        frame = evaluate(encoder, *asked, backend="none").to_frame()
+        assert frame.columns == [
+            *("data", "model", "backend", "direction", "R@1", "R@5", "R@10", "R-Sum", "MdR", "MnR"),
+            *("queries", "candidates", "skipped"),
+        ]
+        assert frame.schema == pl.Schema(dict(COLUMNS))
+        assert frame["direction"].to_list() == ["text-to-video", "video-to-text", "text-to-video in group"]
+        assert frame.row(0) == (
+            "by hand",
+            "fake",
+            "none",
+            "text-to-video",
+            75.0,
+            100.0,
+            100.0,
+            275.0,
+            1.0,
+            1.5,
+            4,
+            3,
+            0,
+        )
+
+    def test_document(self, encoder, asked):
+        found = evaluate(encoder, *asked, backend="none")
+        document = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+        assert document["data"] == "by hand" and document["model"] == "fake" and document["backend"] == "none"
+        assert document["fingerprint"] == "f" * 64 and document["skipped"] == {} and document["not_finite"] == 0
+        assert list(document["retrieval"]) == ["text-to-video", "video-to-text", "text-to-video in group"]
+        assert document["retrieval"]["text-to-video"]["r_sum"] == 275.0
+
+    def test_no_groups(self, encoder, asked):
+        data, source = asked
+        found = evaluate(encoder, dataclasses.replace(data, groups=None), source)
+        assert found.in_groups is None and found.to_frame().height == 2
+
+    def test_rows_that_are_no_numbers_are_counted(self, encoder, asked):
+        found = embed(encoder, *asked)
+        found.video[0, 1], found.text[2, 0] = np.nan, np.inf
+        assert judge(found, encoder).not_finite == 2
+
+
+class TestEmbed:
+    def test_everything_in_order(self, fake_encoder):
+        data, source = made_up(11)
+        encoder, seen = fake_encoder(), []
+        found = embed(encoder, data, source, progress=lambda *step: seen.append(step), batch=4)
+        assert encoder.batches == [4, 4, 3]
+        assert found.data == data and found.skipped == {}
+        np.testing.assert_array_equal(found.video, fake_encoder().encode_frames(np.stack(source.clips)))
+        np.testing.assert_array_equal(found.text, fake_encoder().encode_text(data.captions))
+        assert seen == [*(("videos", i, 11) for i in range(12)), ("texts", 0, 11), ("texts", 11, 11)]
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_from_files(self, world_data, fake_encoder, workers):
+        found = run(fake_encoder(), world_data, batch=2, workers=workers)
+        source = files(world_data, fake_encoder())
+        expected = fake_encoder().encode_frames(source.batch(range(5)))
+        np.testing.assert_array_equal(found.video, expected)
+        assert len(np.unique(expected, axis=0)) == 5, "the clips differ"
+
+    def test_from_a_cache(self, world_data, fake_encoder, tmp_path):
+        encoder = fake_encoder()
+        cache = FrameCache.open(tmp_path / "cache", world_data.paths, encoder.frames, encoder.preprocess)
+        cache.fill(0)
+        found = embed(encoder, world_data, cache)
+        np.testing.assert_array_equal(found.video, run(fake_encoder(), world_data).video)
+
+    def test_metrics_are_those_of_the_embeddings(self, world_data, fake_encoder):
+        encoder = fake_encoder()
+        found = run(encoder, world_data)
+        evaluation = evaluate(encoder, world_data, files(world_data, encoder))
+        owner, groups = world_data.owner, world_data.groups
+        assert (evaluation.text_to_video, evaluation.video_to_text) == retrieval(found.text, found.video, owner)
+        assert evaluation.in_groups == group_retrieval(found.text, found.video, owner, groups)
+        assert evaluation.text_to_video.queries == 7 and evaluation.video_to_text.queries == 5
+
+    @pytest.mark.parametrize("backend", ["original", "torch", "ort"])
+    def test_real_encoders_agree(self, world_data, mini_checkpoint, mini_profile, mini_bundle, backend):
+        expected = run(open_encoder(mini_checkpoint, mini_profile, "original"), world_data)
+        is_bundle = backend == "ort"
+        encoder = open_encoder(
+            mini_bundle if is_bundle else mini_checkpoint, None if is_bundle else mini_profile, backend
+        )
+        found = run(encoder, world_data, batch=3)
+        assert cosine_distance(expected.video, found.video) <= 1e-5
+        assert cosine_distance(expected.text, found.text) <= 1e-5
+        encoder.close()
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"frames": 3}, "5 videos, 3 frames of 16 pixels; expected 5 videos, 4 frames of 16 pixels"),
+            ({"size": 8}, "5 videos, 4 frames of 8 pixels; expected 5 videos, 4 frames of 16 pixels"),
+            ({"clips": []}, "0 videos, 4 frames of 16 pixels; expected 5 videos"),
+        ],
+    )
+    def test_a_source_of_another_kind(self, fake_encoder, change, words):
+        data, source = made_up(5)
+        for name, value in change.items():
+            setattr(source, name, value)
+        with pytest.raises(InputError, match=words):
+            embed(fake_encoder(), data, source)
+
+    def test_a_caption_the_encoder_refuses(self, fake_encoder):
+        class Picky(fake_encoder):
+            def encode_text(self, texts):
+                raise InputError("found text 2 blank")
+
+        data, source = made_up(3)
+        with pytest.raises(InputError, match=r"made up, captions 0 to 2 \(text 0 is the first\): found text 2 blank"):
+            embed(Picky(), data, source)
+
+
+class TestSkipping:
+    def test_spoilt_videos_go_with_their_captions(self, fake_encoder, world_copy):
+        (world_copy / "b.avi").unlink()
+        (world_copy / "d.avi").write_bytes((world_copy / "d.avi").read_bytes()[:900])
+        data, encoder = opened(world_copy), fake_encoder()
+        found = run(encoder, data, batch=2)
+        assert found.data.video_ids == ("a", "c", "e") and encoder.videos == 3
+        assert found.data.captions == ("clip a in words", "another of a", "clip c in words", "clip e in words")
+        assert encoder.texts == list(found.data.captions)
+        assert list(found.skipped) == ["b", "d"]
+        assert "no such file" in found.skipped["b"] and "d.avi" in found.skipped["d"]
+        everything = run(fake_encoder(), data.select([0, 2, 4]))
+        np.testing.assert_array_equal(found.video, everything.video)
+        evaluation = judge(found, encoder)
+        assert evaluation.to_frame()["skipped"].to_list() == [2, 2, 2]
+        assert evaluation.text_to_video.candidates == 3 and evaluation.text_to_video.queries == 4
+        assert evaluation.in_groups.queries == 3, "e is alone in its group now"
+        assert evaluation.to_dict()["skipped"] == found.skipped
+
+    def test_none_is_left(self, fake_encoder):
+        data, source = made_up(3, spoilt=range(3))
+        with pytest.raises(
+            InputError, match=r"none of 3 videos readable, the first because: clip 0 is spoilt.*--videos"
+        ):
+            embed(fake_encoder(), data, source)
+
+    def test_spoilt_ones_fill_no_batch(self, fake_encoder):
+        data, source = made_up(7, spoilt=(0, 3, 6))
+        encoder = fake_encoder()
+        embed(encoder, data, source, batch=2)
+        assert encoder.batches == [2, 2]
+
+
+class TestStore:
+    def test_nothing_is_encoded_twice(self, fake_encoder, tmp_path):
+        data, source = made_up(6, spoilt=(2,))
+        first = embed(fake_encoder(), data, source, tmp_path)
+        again, seen = fake_encoder(), []
+        found = embed(again, data, source, tmp_path, lambda *step: seen.append(step))
+        assert again.videos == 0 and again.texts == []
+        assert seen == [("videos", 6, 6), ("texts", 5, 5)]
+        np.testing.assert_array_equal(found.video, first.video)
+        np.testing.assert_array_equal(found.text, first.text)
+        assert found.data == first.data and found.skipped == first.skipped == {"v2": "clip 2 is spoilt"}
+
+    def test_an_interrupted_run_goes_on(self, fake_encoder, tmp_path):
+        data, source = made_up(11)
+        stopped = fake_encoder(stop=5)
+        with pytest.raises(KeyboardInterrupt):
+            embed(stopped, data, source, tmp_path, batch=2)
+        assert stopped.videos == 4
+        resumed = fake_encoder()
+        found = embed(resumed, data, source, tmp_path, batch=2)
+        assert resumed.videos == 7 and resumed.texts == list(data.captions)
+        expected = embed(fake_encoder(), data, source)
+        np.testing.assert_array_equal(found.video, expected.video)
+
+    def test_a_killed_run_goes_on(self, fake_encoder, world, world_data, tmp_path):
+        """Nothing is said at the end of it: no exception, no flush."""
+        done = subprocess.run([sys.executable, "-c", KILLED, str(world), str(tmp_path)], capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        resumed = fake_encoder()
+        found = run(resumed, world_data, tmp_path)
+        assert resumed.videos == 2
+        assert found.video[:3, 0].tolist() == [1, 2, 3]
+
+    def test_interrupted_among_the_texts(self, fake_encoder, tmp_path, monkeypatch):
+        class Stops(fake_encoder):
+            def encode_text(self, texts):
+                if self.texts:
+                    raise KeyboardInterrupt
+                return super().encode_text(texts)
+
+        monkeypatch.setattr(module, "_TEXTS", 3)
+        data, source = made_up(8)
+        with pytest.raises(KeyboardInterrupt):
+            embed(Stops(), data, source, tmp_path)
+        resumed = fake_encoder()
+        found = embed(resumed, data, source, tmp_path)
+        assert resumed.videos == 0 and resumed.texts == list(data.captions[3:])
+        np.testing.assert_array_equal(found.text, embed(fake_encoder(), data, source).text)
+
+    def test_with_worker_processes_too(self, fake_encoder, world_data, tmp_path):
+        with pytest.raises(KeyboardInterrupt):
+            run(fake_encoder(stop=2), world_data, tmp_path, batch=2, workers=2)
+        resumed = fake_encoder()
+        found = run(resumed, world_data, tmp_path, batch=2, workers=2)
+        assert resumed.videos == 3
+        np.testing.assert_array_equal(found.video, run(fake_encoder(), world_data).video)
+
+    def test_another_fingerprint_shares_nothing(self, fake_encoder, tmp_path):
+        data, source = made_up(4)
+        embed(fake_encoder("f" * 64), data, source, tmp_path)
+        other = fake_encoder("e" * 64)
+        embed(other, data, source, tmp_path)
+        assert other.videos == 4 and len(other.texts) == 4
+
+    def test_a_fingerprint_that_begins_alike(self, fake_encoder, tmp_path):
+        """The folder's name is cut; what is inside tells the rest."""
+        data, source = made_up(4)
+        embed(fake_encoder("f" * 64), data, source, tmp_path)
+        other = fake_encoder("f" * 63 + "e")
+        with pytest.raises(InputError, match="found rows kept for encoder f"):
+            embed(other, data, source, tmp_path)
+        assert other.videos == 0
+
+    def test_files_whose_key_begins_alike(self, fake_encoder, tmp_path, monkeypatch):
+        data, source = made_up(4)
+        monkeypatch.setattr(module, "data_key", lambda data: "d" * 64)
+        embed(fake_encoder(), data, source, tmp_path)
+        monkeypatch.setattr(module, "data_key", lambda data: "d" * 63 + "c")
+        with pytest.raises(InputError, match="found rows kept for content d"):
+            embed(fake_encoder(), data, source, tmp_path)
+
+    def test_files_that_changed_are_encoded_again(self, fake_encoder, world_copy, tmp_path):
+        store = tmp_path / "features"
+        run(fake_encoder(), opened(world_copy), store)
+        shutil.copy(world_copy / "b.avi", world_copy / "a.avi")
+        again = fake_encoder()
+        found = run(again, opened(world_copy), store)
+        assert again.videos == 5 and again.texts == []
+        np.testing.assert_array_equal(found.video[0], found.video[1])
+
+    def test_captions_that_changed_leave_the_videos(self, fake_encoder, world_copy, tmp_path):
+        store = tmp_path / "features"
+        run(fake_encoder(), opened(world_copy), store)
+        table = world_copy / "data.csv"
+        table.write_text(table.read_text().replace("another of d", "yet another of d"))
+        again = fake_encoder()
+        run(again, opened(world_copy), store)
+        assert again.videos == 0 and len(again.texts) == 7
+
+    def test_a_file_that_was_mended_is_read(self, fake_encoder, world_copy, tmp_path):
+        store, clip = tmp_path / "features", world_copy / "c.avi"
+        whole = clip.read_bytes()
+        clip.unlink()
+        assert list(run(fake_encoder(), opened(world_copy), store).skipped) == ["c"]
+        clip.write_bytes(whole)
+        assert run(fake_encoder(), opened(world_copy), store).skipped == {}
+
+    def test_a_store_in_use(self, fake_encoder, tmp_path):
+        class Nested(fake_encoder):
+            def encode_frames(self, frames):
+                with pytest.raises(InputError, match="filled by another process"):
+                    embed(fake_encoder(), *made_up(4), tmp_path)
+                return super().encode_frames(frames)
+
+        assert len(embed(Nested(), *made_up(4), tmp_path).video) == 4
+
+    def test_results_outlive_the_store(self, fake_encoder, tmp_path):
+        """They are copies, so that nothing writes to the store through them."""
+        found = embed(fake_encoder(), *made_up(3), tmp_path)
+        found.video[:] = found.text[:] = 0
+        kept = embed(fake_encoder(), *made_up(3), tmp_path)
+        assert kept.video.any() and kept.text.any()
+
+
+class TestDataKey:
+    def test_what_it_depends_on(self, world_copy):
+        data = opened(world_copy)
+        keys = [data_key(data), data_key(data.select([1, 0, 2, 3, 4])), data_key(data.select([0, 1, 2, 3]))]
+        keys.append(data_key(dataclasses.replace(data, video_ids=("A", "b", "c", "d", "e"))))
+        os.utime(world_copy / "a.avi", ns=(1, 1))
+        keys.append(data_key(data))
+        with (world_copy / "a.avi").open("ab") as stream:
+            stream.write(b"\0")
+        os.utime(world_copy / "a.avi", ns=(1, 1))
+        keys.append(data_key(data))
+        (world_copy / "a.avi").unlink()
+        keys.append(data_key(data))
+        assert len(set(keys)) == len(keys)
+
+    def test_what_it_does_not(self, world_copy, monkeypatch):
+        data = opened(world_copy)
+        before = data_key(data)
+        assert data_key(dataclasses.replace(data, captions=tuple("abcdefg"), name="other", groups=None)) == before
+        monkeypatch.chdir(world_copy.parent)
+        assert (
+            data_key(dataclasses.replace(data, paths=tuple(p.relative_to(world_copy.parent) for p in data.paths)))
+            == before
+        )

@@ -1,0 +1,369 @@
+"""`tempme-export --gate`: a real bundle of a real model, judged on rendered clips; refusals leave what they should."""
+
+import csv
+import dataclasses
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import tempme_export
+from tempme_export import cli, console, pipeline
+from tempme_export.backbone import open_clip_backbone
+from tempme_export.bundle import MANIFEST, TEXT, VIDEO, open_bundle, verify_files, write_manifest
+from tempme_export.data.annotations import open_data
+from tempme_export.demo import render_clip
+from tempme_export.errors import BackendError, InputError, ParityError, PrecisionError, UsageError
+from tempme_export.evaluation import both_paths
+from tempme_export.evaluation.gate import open_gate, run_gate
+from tempme_export.parity import cosine_distance
+from tempme_export.recipe import prepare
+from tempme_export.reference import ReferenceVideo, Trace
+from tempme_export.selftest import make_selftest, preprocess_for
+from tempme_export.tolerance import RetrievalTolerance
+from tempme_export.training.init import draw_clip
+from tempme_export.video import read_frames
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CLIPS = 9
+BATCH = (1, 4, 5)
+COLOURS = ("red", "green", "blue", "yellow", "white", "black", "pink", "orange", "brown")
+T2V, V2T = "text-to-video", "video-to-text"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Nine clips with two captions each in `data.csv`, and the checkpoint `mini.pth`. Do not write there."""
+    folder = tmp_path_factory.mktemp("gate")
+    (folder / "clips").mkdir()
+    with (folder / "data.csv").open("w", newline="") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(["video", "caption"])
+        for i, colour in enumerate(COLOURS):
+            render_clip(folder / "clips" / f"{i}.mp4", seconds=1, fps=8, size=(64, 48), seed=i)
+            rows.writerows([f"clips/{i}.mp4", caption] for caption in (f"{colour} shapes", f"it is all {colour} here"))
+    state = draw_clip(open_clip_backbone("tempme-mini"), seed=3).tensors
+    torch.save({f"clip.{name}": tensor for name, tensor in state.items()}, folder / "mini.pth")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(folder):
+    return pipeline.requested_recipe(folder / "mini.pth", "mini-8f", BATCH)
+
+
+@pytest.fixture(scope="module")
+def stages():
+    """What `export` reported while `gated` was built."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def gated(one_thread, folder, stages, tmp_path_factory):
+    """Path of a bundle that was built, judged and gated for real. Do not write there."""
+    out = tmp_path_factory.mktemp("gated") / "mini.tempme"
+    tempme_export.export(
+        folder / "mini.pth",
+        "mini-8f",
+        out,
+        batch=BATCH,
+        gate=f"{folder / 'data.csv'}",
+        progress=lambda stage, result: stages.append((stage, result)),
+    )
+    return out
+
+
+@pytest.fixture(scope="module")
+def selftest(recipe):
+    return make_selftest(recipe)
+
+
+@pytest.fixture
+def quick(gated, selftest, monkeypatch):
+    """Exports copy the graphs of `gated` and take its self-test; all else is real."""
+    for name, file in (("export_video", VIDEO), ("export_text", TEXT)):
+        monkeypatch.setattr(pipeline, name, lambda recipe, path, *rest, file=file: shutil.copyfile(gated / file, path))
+    monkeypatch.setattr(pipeline, "make_selftest", lambda recipe: selftest)
+
+
+@pytest.fixture
+def export(folder, quick, tmp_path):
+    """Export the small model to `out` with the gate."""
+
+    def run(**options):
+        options = {"gate": folder / "data.csv", "batch": BATCH, **options}
+        return pipeline.export(folder / "mini.pth", "mini-8f", tmp_path / "out", **options)
+
+    return run
+
+
+@pytest.fixture
+def command(folder, quick, tmp_path, monkeypatch, capsys):
+    """Run `tempme-export` on the small model in this process; returns exit code, stdout and stderr."""
+
+    def run(*arguments):
+        usual = [folder / "mini.pth", "--profile", "mini-8f", "--out", tmp_path / "out", "--batch", "1:4:5"]
+        monkeypatch.setattr(sys, "argv", ["tempme-export", *map(str, [*usual, *arguments])])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capsys.readouterr()
+        return caught.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture
+def spoiled_texts(monkeypatch):
+    """Under the gate alone, text.onnx answers with the texts of its neighbours: parity sees nothing."""
+
+    class Spoiled(both_paths.OrtRunner):
+        def _infer(self, inputs):
+            return {
+                name: np.roll(value, 1, axis=0) if name == "text_embedding" else value
+                for name, value in super()._infer(inputs).items()
+            }
+
+    monkeypatch.setattr(both_paths, "OrtRunner", Spoiled)
+
+
+class TestPasses:
+    def test_manifest(self, gated, folder):
+        bundle = open_bundle(gated)
+        verify_files(bundle)
+        found = bundle.manifest["gate"]
+        assert (found["data"], found["videos"], found["captions"], found["skipped"]) == ("data.csv", 9, 18, {})
+        assert found["sha256"] == open_gate(folder / "data.csv", None, bundle.profile).sha256
+        (comparison,), (report,) = found["comparisons"], found["reports"]
+        assert found["original"] == comparison["metrics"], "float32 loses nothing here"
+        assert found["original"][T2V]["queries"] == found["original"][V2T]["candidates"] == 18
+        assert found["original"][V2T]["queries"] == found["original"][T2V]["candidates"] == 9
+        assert (report["artifact"], report["status"]) == ("gate video.onnx", "passed")
+        assert len(report["checks"]) == 13 and all(check["passed"] for check in report["checks"])
+        assert comparison["artifact"] == VIDEO
+        assert comparison["decisions"]["videos"] == 0 and comparison["drift"]["videos"] == 9
+        assert 0 < comparison["drift"]["largest"] < 1e-10
+        assert bundle.manifest["tolerances"]["retrieval"] == dataclasses.asdict(RetrievalTolerance(0.1, 0.999, 0.999))
+
+    def test_stages_in_order(self, gated, stages):
+        names = [stage for stage, _ in stages]
+        counts = ["gate videos"] * 9 + ["gate captions"]
+        assert names == ["recipe", "selftest", "file", "file", "parity", "gate data", *counts, "gate", "bundle"]
+        assert [count for stage, count in stages if stage == "gate videos"] == [(i + 1, 9) for i in range(9)]
+        assert stages[-3] == ("gate captions", (18, 18))
+
+    def test_nothing_lies_beside_it(self, gated):
+        assert list(gated.parent.iterdir()) == [gated]
+
+    def test_data_already_read(self, export, folder):
+        data = open_data(folder / "data.csv", "test")
+        bundle = export(gate=data.select(range(8)))
+        assert bundle.manifest["gate"]["videos"] == 8 and bundle.manifest["gate"]["captions"] == 16
+
+    def test_a_bundle_of_before(self, gated, tmp_path):
+        """Its manifest has no gate; it opens and verifies."""
+        folder = shutil.copytree(gated, tmp_path / "old.tempme")
+        manifest = json.loads((folder / MANIFEST).read_text())
+        rest = {key: manifest[key] for key in manifest if key not in ("gate", "format", "files", "sha256")}
+        write_manifest(folder, rest)
+        verify_files(open_bundle(folder))
+
+    def test_the_command_shows_both_paths(self, command, folder, tmp_path):
+        code, out, err = command("--gate", folder / "data.csv", "--json")
+        assert code == 0, err
+        for words in (
+            "gate       data.csv   9 videos, 18 captions",
+            "gate videos   9 of 9 through both paths",
+            "gate captions 18 of 18 through both paths",
+            "top-10 overlap 1.0000, rank correlation 1.0",
+            "smallest centred cosine: video 1.0",
+            "no decision changed in 9 videos",
+            "numeric drift in the texts and 9 of 9 videos; 1 - cosine ",
+            "text-to-video: R@1 lost, points",
+        ):
+            assert words in err, words
+        rows = [line.split() for line in err.splitlines() if line.startswith((T2V, V2T))]
+        assert [row[:2] for row in rows] == [
+            [direction, label] for direction in (T2V, V2T) for label in ("R@1", "R@5", "R@10", "R-Sum", "MdR", "MnR")
+        ]
+        assert all(row[2] == row[3] and row[4] == "+0.00" for row in rows)
+        assert "FAIL" not in err
+        manifest = json.loads(out)["manifest"]
+        assert manifest["gate"]["original"][T2V]["r1"] == pytest.approx(float(rows[0][2]), abs=0.005)
+
+
+class TestRefuses:
+    def test_the_build_is_kept_aside(self, command, folder, spoiled_texts, tmp_path):
+        code, out, err = command("--gate", folder / "data.csv", "--json")
+        assert (code, out) == (5, "")
+        assert "FAIL" in err and "Traceback" not in err
+        (line,) = [line for line in err.splitlines() if line.startswith("error: parity failed. gate video.onnx: ")]
+        assert "top-10 overlap is " in line and f"kept as {tmp_path / 'out.failed'}" in line
+        assert [path.name for path in tmp_path.iterdir()] == ["out.failed"]
+        failed = open_bundle(tmp_path / "out.failed")
+        verify_files(failed)
+        assert [report["status"] for report in failed.manifest["parity"]] == ["passed", "passed"]
+        assert failed.manifest["gate"]["reports"][0]["status"] == "failed"
+        assert "text: 1 - cosine" in [
+            check["name"] for check in failed.manifest["gate"]["reports"][0]["checks"] if not check["passed"]
+        ]
+
+    def test_an_accepted_bundle_stays_where_it_is(self, export, monkeypatch, tmp_path, gated):
+        seen = []
+        bundle = export(gate=None, progress=lambda stage, result: seen.append(stage))
+        assert bundle.manifest["gate"] is None and not any(stage.startswith("gate") for stage in seen)
+        before = (tmp_path / "out" / MANIFEST).read_bytes()
+        limits = RetrievalTolerance(0.1, 1.1, 0.999)
+        tolerance = dataclasses.replace(pipeline.TOLERANCES["fp32"], retrieval=limits)
+        monkeypatch.setitem(pipeline.TOLERANCES, "fp32", tolerance)
+        monkeypatch.setattr(RetrievalTolerance, "overlap_limit", lambda self, queries, best: self.top10_overlap)
+        with pytest.raises(ParityError, match=r"top-10 overlap is 1, limit 1\.1"):
+            export(force=True)
+        assert (tmp_path / "out" / MANIFEST).read_bytes() == before
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.failed"]
+
+    def test_parity_comes_first(self, export, monkeypatch, tmp_path):
+        """What computes something else is not tried on videos."""
+        monkeypatch.setattr(pipeline, "run_gate", lambda *args: pytest.fail("gated a wrong artifact"))
+        tolerance = dataclasses.replace(pipeline.TOLERANCES["fp32"], cosine_distance=-1.0)
+        monkeypatch.setitem(pipeline.TOLERANCES, "fp32", tolerance)
+        with pytest.raises(ParityError, match=r"video\.onnx: video, batch"):
+            export()
+        assert open_bundle(tmp_path / "out.failed").manifest["gate"] is None
+
+    def test_weights_of_another_model(self, gated, folder):
+        other = draw_clip(open_clip_backbone("tempme-mini"), seed=4)
+        recipe = prepare(other, "mini-8f")
+        found = run_gate(recipe, gated, open_gate(folder / "data.csv", None, recipe.profile), "fp32")
+        failed = {check.name for check in found.reports[0].checks if not check.passed}
+        assert {f"{T2V}: rank agreement", f"{V2T}: rank agreement", "text: 1 - cosine"} <= failed
+        assert found.comparisons[0].decisions.videos == 9
+
+    def test_changed_decisions_are_counted(self, gated, folder, recipe):
+        """The original's attention in one block is nudged: the graph decides as the original does without that."""
+        name = "visual.transformer.resblocks.1.attn.in_proj_weight"
+        tensors = dict(recipe.checkpoint.tensors)
+        noise = torch.randn(tensors[name].shape, generator=torch.Generator().manual_seed(0))
+        tensors[name] = tensors[name] + 1e-2 * noise
+        nudged = dataclasses.replace(recipe, checkpoint=dataclasses.replace(recipe.checkpoint, tensors=tensors))
+        data = open_gate(folder / "data.csv", None, recipe.profile)
+        (comparison,) = run_gate(nudged, gated, data, "bf16").comparisons
+        preprocess, traces = preprocess_for(recipe), (Trace(), Trace())
+        frames = torch.from_numpy(np.stack([preprocess(read_frames(path, 8)) for path in data.data.paths]))
+        for one, trace in zip((recipe, nudged), traces, strict=True):
+            ReferenceVideo(one).video_feature(frames, trace=trace)
+        steps = list(zip(*(trace.steps for trace in traces), strict=True))
+        differs = torch.cat([(a.assign != b.assign).reshape(CLIPS, -1) for a, b in steps], dim=1)
+        assert 0 < differs.any(dim=1).sum() < CLIPS
+        assert comparison.decisions.videos == differs.any(dim=1).sum()
+        assert comparison.drift.videos == CLIPS - comparison.decisions.videos
+        assert comparison.changed_tokens == pytest.approx(differs.float().mean().item(), rel=1e-6)
+        assert 0 < comparison.largest_gap < 1e-2
+        assert comparison.centred_cosine["text"] == pytest.approx(1, abs=1e-9)
+
+
+class TestNotRun:
+    @pytest.fixture
+    def without_kernels(self, monkeypatch):
+        def refuse(path, device, **options):
+            raise PrecisionError(f"no kernel for {path.name}")
+
+        monkeypatch.setattr(both_paths, "OrtRunner", refuse)
+
+    def test_float32_is_an_error(self, export, without_kernels, tmp_path):
+        with pytest.raises(BackendError, match=r"no kernel for video\.onnx"):
+            export()
+        assert list(tmp_path.iterdir()) == []
+
+    def test_low_precision_is_said(self, command, without_kernels, folder, monkeypatch):
+        """The graphs are float32's, so parity runs; the gate does not."""
+        code, out, err = command("--gate", folder / "data.csv", "--precision", "bf16", "--json")
+        assert code == 0, err
+        assert "NOT RUN" in err and "no kernel for video.onnx" in err
+        assert "nothing is proven" in err.splitlines()[-1]
+        found = json.loads(out)["manifest"]["gate"]
+        assert (found["original"], found["comparisons"], found["videos"]) == (None, [], 0)
+
+
+class TestBadRequests:
+    """Found before anything is built."""
+
+    @pytest.fixture(autouse=True)
+    def nothing_is_built(self, monkeypatch, quick):
+        monkeypatch.setattr(pipeline, "make_selftest", lambda recipe: pytest.fail("worked"))
+
+    @pytest.fixture
+    def refused(self, command, tmp_path):
+        def check(code, *arguments):
+            found, out, err = command(*arguments)
+            assert (found, out) == (code, ""), err
+            assert "Traceback" not in err and not (tmp_path / "out").exists()
+            return err
+
+        return check
+
+    @pytest.mark.parametrize("more", [[], ["--dry-run"]])
+    def test_data(self, refused, folder, tmp_path, more):
+        assert "data.tsv" in refused(3, "--gate", folder / "data.tsv", *more)
+        assert "no/such" in refused(3, "--gate", "msrvtt:no/such", *more)
+        assert "found 0 videos" in refused(3, "--gate", folder / "data.csv", "--gate-videos", tmp_path, *more)
+        assert "no such folder" in refused(3, "--gate", folder / "data.csv", "--gate-videos", "no/such", *more)
+        assert "Give --gate DATA" in refused(2, "--gate-videos", folder, *more)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_too_few_videos(self, export, folder):
+        with pytest.raises(InputError, match="found 7 videos"):
+            export(gate=open_data(folder / "data.csv", "test").select(range(7)))
+
+    def test_videos_without_a_gate(self, export, folder):
+        with pytest.raises(UsageError, match="Give --gate DATA"):
+            export(gate=None, gate_videos=folder)
+
+    def test_a_profile_without_a_tokenizer(self, small_checkpoint, small_profile, folder, tmp_path):
+        with pytest.raises(InputError, match="names no open_clip backbone"):
+            pipeline.export(small_checkpoint, small_profile, tmp_path / "out", gate=folder / "data.csv")
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("more", [["--gate", "data.csv"], ["--gate-videos", "clips"]])
+    def test_verify_has_no_gate(self, gated, more, monkeypatch, capsys):
+        monkeypatch.setattr(sys, "argv", ["tempme-export", "--verify", str(gated), *more])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        assert caught.value.code == 2 and "--verify has none" in capsys.readouterr().err
+
+    def test_dry_run(self, command, folder, tmp_path):
+        code, out, err = command("--gate", folder / "data.csv", "--dry-run", "--json")
+        assert code == 0 and "gate       data.csv   9 videos, 18 captions" in err
+        found = json.loads(out)["gate"]
+        assert (found["data"], found["videos"], found["captions"], found["missing"]) == ("data.csv", 9, 18, [])
+        assert list(tmp_path.iterdir()) == []
+        assert "gate" not in json.loads(command("--dry-run", "--json")[1])
+
+
+def test_a_video_that_cannot_be_read_is_said(folder, gated, recipe, tmp_path, capsys):
+    data = open_data(folder / "data.csv", "test")
+    torn = tmp_path / "torn.mp4"
+    torn.write_bytes(data.paths[4].read_bytes()[:200])
+    data = dataclasses.replace(data, paths=(*data.paths[:4], torn, *data.paths[5:]))
+    found = run_gate(recipe, gated, open_gate(data, None, recipe.profile), "fp32")
+    assert list(found.skipped) == ["clips/4.mp4"] and "torn.mp4" in found.skipped["clips/4.mp4"]
+    assert (found.videos, found.captions, found.reports[0].status) == (8, 16, "passed")
+    console.show_gate(found)
+    err = capsys.readouterr().err
+    assert "skipped    clips/4.mp4: " in err and "1 videos could not be read" in err
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_original_path_on_a_gpu_is_float32(recipe, selftest):
+    """On clips in which no decision hangs on a near tie."""
+    frames = np.stack([preprocess_for(recipe)(clip) for clip in selftest.clips[~selftest.fragile]])
+    before = torch.backends.cudnn.allow_tf32
+    here, there = (both_paths.Original(recipe, device) for device in ("cpu", "cuda"))
+    limit = pipeline.TOLERANCES["fp32"].cosine_distance
+    assert cosine_distance(here.video(frames)[0], there.video(frames)[0]) <= limit
+    assert cosine_distance(here.text(selftest.token_ids), there.text(selftest.token_ids)) <= limit
+    assert torch.backends.cudnn.allow_tf32 == before

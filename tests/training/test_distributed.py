@@ -1,0 +1,232 @@
+"""Several processes do what one does: gradients, weights, evaluation, and the files of a run."""
+
+import dataclasses
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tempme_export.errors import BackendError, UsageError
+from tempme_export.training import distributed
+from tempme_export.training.distributed import World, join_world
+from tempme_export.training.log import read_rows
+from tempme_export.training.state import load_state
+
+SCRIPT = Path(__file__).with_name("one_process.py")
+SIZES = (1, 2)
+
+
+def environment(**changes):
+    inherited = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return {**inherited, "OMP_NUM_THREADS": "1", **changes}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def start(folder, rank, size, port):
+    """One process as torchrun would start it; alone, as a person would."""
+    told = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)} if size > 1 else {}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(folder)],
+        env=environment(**told, **address),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, clips, checkpoint, profile):
+    """Where one process alone, and two together, did everything."""
+    folder = tmp_path_factory.mktemp("processes")
+    shutil.copytree(clips, folder / "clips")
+    shutil.copy(checkpoint, folder / "mini.pth")
+    shutil.copy(profile, folder / "small.toml")
+    port = free_port()
+    running = [start(folder, rank, size, port) for size in SIZES for rank in range(size)]
+    try:
+        for process in running:
+            _, err = process.communicate(timeout=600)
+            assert process.returncode == 0, err[-2000:]
+    finally:
+        for process in running:
+            process.kill()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    """What every process found, by (processes, rank)."""
+    return {(n, r): torch.load(folder / f"{n}-{r}.pt", weights_only=False) for n in SIZES for r in range(n)}
+
+
+class TestGather:
+    def test_rows_stand_in_the_order_of_the_ranks(self, found):
+        alone = torch.arange(6.0).reshape(3, 2)
+        assert torch.equal(found[1, 0]["gathered"]["rows"], alone)
+        for rank in range(2):
+            assert torch.equal(found[2, rank]["gathered"]["rows"], torch.cat([alone, alone + 10]))
+
+    def test_the_mean_over_processes_is_the_gradient_of_the_whole(self, found):
+        """Of sum of squares: 2 x. A process's own rows carry it once for every process, and the mean divides."""
+        for rank in range(2):
+            own = torch.arange(6.0).reshape(3, 2) + 10 * rank
+            assert torch.equal(found[2, rank]["gathered"]["gradient"], 2 * 2 * own)
+
+
+def test_what_the_first_says_all_know(found):
+    for one in found.values():
+        assert one["told"] == {"said": "rank 0", "error": "the first process refuses"}
+
+
+class TestSteps:
+    @pytest.mark.parametrize("what", ["gradients", "weights"])
+    def test_exact_in_float64(self, found, what):
+        """Two processes and one give the same gradients, and the same weights after three steps, to float64's
+        rounding. The gradients tell what Adam, to which their length is nothing, would hide."""
+        alone = found[1, 0]["towers"][what]
+        assert {"visual", "words.weight", "logit_scale"} <= alone.keys()
+        assert ("unused" in alone) == (what == "weights")
+        for rank in range(2):
+            shared = found[2, rank]["towers"][what]
+            assert shared.keys() == alone.keys()
+            for name in alone:
+                torch.testing.assert_close(shared[name], alone[name], rtol=1e-11, atol=1e-13)
+
+    def test_the_weights_moved(self, found):
+        first, last = found[1, 0]["towers"]["weights"], found[2, 1]["towers"]["weights"]
+        assert float((last["logit_scale"] - 2.0).abs()) > 1e-4
+        assert torch.equal(last["frozen"], torch.full((4,), 0.5, dtype=torch.float64))
+        assert torch.equal(last["unused"], first["unused"])
+
+    @pytest.mark.parametrize("model", ["towers", "model"])
+    def test_outcomes(self, found, model):
+        alone = found[1, 0][model]["outcomes"]
+        assert [outcome["pairs"] for outcome in alone] == [4, 4, 4], "the invalid and the added rows do not count"
+        for rank in range(2):
+            for ours, theirs in zip(found[2, rank][model]["outcomes"], alone, strict=True):
+                assert ours == pytest.approx(theirs, rel=1e-4)
+
+    def test_the_encoder(self, found):
+        """In float32, where the order of additions shows: gradients agree to 1e-5 of the largest. Adam divides a
+        gradient by its own size, so that a value whose gradient is rounding noise may move by a fraction of the rate
+        (1e-3) either way: a hundredth of it is allowed."""
+        alone, shared = found[1, 0]["model"], found[2, 0]["model"]
+        assert shared["gradients"].keys() == alone["gradients"].keys() and len(alone["gradients"]) > 10
+        largest = max(float(g.abs().max()) for g in alone["gradients"].values())
+        for name, gradient in alone["gradients"].items():
+            assert float((shared["gradients"][name] - gradient).abs().max()) <= 1e-5 * largest, name
+        moved = [weights for name, weights in alone["weights"].items() if name.endswith("LoRA_b")]
+        assert moved and all(float(weights.abs().max()) > 1e-4 for weights in moved), "they were zero"
+        for name in alone["weights"]:
+            torch.testing.assert_close(shared["weights"][name], alone["weights"][name], rtol=0, atol=1e-5)
+
+    def test_processes_agree_bitwise(self, found):
+        for model in ("towers", "model"):
+            first, second = (found[2, rank][model]["weights"] for rank in range(2))
+            assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_evaluation_is_shared(found):
+    """Three videos between two processes; every process learns the whole."""
+    for rank in range(2):
+        for ours, theirs in zip(found[2, rank]["judged"], found[1, 0]["judged"], strict=True):
+            assert ours == theirs
+
+
+class TestRun:
+    def test_it_stops_when_the_first_says_so_and_goes_on(self, found):
+        for one in found.values():
+            first, second = one["run"]["first"], one["run"]["second"]
+            assert (first["finished"], first["steps"], first["total_steps"]) == (False, 1, 2)
+            assert (second["finished"], second["steps"]) == (True, 2)
+            assert second["best"] == found[1, 0]["run"]["second"]["best"]
+
+    def test_only_the_first_speaks(self, found):
+        assert found[2, 0]["run"]["stages"] == found[1, 0]["run"]["stages"]
+        assert found[2, 1]["run"]["stages"] == []
+
+    def test_the_files_are_those_of_one_process(self, folder):
+        names = [{path.name for path in (folder / f"out-{n}").iterdir()} for n in SIZES]
+        assert names[0] == names[1] and {"last.pt", "best.pth", "final.pth"} <= names[0]
+        rows = [read_rows(folder / f"out-{n}" / "metrics.jsonl") for n in SIZES]
+        for ours, theirs in zip(*rows, strict=True):
+            for key in theirs.keys() - {"kind", "samples_per_s", "data_wait"}:
+                assert ours[key] == pytest.approx(theirs[key], rel=1e-3), key
+        alone, shared = (torch.load(folder / f"out-{n}" / "final.pth", weights_only=True)["state_dict"] for n in SIZES)
+        for name in alone:
+            torch.testing.assert_close(shared[name], alone[name], rtol=0, atol=1e-5)
+
+    def test_every_process_has_its_random_states(self, folder):
+        assert [len(load_state(folder / f"out-{n}" / "last.pt").rng) for n in SIZES] == [1, 2]
+
+
+class TestAlone:
+    @pytest.fixture(autouse=True)
+    def plain(self, monkeypatch):
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            monkeypatch.delenv(name, raising=False)
+
+    def test_one_process(self):
+        with join_world("cpu") as world:
+            assert world == World(0, 1, torch.device("cpu")) and world.first
+            rows = torch.ones(2, 3)
+            assert world.gather(rows) is rows
+            assert world.gather_objects("a") == ["a"] and world.on_first(lambda: 3) == 3
+
+    @pytest.mark.parametrize(("gpu", "expected"), [(False, "cpu"), (True, "cuda")])
+    def test_auto(self, monkeypatch, gpu, expected):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+        monkeypatch.setattr(distributed, "torch_device", torch.device)
+        with join_world("auto") as world:
+            assert world.device.type == expected
+
+    def test_a_device_that_is_not_there(self):
+        with pytest.raises(BackendError, match="cuda:9"), join_world("cuda:9"):
+            pass
+
+    @pytest.mark.parametrize("environ", [{"WORLD_SIZE": "x"}, {"WORLD_SIZE": "2"}, {"WORLD_SIZE": "2", "RANK": "-1"}])
+    def test_an_environment_that_torchrun_did_not_make(self, monkeypatch, environ):
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UsageError, match="Use torchrun"), join_world("cpu"):
+            pass
+
+    def test_one_gpu_for_two_processes(self, monkeypatch):
+        for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0")):
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UsageError, match=r"--device cuda:1 names one GPU.*2 processes"), join_world("cuda:1"):
+            pass
+
+    def test_each_process_takes_its_gpu(self, monkeypatch):
+        """What would be asked of NCCL and CUDA, without either."""
+        asked = []
+        for name, value in (("WORLD_SIZE", "4"), ("RANK", "3"), ("LOCAL_RANK", "1")):
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(distributed, "torch_device", torch.device)
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: asked.append(str(device)))
+        monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend, timeout: asked.append(backend))
+        monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: asked.append("left"))
+        with join_world("cuda") as world:
+            assert world == World(3, 4, torch.device("cuda:1")) and not world.first
+        assert asked == ["cuda:1", "nccl", "left"]
+
+
+def test_processes_that_were_given_different_things(config, recipe, data, val, monkeypatch):
+    from tempme_export.training import loop
+
+    def others(self, own):
+        return [own, {**own, "lr": 7.0}] if isinstance(own, dict) and "lr" in own else [own]
+
+    monkeypatch.setattr(World, "gather_objects", others)
+    with pytest.raises(loop.InputError, match="process 1 and process 0 found different settings"):
+        loop.train(dataclasses.replace(config, epochs=1), recipe, data, val)

@@ -1,0 +1,721 @@
+"""Whole runs: what they leave behind, that they learn, and that no interruption changes their weights."""
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import sys
+from typing import get_args
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from tempme_export.checkpoint import load_checkpoint
+from tempme_export.errors import BackendError, ExportError, InputError, ProfileError, UsageError
+from tempme_export.evaluation.metrics import Retrieval, retrieval
+from tempme_export.recipe import prepare
+from tempme_export.selftest import preprocess_for
+from tempme_export.training import config as config_module
+from tempme_export.training import loop, plot, step
+from tempme_export.training.config import TrainConfig
+from tempme_export.training.distributed import World
+from tempme_export.training.encoder import Tune
+from tempme_export.training.log import read_rows
+from tempme_export.training.loss import contrastive_loss
+from tempme_export.training.optimizer import make_optimizer
+from tempme_export.training.preview import preview
+from tempme_export.training.split import open_split
+from tempme_export.training.state import Position, load_state
+from tempme_export.training.step import Stepper, resolve_precision
+from tempme_export.training.validate import evaluate
+
+CPU = torch.device("cpu")
+ALONE = World(0, 1, CPU)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """What is the same in every run and takes most of its time: forcing files to the disk, and drawing."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(loop, "draw_curves", lambda rows, path: None)
+
+
+def stages(told, name):
+    return [what for stage, what in told if stage == name]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, cache, recipe, data, val):
+    """One run from its first step to its last; its result and what it told. Do not write there."""
+    told = []
+    config = TrainConfig(
+        out=tmp_path_factory.mktemp("whole") / "out",
+        epochs=2,
+        batch=4,
+        rank=2,
+        workers=0,
+        cache=cache,
+        device="cpu",
+        rate=1e-3,
+        save_every=2,
+    )
+    return loop.train(config, recipe, data, val, lambda stage, what: told.append((stage, what))), told
+
+
+class TestStep:
+    def stepper(self, recipe, trainable, **changes):
+        model = trainable(recipe, "lora", rank=2)
+        settings = {"world": ALONE, "precision": "fp32", "clip_norm": 1.0, **changes}
+        return Stepper(model, make_optimizer(model, 1e-3, 0.2), preprocess_for(recipe), **settings)
+
+    def batch(self, pixels_of, rows=3):
+        token_ids = torch.zeros(rows, 12, dtype=torch.int64)
+        token_ids[:, :3] = torch.tensor([[49406, 300 + row, 49407] for row in range(rows)])
+        return pixels_of(rows), token_ids, torch.ones(rows, dtype=torch.bool)
+
+    def test_the_outcome_is_of_the_weights_before(self, recipe, trainable, pixels_of):
+        stepper = self.stepper(recipe, trainable)
+        pixels, token_ids, valid = self.batch(pixels_of)
+        with torch.no_grad():
+            frames = torch.stack([torch.from_numpy(preprocess_for(recipe).normalise(p.numpy())) for p in pixels])
+            video, text = stepper.model.video(frames), stepper.model.text(token_ids)
+            expected = contrastive_loss(text, video, stepper.model.logit_scale.exp())
+            tau = float(torch.exp(-stepper.model.logit_scale))
+        outcome = stepper(pixels, token_ids, valid, 1e-3)
+        assert outcome.loss == pytest.approx(float(expected), rel=1e-5)
+        assert outcome.temperature == pytest.approx(tau) and outcome.pairs == 3 and outcome.finite
+
+    def test_the_gradient_is_cut_to_its_longest(self, recipe, trainable, pixels_of):
+        stepper = self.stepper(recipe, trainable, clip_norm=1e-3)
+        outcome = stepper(*self.batch(pixels_of), 1e-3)
+        after = math.sqrt(sum(float(p.grad.pow(2).sum()) for p in stepper.parameters if p.grad is not None))
+        assert outcome.gradient_norm > 0.01
+        assert after == pytest.approx(1e-3, rel=1e-3)
+
+    def test_the_rate_is_that_of_the_step(self, recipe, trainable, pixels_of):
+        """The first step of Adam moves a value by at most the rate."""
+        stepper = self.stepper(recipe, trainable)
+        before = stepper.model.logit_scale.detach().clone()
+        stepper(*self.batch(pixels_of), 0.25)
+        moved = abs(float(stepper.model.logit_scale.detach() - before))
+        assert 0.2 < moved <= 0.2501
+
+    def test_the_temperature_is_clamped(self, recipe, trainable, pixels_of):
+        stepper = self.stepper(recipe, trainable)
+        stepper.model.logit_scale.data.fill_(5.5)
+        stepper(*self.batch(pixels_of), 1e-3)
+        assert float(stepper.model.logit_scale.detach()) == pytest.approx(math.log(100))
+
+    def test_frozen_weights_stay(self, recipe, trainable, pixels_of):
+        stepper = self.stepper(recipe, trainable)
+        before = {name: p.detach().clone() for name, p in stepper.model.named_parameters()}
+        for _ in range(2):  # LoRA's A moves once its B has
+            stepper(*self.batch(pixels_of), 1e-2)
+        for name, parameter in stepper.model.named_parameters():
+            assert torch.equal(parameter.detach(), before[name]) != parameter.requires_grad, name
+
+    @pytest.mark.parametrize("what", ["loss", "gradient"])
+    def test_weights_do_not_move_on_what_is_not_finite(self, recipe, trainable, pixels_of, monkeypatch, what):
+        stepper = self.stepper(recipe, trainable)
+
+        class Bad(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, loss):
+                return loss * (torch.nan if what == "loss" else 1)
+
+            @staticmethod
+            def backward(ctx, gradient):
+                return gradient * torch.inf
+
+        monkeypatch.setattr(step, "contrastive_loss", lambda *args: Bad.apply(contrastive_loss(*args)))
+        before = {name: p.detach().clone() for name, p in stepper.model.named_parameters()}
+        outcome = stepper(*self.batch(pixels_of), 1e-2)
+        assert not outcome.finite
+        assert math.isfinite(outcome.loss) == (what == "gradient")
+        assert all(torch.equal(p.detach(), before[name]) for name, p in stepper.model.named_parameters())
+
+    def test_bfloat16(self, recipe, trainable, pixels_of):
+        outcomes = [
+            self.stepper(recipe, trainable, precision=precision)(*self.batch(pixels_of), 1e-3)
+            for precision in ("fp32", "bf16")
+        ]
+        assert outcomes[0].loss != outcomes[1].loss
+        assert outcomes[0].loss == pytest.approx(outcomes[1].loss, rel=0.2)
+
+    def test_precisions(self, monkeypatch):
+        gpu = torch.device("cuda")
+        assert [resolve_precision(p, CPU) for p in ("auto", "fp32", "bf16")] == ["fp32", "fp32", "bf16"]
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+        assert [resolve_precision(p, gpu) for p in ("auto", "fp32", "bf16")] == ["bf16", "fp32", "bf16"]
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old one")
+        assert resolve_precision("auto", gpu) == "fp32"
+        with pytest.raises(BackendError, match=r"an old one has no bfloat16\. Use fp32"):
+            resolve_precision("bf16", gpu)
+
+
+class TestWholeRun:
+    def test_what_it_leaves(self, whole, recipe):
+        result, _ = whole
+        assert result.finished and result.steps == result.total == 6 and result.skipped == ()
+        names = {"last.pt", "best.pth", "final.pth", "metrics.jsonl", "metrics.parquet", "skipped.jsonl"}
+        assert set(result.files) - {"curves.png"} == names
+        assert {path.name for path in result.out.iterdir()} == set(result.files)
+        assert (result.out / "skipped.jsonl").read_text() == ""
+        assert result.model == result.out / "best.pth"
+        assert json.loads(json.dumps(result.to_dict()))["best"]["r1"] == result.best.r1
+        for name in ("best.pth", "final.pth"):
+            trained = prepare(load_checkpoint(result.out / name), recipe.profile)
+            assert trained.checkpoint.facts.lora_rank == 2
+            assert torch.load(result.out / name, weights_only=True)["profile"] == recipe.profile.to_dict()
+
+    def test_the_log(self, whole):
+        result, told = whole
+        rows = read_rows(result.out / "metrics.jsonl")
+        assert [(row["kind"][0], row["step"], row["epoch"]) for row in rows] == [
+            *(("s", 1, 1), ("s", 2, 1), ("s", 3, 1), ("e", 3, 1)),
+            *(("s", 4, 2), ("s", 5, 2), ("s", 6, 2), ("e", 6, 2)),
+        ]
+        steps = [row for row in rows if row["kind"] == "step"]
+        assert stages(told, "step") == steps
+        assert [row["lr"] for row in steps[:2]] == pytest.approx([1e-3, 1e-3])
+        assert steps[-1]["lr"] == pytest.approx(1e-3 * 0.5 * (1 + math.cos(math.pi * 4 / 5)))
+        for row in steps:
+            assert row["loss"] > 0 and row["grad_norm"] > 0 and row["pairs"] == 4
+            assert 0.01 <= row["temperature"] <= 0.08 and row["samples_per_s"] > 0 and 0 <= row["data_wait"] <= 1
+        judged = [row for row in rows if row["kind"] == "evaluation"]
+        assert [row for row, _ in stages(told, "evaluation")] == judged
+        for row in judged:
+            assert 0 <= row["t2v_r1"] <= row["t2v_r5"] <= row["t2v_r10"] == 100
+            assert row["v2t_r10"] == 100 and row["t2v_mean_rank"] >= 1
+        assert pl.read_parquet(result.out / "metrics.parquet")["step"].to_list() == [row["step"] for row in rows]
+
+    def test_the_state_is_saved_as_often_as_asked_and_after_every_epoch(self, whole):
+        _, told = whole
+        assert stages(told, "saved") == [
+            Position(0, 0, 0),
+            Position(2, 0, 2),
+            Position(3, 1, 0),
+            Position(4, 1, 1),
+            Position(6, 2, 0),
+        ]
+
+    def test_the_same_again(self, whole, run, assert_same_weights):
+        result, _ = run()
+        assert_same_weights(result.out / "final.pth", whole[0].out / "final.pth")
+
+    def test_another_seed_gives_other_weights(self, whole, run, weights_of):
+        result, _ = run(seed=1)
+        first, second = (weights_of(one.out / "final.pth") for one in (result, whole[0]))
+        assert any(not torch.equal(first[name], second[name]) for name in first)
+
+    def test_decoding_in_every_epoch_gives_the_same(self, whole, run, assert_same_weights):
+        result, _ = run(cache=None)
+        assert_same_weights(result.out / "final.pth", whole[0].out / "final.pth")
+
+    def test_nobody_need_watch(self, config, recipe, data):
+        result = loop.train(dataclasses.replace(config, epochs=1), recipe, data)
+        assert result.finished and result.best is None
+
+    def test_without_validation_the_last_is_the_best(self, run, assert_same_weights):
+        result, told = run(val=None)
+        assert result.best is None and stages(told, "evaluation") == []
+        assert_same_weights(result.out / "best.pth", result.out / "final.pth")
+
+    def test_half_precision_storage(self, whole, run, weights_of):
+        result, _ = run(store="fp16")
+        for name in ("best.pth", "final.pth"):
+            half, full = weights_of(result.out / name), weights_of(whole[0].out / name)
+            assert all(torch.equal(half[key], full[key].half()) for key in full)
+
+    @pytest.mark.parametrize(("tune", "kind"), [("adapter", "adapters"), ("prompt", "prompts")])
+    def test_other_additions(self, run, recipe, tune, kind, weights_of):
+        """They are trained, saved and resumed as LoRA is."""
+        result, told = run(tune=tune, epochs=1, max_minutes=1e-9)
+        assert stages(told, "model")[0][kind] > 1000
+        before = load_state(result.out / "last.pt").parameters
+        result, _ = run(tune=tune, epochs=1, resume=True)
+        after = load_state(result.out / "last.pt").parameters
+        assert result.finished and all(not torch.equal(before[name], after[name]) for name in before)
+        assert set(load_checkpoint(result.out / "final.pth").tensors) > set(recipe.checkpoint.tensors)
+
+    def test_counts_are_told(self, whole):
+        (counts,) = stages(whole[1], "model")
+        assert counts["temperature"] == 1 and counts["lora"] > 1000
+
+    def test_it_learns(self, tmp_path, cache, recipe, data, monkeypatch):
+        """From nothing, nine clips and their captions by heart; chance would be log(8)."""
+        monkeypatch.setattr(loop, "save_model", lambda *args: None)
+        config = TrainConfig(
+            out=tmp_path / "out", tune="full", epochs=24, batch=8, workers=0, cache=cache, device="cpu", rate=1e-3
+        )
+        loop.train(config, recipe, data)
+        losses = [row["loss"] for row in read_rows(tmp_path / "out" / "metrics.jsonl")]
+        assert np.mean(losses[:2]) > 1.5
+        assert np.mean(losses[-2:]) < 0.6
+
+
+class TestBest:
+    def evaluations(self, monkeypatch, *r1):
+        """Let the epochs be judged so, text to video."""
+        left = list(r1)
+
+        def found(stepper, split, step):
+            both = [Retrieval(d, left[0], 50.0, 100.0, 1.0, 1.0, 4, 3) for d in ("text-to-video", "video-to-text")]
+            left.pop(0)
+            return both, None, []
+
+        monkeypatch.setattr(loop, "evaluate", found)
+
+    @pytest.mark.parametrize(("r1", "best"), [((10.0, 30.0, 20.0), 2), ((30.0, 30.0, 10.0), 1), ((0.0, 0.0, 5.0), 3)])
+    def test_it_is_the_first_with_the_highest_recall(self, run, monkeypatch, weights_of, r1, best):
+        self.evaluations(monkeypatch, *r1)
+        saved = {}
+        save_model = loop.save_model
+
+        def watch(path, state, profile, store):
+            save_model(path, state, profile, store)
+            saved.setdefault(path.name, []).append(state["clip.logit_scale"].clone())
+
+        monkeypatch.setattr(loop, "save_model", watch)
+        result, told = run(epochs=3)
+        assert (result.best.r1, result.best.epochs) == (max(r1), best)
+        assert [better for _, better in stages(told, "evaluation")][best - 1]
+        assert weights_of(result.out / "best.pth")["clip.logit_scale"] == saved["best.pth"][-1]
+        assert len(saved["best.pth"]) == len({r for i, r in enumerate(r1) if r > max(r1[:i], default=-1)})
+        assert len(saved["final.pth"]) == 1
+
+    def test_the_best_so_far_is_remembered_when_resumed(self, run, monkeypatch, weights_of):
+        self.evaluations(monkeypatch, 30.0)
+        run(epochs=2, max_minutes=1e-9, save_every=1)
+        for _ in range(2):
+            run(epochs=2, max_minutes=1e-9, resume=True)
+        result, _ = run(epochs=2, max_minutes=1e-9, resume=True)
+        assert result.best is not None and result.best.epochs == 1
+        before = weights_of(result.out / "best.pth")["clip.logit_scale"]
+        self.evaluations(monkeypatch, 20.0)
+        result, _ = run(epochs=2, resume=True)
+        assert result.finished and (result.best.r1, result.best.epochs) == (30.0, 1)
+        assert weights_of(result.out / "best.pth")["clip.logit_scale"] == before
+
+
+class Crash(BaseException):
+    """The end of a process, as far as a test in the same process can have it."""
+
+
+class TestInterrupted:
+    @pytest.mark.parametrize("where", ["step 1", "step 4", "evaluation", "best.pth", "last.pt", "final.pth"])
+    def test_resumed_it_is_as_if_nothing_had_happened(
+        self, whole, run, monkeypatch, assert_same_weights, where, config
+    ):
+        """Die in the middle of a step, or with a file half written; then go on."""
+        count = {"step": 0, "last.pt": 0}
+        stepper, write = Stepper.__call__, loop.save_model
+        judge, save = loop.evaluate, loop.save_state
+
+        def stepped(self, *args):
+            count["step"] += 1
+            outcome = stepper(self, *args)
+            if where == f"step {count['step']}":
+                raise Crash
+            return outcome
+
+        def judged(*args):
+            if where == "evaluation":
+                raise Crash
+            return judge(*args)
+
+        def model_written(path, *args):
+            if path.name == where:
+                path.with_name(f".{path.name}.tmp").write_bytes(b"half")
+                raise Crash
+            write(path, *args)
+
+        def state_written(path, state):
+            count["last.pt"] += 1
+            if where == "last.pt" and count["last.pt"] == 3:
+                path.with_name(f".{path.name}.tmp").write_bytes(b"half")
+                raise Crash
+            save(path, state)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Stepper, "__call__", stepped)
+            patch.setattr(loop, "evaluate", judged)
+            patch.setattr(loop, "save_model", model_written)
+            patch.setattr(loop, "save_state", state_written)
+            with pytest.raises(Crash):
+                run(save_every=2)
+        torch.manual_seed(99), np.random.seed(99)
+        result, _ = run(save_every=2, resume=True)
+        assert result.finished
+        for name in ("best.pth", "final.pth"):
+            assert_same_weights(result.out / name, whole[0].out / name)
+
+        def lasting(out):
+            clocks = ("samples_per_s", "data_wait")
+            return [{k: v for k, v in row.items() if k not in clocks} for row in read_rows(out / "metrics.jsonl")]
+
+        assert lasting(result.out) == lasting(whole[0].out)
+        ours, theirs = (load_state(out / "last.pt") for out in (result.out, whole[0].out))
+        assert (ours.position, ours.best) == (theirs.position, theirs.best)
+
+    def test_in_the_middle_of_an_epoch(self, whole, run, assert_same_weights):
+        """The time is up after every step; each run takes one more."""
+        result, _ = run(save_every=1, max_minutes=1e-9)
+        assert not result.finished and result.steps == 1 and result.total == 6 and result.model is None
+        taken = []
+        while not result.finished:
+            before = result.steps
+            result, told = run(max_minutes=1e-9, resume=True)
+            assert stages(told, "plan")[0][1].step == before
+            taken.append(result.steps)
+        assert taken == [2, 3, 4, 5, 6]
+        assert_same_weights(result.out / "final.pth", whole[0].out / "final.pth")
+
+    def test_a_finished_run_is_only_finished_again(self, whole, run, assert_same_weights):
+        first, _ = run()
+        (first.out / "final.pth").unlink()
+        result, told = run(resume=True)
+        assert result.finished and stages(told, "step") == []
+        assert_same_weights(result.out / "final.pth", whole[0].out / "final.pth")
+
+    def test_how_it_runs_may_change(self, run, assert_same_weights, whole):
+        run(max_minutes=1e-9)
+        result, _ = run(resume=True, cache=None, store="fp16", save_every=1)
+        assert result.finished
+        assert load_state(result.out / "last.pt").best == load_state(whole[0].out / "last.pt").best
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"rate": 2e-3}, "lr is 0.002 now and was 0.001"),
+            ({"seed": 1}, "seed is 1 now and was 0"),
+            ({"batch": 5}, "batch is 5 now and was 4"),
+            ({"epochs": 3, "warmup": 0.2}, "epochs is 3 now and was 2; warmup is 0.2 now and was 0.1"),
+            ({"rank": 4}, "rank is 4 now and was 2"),
+            ({"tune": "full"}, "rank is nothing now and was 2; tune is full now and was lora"),
+            ({"precision": "bf16"}, "precision is bf16 now and was fp32"),
+            ({"val": None}, "val data is None now"),
+        ],
+    )
+    def test_other_settings_are_refused(self, run, change, words):
+        first, _ = run(max_minutes=1e-9)
+        before = {path.name: path.read_bytes() for path in first.out.iterdir()}
+        with pytest.raises(InputError) as caught:
+            run(resume=True, **change)
+        assert words in str(caught.value) and "anew in another folder" in str(caught.value)
+        assert {path.name: path.read_bytes() for path in first.out.iterdir()} == before
+
+    def test_settings_are_looked_at_before_videos(self, run, monkeypatch):
+        run(max_minutes=1e-9)
+        monkeypatch.setattr(loop, "open_split", lambda *args: pytest.fail("videos were looked at"))
+        with pytest.raises(InputError, match="seed is 1 now"):
+            run(resume=True, seed=1)
+
+    def test_other_data_is_refused(self, run, data, recipe, trainable, checkpoint):
+        run(max_minutes=1e-9)
+        other = type(data)(data.name, data.video_ids, data.paths, ("another", *data.captions[1:]), data.owner)
+        with pytest.raises(InputError, match=r"train data\.sha256 is \w+ now and was"):
+            run(resume=True, data=other)
+        with pytest.raises(InputError, match=r"train data\.videos is 8 now and was 9"):
+            run(resume=True, data=data.select(range(8)), cache=None)
+
+    def test_other_initial_weights_are_refused(self, run, recipe):
+        run(max_minutes=1e-9)
+        checkpoint = dataclasses.replace(recipe.checkpoint, sha256="f" * 64)
+        with pytest.raises(InputError, match="init is ffffffffffffffff now"):
+            run(resume=True, recipe=dataclasses.replace(recipe, checkpoint=checkpoint))
+
+    def test_nothing_to_resume(self, run, config):
+        with pytest.raises(InputError, match="--resume found no"):
+            run(resume=True)
+
+    def test_a_run_is_never_overwritten(self, run, config):
+        run(max_minutes=1e-9)
+        with pytest.raises(InputError, match=r"holds a run already \(last\.pt, metrics\.jsonl\).*--resume"):
+            run()
+
+
+class TestUnreadable:
+    def test_before_the_first_step(self, run, broken_clips, tmp_path):
+        result, told = run(data=broken_clips, cache=tmp_path / "own", val=None)
+        assert [(one.video, one.step) for one in result.skipped] == [("2.avi", None), ("5.avi", None)]
+        lines = [json.loads(line) for line in (result.out / "skipped.jsonl").read_text().splitlines()]
+        assert lines == [one.to_dict() for one in result.skipped]
+        assert [len(skipped) for _, skipped in stages(told, "data")] == [2]
+        assert result.total == 2 * (len(data_of(broken_clips)) // 4)
+
+    def test_during_the_run(self, config, recipe, clips, tmp_path):
+        """A file vanishes once it was looked at: its pair does not count, and it is listed once."""
+        own = copied(clips, tmp_path)
+        told = []
+
+        def progress(stage, what):
+            told.append((stage, what))
+            if stage == "plan":
+                own.paths[3].unlink()
+
+        result = loop.train(dataclasses.replace(config, cache=None), recipe, own, None, progress)
+        pairs = [row["pairs"] for row in stages(told, "step")]
+        assert result.finished and sum(pairs) < 4 * 6 and set(pairs) <= {3, 4}
+        (one,) = result.skipped
+        assert (one.split, one.video) == ("train", "3.avi") and "3.avi" in one.reason
+        assert one.step == 1 + pairs.index(3)
+        assert stages(told, "skipped") == [[one]]
+        assert json.loads((result.out / "skipped.jsonl").read_text()) == one.to_dict()
+
+    def test_what_was_listed_stays_listed_when_resumed(self, config, recipe, clips, tmp_path):
+        own = copied(clips, tmp_path)
+        lost = own.paths[3].read_bytes()
+        config = dataclasses.replace(config, cache=None, save_every=1)
+        listed = []
+
+        def vanish(stage, what):
+            if stage == "plan":
+                own.paths[3].unlink()
+            if stage == "skipped":
+                listed.extend(what)
+            if stage == "saved" and listed:
+                raise Crash
+
+        with pytest.raises(Crash):
+            loop.train(config, recipe, own, None, vanish)
+        own.paths[3].write_bytes(lost)
+        result = loop.train(dataclasses.replace(config, resume=True), recipe, own)
+        assert result.skipped == tuple(listed) and len(listed) == 1
+        assert json.loads((result.out / "skipped.jsonl").read_text()) == listed[0].to_dict()
+
+    def test_a_batch_of_which_nothing_can_be_read(self, config, recipe, clips, tmp_path):
+        own = copied(clips, tmp_path)
+
+        def vanish(stage, what):
+            if stage == "plan":
+                for path in own.paths:
+                    path.unlink()
+
+        with pytest.raises(InputError, match=r"step 1 of 6 .*no video of the batch.*\.avi.*--resume"):
+            loop.train(dataclasses.replace(config, cache=None), recipe, own, None, vanish)
+        assert load_state(config.out / "last.pt").position.step == 0
+
+    def test_in_validation(self, config, recipe, data, clips, tmp_path):
+        own = copied(clips, tmp_path, "val.csv")
+        told = []
+
+        def vanish(stage, what):
+            told.append((stage, what))
+            if stage == "plan":
+                own.paths[1].unlink()
+
+        result = loop.train(dataclasses.replace(config, cache=None), recipe, data, own, vanish)
+        assert [(one.split, one.video, one.step) for one in result.skipped] == [("val", "3.avi", 3)]
+        assert result.finished and result.best is not None
+
+    def test_no_validation_video_left(self, config, recipe, data, clips, tmp_path):
+        own = copied(clips, tmp_path, "val.csv")
+
+        def vanish(stage, what):
+            if stage == "plan":
+                for path in own.paths:
+                    path.unlink()
+
+        with pytest.raises(InputError, match="no video can be read any more"):
+            loop.train(dataclasses.replace(config, cache=None), recipe, data, own, vanish)
+
+    def test_too_few(self, run):
+        with pytest.raises(InputError, match=r"found 9 videos to train on; expected at least 10.*--batch 9"):
+            run(batch=10)
+
+
+def data_of(broken):
+    """Captions of the videos that can be read."""
+    return [i for i, owner in enumerate(broken.owner) if owner not in (2, 5)]
+
+
+def copied(clips, folder, name="train.csv"):
+    """The data with videos of its own."""
+    from tempme_export.data.annotations import open_data
+
+    shutil.copytree(clips, folder / "own")
+    return open_data(folder / "own" / name, "train")
+
+
+class TestEvaluate:
+    @pytest.mark.parametrize("per_call", [2, 32])
+    def test_it_is_the_retrieval_of_all_embeddings(self, recipe, trainable, data, cache, monkeypatch, per_call):
+        monkeypatch.setattr("tempme_export.training.validate._VIDEOS", per_call)
+        monkeypatch.setattr("tempme_export.training.validate._TEXTS", per_call)
+        split, _ = open_split("train", data, recipe, ALONE, cache, 0, True, lambda done, total: None)
+        model = trainable(recipe, "lora", rank=2)
+        stepper = Stepper(model, make_optimizer(model, 1e-3, 0.2), preprocess_for(recipe), ALONE, "fp32", 1.0)
+        both, groups, skipped = evaluate(stepper, split, 3)
+        with torch.no_grad():
+            clips = next(split.footage.batches([np.arange(9)])).pixels
+            video = model.video(stepper.normalise(torch.from_numpy(clips)))
+            text = model.text(torch.from_numpy(split.token_ids))
+        assert both == list(retrieval(text.numpy(), video.numpy(), data.owner))
+        assert groups is None and skipped == []
+        assert model.training
+
+    def test_groups(self, recipe, trainable, data, cache):
+        grouped = dataclasses.replace(data, groups=("a", "b", "c") * 3)
+        split, _ = open_split("train", grouped, recipe, ALONE, cache, 0, True, lambda done, total: None)
+        model = trainable(recipe, "lora", rank=2)
+        stepper = Stepper(model, make_optimizer(model, 1e-3, 0.2), preprocess_for(recipe), ALONE, "fp32", 1.0)
+        _, groups, _ = evaluate(stepper, split, 0)
+        assert groups.candidates == 3 and groups.queries == 13
+
+
+class TestDiverged:
+    @pytest.mark.parametrize(("bad", "word"), [(math.nan, "loss nan"), (math.inf, "loss inf")])
+    def test_it_stops_and_keeps_the_last_good_state(self, run, monkeypatch, config, bad, word):
+        calls = []
+
+        def diverge(*args):
+            calls.append(0)
+            return contrastive_loss(*args) * (bad if len(calls) == 3 else 1)
+
+        monkeypatch.setattr(step, "contrastive_loss", diverge)
+        with pytest.raises(ExportError) as caught:
+            run(save_every=2)
+        message = str(caught.value)
+        for words in ("step 3 of 6", "epoch 1", "learning rate 0.0009", word, "after step 2", "lower --lr"):
+            assert words in message
+        assert str(config.out / "last.pt") in message
+        saved = load_state(config.out / "last.pt")
+        assert saved.position.step == 2
+        assert all(bool(tensor.isfinite().all()) for tensor in saved.parameters.values())
+        assert [row["step"] for row in read_rows(config.out / "metrics.jsonl")] == [1, 2]
+
+
+class TestDisk:
+    def test_a_disk_that_is_too_small_is_refused_at_once(self, run, monkeypatch):
+        usage = shutil.disk_usage("/")._replace(free=1000)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+        with pytest.raises(ExportError, match=r"0 MB free on its disk; expected \d+ MB"):
+            run()
+
+    def test_a_disk_that_fills_up(self, run, monkeypatch, config):
+        """The state of before stays whole, and the run goes on from it once there is room."""
+        calls = []
+        save = torch.save
+
+        def full(document, stream):
+            if "position" in document:
+                calls.append(0)
+                if len(calls) == 2:
+                    stream.write(b"half")
+                    raise OSError(28, "No space left on device")
+            save(document, stream)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "save", full)
+            with pytest.raises(ExportError, match=r"No space left on device.*last\.pt of before is intact"):
+                run(save_every=2)
+        assert load_state(config.out / "last.pt").position.step == 0
+        assert run(save_every=2, resume=True)[0].finished
+
+    def test_a_folder_that_cannot_be_made(self, run, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(InputError, match="is a file; expected a folder"):
+            run(out=tmp_path / "file")
+        with pytest.raises(ExportError, match="cannot be made"):
+            run(out=tmp_path / "file" / "out")
+
+
+class TestCurves:
+    def rows(self, judged):
+        steps = [{"kind": "step", "step": i, "loss": 3.0 / i, "lr": 0.1} for i in range(1, 30)]
+        return steps + [{"kind": "evaluation", "step": i, "t2v_r1": i, "v2t_r1": 2 * i} for i in judged]
+
+    def test_without_matplotlib_the_run_ends_well(self, run, monkeypatch):
+        monkeypatch.setattr(loop, "draw_curves", plot.draw_curves)
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+        monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+        result, told = run(epochs=1)
+        assert result.finished and "curves.png" not in result.files
+        (note,) = stages(told, "note")
+        assert "pip install 'tempme-export[plot]'" in note and "\n" not in note
+
+    @pytest.mark.parametrize("judged", [(), (10, 20)])
+    def test_a_picture(self, tmp_path, judged):
+        pytest.importorskip("matplotlib")
+        plot.draw_curves(self.rows(judged), tmp_path / "curves.png")
+        assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_the_running_mean(self):
+        assert plot._running_mean([2.0]) == [2.0]
+        assert plot._running_mean([4.0, 4.0, 4.0]) == pytest.approx([4.0, 4.0, 4.0])
+        assert plot._running_mean([0.0, 1.0])[1] == pytest.approx(0.1 / 0.19)
+
+
+class TestConfig:
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"tune": "head"}, "--tune 'head' is not one of"),
+            ({"rank": 0}, "--rank 0"),
+            ({"epochs": 0}, "--epochs 0"),
+            ({"batch": 1}, "--batch 1"),
+            ({"rate": 0.0}, "--lr 0.0"),
+            ({"rate": math.nan}, "--lr nan"),
+            ({"weight_decay": -0.1}, "--weight-decay -0.1"),
+            ({"warmup": 1.0}, "--warmup 1.0"),
+            ({"clip_norm": 0.0}, "--clip-norm 0.0"),
+            ({"seed": -1}, "--seed -1"),
+            ({"workers": -1}, "--workers -1"),
+            ({"precision": "fp16"}, "--precision 'fp16'"),
+            ({"store": "bf16"}, "--store 'bf16'"),
+            ({"save_every": 0}, "--save-every 0"),
+            ({"max_minutes": 0.0}, "--max-minutes 0.0"),
+        ],
+    )
+    def test_out_of_range(self, run, config, change, words):
+        with pytest.raises(UsageError) as caught:
+            run(**change)
+        assert words in str(caught.value) and str(caught.value).count(";") == 0
+        assert not config.out.exists()
+
+    def test_the_tunings_are_the_encoders(self):
+        assert set(config_module.TUNINGS) == set(get_args(Tune))
+
+    def test_a_profile_without_tokenizer(self, run, tiny_recipe, config):
+        with pytest.raises(ProfileError, match="tokenizer is unknown"):
+            run(recipe=tiny_recipe)
+        assert not config.out.exists()
+
+    def test_a_device_that_is_not_there(self, run, config):
+        with pytest.raises(BackendError):
+            run(device="cuda:7")
+        assert not config.out.exists()
+
+
+class TestPreview:
+    def test_it_is_what_the_run_does(self, config, recipe, data, val, run):
+        found = preview(config, recipe, data, val)
+        assert not config.out.exists()
+        result, told = run()
+        plan, _ = stages(told, "plan")[0]
+        assert found.plan == plan and found.counts == stages(told, "model")[0]
+        assert found.missing == {"train": 0, "val": 0}
+        written = sum((result.out / name).stat().st_size for name in ("last.pt", "best.pth", "final.pth"))
+        assert written < found.disk < 3 * written
+        assert found.on_cache > 12 * 4 * 64 * 64 * 3
+        assert json.loads(json.dumps(found.to_dict()))["steps"] == 6
+
+    def test_missing_videos_are_counted(self, config, recipe, broken_clips):
+        found = preview(dataclasses.replace(config, cache=None), recipe, broken_clips)
+        assert found.missing == {"train": 1} and found.on_cache == 0
+
+    def test_none_is_there(self, config, recipe, data, tmp_path):
+        lost = dataclasses.replace(data, paths=tuple(tmp_path / path.name for path in data.paths))
+        with pytest.raises(InputError, match="found none of 9 videos"):
+            preview(config, recipe, lost)
+
+    def test_a_folder_in_use(self, config, recipe, data):
+        config.out.mkdir()
+        (config.out / "best.pth").write_bytes(b"")
+        with pytest.raises(InputError, match="holds a run already"):
+            preview(config, recipe, data)
