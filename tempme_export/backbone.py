@@ -25,7 +25,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "tempme-mini": {
         "embed_dim": 128,
         "quick_gelu": True,
-        "vision_cfg": {"image_size": 64, "layers": 4, "width": 128, "patch_size": 16},
+        "vision_cfg": {"image_size": 64, "layers": 4, "width": 64, "patch_size": 16},
         "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2},
     }
 }
@@ -106,8 +106,8 @@ def open_clip_config(name: str) -> dict[str, Any]:
     if not path.is_file():
         known = sorted(p.stem for p in path.parent.glob("*.json"))
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise ProfileError(f"backbone {name!r} is not an open_clip model config.{hint}")
+        hint = f"did you mean {' or '.join(near)}?" if near else "see open_clip.list_models()"
+        raise ProfileError(f"found backbone {name!r}; expected an open_clip model config; {hint}")
     config: dict[str, Any] = json.loads(path.read_text())
     return config
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 SCRATCH = "scratch"
+SYNTHETIC = "synthetic"
 _MOST_WORKERS = 8  # by default
 _DEFAULT_RANK = 8
 _INTERRUPTED = 130  # as shells have it
@@ -61,7 +62,32 @@ def _recipe(init: str, profile: str | None, tune: str, seed: int) -> "Recipe":
     chosen = load_profile(profile)
     if chosen.backbone == FROM_CHECKPOINT:
         raise ProfileError(f"profile {chosen.name} takes its sizes from a checkpoint; --init {SCRATCH} has none.")
-    return prepare(draw_clip(open_clip_backbone(chosen.backbone), seed), chosen)
+    return prepare(draw_clip(open_clip_backbone(chosen.backbone), seed, chosen), chosen)
+
+
+def _rendered(spec: str, out: Path, seed: int, workers: int, dry_run: bool) -> str:
+    """`synthetic` -> `synthetic:OUT/world`; a world that is not there is rendered. Another spec comes back as it is."""
+    kind, _, name = spec.partition(":")
+    if kind != SYNTHETIC:
+        return spec
+    folder = Path(name).expanduser() if name else out / "world"
+    if not folder.exists():
+        if dry_run or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UsageError(
+                f"{folder} is not rendered yet; --dry-run writes nothing, and of several processes none may begin. "
+                f"Run the command once as a single process, with --data {SYNTHETIC}:DIR."
+            )
+
+        from tempme_export.data.synthetic import write_world
+
+        with console.progress() as progress:
+            write_world(
+                folder,
+                seed=seed,
+                workers=max(1, workers),
+                progress=lambda done, total: progress("frames", ("rendered", done, total)),
+            )
+    return f"{SYNTHETIC}:{folder}"
 
 
 def _dry_run(
@@ -109,8 +135,8 @@ def command(
         str,
         typer.Option(
             metavar="SPEC",
-            help="Videos and captions to train on: msrvtt:DIR, activitynet:DIR, didemo:DIR, lsmdc:DIR, synthetic:DIR, "
-            "or a .csv or .parquet file with columns video and caption.",
+            help="Videos and captions to train on: msrvtt:DIR, activitynet:DIR, didemo:DIR, lsmdc:DIR, a .csv or "
+            ".parquet file with columns video and caption, or synthetic[:DIR], which is rendered first.",
         ),
     ],
     init: Annotated[
@@ -198,6 +224,9 @@ def command(
 
     from tempme_export.data.annotations import open_data
 
+    if val is None and data.partition(":")[0] == SYNTHETIC:
+        val = data
+    data, val = (spec and _rendered(spec, out, seed, config.workers, dry_run) for spec in (data, val))
     train_data = open_data(data, "train", videos)
     val_data = None if val is None else open_data(val, "test", videos)
     recipe = _recipe(init, profile, kind, seed)

@@ -5,6 +5,7 @@ through merged tokens, not through the matching: which tokens meet is taken as g
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -135,6 +136,16 @@ class Block(nn.Module):
         return self.feed_forward(x + self.attn(self.ln_1(x), None, self.ln_1, causal=True)[0])
 
 
+class Transformer(nn.Module):
+    """The blocks of a tower under the name that checkpoints give them."""
+
+    resblocks: nn.ModuleList
+
+    def __init__(self, blocks: Iterable[Block]) -> None:
+        super().__init__()
+        self.resblocks = nn.ModuleList(blocks)
+
+
 class Stream(NamedTuple):
     """Tokens [clips, N, D] and how many original tokens each stands for, [clips, N] float32; None while all are 1."""
 
@@ -194,8 +205,7 @@ class VideoTower(nn.Module):
         self.class_embedding = nn.Parameter(torch.empty(b.width))
         self.positional_embedding = nn.Parameter(torch.empty(b.tokens_per_frame, b.width))
         self.ln_pre, self.ln_post = nn.LayerNorm(b.width), nn.LayerNorm(b.width)
-        self.transformer = nn.Module()
-        self.transformer.resblocks = nn.ModuleList(VideoBlock(plan, recipe, additions) for plan in recipe.plan.blocks)
+        self.transformer = Transformer(VideoBlock(plan, recipe, additions) for plan in recipe.plan.blocks)
         self.proj = nn.Parameter(torch.empty(b.width, b.embed))
 
     def _stem(self, frames: Tensor) -> Tensor:
@@ -238,10 +248,9 @@ class TrainableModel(nn.Module):
             "full": Additions(adapter=recipe.checkpoint.facts.adapter, prompts=recipe.checkpoint.facts.prompts or 0),
         }[tune]
         self.visual = VideoTower(recipe, wanted)
-        self.token_embedding = nn.Embedding(b.vocab, b.text_width)
+        self.token_embedding = nn.utils.skip_init(nn.Embedding, b.vocab, b.text_width)
         self.positional_embedding = nn.Parameter(torch.empty(b.context, b.text_width))
-        self.transformer = nn.Module()
-        self.transformer.resblocks = nn.ModuleList(
+        self.transformer = Transformer(
             Block(b.text_width, b.text_heads, b.activation, wanted) for _ in range(b.text_layers)
         )
         self.ln_final = nn.LayerNorm(b.text_width)

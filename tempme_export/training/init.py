@@ -4,13 +4,20 @@ import torch
 from torch import Tensor
 
 from tempme_export.backbone import Backbone
-from tempme_export.checkpoint import Checkpoint, Facts, expected_shapes, from_state_dict
+from tempme_export.checkpoint import CLIP_POSITION, Checkpoint, Facts, expected_shapes, from_state_dict
+from tempme_export.profile import Profile
 
 _LOGIT_SCALE = 2.6593  # log(1 / 0.07), where CLIP begins
 
 
-def facts_of(backbone: Backbone) -> Facts:
-    """The facts of a plain CLIP of these sizes."""
+# Tokens are of length 1 per channel behind the first LayerNorm. Where positions are a tenth of that, as CLIP begins,
+# the small backbone had learned nothing of where a shape was after 300 steps; like this it had after 150.
+_POSITION_STD, _CLIP_POSITION_STD, _TEXT_POSITION_STD = 1.0, 0.7, 0.03
+
+
+def facts_of(backbone: Backbone, profile: Profile | None = None) -> Facts:
+    """The facts of a plain CLIP of these sizes, or of one with the clip positions of a profile."""
+    positions = () if profile is None or not profile.merge.clip_position else profile.plan(backbone).blocks
     return Facts(
         image_size=backbone.image_size,
         patch=backbone.patch,
@@ -22,12 +29,12 @@ def facts_of(backbone: Backbone) -> Facts:
         context=backbone.context,
         vocab=backbone.vocab,
         lora_rank=None,
-        clip_lengths=(),
+        clip_lengths=tuple((plan.index, plan.clips_in) for plan in positions if plan.factor > 1),
     )
 
 
 def _std(name: str, width: int, layers: int) -> float:
-    """Standard deviation of a tensor's normal distribution, as the CLIP paper's code base has it."""
+    """Standard deviation of a tensor's normal distribution; CLIP's own, but for the positions."""
     residual = width**-0.5 * (2 * layers) ** -0.5
     rules = {
         "in_proj_weight": width**-0.5,
@@ -35,20 +42,24 @@ def _std(name: str, width: int, layers: int) -> float:
         "c_fc.weight": (2 * width) ** -0.5,
         "c_proj.weight": residual,
         "token_embedding.weight": 0.02,
-        "visual.class_embedding": width**-0.5,
-        "visual.positional_embedding": width**-0.5,
-        "positional_embedding": 0.01,
+        CLIP_POSITION: _CLIP_POSITION_STD,
+        "visual.class_embedding": _POSITION_STD,
+        "visual.positional_embedding": _POSITION_STD,
+        "positional_embedding": _TEXT_POSITION_STD,
         "proj": width**-0.5,
         "text_projection": width**-0.5,
     }
     return next((std for ending, std in rules.items() if name.endswith(ending)), 0.0)
 
 
-def draw_clip(backbone: Backbone, seed: int) -> Checkpoint:
-    """A plain CLIP of these sizes with weights drawn from `seed`, as its training would begin."""
+def draw_clip(backbone: Backbone, seed: int, profile: Profile | None = None) -> Checkpoint:
+    """A CLIP of these sizes with weights drawn from `seed`, as its training would begin.
+
+    profile  whose clip positions are drawn too; None: a plain CLIP
+    """
     generator = torch.Generator().manual_seed(seed)
     drawn: dict[str, Tensor] = {}
-    for name, shape in expected_shapes(facts_of(backbone)).items():
+    for name, shape in expected_shapes(facts_of(backbone, profile)).items():
         visual = name.startswith("visual.")
         width, layers = (backbone.width, backbone.layers) if visual else (backbone.text_width, backbone.text_layers)
         if name == "logit_scale":

@@ -162,7 +162,7 @@ class TestInput:
         from tempme_export import recipe
 
         monkeypatch.setattr(recipe, "_contradictions", lambda checkpoint, profile, backbone: [])
-        refusal(tempme_export(small_checkpoint), 3, "profiles: vit-b-16-12f,", "choose one with --profile")
+        refusal(tempme_export(small_checkpoint), 3, "profiles: mini-8f, vit-b-16-12f,", "choose one with --profile")
 
     def test_output_in_the_way(self, export, tmp_path):
         (tmp_path / "out").write_text("a thesis")
@@ -296,6 +296,8 @@ class TestDone:
             "batch": (2, 3, 4),
             "frame_mask": True,
             "pt2": True,
+            "gate": None,
+            "gate_videos": None,
             "device": "cuda:1",
             "opset": 23,
             "force": True,
