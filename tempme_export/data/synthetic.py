@@ -29,6 +29,15 @@ COLOURS = {
     "yellow": (235, 215, 50),
     "white": (240, 240, 240),
 }
+# Corners around the origin, in radii; a circle has none and is drawn as an ellipse.
+_CORNERS: dict[str, list[tuple[float, float]]] = {
+    "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
+    "triangle": [(0, -1.2), (1.15, 0.9), (-1.15, 0.9)],
+    "cross": [
+        *((-0.35, -1.2), (0.35, -1.2), (0.35, -0.35), (1.2, -0.35), (1.2, 0.35), (0.35, 0.35)),
+        *((0.35, 1.2), (-0.35, 1.2), (-0.35, 0.35), (-1.2, 0.35), (-1.2, -0.35), (-0.35, -0.35)),
+    ],
+}
 SHAPES = ("square", "circle", "triangle", "cross")
 MOVES = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
@@ -64,21 +73,16 @@ class Scene:
 
 def all_scenes() -> list[Scene]:
     """Every look with every ordered pair of different moves, in a fixed order."""
-    motions = list(itertools.permutations(MOVES, 2))
-    return [Scene(*look, *motion) for look in itertools.product(COLOURS, SHAPES) for motion in motions]
+    return [
+        Scene(colour, shape, first, second)
+        for colour, shape in itertools.product(COLOURS, SHAPES)
+        for first, second in itertools.permutations(MOVES, 2)
+    ]
 
 
 def _outline(shape: str, x: float, y: float, radius: float) -> list[tuple[float, float]]:
-    """Corners of a shape around (x, y), pixels; a circle is drawn as an ellipse instead."""
-    unit = {
-        "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
-        "triangle": [(0, -1.2), (1.15, 0.9), (-1.15, 0.9)],
-        "cross": [
-            *((-0.35, -1.2), (0.35, -1.2), (0.35, -0.35), (1.2, -0.35), (1.2, 0.35), (0.35, 0.35)),
-            *((0.35, 1.2), (-0.35, 1.2), (-0.35, 0.35), (-1.2, 0.35), (-1.2, -0.35), (-0.35, -0.35)),
-        ],
-    }[shape]
-    return [(x + radius * dx, y + radius * dy) for dx, dy in unit]
+    """Corners of a shape around (x, y), pixels."""
+    return [(x + radius * dx, y + radius * dy) for dx, dy in _CORNERS[shape]]
 
 
 def _path(scene: Scene, radius: float, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -107,7 +111,7 @@ def draw_pictures(scene: Scene, seed: int | Sequence[int]) -> Iterator[NDArray[n
     for x, y in path:
         image = background.copy()
         draw, cx, cy, r = ImageDraw.Draw(image), x * side, y * side, radius * side
-        if scene.shape == "circle":
+        if scene.shape not in _CORNERS:
             draw.ellipse((cx - r, cy - r, cx + r, cy + r), fill=fill)
         else:
             draw.polygon(_outline(scene.shape, cx, cy, r), fill=fill)

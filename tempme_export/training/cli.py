@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -226,9 +226,11 @@ def command(
 
     if val is None and data.partition(":")[0] == SYNTHETIC:
         val = data
-    data, val = (spec and _rendered(spec, out, seed, config.workers, dry_run) for spec in (data, val))
-    train_data = open_data(data, "train", videos)
-    val_data = None if val is None else open_data(val, "test", videos)
+
+    def opened(spec: str, split: Literal["train", "test"]) -> "RetrievalData":
+        return open_data(_rendered(spec, out, seed, config.workers, dry_run), split, videos)
+
+    train_data, val_data = opened(data, "train"), None if val is None else opened(val, "test")
     recipe = _recipe(init, profile, kind, seed)
     if _rank() == 0:
         show_recipe(recipe)

@@ -120,7 +120,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer block; of the video tower where it has a plan (spec section 3)."""
+    """What the transformer blocks of both towers share."""
 
     def __init__(self, width: int, heads: int, activation: str, additions: Additions) -> None:
         super().__init__()
@@ -131,8 +131,12 @@ class Block(nn.Module):
         """x and its MLP: [B, N, D] -> [B, N, D]."""
         return x + self.mlp(self.ln_2(x))
 
+
+class TextBlock(Block):
+    """A block of the text tower, causal."""
+
     def forward(self, x: Tensor) -> Tensor:
-        """The text tower's block, causal: [B, L, D] -> [B, L, D]."""
+        """[B, L, D] -> [B, L, D]."""
         return self.feed_forward(x + self.attn(self.ln_1(x), None, self.ln_1, causal=True)[0])
 
 
@@ -184,7 +188,7 @@ class VideoBlock(Block):
         x = (x.unflatten(0, (-1, self.plan.clips_in)) + position).flatten(0, 1)
         return self._merge(Stream(join_clips(x, factor, n_cls), size), metric, self.plan.r_cross)
 
-    def forward_clips(self, stream: Stream) -> Stream:
+    def forward(self, stream: Stream) -> Stream:
         """The stream of plan.clips_in clips -> that of plan.clips."""
         if self.plan.factor > 1:
             stream = self._join(stream)
@@ -220,7 +224,7 @@ class VideoTower(nn.Module):
         """[B, F, 3, S, S] float32 -> [B, E] float32 of unit length."""
         stream = Stream(self._stem(frames), None)
         for block in self.transformer.resblocks:
-            stream = block.forward_clips(stream)
+            stream = block(stream)
         cls = stream.x[:, : self.plan.blocks[-1].n_cls].reshape(len(frames), self.plan.frames, -1)
         features = F.normalize((self.ln_post(cls) @ self.proj).float(), dim=-1)
         return F.normalize(features.mean(dim=1), dim=-1)
@@ -251,7 +255,7 @@ class TrainableModel(nn.Module):
         self.token_embedding = nn.utils.skip_init(nn.Embedding, b.vocab, b.text_width)
         self.positional_embedding = nn.Parameter(torch.empty(b.context, b.text_width))
         self.transformer = Transformer(
-            Block(b.text_width, b.text_heads, b.activation, wanted) for _ in range(b.text_layers)
+            TextBlock(b.text_width, b.text_heads, b.activation, wanted) for _ in range(b.text_layers)
         )
         self.ln_final = nn.LayerNorm(b.text_width)
         self.text_projection = nn.Parameter(torch.empty(b.text_width, b.embed))
