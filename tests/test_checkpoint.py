@@ -12,14 +12,17 @@ import torch
 from safetensors.torch import save_file
 
 from tempme_export.checkpoint import (
+    ADAPTER,
     CLIP_POSITION,
     LORA_A,
     LORA_B,
+    PROMPT,
     Facts,
     from_state_dict,
     load_checkpoint,
 )
-from tempme_export.errors import CheckpointError, InputError
+from tempme_export.errors import CheckpointError, InputError, ProfileError
+from tempme_export.profile import load_profile
 
 SMALL = {
     "image": 16,
@@ -454,6 +457,56 @@ class TestContent:
     )
     def test_openai_scalars_that_deny_the_shapes(self, name, value, says, plain, tmp_path):
         refused(saved(tmp_path, plain | {name: value}), says)
+
+
+class TestProfile:
+    """{"state_dict": ..., "profile": ...}, as a training leaves it."""
+
+    def test_is_read(self, state, tmp_path):
+        profile = load_profile("vit-b-32-12f")
+        content = {"state_dict": state, "profile": profile.to_dict()}
+        assert load_checkpoint(saved(tmp_path, content)).profile == profile
+        assert load_checkpoint(saved(tmp_path, {"state_dict": state})).profile is None
+
+    def test_is_wrong(self, state, tmp_path):
+        refused(
+            saved(tmp_path, {"state_dict": state, "profile": "vit-b-32-12f"}), "its profile is str", "expected a table"
+        )
+        table = {**load_profile("vit-b-32-12f").to_dict(), "speed": "high"}
+        with pytest.raises(ProfileError, match=r"ckpt\.pth: profile: unknown key 'speed'"):
+            load_checkpoint(saved(tmp_path, {"state_dict": state, "profile": table}))
+
+
+class TestAdditions:
+    """Adapters and prompts, which the original does not have."""
+
+    @pytest.fixture
+    def blocks(self, bare):
+        return [name.removesuffix("attn.in_proj_bias") for name in bare if name.endswith("attn.in_proj_bias")]
+
+    def test_adapters(self, bare, blocks, tmp_path):
+        for block in blocks:
+            width = len(bare[f"{block}ln_1.weight"])
+            bare[f"{block}{ADAPTER}down.weight"], bare[f"{block}{ADAPTER}down.bias"] = (
+                torch.ones(5, width),
+                torch.ones(5),
+            )
+            bare[f"{block}{ADAPTER}up.weight"], bare[f"{block}{ADAPTER}up.bias"] = (
+                torch.ones(width, 5),
+                torch.ones(width),
+            )
+        facts = load_checkpoint(saved(tmp_path, bare)).facts
+        assert (facts.adapter, facts.prompts) == (5, None)
+        del bare[f"{blocks[0]}{ADAPTER}up.bias"]
+        refused(saved(tmp_path, bare), f"1 missing: {blocks[0]}{ADAPTER}up.bias")
+
+    def test_prompts(self, plain, blocks, tmp_path):
+        for block in blocks:
+            plain[f"{block}{PROMPT}"] = torch.ones(4, len(plain[f"{block}ln_1.weight"]))
+        facts = load_checkpoint(saved(tmp_path, plain)).facts
+        assert (facts.adapter, facts.prompts, facts.is_plain_clip) == (None, 4, False)
+        plain[f"{block}{PROMPT}"] = torch.ones(5, len(plain[f"{block}ln_1.weight"]))
+        refused(saved(tmp_path, plain), "numbers of prompt tokens differ between blocks: [4, 5]")
 
 
 class TestLora:

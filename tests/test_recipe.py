@@ -157,6 +157,14 @@ class TestInference:
             assert recipe.origin == "asked" and recipe.profile.name == "vit-b-32-12f"
             assert recipe.plan.final_tokens == 97
 
+    def test_the_checkpoint_s_own_profile_comes_before_its_shapes(self, checkpoint_of):
+        own = dataclasses.replace(load_profile("vit-b-32-12f"), name="mine", text_length=20)
+        checkpoint = dataclasses.replace(checkpoint_of(B32), profile=own)
+        recipe = prepare(checkpoint)
+        assert recipe.origin == "declared" and recipe.profile == own
+        asked = prepare(checkpoint, "vit-b-32-12f")
+        assert asked.origin == "asked" and asked.profile.text_length == 32
+
     @pytest.mark.parametrize("name", ["vit-b-32-12f", "vit-b-32-8f", "vit-b-32-12f-none", "vit-b-32-12f-tome"])
     def test_plain_clip_fits_where_it_is_told(self, checkpoint_of, name):
         assert prepare(checkpoint_of(plain(B32)), name).profile.name == name

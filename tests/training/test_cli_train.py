@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -59,6 +60,10 @@ def refusal(result, code, *words):
         assert word in lines[0]
 
 
+def small_world(draw_splits, train_clips, test_clips, seed):
+    return draw_splits(9, 4, seed)
+
+
 def without(arguments, name):
     place = arguments.index(f"--{name}")
     return arguments[:place] + arguments[place + 2 :]
@@ -101,6 +106,25 @@ class TestUsage:
 
     def test_full_may_be_said_twice(self):
         assert [cli._tune("full", True), cli._tune(None, True), cli._tune(None, False)] == ["full", "full", "lora"]
+
+    def test_synthetic_is_rendered_first_and_judged_on_its_other_half(
+        self, tempme_train, arguments, tmp_path, monkeypatch
+    ):
+        from tempme_export.data import synthetic
+
+        monkeypatch.setattr(synthetic, "draw_splits", partial(small_world, synthetic.draw_splits))
+        rest = [*without(without(arguments, "data"), "cache"), "--epochs", "1"]
+        refusal(
+            tempme_train("--data", "synthetic", *rest, "--dry-run"), 2, "out/world is not rendered yet", "--dry-run"
+        )
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        refusal(tempme_train("--data", "synthetic", *rest), 2, "not rendered yet", "single process")
+        assert list(tmp_path.iterdir()) == []
+        monkeypatch.delenv("WORLD_SIZE")
+        code, _, err = tempme_train("--data", "synthetic", *rest)
+        assert code == 0, err
+        assert "synthetic train   9 videos" in err and "synthetic test   4 videos" in err
+        assert {"world", "best.pth"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
     def test_scratch(self, tempme_train, arguments):
         scratch = [*without(arguments, "init"), "--init", "scratch"]
