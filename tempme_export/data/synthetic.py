@@ -1,8 +1,9 @@
 """A rendered world of moving shapes with captions, in which the order of events matters.
 
-Each clip shows one shape that moves twice: "a small red square moves left, then up". Where it starts is drawn, so
-that no single picture tells the motion; and a clip and its reversal ("down, then right") show the same pictures in
-another order, so that an encoder which averages frames cannot tell them apart however well it sees.
+Each clip shows one shape that moves twice: "a red square moves left, then up". Where it starts is drawn, so that no
+single picture tells the motion. Each motion has a partner whose clips show the same places in another order ("down,
+then right", or for "left, then right" the way "right, then left"), so that an encoder which averages frames cannot
+tell the two apart however well it sees: within one look it finds at most half.
 """
 
 import itertools

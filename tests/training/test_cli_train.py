@@ -11,7 +11,9 @@ from functools import partial
 import pytest
 import torch
 
+from tempme_export.checkpoint import load_checkpoint
 from tempme_export.errors import ExportError
+from tempme_export.profile import load_profile
 from tempme_export.training import cli, console, loop
 from tempme_export.training.log import read_rows
 from tempme_export.training.plan import Plan
@@ -107,24 +109,22 @@ class TestUsage:
     def test_full_may_be_said_twice(self):
         assert [cli._tune("full", True), cli._tune(None, True), cli._tune(None, False)] == ["full", "full", "lora"]
 
-    def test_synthetic_is_rendered_first_and_judged_on_its_other_half(
-        self, tempme_train, arguments, tmp_path, monkeypatch
-    ):
+    def test_the_documented_training_from_nothing(self, tempme_train, tmp_path, monkeypatch):
         from tempme_export.data import synthetic
 
         monkeypatch.setattr(synthetic, "draw_splits", partial(small_world, synthetic.draw_splits))
-        rest = [*without(without(arguments, "data"), "cache"), "--epochs", "1"]
-        refusal(
-            tempme_train("--data", "synthetic", *rest, "--dry-run"), 2, "out/world is not rendered yet", "--dry-run"
-        )
+        documented = ["--data", "synthetic", "--init", "scratch", "--profile", "mini-8f", "--full", "--lr", "1e-3"]
+        small = [*documented, "--epochs", "1", "--batch", "4", "--out", tmp_path / "out", "--device", "cpu"]
+        refusal(tempme_train(*small, "--dry-run"), 2, "out/world is not rendered yet", "--dry-run")
         monkeypatch.setenv("WORLD_SIZE", "2")
-        refusal(tempme_train("--data", "synthetic", *rest), 2, "not rendered yet", "single process")
+        refusal(tempme_train(*small), 2, "not rendered yet", "single process")
         assert list(tmp_path.iterdir()) == []
         monkeypatch.delenv("WORLD_SIZE")
-        code, _, err = tempme_train("--data", "synthetic", *rest)
+        code, _, err = tempme_train(*small, "--workers", "1")
         assert code == 0, err
         assert "synthetic train   9 videos" in err and "synthetic test   4 videos" in err
         assert {"world", "best.pth"} <= {path.name for path in (tmp_path / "out").iterdir()}
+        assert load_checkpoint(tmp_path / "out/best.pth").profile == load_profile("mini-8f")
 
     def test_scratch(self, tempme_train, arguments):
         scratch = [*without(arguments, "init"), "--init", "scratch"]
