@@ -162,7 +162,12 @@ class TestInput:
         from tempme_export import recipe
 
         monkeypatch.setattr(recipe, "_contradictions", lambda checkpoint, profile, backbone: [])
-        refusal(tempme_export(small_checkpoint), 3, "profiles: mini-8f, mini-8f-none, vit-b-16-12f,", "choose one with --profile")
+        refusal(
+            tempme_export(small_checkpoint),
+            3,
+            "profiles: mini-8f, mini-8f-none, vit-b-16-12f,",
+            "choose one with --profile",
+        )
 
     def test_output_in_the_way(self, export, tmp_path):
         (tmp_path / "out").write_text("a thesis")
