@@ -6,7 +6,7 @@ Scales follow a trained CLIP closely enough that attention is peaked, LoRA matte
 import torch
 from torch import Tensor
 
-from tempme_export.backbone import open_clip_backbone
+from tempme_export.backbone import Backbone, open_clip_backbone
 from tempme_export.checkpoint import (
     CLIP_POSITION,
     LORA_A,
@@ -23,29 +23,31 @@ LORA_RANK = 8
 LOGIT_SCALE = 4.6052  # log(100), where training clamps it
 
 
+def facts_of(backbone: Backbone, profile: Profile | None = None, lora_rank: int | None = None) -> Facts:
+    """The facts of a CLIP of these sizes: a plain one, or with the clip positions of a profile, or with LoRA too."""
+    blocks = () if profile is None or not profile.merge.clip_position else profile.plan(backbone).blocks
+    return Facts(
+        image_size=backbone.image_size,
+        patch=backbone.patch,
+        width=backbone.width,
+        layers=backbone.layers,
+        embed=backbone.embed,
+        text_width=backbone.text_width,
+        text_layers=backbone.text_layers,
+        context=backbone.context,
+        vocab=backbone.vocab,
+        lora_rank=lora_rank,
+        clip_lengths=tuple((block.index, block.clips_in) for block in blocks if block.factor > 1),
+    )
+
+
 def _facts(profile: Profile) -> Facts:
     if profile.backbone == FROM_CHECKPOINT:
         raise ProfileError(
             f"profile {profile.name} takes its sizes from a checkpoint, so none can be drawn for it. "
             "Give a checkpoint, or a profile that names an open_clip backbone."
         )
-    b, plan = open_clip_backbone(profile.backbone), profile.plan(open_clip_backbone(profile.backbone))
-    lengths = tuple(
-        (block.index, block.clips_in) for block in plan.blocks if block.factor > 1 and profile.merge.clip_position
-    )
-    return Facts(
-        image_size=b.image_size,
-        patch=b.patch,
-        width=b.width,
-        layers=b.layers,
-        embed=b.embed,
-        text_width=b.text_width,
-        text_layers=b.text_layers,
-        context=b.context,
-        vocab=b.vocab,
-        lora_rank=LORA_RANK,
-        clip_lengths=lengths,
-    )
+    return facts_of(open_clip_backbone(profile.backbone), profile, LORA_RANK)
 
 
 def _mean_and_std(name: str, shape: tuple[int, ...]) -> tuple[float, float]:

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from tempme_export.backbone import Backbone
-from tempme_export.checkpoint import CLIP_POSITION, Checkpoint, Facts, expected_shapes, from_state_dict
+from tempme_export.checkpoint import CLIP_POSITION, Checkpoint, expected_shapes, from_state_dict
 from tempme_export.profile import Profile
+from tempme_export.random_weights import facts_of
 
 _LOGIT_SCALE = 2.6593  # log(1 / 0.07), where CLIP begins
 
@@ -13,24 +14,6 @@ _LOGIT_SCALE = 2.6593  # log(1 / 0.07), where CLIP begins
 # Tokens are of length 1 per channel behind the first LayerNorm. Where positions are a tenth of that, as CLIP begins,
 # the small backbone had learned nothing of where a shape was after 300 steps; like this it had after 150.
 _POSITION_STD, _CLIP_POSITION_STD, _TEXT_POSITION_STD = 1.0, 0.7, 0.03
-
-
-def facts_of(backbone: Backbone, profile: Profile | None = None) -> Facts:
-    """The facts of a plain CLIP of these sizes, or of one with the clip positions of a profile."""
-    positions = () if profile is None or not profile.merge.clip_position else profile.plan(backbone).blocks
-    return Facts(
-        image_size=backbone.image_size,
-        patch=backbone.patch,
-        width=backbone.width,
-        layers=backbone.layers,
-        embed=backbone.embed,
-        text_width=backbone.text_width,
-        text_layers=backbone.text_layers,
-        context=backbone.context,
-        vocab=backbone.vocab,
-        lora_rank=None,
-        clip_lengths=tuple((plan.index, plan.clips_in) for plan in positions if plan.factor > 1),
-    )
 
 
 def _std(name: str, width: int, layers: int) -> float:

@@ -11,11 +11,12 @@ from tempme_export.errors import CheckpointError
 from tempme_export.kernels.reference import match_tokens_ref, merge_tokens_ref
 from tempme_export.model import TextEncoder, VideoEncoder
 from tempme_export.profile import Expect, load_profile
+from tempme_export.random_weights import facts_of
 from tempme_export.recipe import prepare
 from tempme_export.reference import ReferenceText, ReferenceVideo
 from tempme_export.training import encoder
 from tempme_export.training.encoder import TUNES, TrainableModel
-from tempme_export.training.init import draw_clip, facts_of
+from tempme_export.training.init import draw_clip
 
 CLOSE = {"rtol": 0, "atol": 1e-6}  # float32 embeddings of unit length
 
