@@ -250,7 +250,7 @@ class TestWholeRun:
         """From nothing, nine clips and their captions by heart; chance would be log(8)."""
         monkeypatch.setattr(loop, "save_model", lambda *args: None)
         config = TrainConfig(
-            out=tmp_path / "out", tune="full", epochs=24, batch=8, workers=0, cache=cache, device="cpu", rate=1e-3
+            out=tmp_path / "out", tune="full", epochs=48, batch=8, workers=0, cache=cache, device="cpu", rate=1e-3
         )
         loop.train(config, recipe, data)
         losses = [row["loss"] for row in read_rows(tmp_path / "out" / "metrics.jsonl")]
