@@ -29,6 +29,7 @@ from tempme_export.evaluation.gate import Gate, GateData, open_gate, run_gate
 from tempme_export.export import to_pt2
 from tempme_export.export.to_onnx import DEFAULT_OPSET, OPSETS, export_text, export_video
 from tempme_export.judging import judge, raise_if_failed
+from tempme_export.model import check_supported
 from tempme_export.package_facts import PackageFacts, read_facts
 from tempme_export.parity import ParityReport
 from tempme_export.preprocess import Preprocess
@@ -136,10 +137,14 @@ def check_request(
 def requested_recipe(
     checkpoint: Checkpoint | str | Path, profile: Profile | str | Path | None, batch: tuple[int, int, int] | None
 ) -> Recipe:
-    """The recipe that `export` builds, with the caller's batch range where one is given."""
+    """The recipe that `export` builds, with the caller's batch range where one is given.
+
+    Raises CheckpointError for a model that no artifact can hold, before any work.
+    """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(checkpoint)
     recipe = prepare(checkpoint, profile)
+    check_supported(recipe)
     if batch is None:
         return recipe
     return replace(recipe, profile=replace(recipe.profile, batch=BatchRange(*batch)))

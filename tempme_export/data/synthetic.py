@@ -182,7 +182,7 @@ def write_world(
     if folder.exists():
         _check_world(folder, facts)
         return
-    splits = [split for split in draw_splits(train_clips, test_clips, seed) if split.scenes]
+    splits = draw_splits(train_clips, test_clips, seed)
     work = folder.with_name(f".{folder.name}.partial")
     done = itertools.count(1)
     try:

@@ -10,6 +10,7 @@ from tempme_export.checkpoint import from_state_dict
 from tempme_export.errors import CheckpointError
 from tempme_export.kernels.reference import match_tokens_ref, merge_tokens_ref
 from tempme_export.model import TextEncoder, VideoEncoder
+from tempme_export.pipeline import export
 from tempme_export.profile import Expect, load_profile
 from tempme_export.random_weights import facts_of
 from tempme_export.recipe import prepare
@@ -72,11 +73,15 @@ def test_the_exported_encoder_is_the_trained_one(recipe, inputs, tune):
         torch.testing.assert_close(text, TextEncoder(trained)(inputs[1]), **CLOSE)
 
 
-def test_prompts_are_refused_by_name(recipe):
+def test_prompts_are_refused_by_name(recipe, tmp_path):
+    stages = []
     trained = reloaded(TrainableModel(recipe, "prompt"), recipe)
     for tower in (VideoEncoder, TextEncoder):
         with pytest.raises(CheckpointError, match=r"5 prompt tokens in each block.*--tune lora"):
             tower(trained)
+    with pytest.raises(CheckpointError, match="5 prompt tokens in each block"):
+        export(trained.checkpoint, trained.profile, tmp_path / "out.tempme", progress=stages.append)
+    assert stages == [] and list(tmp_path.iterdir()) == [], "before any work"
 
 
 @pytest.mark.parametrize("tune", ["lora", "adapter"])
