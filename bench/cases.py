@@ -1,29 +1,22 @@
-"""What is compared: a model, the backends that can run it, and the videos they are shown."""
+"""What is measured: a model and the videos it is shown."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tempme_export.bundle import PT2, VIDEO, open_bundle, verify_files
+from tempme_export.bundle import open_bundle, verify_files
 from tempme_export.checkpoint import OPEN_CLIP, load_checkpoint
-from tempme_export.errors import BackendError, BundleError, CheckpointError, ParityError, UsageError
-from tempme_export.model import VideoEncoder
+from tempme_export.errors import BundleError, CheckpointError, ParityError, UsageError
 from tempme_export.profile import Profile, shipped_profiles
 from tempme_export.random_weights import draw_checkpoint
 from tempme_export.recipe import Recipe, prepare
 from tempme_export.reference import ReferenceVideo, Trace
-from tempme_export.runtime.base import Runner
-from tempme_export.runtime.ort import OrtRunner, import_onnxruntime
-from tempme_export.runtime.pt2 import Pt2Runner
-from tempme_export.runtime.pytorch import TorchRunner
 from tempme_export.selftest import SAFE_GAP, draw_clip, preprocess_for
 
-ORIGINAL = "original"
 DISTINCT = 4
 _TRIES = 64
 
@@ -100,82 +93,32 @@ def _bundle_case(folder: Path, profile: str | None) -> Case:
     return Case(prepare(checkpoint, own), bundle.path, bundle.manifest["precision"])
 
 
-@dataclass(frozen=True)
-class Backend:
-    """One way to run a case.
+def benchmark_clips(recipes: Sequence[Recipe], seed: int) -> NDArray[np.float32]:
+    """Moving clips for every contender to encode: [DISTINCT, F, 3, S, S], normalised pixels.
 
-    load     a case, its artifact and a device -> a runner; raises BackendError where it cannot run there
-    build    writes the artifact into a folder and returns its path, where the case brings none; None for a backend
-             that runs from weights
-    require  raises BackendError where a package is missing; asked before anything is built
-    file     the artifact's name in a bundle
-    """
+    recipes  of one backbone and frame count
 
-    load: Callable[[Case, Path | None, str], Runner]
-    build: Callable[[Case, Path], Path] | None = None
-    require: Callable[[], object] = lambda: None
-    file: str = VIDEO
-
-
-def _build_onnx(case: Case, folder: Path) -> Path:
-    from tempme_export.export.to_onnx import export_video
-
-    path = folder / VIDEO
-    export_video(case.recipe, path, case.precision)
-    return path
-
-
-def _load_original(case: Case, artifact: Path | None, device: str) -> Runner:
-    return TorchRunner(ReferenceVideo(case.recipe, device=device), case.recipe, ORIGINAL, "video", device)
-
-
-def _load_torch(case: Case, artifact: Path | None, device: str) -> Runner:
-    return TorchRunner(VideoEncoder(case.recipe), case.recipe, "torch", "video", device)
-
-
-def _load_ort(case: Case, artifact: Path | None, device: str) -> Runner:
-    assert artifact is not None, "ort is a backend with an artifact"
-    return OrtRunner(artifact, device, threads=torch.get_num_threads())
-
-
-def _refuse_pt2(case: Case, folder: Path) -> Path:
-    where = f"{case.bundle} has no {PT2}" if case.bundle else f"there is no {PT2}, which takes minutes to compile"
-    raise BackendError(f"{where}. Run tempme-export CKPT --pt2 and measure that bundle.")
-
-
-def _load_pt2(case: Case, artifact: Path | None, device: str) -> Runner:
-    assert artifact is not None, "pt2 is a backend with an artifact"
-    return Pt2Runner(artifact, device)
-
-
-BACKENDS: Mapping[str, Backend] = MappingProxyType(
-    {
-        ORIGINAL: Backend(_load_original),
-        "torch": Backend(_load_torch),
-        "ort": Backend(_load_ort, _build_onnx, import_onnxruntime),
-        "pt2": Backend(_load_pt2, _refuse_pt2, file=PT2),
-    }
-)
-
-
-def benchmark_clips(recipe: Recipe, seed: int) -> NDArray[np.float32]:
-    """Moving clips for every backend to encode: [DISTINCT, F, 3, S, S], normalised pixels.
-
-    Clips whose merges hang on near ties are passed over, since rounding alone would decide there and the
-    parity gate could not tell a wrong backend from a right one. Raises ParityError where too few others
+    Clips whose merges hang on near ties under one of the recipes are passed over, since rounding alone would decide
+    there and the parity gate could not tell a wrong backend from a right one. Raises ParityError where too few others
     are found.
     """
-    reference, preprocess, size = ReferenceVideo(recipe), preprocess_for(recipe), recipe.backbone.image_size
+    first = recipes[0]
+    preprocess, size, frames = preprocess_for(first), first.backbone.image_size, first.profile.frames
+    references = [ReferenceVideo(recipe) for recipe in recipes]
     clips: list[NDArray[np.float32]] = []
     for attempt in range(_TRIES):
-        frames = preprocess(draw_clip("moving", recipe.profile.frames, size, _TRIES * seed + attempt))
-        trace = Trace()
-        reference.frame_features(torch.from_numpy(frames[None]), trace)
-        if all(float(step.gap.min()) >= SAFE_GAP for step in trace.steps):
-            clips.append(frames)
+        clip = preprocess(draw_clip("moving", frames, size, _TRIES * seed + attempt))
+        if all(_is_safe(reference, clip) for reference in references):
+            clips.append(clip)
         if len(clips) == DISTINCT:
             return np.stack(clips)
     raise ParityError(
         f"only {len(clips)} of {_TRIES} moving clips have merge decisions that hang on {SAFE_GAP:.1e} of "
         "similarity or more. The checkpoint's features seem to have collapsed."
     )
+
+
+def _is_safe(reference: ReferenceVideo, clip: NDArray[np.float32]) -> bool:
+    trace = Trace()
+    reference.frame_features(torch.from_numpy(clip[None]), trace)
+    return all(float(step.gap.min()) >= SAFE_GAP for step in trace.steps)

@@ -1,41 +1,32 @@
-"""`tempme-bench`: arguments -> counts or measurements -> tables and files -> exit code."""
+"""`tempme-bench`: arguments -> a request -> the command that answers it (`commands`)."""
 
-import dataclasses
-import json as json_format
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
 
-from tempme_export.bench import paper
-from tempme_export.bench.tables import bench_tables, kernel_tables, paper_tables, resource_tables, show
+from tempme_export.bench import commands
+from tempme_export.bench.wanted import DEFAULT_FRAMES, Wanted
 from tempme_export.console import show_error
-from tempme_export.errors import ProfileError, TempMeExportError, UsageError
-from tempme_export.profile import Profile, load_profile, shipped_profiles
-
-if TYPE_CHECKING:
-    from tempme_export.bench.run import Request
+from tempme_export.errors import TempMeExportError, UsageError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-DEFAULT_FRAMES = 12
-_STDOUT = "-"
-_COUNTING = {"complexity", "profile", "frames", "json"}
+MODES = ("latency", "throughput", "end-to-end")
+_INTERRUPTED = 130
+_COUNTING = {"complexity", "profile", "frames", "json", "graph"}
 _COMPILING = {"kernels", "resources", "profile", "frames", "json"}
 _TIMING_KERNELS = {"kernels", "profile", "frames", "batch", "dtype", "json"}
-_MODEL, _PROTOCOL, _RESULTS = "What to measure", "How to measure", "Results"
+_COMPARING = {"compare", "json", "seed"}
+_READING = {"report", "results"}
+_DRAWING = {"trace", "source", "profile", "frames", "out", "seed"}
+_MODEL, _PROTOCOL, _RESULTS, _OTHER = "What to measure", "How to measure", "Results", "Instead of measuring"
 
 
-def _option(panel: str, text: str, metavar: str | None = None, name: str | None = None) -> Any:
-    return typer.Option(*[name] if name else [], help=text, metavar=metavar, rich_help_panel=panel)
+def _option(panel: str, text: str, metavar: str | None = None, name: str | None = None, **more: Any) -> Any:
+    return typer.Option(*[name] if name else [], help=text, metavar=metavar, rich_help_panel=panel, **more)
 
 
 @app.command()
@@ -46,72 +37,127 @@ def bench(
     ] = None,
     profile: Annotated[str | None, _option(_MODEL, "A shipped profile, or a .toml file.", "P")] = None,
     frames: Annotated[
-        int | None,
-        _option(_MODEL, f"Without a profile, ViT-B/32 of N frames; {DEFAULT_FRAMES} by default.", "N"),
+        str | None,
+        _option(
+            _MODEL,
+            f"Without a profile, ViT-B/32 of N frames; {DEFAULT_FRAMES} by default. Several with commas: a sweep, with "
+            "fitted costs.",
+            "N,N",
+        ),
     ] = None,
     backends: Annotated[
         str | None, _option(_MODEL, "Measured beside the original path; all by default.", "A,B")
     ] = None,
-    batch: Annotated[str, _option(_MODEL, "Videos per call, several with commas.", "N,N")] = "1",
+    methods: Annotated[
+        str | None,
+        _option(_MODEL, "Methods side by side in the same encoder, on the first of --backends; or all.", "A,B|all"),
+    ] = None,
+    mode: Annotated[
+        str | None,
+        _option(_MODEL, "latency (batch 1, the default), throughput (batches up to the knee) or end-to-end.", "M"),
+    ] = None,
+    batch: Annotated[str | None, _option(_MODEL, "Videos per call, several with commas.", "N,N")] = None,
+    video: Annotated[
+        list[Path] | None, _option(_MODEL, "With end-to-end: a video file, repeatable; else one is rendered.", "FILE")
+    ] = None,
     device: Annotated[str, _option(_MODEL, "cpu, cuda or cuda:N.", "D")] = "cpu",
     seconds: Annotated[float, _option(_PROTOCOL, "Measure each backend at least so long.", "S")] = 10.0,
     samples: Annotated[int, _option(_PROTOCOL, "Measure each backend at least so often.", "N")] = 200,
     seed: Annotated[int, _option(_PROTOCOL, "Of inputs, random weights and bootstrap.", "N")] = 0,
     strict: Annotated[bool, _option(_PROTOCOL, "Exit with 7 if one did not settle.", name="--strict")] = False,
-    complexity: Annotated[
-        bool, _option(_RESULTS, "Count operations beside the paper's; measure nothing.", name="--complexity")
-    ] = False,
-    kernels: Annotated[bool, _option(_RESULTS, "Time the kernels alone; needs a GPU.", name="--kernels")] = False,
-    dtype: Annotated[
-        str | None, _option(_RESULTS, "With --kernels: of the tokens, bf16 by default.", "fp32,fp16,bf16")
+    handicap: Annotated[
+        list[str] | None,
+        _option(_PROTOCOL, "Slow one down by P percent, to see whether --compare notices.", "NAME:P"),
     ] = None,
-    resources: Annotated[
-        bool,
-        _option(_RESULTS, "With --kernels: compile them, and show what they take; no GPU.", name="--resources"),
-    ] = False,
     json: Annotated[
         str | None, _option(_RESULTS, "One JSON document; - to stdout instead of tables.", "FILE|-")
     ] = None,
     out: Annotated[Path | None, _option(_RESULTS, "New Parquet and JSON files in this folder.", "DIR")] = None,
+    csv: Annotated[bool, _option(_RESULTS, "With --out: the rows as CSV too.", name="--csv")] = False,
+    report: Annotated[
+        Path | None, _option(_RESULTS, "A page with charts in this folder, of this run or of --results.", "DIR")
+    ] = None,
+    results: Annotated[
+        list[Path] | None,
+        _option(_RESULTS, "With --report: results of earlier runs, repeatable; measure nothing.", "DIR"),
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None, _option(_OTHER, "What changed between two results folders.", "A B")
+    ] = None,
+    trace: Annotated[
+        Path | None, _option(_OTHER, "Draw into --out which patches of this video became one token.", "VIDEO")
+    ] = None,
+    complexity: Annotated[bool, _option(_OTHER, "Count operations beside the paper's.", name="--complexity")] = False,
+    kernels: Annotated[bool, _option(_OTHER, "Time the kernels alone; needs a GPU.", name="--kernels")] = False,
+    dtype: Annotated[
+        str | None, _option(_OTHER, "With --kernels: of the tokens, bf16 by default.", "fp32,fp16,bf16")
+    ] = None,
+    resources: Annotated[
+        bool,
+        _option(_OTHER, "With --kernels: compile them, and show what they take; no GPU.", name="--resources"),
+    ] = False,
 ) -> None:
-    """Videos/s, operations and tokens of every backend beside the original PyTorch path.
+    """Videos/s, operations and tokens of every backend or method beside the original PyTorch path.
 
-    Exit codes: 0 done, 2 usage, 3 checkpoint, profile or bundle, 4 backend or device missing, 5 parity failed,
-    6 build failed, 7 unstable with --strict.
+    Exit codes: 0 done, 2 usage, 3 checkpoint, profile, video, bundle or results, 4 backend or device missing, 5 parity
+    or a count failed, 6 build failed, 7 unstable with --strict, 130 interrupted (finished rows are kept).
     """
-    if json not in (None, _STDOUT) and not Path(json).absolute().parent.is_dir():
-        raise UsageError(f"--json {json} cannot be written: {Path(json).parent} is not a folder.")
+    commands.check_writable(json)
     if resources and not kernels:
         raise UsageError("--resources shows what kernels take. Write: tempme-bench --kernels --resources")
     if dtype is not None and not kernels:
         raise UsageError("--dtype is that of timed kernels. Write: tempme-bench --kernels --dtype ...")
-    if complexity:
+    if results and report is None:
+        raise UsageError("--results are read for a page. Write: tempme-bench --report DIR --results DIR")
+    counts = None if frames is None else tuple(_positive("frames", item) for item in _listed("frames", frames))
+    batches = None if batch is None else tuple(sorted(_positive("batch", item) for item in _listed("batch", batch)))
+    if compare is not None:
+        _refuse_other_options(context, "--compare reads two results and measures nothing", _COMPARING)
+        commands.compare(*compare, seed, json)
+    elif results:
+        assert report is not None, "checked above"
+        _refuse_other_options(context, "--results are read and nothing is measured; it", _READING)
+        commands.write_page(report, results)
+    elif trace is not None:
+        _refuse_other_options(context, "--trace draws and measures nothing; it", _DRAWING)
+        if out is None:
+            raise UsageError("--trace draws into a folder. Add --out DIR.")
+        commands.draw(trace, out, source, profile, _one("frames", counts), seed)
+    elif complexity:
         _refuse_other_options(context, "--complexity measures nothing", _COUNTING)
-        chosen = None if profile is None and frames is None else _profile(profile, frames)
-        _count(chosen, json)
+        commands.count(profile, _one("frames", counts), json)
     elif resources:
         _refuse_other_options(context, "--resources compiles and measures nothing", _COMPILING)
-        _compile(_profile(profile, frames), json)
+        commands.compile_kernels(profile, _one("frames", counts), json)
     elif kernels:
         _refuse_other_options(context, "--kernels times kernels alone", _TIMING_KERNELS)
-        batches = tuple(_positive("batch", item) for item in _listed("batch", batch))
         dtypes = tuple(_listed("dtype", "bf16" if dtype is None else dtype))
-        _time_kernels(None if profile is None and frames is None else _profile(profile, frames), batches, dtypes, json)
+        commands.time_kernels(profile, _one("frames", counts), batches or (1,), dtypes, json)
     else:
-        names = None if backends is None else tuple(_listed("backends", backends))
-        batches = tuple(_positive("batch", item) for item in _listed("batch", batch))
-
-        from tempme_export.bench.run import Request
-        from tempme_export.bench.timing import Protocol
-
-        request = Request(
-            backends=names,
+        if mode not in (None, *MODES):
+            raise UsageError(f"--mode {mode!r} is not one of {', '.join(MODES)}.")
+        if video and mode != "end-to-end":
+            raise UsageError("--video is for the whole way. Add --mode end-to-end.")
+        if csv and out is None:
+            raise UsageError("--csv writes beside the other results. Add --out DIR.")
+        wanted = Wanted(
+            source=source,
+            profile=profile,
+            frames=counts,
+            backends=None if backends is None else tuple(_listed("backends", backends)),
+            methods=None if methods is None else tuple(_listed("methods", methods)),
+            mode=mode or "latency",
             batches=batches,
+            videos=tuple(video or ()),
             device=device,
-            protocol=Protocol(seconds=seconds, samples=samples, seed=seed),
+            seconds=seconds,
+            samples=samples,
+            seed=seed,
+            handicap=tuple(map(_handicap, handicap or ())),
             command=shlex.join(["tempme-bench", *sys.argv[1:]]),
         )
-        _measure(source, profile, frames, request, strict=strict, json=json, out=out)
+        if commands.measure(wanted, commands.Delivery(json, out, csv, report), strict=strict):
+            raise SystemExit(_INTERRUPTED)
 
 
 def _refuse_other_options(context: typer.Context, reason: str, heeded: set[str]) -> None:
@@ -139,130 +185,23 @@ def _positive(option: str, item: str) -> int:
     return int(item)
 
 
-def _profile(profile: str | None, frames: int | None) -> Profile:
-    """The profile asked for by name, path or frame count. Raises ProfileError where there is none."""
-    if profile is None:
-        name = f"vit-b-32-{DEFAULT_FRAMES if frames is None else frames}f"
-        if name not in shipped_profiles():
-            raise ProfileError(
-                f"no shipped profile has {frames} frames on ViT-B/32. Write one and give it with --profile, "
-                f"or choose of: {', '.join(shipped_profiles())}."
-            )
-        return load_profile(name)
-    loaded = load_profile(profile)
-    if frames not in (None, loaded.frames):
-        raise UsageError(f"profile {loaded.name} has {loaded.frames} frames, --frames says {frames}. Leave out one.")
-    return loaded
+def _one(option: str, items: tuple[int, ...] | None) -> int | None:
+    """The only item, where one is given. Raises UsageError for several."""
+    if items is not None and len(items) > 1:
+        raise UsageError(f"--{option} takes one number here, found {len(items)}.")
+    return None if items is None else items[0]
 
 
-def _console(*, stderr: bool) -> Console:
-    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
-
-
-def _deliver(document: dict[str, Any], json: str | None, tables: Iterable[Table]) -> None:
-    """Tables to stdout and the document to its file, or the document alone to stdout."""
-    text = json_format.dumps(document, indent=2)
-    if json == _STDOUT:
-        typer.echo(text)
-        return
-    console = _console(stderr=False)
-    for table in tables:
-        show(console, table)
-    if json is not None:
-        try:
-            Path(json).write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"--json {json} cannot be written: {error}.") from error
-
-
-def _count(profile: Profile | None, json: str | None) -> None:
-    """Show the paper's rows, and the profile's. Raises ParityError if one that should reproduce does not."""
-    claims = [*paper.CLAIMS, *([] if profile is None else [paper.profile_claim(profile)])]
-    rows = [paper.count(claim) for claim in claims]
-    document = {"tolerance": paper.TOLERANCE, "rows": [row.to_dict() for row in rows]}
-    _deliver(document, json, paper_tables(rows))
-    paper.check(rows)
-
-
-def _compile(profile: Profile, json: str | None) -> None:
-    """Compile the profile's kernels for every target and show what they take."""
-    from tempme_export.bench.resources import compile_rows, triton_version
-
-    console = _console(stderr=True)
-    with _progress(console) as progress:
-        rows = compile_rows(profile, progress)
-    document = {"profile": profile.name, "triton": triton_version(), "rows": [row.to_dict() for row in rows]}
-    _deliver(document, json, resource_tables(rows, f"{profile.name}, triton {triton_version()}"))
-
-
-def _time_kernels(profile: Profile | None, batches: tuple[int, ...], dtypes: tuple[str, ...], json: str | None) -> None:
-    """Time every fused call of one profile, or of those that are measured by default, and show what merging costs."""
-    from tempme_export.bench.gpu_timing import Effort
-    from tempme_export.bench.kernel_timing import PROFILES, KernelRequest, check_dtypes, require_gpu, time_kernels
-    from tempme_export.bench.machine import machine
-
-    check_dtypes(dtypes)
-    device = require_gpu()
-    profiles = tuple(load_profile(name) for name in PROFILES) if profile is None else (profile,)
-    console = _console(stderr=True)
-    with _progress(console) as progress:
-        report = time_kernels(KernelRequest(profiles, batches, dtypes, device, Effort()), progress)
-    document = {**_on_gpu(), "machine": dataclasses.asdict(machine()), **report.to_dict()}
-    _deliver(document, json, kernel_tables(document["kernels"], document["marginals"]))
-
-
-def _on_gpu() -> dict[str, Any]:
-    """The device and the versions that a measurement on it depends on."""
-    from tempme_export.bench.gpu_facts import gpu_facts, versions
-
-    facts = gpu_facts()
-    return {"gpu": None if facts is None else dataclasses.asdict(facts), "versions": versions()}
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Callable[[str], None]]:
-    """A line that changes, on a terminal; nothing elsewhere. Drawn between samples, without a thread."""
-    if not console.is_terminal:
-        yield lambda _: None
-        return
-    with Live(console=console, auto_refresh=False, transient=True) as live:
-        yield lambda text: live.update(text, refresh=True)
-
-
-def _measure(
-    source: str | None,
-    profile: str | None,
-    frames: int | None,
-    request: "Request",
-    *,
-    strict: bool,
-    json: str | None,
-    out: Path | None,
-) -> None:
-    """Measure, show, write; then raise ParityError or, with `strict`, UnstableError where it applies."""
-    from tempme_export.bench.cases import open_case, random_case
-    from tempme_export.bench.report import prepare_folder
-    from tempme_export.bench.run import run
-
-    if out is not None:
-        prepare_folder(out)
-    console = _console(stderr=True)
-    say = partial(console.print, soft_wrap=True)
-    if source is None:
-        chosen = _profile(profile, frames)
-        say("no bundle or checkpoint was given: drawing random weights")
-        case = random_case(chosen, request.protocol.seed)
-    else:
-        case = open_case(source, profile, frames)
-    say(f"{case.profile.name}: {case.profile.frames} frames, {case.weights}")
-    with _progress(console) as progress:
-        report = run(case, request, stage=say, progress=progress)
-    for line in report.remarks():
-        say(line)
-    _deliver(report.to_dict(), json, bench_tables(report.rows))
-    if out is not None:
-        report.write(out)
-    report.check(strict=strict)
+def _handicap(text: str) -> tuple[str, float]:
+    """NAME:PERCENT. Raises UsageError for anything else."""
+    name, _, percent = text.rpartition(":")
+    try:
+        value = float(percent)
+    except ValueError:
+        value = -1.0
+    if not name or not 0 < value < float("inf"):
+        raise UsageError(f"--handicap {text!r} is not NAME:PERCENT with a percentage above 0, such as ort:10.")
+    return name, value
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """Facts about the machine and the software that a measurement belongs to."""
 
+import os
 import platform
 import subprocess
-import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -10,38 +10,49 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a measurement was taken. `threads` is what every backend may use for one operator on the CPU."""
+    """Where a measurement was taken.
+
+    threads       what every backend may use for one operator on the CPU
+    load_average  processes that ran or wanted to, over the minute before (getloadavg(3)); the measurement's own among
+                  them; None where the system does not tell
+    gpu, driver   None unless a GPU was measured
+    """
 
     cpu: str
     threads: int
+    load_average: float | None
+    gpu: str | None
+    driver: str | None
     python: str
     torch: str | None
     onnxruntime: str | None
+    openvino: str | None
+    tensorrt: str | None
     commit: str | None
 
 
-def machine() -> Machine:
-    """The facts of this process."""
+def machine(device: str = "cpu") -> Machine:
+    """The facts of this process, and of the GPU that `device` names."""
     import torch
 
+    facts = None
+    if device.startswith("cuda"):
+        from tempme_export.bench.gpu_facts import gpu_facts
+
+        facts = gpu_facts()
     return Machine(
         cpu=_cpu(),
         threads=torch.get_num_threads(),
+        load_average=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        gpu=None if facts is None else facts.name,
+        driver=None if facts is None else facts.driver,
         python=platform.python_version(),
         torch=_version("torch"),
         onnxruntime=_version("onnxruntime") or _version("onnxruntime-gpu"),
+        openvino=_version("openvino"),
+        tensorrt=_version("tensorrt"),
         commit=_commit(),
     )
-
-
-def peak_rss_mb() -> float | None:
-    """Largest resident memory of this process so far, in 1e6 bytes; None where the system does not tell."""
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 def _version(distribution: str) -> str | None:

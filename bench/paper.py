@@ -5,16 +5,16 @@ comes from `schedule` and `complexity`, the same that every export uses.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from tempme_export.backbone import Backbone, open_clip_backbone
+from tempme_export.bench.methods.plans import evit_schedule, within_frames
 from tempme_export.complexity import Complexity, complexity
 from tempme_export.errors import ParityError, ProfileError
 from tempme_export.profile import FROM_CHECKPOINT, Profile
-from tempme_export.schedule import BlockPlan, MergePolicy, Schedule, schedule
+from tempme_export.schedule import MergePolicy, Schedule, schedule
 
 TOLERANCE = 0.1
 """Largest difference, in GMACs, of a row that claims to reproduce the paper: the paper prints one decimal."""
@@ -34,40 +34,8 @@ def merge_plan(claim: "Claim", backbone: Backbone) -> Schedule:
 
 
 def evit_plan(claim: "Claim", backbone: Backbone) -> Schedule:
-    """Token counts of EViT: after the attention of blocks 4, 7 and 10, the class token, the 70 % of the
-    patches that it attends to most, and one token fused from the rest remain."""
-    tokens, blocks = backbone.tokens_per_frame, []
-    for index in range(backbone.layers):
-        kept = math.ceil(0.7 * (tokens - 1)) + 2 if index in (3, 6, 9) else tokens
-        blocks.append(
-            BlockPlan(
-                index=index,
-                factor=1,
-                clips=claim.frames,
-                n_cls=1,
-                tokens_in=tokens,
-                r_cross=0,
-                tokens_attention=tokens,
-                r_intra=tokens - kept,
-                tokens_mlp=kept,
-            )
-        )
-        tokens = kept
-    return Schedule(claim.frames, backbone.tokens_per_frame, tuple(blocks))
-
-
-def within_frames(plan: Schedule, backbone: Backbone) -> Complexity:
-    """Count `plan` with tokens attending within their own frame: n^2 / frames per clip in place of n^2."""
-    saved = 0
-    for block in plan.blocks:
-        n = block.tokens_attention
-        saved += block.clips * (n**2 - n**2 // block.n_cls)
-    counted = complexity(plan, backbone)
-    return dataclasses.replace(
-        counted,
-        attention_products=counted.attention_products - 2 * backbone.width * saved,
-        elementwise=counted.elementwise - backbone.heads * saved,
-    )
+    """Token counts of EViT on the claim's frames."""
+    return evit_schedule(claim.frames, backbone)
 
 
 def convolution_of_12_frames(plan: Schedule, backbone: Backbone) -> Complexity:

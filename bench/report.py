@@ -1,11 +1,11 @@
-"""Results of a benchmark: one `Row` per backend and batch, as a polars frame, Parquet and JSON."""
+"""Results of a benchmark: one `Row` per contender and batch, as a polars frame, Parquet, JSON and CSV."""
 
 import dataclasses
 import json
 import types
 import typing
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +14,39 @@ import polars as pl
 from tempme_export.bench.timing import Comparison
 from tempme_export.errors import ParityError, UsageError
 
-ROWS, SAMPLES, DOCUMENT = "bench.parquet", "samples.parquet", "bench.json"
+ROWS, SAMPLES, DOCUMENT, CSV = "bench.parquet", "samples.parquet", "bench.json", "bench.csv"
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Row:
-    """One backend at one batch size; the columns of every table and file, in this order.
+    """One contender at one batch size; the columns of every table and file, in this order.
 
-    weights            checkpoint the weights came from, or that they are random
-    videos_per_s       batch over the median time of a call; frames_per_s likewise
-    ratio              times as fast as the original path, with its 95 % interval
-    cov                standard deviation over mean of the samples
-    warmup             calls before the first sample that counts
-    gmacs, gflops      per video: the paper's convention, and true floating-point operations
-    final_tokens       per clip after the last block
-    peak_rss_mb        of the process so far, in 1e6 bytes, with every compared backend loaded
-    build_s            from weights to the artifact; None where the artifact was there or none is needed
-    load_s             from weights or artifact to a runner that is ready
-    one_minus_cosine   largest distance of an embedding from the original path's, on the inputs measured
-    parity             whether that lies within the tolerance
-    artifact_sha256    of the file the backend runs; None where it runs from weights
-    time               when the measurement was done, ISO 8601 in UTC
+    contender         what was timed beside others: a backend's name or a method's key
+    weights           checkpoint the weights came from, or that they are random
+    videos_per_s      batch over the median time of a call; frames_per_s likewise
+    ratio             times as fast as the first contender, with its 95 % interval
+    cov               standard deviation over mean of the samples
+    warmup            calls before the first sample that counts
+    resident_ms       median time of a call whose videos already lie on the GPU; None on a CPU
+    device_ms         the same between events of the device
+    gmacs, gflops     per video: the paper's convention, and true floating-point operations
+    final_clips       per video after the last block; final_tokens per clip
+    load_mb           resident memory of this process that loading added, in 1e6 bytes
+    encode_mb         the most that encoding added to that
+    device_mb         the most that torch held on the GPU while encoding
+    build_s           from weights to the artifact; None where the artifact was there or none is needed
+    load_s            from weights or artifact to a runner that is ready
+    one_minus_cosine  largest distance of an embedding from the original path's, on the inputs measured
+    parity            whether that lies within the tolerance
+    artifact_sha256   of the file the backend runs; None where it runs from weights
+    handicap_percent  by how much it was slowed down on purpose, to test the harness itself
+    time              when the measurement was done, ISO 8601 in UTC
     """
 
+    contender: str
     backend: str
+    method: str
     profile: str
     weights: str
     frames: int
@@ -57,20 +66,31 @@ class Row:
     samples: int
     warmup: int
     stable: bool
+    resident_ms: float | None
+    device_ms: float | None
     gmacs: float
     gflops: float
+    final_clips: int
     final_tokens: int
-    peak_rss_mb: float | None
+    load_mb: float | None
+    encode_mb: float | None
+    device_mb: float | None
     build_s: float | None
     load_s: float
     one_minus_cosine: float
     parity: bool
     artifact_sha256: str | None
+    handicap_percent: float
     cpu: str
     threads: int
+    load_average: float | None
+    gpu: str | None
+    driver: str | None
     python: str
     torch: str | None
     onnxruntime: str | None
+    openvino: str | None
+    tensorrt: str | None
     commit: str | None
     time: str
     command: str
@@ -92,6 +112,14 @@ def _column_type(annotation: Any) -> type[pl.DataType]:
 
 SCHEMA = {field.name: _column_type(field.type) for field in dataclasses.fields(Row)}
 """Column types; stated, so that a column of None keeps its type."""
+SAMPLES_SCHEMA: dict[str, type[pl.DataType]] = {
+    "profile": pl.String,
+    "batch": pl.Int64,
+    "round": pl.Int64,
+    "position": pl.Int64,
+    "contender": pl.String,
+    "seconds": pl.Float64,
+}
 
 
 def frame(rows: Iterable[Row]) -> pl.DataFrame:
@@ -100,82 +128,147 @@ def frame(rows: Iterable[Row]) -> pl.DataFrame:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """One comparison as it was made."""
+
+    profile: str
+    frames: int
+    batch: int
+    comparison: Comparison
+
+    @property
+    def title(self) -> str:
+        """Which one, in words."""
+        return f"{self.profile}, batch {self.batch}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without the samples."""
+        return {
+            "profile": self.profile,
+            "frames": self.frames,
+            "batch": self.batch,
+            "order": self.comparison.order,
+            "warmup_windows": self.comparison.warmup_windows,
+            "notes": self.comparison.notes,
+        }
+
+
+@dataclass(frozen=True)
 class Report:
     """A whole run.
 
-    comparisons  by batch size
-    missing      backends that could not be loaded, and why
-    failed       backends that were not timed, or no longer, since they do not compute what the original does
+    missing  backends that could not be loaded, and why
+    failed   contenders that were not timed, or no longer, since they do not compute what the original does
+    methods  of the case beside the paper's figures, where methods were compared
+    tokens   per block of every contender as counted on the running model, and the schedule they were checked against
+    stages   of end-to-end runs: one table per contender
+    notes    where the run was cut short, in words
+    gpu      facts of the GPU before and after, where one was measured
     """
 
-    rows: tuple[Row, ...]
-    comparisons: dict[int, Comparison]
-    missing: dict[str, str]
-    failed: dict[str, str]
+    rows: tuple[Row, ...] = ()
+    measured: tuple[Measured, ...] = ()
+    missing: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    methods: tuple[dict[str, Any], ...] = ()
+    tokens: tuple[dict[str, Any], ...] = ()
+    stages: tuple[dict[str, Any], ...] = ()
+    knees: tuple[dict[str, Any], ...] = ()
+    fits: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+    gpu: tuple[dict[str, Any], ...] = ()
+    interrupted: bool = False
+
+    def __add__(self, other: "Report") -> "Report":
+        """Both, one after the other."""
+        return Report(
+            rows=self.rows + other.rows,
+            measured=self.measured + other.measured,
+            missing=self.missing | other.missing,
+            failed=self.failed | other.failed,
+            methods=self.methods + other.methods,
+            tokens=self.tokens + other.tokens,
+            stages=self.stages + other.stages,
+            knees=self.knees + other.knees,
+            fits=self.fits + other.fits,
+            notes=self.notes + other.notes,
+            gpu=self.gpu + other.gpu,
+            interrupted=self.interrupted or other.interrupted,
+        )
 
     def remarks(self) -> list[str]:
         """What a reader of the table has to know besides, one line each."""
         return [
             *(f"{name} is missing: {reason}" for name, reason in self.missing.items()),
             *(f"{name} FAILED parity and is not timed: {reason}" for name, reason in self.failed.items()),
-            *(f"batch {batch}: {note}" for batch, run in self.comparisons.items() for note in run.notes),
+            *self.notes,
+            *(f"{one.title}: {note}" for one in self.measured for note in one.comparison.notes),
             *(
-                f"batch {batch}: {', '.join(run.unstable)} did NOT SETTLE, do not rely on these speeds and ratios"
-                for batch, run in self.comparisons.items()
-                if run.unstable
+                f"{one.title}: {', '.join(one.comparison.unstable)} did NOT SETTLE, do not rely on these speeds and "
+                "ratios"
+                for one in self.measured
+                if one.comparison.unstable
             ),
         ]
 
     def check(self, *, strict: bool) -> None:
-        """Raise ParityError for a failed backend and, with `strict`, UnstableError for an unsettled one."""
+        """Raise ParityError for a failed contender and, with `strict`, UnstableError for an unsettled one."""
         if self.failed:
             failures = "; ".join(f"{name}, {reason}" for name, reason in self.failed.items())
             raise ParityError(f"not what the original path computes: {failures}.")
         if strict:
-            for comparison in self.comparisons.values():
-                comparison.require_stable()
+            for one in self.measured:
+                one.comparison.require_stable()
 
     def samples(self) -> pl.DataFrame:
-        """Every sample: batch, round, position within the round, backend, seconds."""
-        columns: dict[str, list[Any]] = {
-            "batch": [],
-            "round": [],
-            "position": [],
-            "backend": [],
-            "seconds": [],
-        }
-        for batch, comparison in self.comparisons.items():
-            for position, backend in enumerate(comparison.order):
-                taken = comparison.timings[backend].samples
-                columns["batch"] += [batch] * len(taken)
-                columns["round"] += range(len(taken))
-                columns["position"] += [position] * len(taken)
-                columns["backend"] += [backend] * len(taken)
-                columns["seconds"] += taken
-        return pl.DataFrame(columns).sort("batch", "round", "position")
+        """Every sample: profile, batch, round, position within the round, contender, seconds."""
+        parts = [
+            pl.DataFrame(
+                {
+                    "profile": one.profile,
+                    "batch": one.batch,
+                    "round": range(len(taken)),
+                    "position": position,
+                    "contender": name,
+                    "seconds": taken,
+                },
+                schema=SAMPLES_SCHEMA,
+            )
+            for one in self.measured
+            for position, name in enumerate(one.comparison.order)
+            for taken in [one.comparison.timings[name].samples]
+        ]
+        frames = pl.concat(parts) if parts else pl.DataFrame(schema=SAMPLES_SCHEMA)
+        return frames.sort("profile", "batch", "round", "position", maintain_order=True)
 
     def to_dict(self) -> dict[str, Any]:
         """The run as one JSON object, without the single samples."""
         return {
+            "schema": SCHEMA_VERSION,
             "rows": [dataclasses.asdict(row) for row in self.rows],
-            "comparisons": [
-                {
-                    "batch": batch,
-                    "order": comparison.order,
-                    "warmup_windows": comparison.warmup_windows,
-                    "notes": comparison.notes,
-                }
-                for batch, comparison in self.comparisons.items()
-            ],
+            "comparisons": [one.to_dict() for one in self.measured],
             "missing": self.missing,
             "failed": self.failed,
+            "methods": self.methods,
+            "tokens": self.tokens,
+            "stages": self.stages,
+            "knees": self.knees,
+            "fits": self.fits,
+            "notes": self.notes,
+            "gpu": self.gpu,
         }
 
-    def write(self, folder: Path) -> None:
-        """Write rows and samples as Parquet and the whole run as JSON into `folder`, which exists."""
-        frame(self.rows).write_parquet(folder / ROWS)
+    def write(self, folder: Path, *, csv: bool = False) -> None:
+        """Write rows and samples as Parquet, the whole run as JSON and, if asked, the rows as CSV into `folder`,
+        which exists. The JSON comes last: where it is, the rest is complete."""
+        rows = frame(self.rows)
+        rows.write_parquet(folder / ROWS)
         self.samples().write_parquet(folder / SAMPLES)
-        (folder / DOCUMENT).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        if csv:
+            rows.write_csv(folder / CSV)
+        unfinished = folder / f"{DOCUMENT}.part"
+        unfinished.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        unfinished.rename(folder / DOCUMENT)
 
 
 def prepare_folder(folder: Path) -> None:

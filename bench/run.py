@@ -1,123 +1,69 @@
-"""A case, its backends and batch sizes -> Report: parity first, then timing side by side."""
+"""Contenders and batch sizes -> Report: tokens and parity first, then timing side by side."""
 
 import dataclasses
-import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tempme_export.bench.cases import BACKENDS, ORIGINAL, Case, benchmark_clips
-from tempme_export.bench.machine import machine, peak_rss_mb
-from tempme_export.bench.report import Report, Row
+from tempme_export.bench.cases import benchmark_clips
+from tempme_export.bench.contenders import Contender, Embed
+from tempme_export.bench.machine import machine
+from tempme_export.bench.memory import device_peak_mb, is_out_of_memory, measured
+from tempme_export.bench.report import Measured, Report, Row
 from tempme_export.bench.timing import Comparison, Progress, Protocol, compare
-from tempme_export.complexity import complexity
-from tempme_export.devices import torch_device
 from tempme_export.errors import BackendError, UsageError
-from tempme_export.hashing import file_sha256
 from tempme_export.parity import Floats, cosine_distance, embedding_checks
-from tempme_export.runtime.base import Runner
+from tempme_export.profile import Profile
 from tempme_export.tolerance import TOLERANCES
+
+RESIDENT = " (on the device)"
+_GAIN = 1.05  # a larger batch that is not at least so much faster has passed the knee
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to compare and how. The seed of the videos is the protocol's.
+    """How to measure. The seed of the videos is the protocol's.
 
-    backends  those that must be there; None takes all, and reports what is missing
-    batches   videos per call, each measured on its own
-    command   what the user typed, for the record
+    batches     videos per call, rising, each measured on its own
+    until_knee  leave out larger batches once two in a row are no faster
+    handicap    percent by which contenders are slowed down on purpose
+    command     what the user typed, for the record
     """
 
-    backends: tuple[str, ...] | None
     batches: tuple[int, ...]
     device: str
     protocol: Protocol
     command: str
+    until_knee: bool = False
+    handicap: tuple[tuple[str, float], ...] = ()
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A backend ready to run. `build_s` and `artifact_sha256` are None where it runs from weights."""
-
-    name: str
-    runner: Runner
-    precision: str
-    load_s: float
-    build_s: float | None
-    artifact_sha256: str | None
-
-    def embed(self, frames: NDArray[np.float32]) -> NDArray[Any]:
-        """[B, F, 3, S, S] normalised pixels -> [B, E], every frame counting."""
-        inputs: dict[str, NDArray[Any]] = {"frames": frames}
-        if "frame_mask" in self.runner.inputs:
-            inputs["frame_mask"] = np.ones(frames.shape[:2], np.bool_)
-        return self.runner.infer(inputs)["video_embedding"]
+class OutOfMemoryError(Exception):
+    """A contender ran out of memory."""
 
 
-def chosen_backends(names: Sequence[str] | None) -> list[str]:
-    """The original path, then the backends asked for, or all. Raises UsageError for an unknown one."""
-    unknown = [name for name in names or () if name not in BACKENDS]
-    if unknown:
-        raise UsageError(f"unknown backends: {', '.join(unknown)}. Choose of: {', '.join(BACKENDS)}.")
-    return [ORIGINAL, *(name for name in names or BACKENDS if name != ORIGINAL)]
-
-
-def check_batches(case: Case, batches: Sequence[int]) -> None:
+def check_batches(profile: Profile, batches: Sequence[int]) -> None:
     """Raise UsageError for a batch size outside the profile's range."""
-    limits = case.profile.batch
+    limits = profile.batch
     outside = [batch for batch in batches if not limits.min <= batch <= limits.max]
     if outside:
         raise UsageError(
-            f"--batch {', '.join(map(str, outside))}: profile {case.profile.name} is made for "
+            f"--batch {', '.join(map(str, outside))}: profile {profile.name} is made for "
             f"{limits.min} to {limits.max} videos per call (shapes.batch)."
         )
 
 
-def load(name: str, case: Case, device: str, folder: Path) -> Loaded:
-    """Build the artifact into `folder`, unless the case brings it or none is needed, and load the backend.
-
-    Raises BackendError where a package, runtime or device is missing, ExportError where building fails.
-    """
-    backend = BACKENDS[name]
-    backend.require()
-    artifact, build_s, sha256, precision = None, None, None, "fp32"
-    if backend.build is not None:
-        artifact, precision = case.artifact(backend.file), case.precision
-        if artifact is None:
-            start = time.perf_counter()
-            artifact = backend.build(case, folder)
-            build_s = time.perf_counter() - start
-        sha256 = file_sha256(artifact)
-    start = time.perf_counter()
-    runner = backend.load(case, artifact, device)
-    return Loaded(name, runner, precision, time.perf_counter() - start, build_s, sha256)
-
-
-def load_all(
-    names: Sequence[str], case: Case, request: Request, folder: Path, stage: Progress
-) -> tuple[dict[str, Loaded], dict[str, str]]:
-    """The backends that are there, and the reasons why others are not.
-
-    Raises BackendError where the original path or one that was asked for by name is missing.
-    """
-    loaded, missing = {}, {}
-    for name in names:
-        stage(f"loading {name}")
-        try:
-            loaded[name] = load(name, case, request.device, folder)
-        except BackendError as error:
-            if request.backends is not None or name == ORIGINAL:
-                raise
-            missing[name] = str(error)
-    return loaded, missing
+def check_handicap(handicap: Sequence[tuple[str, float]], names: Sequence[str]) -> None:
+    """Raise UsageError for a handicap of what is not measured."""
+    unknown = [name for name, _ in handicap if name not in names]
+    if unknown:
+        raise UsageError(f"--handicap {', '.join(unknown)}: measured are {', '.join(names)}.")
 
 
 def batches_of(clips: NDArray[np.float32], batch: int) -> list[NDArray[np.float32]]:
@@ -131,85 +77,230 @@ def disagreement(original: Floats, found: Floats, precision: str) -> str:
     return "; ".join(f"{c.name} is {c.value:.1e}, the limit {c.limit:g}" for c in checks if not c.passed)
 
 
-def _row(case: Case, request: Request, batch: int, loaded: Loaded, distance: float, comparison: Comparison) -> Row:
-    timing = comparison.timings[loaded.name]
-    counted = complexity(case.recipe.plan, case.recipe.backbone)
-    return Row(
-        backend=loaded.name,
-        profile=case.profile.name,
-        weights=case.weights,
-        frames=case.profile.frames,
-        batch=batch,
-        precision=loaded.precision,
-        device=request.device,
-        videos_per_s=batch / timing.p50,
-        frames_per_s=batch * case.profile.frames / timing.p50,
-        ratio=timing.ratio.value,
-        ratio_low=timing.ratio.low,
-        ratio_high=timing.ratio.high,
-        p50_ms=timing.p50 * 1e3,
-        p90_ms=timing.p90 * 1e3,
-        p99_ms=timing.p99 * 1e3,
-        mean_ms=timing.mean * 1e3,
-        cov=timing.cov,
-        samples=len(timing.samples),
-        warmup=comparison.warmup_rounds,
-        stable=timing.stable,
-        gmacs=counted.gmacs,
-        gflops=counted.gflops,
-        final_tokens=case.recipe.plan.final_tokens,
-        peak_rss_mb=peak_rss_mb(),
-        build_s=loaded.build_s,
-        load_s=loaded.load_s,
-        one_minus_cosine=distance,
-        parity=True,
-        artifact_sha256=loaded.artifact_sha256,
-        **dataclasses.asdict(machine()),
-        time=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=request.command,
-    )
+def slowed(call: Callable[[], object], percent: float) -> Callable[[], object]:
+    """`call`, and as much busy waiting after it as lengthens it by `percent`."""
+
+    def run() -> object:
+        start = time.perf_counter()
+        result = call()
+        end = time.perf_counter()
+        while time.perf_counter() < end + percent / 100 * (end - start):
+            pass
+        return result
+
+    return run
 
 
-def run(case: Case, request: Request, *, stage: Progress, progress: Progress) -> Report:
-    """Compare backends on the same videos: each is checked against the original path, then timed beside it.
+@dataclass
+class _Memory:
+    """What a contender has taken since it was loaded, in 1e6 bytes: kept between calls, and at most."""
+
+    kept: float = 0.0
+    peak: float | None = None
+    device_peak: float | None = None
+
+
+class Bench:
+    """Contenders that are still in, and the videos they are shown."""
+
+    def __init__(self, contenders: Sequence[Contender], request: Request, stage: Progress, progress: Progress) -> None:
+        self.contenders, self.request = list(contenders), request
+        self.stage, self.progress = stage, progress
+        self.failed: dict[str, str] = {}
+        self.memory = {one.name: _Memory() for one in contenders}
+        stage("choosing clips")
+        self.clips = benchmark_clips([one.recipe for one in contenders], request.protocol.seed)
+        self.expected: dict[Embed, Floats] = {}
+
+    def _expect(self, embed: Embed) -> Floats:
+        """What embeddings must be: [DISTINCT, E]. It depends on no batch size, which parity tests with it."""
+        if embed not in self.expected:
+            self.expected[embed] = np.concatenate([embed(clip[None]) for clip in self.clips])
+        return self.expected[embed]
+
+    def _embed(self, one: Contender, inputs: Sequence[NDArray[np.float32]]) -> Floats:
+        """All embeddings of the batches; keeps what memory the first call took.
+
+        Raises OutOfMemoryError naming the contender.
+        """
+        memory = self.memory[one.name]
+        try:
+            first, took = measured(lambda: one.loaded.embed(inputs[0]))
+            memory.device_peak = device_peak_mb(lambda: one.loaded.embed(inputs[0]), self.request.device)
+            rest = [one.loaded.embed(x) for x in inputs[1:]]
+        except Exception as error:  # every runtime says it in its own way
+            if is_out_of_memory(error):
+                raise OutOfMemoryError(one.name) from error
+            raise
+        if took is not None:
+            memory.peak = memory.kept + took.peak
+            memory.kept += max(0.0, took.kept)
+        return np.concatenate([first, *rest])
+
+    def judge(self, batch: int) -> tuple[dict[str, float], list[NDArray[np.float32]]]:
+        """Largest distance of every contender from what it has to give, and the batches that were shown.
+
+        Those that are wrong are out, and all are where the first is, which the others are compared with.
+        Raises OutOfMemoryError.
+        """
+        self.stage(f"batch {batch}: parity")
+        inputs = batches_of(self.clips, batch)
+        which = np.arange(len(inputs) * batch) % len(self.clips)
+        first, distances = self.contenders[0], dict[str, float]()
+        for one in list(self.contenders):
+            expected, found = self._expect(one.expect)[which], self._embed(one, inputs)
+            distances[one.name] = cosine_distance(expected, found)
+            wrong = disagreement(expected, found, one.loaded.precision)
+            if wrong:
+                self.failed[one.name] = f"batch {batch}: {wrong}"
+                self.contenders.remove(one)
+        if first.name in self.failed:
+            self.contenders.clear()
+        return distances, inputs
+
+    def measure(self, batch: int) -> Report:
+        """Judge and time one batch size. Raises OutOfMemoryError."""
+        distances, inputs = self.judge(batch)
+        if not self.contenders:
+            return Report()
+        profile = self.contenders[0].recipe.profile
+        self.stage(f"batch {batch}: timing {', '.join(one.name for one in self.contenders)}")
+        comparison = compare(self._calls(inputs[0]), self.request.protocol, progress=self.progress)
+        rows = [self._row(one, batch, distances[one.name], comparison) for one in self.contenders]
+        shown = Measured(profile.name, profile.frames, batch, comparison)
+        return Report(rows=tuple(rows), measured=(shown,), interrupted=comparison.interrupted)
+
+    def _calls(self, videos: NDArray[np.float32]) -> dict[str, Callable[[], object]]:
+        """One call of every contender and, on a GPU, another of those that can encode what already lies there."""
+        handicap = dict(self.request.handicap)
+        calls: dict[str, Callable[[], object]] = {}
+        for one in self.contenders:
+            call = partial(one.loaded.embed, videos)
+            calls[one.name] = slowed(call, handicap[one.name]) if one.name in handicap else call
+            if (resident := one.loaded.timed_on_gpu(videos)) is not None:
+                calls[one.name + RESIDENT] = resident
+        return calls
+
+    def _row(self, one: Contender, batch: int, distance: float, comparison: Comparison) -> Row:
+        timing, profile, memory = comparison.timings[one.name], one.recipe.profile, self.memory[one.name]
+        resident = comparison.timings.get(one.name + RESIDENT)
+        device = resident.device_samples if resident is not None else ()
+        return Row(
+            contender=one.name,
+            backend=one.loaded.name,
+            method=one.method,
+            profile=profile.name,
+            weights=one.recipe.checkpoint.source,
+            frames=profile.frames,
+            batch=batch,
+            precision=one.loaded.precision,
+            device=self.request.device,
+            videos_per_s=batch / timing.p50,
+            frames_per_s=batch * profile.frames / timing.p50,
+            ratio=timing.ratio.value,
+            ratio_low=timing.ratio.low,
+            ratio_high=timing.ratio.high,
+            p50_ms=timing.p50 * 1e3,
+            p90_ms=timing.p90 * 1e3,
+            p99_ms=timing.p99 * 1e3,
+            mean_ms=timing.mean * 1e3,
+            cov=timing.cov,
+            samples=len(timing.samples),
+            warmup=comparison.warmup_rounds,
+            stable=timing.stable,
+            resident_ms=None if resident is None else resident.p50 * 1e3,
+            device_ms=float(np.median(device)) * 1e3 if device else None,
+            gmacs=one.counted.gmacs,
+            gflops=one.counted.gflops,
+            final_clips=one.plan.final_clips,
+            final_tokens=one.plan.final_tokens,
+            load_mb=one.loaded.load_mb,
+            encode_mb=memory.peak,
+            device_mb=memory.device_peak,
+            build_s=one.loaded.build_s,
+            load_s=one.loaded.load_s,
+            one_minus_cosine=distance,
+            parity=True,
+            artifact_sha256=one.loaded.artifact_sha256,
+            handicap_percent=dict(self.request.handicap).get(one.name, 0.0),
+            **dataclasses.asdict(machine(self.request.device)),
+            time=datetime.now(UTC).isoformat(timespec="seconds"),
+            command=self.request.command,
+        )
+
+
+def _smaller(batch: int, smallest: int, done: Sequence[int]) -> list[int]:
+    """Batches to try after one that did not fit: half of it, and so on, down to those that were measured."""
+    sizes = []
+    while (batch := batch // 2) >= smallest and batch not in done:
+        sizes.append(batch)
+    return sizes
+
+
+def run(contenders: Sequence[Contender], request: Request, *, stage: Progress, progress: Progress) -> Report:
+    """Compare contenders of one frame count on the same videos: each is judged, then timed beside the others.
 
     stage     is told what begins
     progress  is told now and then how far a measurement is
 
-    A backend whose embeddings differ from the original's is not timed; the report says so. Raises UsageError
-    for unknown backends and batch sizes outside the profile, BackendError where the device or a backend that
-    was named is missing.
+    A contender whose embeddings differ from its original path's is not timed; the report says so. Where a batch does
+    not fit into memory, the largest half of it that fits is measured instead, and none above. An interrupted run
+    (Ctrl-C) returns what it has; before the first row, KeyboardInterrupt passes.
+
+    Raises UsageError for batch sizes outside the profile and handicaps of what is not there, BackendError where not
+    even the smallest batch fits.
     """
-    names = chosen_backends(request.backends)
-    check_batches(case, request.batches)
-    torch_device(request.device)
-    rows: list[Row] = []
-    failed: dict[str, str] = {}
-    comparisons: dict[int, Comparison] = {}
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tempme-bench-")))
-        backends, missing = load_all(names, case, request, folder, stage)
-        for loaded in backends.values():
-            stack.enter_context(loaded.runner)
-        stage("choosing clips")
-        clips = benchmark_clips(case.recipe, request.protocol.seed)
-        for batch in request.batches:
-            stage(f"batch {batch}: parity")
-            inputs = batches_of(clips, batch)
-            found = {name: np.concatenate([one.embed(x) for x in inputs]) for name, one in backends.items()}
-            for name, embeddings in found.items():
-                wrong = disagreement(found[ORIGINAL], embeddings, backends[name].precision)
-                if wrong:
-                    failed[name] = f"batch {batch}: {wrong}"
-                    del backends[name]
-            if ORIGINAL in failed:
+    profile = contenders[0].recipe.profile
+    check_batches(profile, request.batches)
+    check_handicap(request.handicap, [one.name for one in contenders])
+    bench = Bench(contenders, request, stage, progress)
+    report, queue, done = Report(), list(request.batches), list[int]()
+    best: dict[str, float] = {}
+    no_faster = 0
+    try:
+        while queue and bench.contenders and not report.interrupted:
+            batch = queue.pop(0)
+            try:
+                one = bench.measure(batch)
+            except OutOfMemoryError as error:
+                queue = _smaller(batch, profile.batch.min, done)[:1]
+                if not queue and not done:
+                    raise BackendError(f"{error} runs out of memory with {batch} video(s) per call.") from error
+                note = f"{profile.name}: {error} runs out of memory at batch {batch}; nothing larger is measured"
+                report += Report(notes=(note,))
+                continue
+            report, done = report + one, [*done, batch]
+            gains = [row.videos_per_s / best.get(row.contender, 1e-12) for row in one.rows]
+            best |= {row.contender: max(row.videos_per_s, best.get(row.contender, 0.0)) for row in one.rows}
+            no_faster = 0 if any(gain >= _GAIN for gain in gains) else no_faster + 1
+            if request.until_knee and no_faster == 2 and queue:
+                left = ", ".join(map(str, queue))
+                report += Report(notes=(f"{profile.name}: past the knee, batches {left} are left out",))
                 break
-            stage(f"batch {batch}: timing {', '.join(backends)}")
-            calls = {name: partial(one.embed, inputs[0]) for name, one in backends.items()}
-            comparison = compare(calls, request.protocol, progress=progress)
-            comparisons[batch] = comparison
-            rows += [
-                _row(case, request, batch, one, cosine_distance(found[ORIGINAL], found[name]), comparison)
-                for name, one in backends.items()
-            ]
-    return Report(tuple(rows), comparisons, missing, failed)
+    except KeyboardInterrupt:
+        if not report.rows:
+            raise
+        report += Report(interrupted=True)
+    if report.interrupted:
+        report += Report(notes=(f"{profile.name}: interrupted, the rows that were finished are kept",))
+    return report + Report(failed=bench.failed)
+
+
+def sweep(largest: int, smallest: int = 1) -> tuple[int, ...]:
+    """Batch sizes that double from the smallest on, and the largest."""
+    sizes: list[int] = []
+    batch = smallest
+    while batch < largest:
+        sizes.append(batch)
+        batch *= 2
+    return (*sizes, largest)
+
+
+def gpu_now(device: str) -> tuple[dict[str, Any], ...]:
+    """Clocks, throttling and power of the GPU as it is; empty on a CPU."""
+    if not device.startswith("cuda"):
+        return ()
+    from tempme_export.bench.gpu_facts import gpu_facts
+
+    facts = gpu_facts()
+    return () if facts is None else (dataclasses.asdict(facts),)

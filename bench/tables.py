@@ -1,4 +1,4 @@
-"""What the command shows: tables that stay whole wherever they go."""
+"""Tables that stay whole wherever they go, and those of counts, kernels and GPU checks."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,6 @@ from rich.table import Table
 from tempme_export.bench.paper import PaperRow, times
 
 if TYPE_CHECKING:
-    from tempme_export.bench.report import Row
     from tempme_export.bench.resources import ResourceRow
 
 _UNBOUNDED = 10_000
@@ -21,11 +20,6 @@ _PART_FIGURES = (
     *("frames", "convolution", "projections", "attention", "MLP", "output", "element-wise"),
     *("GMACs", "GFLOPs"),
 )
-_SPEED_FIGURES = (
-    *("batch", "videos/s", "frames/s", "ratio, 95 % interval", "p50 ms", "p90 ms", "p99 ms", "CoV", "samples"),
-    *("stable", "1 - cosine", "parity"),
-)
-_COST_FIGURES = ("batch", "GMACs", "GFLOPs", "tokens", "build s", "load s", "process peak MB")
 _KERNEL_FIGURES = (
     *("batch", "block", "sign", "MB", "warm", "cold", "p20 - p80", "GB/s", "% of copy", "plain", "compiled"),
     "x plain",
@@ -47,7 +41,7 @@ def show(console: Console, table: Table) -> None:
     console.print()
 
 
-def _table(title: str, words: Sequence[str], figures: Sequence[str]) -> Table:
+def new_table(title: str, words: Sequence[str], figures: Sequence[str]) -> Table:
     table = Table(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True
     )
@@ -60,17 +54,17 @@ def _table(title: str, words: Sequence[str], figures: Sequence[str]) -> Table:
 
 def paper_tables(rows: Sequence[PaperRow]) -> Iterable[Table]:
     """The counts beside the paper's figures, the counts by part, and why some rows differ."""
-    counts = _table(
+    counts = new_table(
         "Multiply-accumulates of the video tower per video, in 1e9: the paper's GFLOPs. Layers count from 1.",
         ["row", "source", "settings"],
         ["frames", "tokens", "printed", "GMACs", "printed", "difference", "reproduces"],
     )
-    parts = _table(
+    parts = new_table(
         "The same by part, in GMACs. True GFLOPs count a multiply-accumulate twice, element-wise work once.",
         ["row", "source"],
         _PART_FIGURES,
     )
-    reasons = _table("Rows that differ from print", ["row", "source", "frames", "reason"], [])
+    reasons = new_table("Rows that differ from print", ["row", "source", "frames", "reason"], [])
     for row in rows:
         counted, frames = row.complexity, str(row.frames)
         counts.add_row(
@@ -92,52 +86,9 @@ def paper_tables(rows: Sequence[PaperRow]) -> Iterable[Table]:
     return [counts, parts, *([reasons] if reasons.row_count else [])]
 
 
-def bench_tables(rows: Sequence["Row"]) -> Iterable[Table]:
-    """Speed beside accuracy, and what it costs. `rows` share profile and machine; without rows, nothing."""
-    if not rows:
-        return
-    first = rows[0]
-    speed = _table(
-        f"{first.profile}, {first.frames} frames, {first.weights}\n{first.device}: {first.cpu}, {first.threads} "
-        f"threads, Python {first.python}, torch {first.torch}, onnxruntime {first.onnxruntime}",
-        ["backend", "precision"],
-        _SPEED_FIGURES,
-    )
-    cost = _table("Operations and final tokens of a video, and getting ready.", ["backend"], _COST_FIGURES)
-    for row in rows:
-        speed.add_row(
-            row.backend,
-            row.precision,
-            str(row.batch),
-            f"{row.videos_per_s:.2f}",
-            f"{row.frames_per_s:.1f}",
-            f"{row.ratio:.2f}x, {row.ratio_low:.2f} - {row.ratio_high:.2f}",
-            f"{row.p50_ms:.2f}",
-            f"{row.p90_ms:.2f}",
-            f"{row.p99_ms:.2f}",
-            f"{row.cov:.3f}",
-            str(row.samples),
-            "yes" if row.stable else "no",
-            f"{row.one_minus_cosine:.1e}",
-            "pass" if row.parity else "fail",
-        )
-        cost.add_row(
-            row.backend,
-            str(row.batch),
-            f"{row.gmacs:.2f}",
-            f"{row.gflops:.2f}",
-            str(row.final_tokens),
-            "" if row.build_s is None else f"{row.build_s:.2f}",
-            f"{row.load_s:.2f}",
-            "" if row.peak_rss_mb is None else f"{row.peak_rss_mb:.0f}",
-        )
-    yield speed
-    yield cost
-
-
 def resource_tables(rows: Sequence["ResourceRow"], source: str) -> Iterable[Table]:
     """What compiled kernels take of a GPU."""
-    table = _table(
+    table = new_table(
         f"What a program of each kernel takes, compiled ahead of time: {source}",
         ["kernel", "compiled for"],
         ["dtype", "target", "warps", "registers", "spilled B", "shared B"],
@@ -166,7 +117,7 @@ def _number(value: float | None, digits: int) -> str:
 
 def kernel_tables(rows: Sequence[Mapping[str, Any]], marginals: Sequence[Mapping[str, Any]]) -> Iterable[Table]:
     """Every fused call, and what merging costs; the rows as plain values."""
-    calls = _table(
+    calls = new_table(
         "Microseconds per call. cold: inputs out of memory; warm: out of the L2 cache. MB: every input read and every "
         "output written once.\n% of copy: cold rate over that of a copy within the device. sign -1: what would run "
         "instead without merging.",
@@ -207,7 +158,7 @@ def kernel_tables(rows: Sequence[Mapping[str, Any]], marginals: Sequence[Mapping
         )
     if rows:
         yield calls
-    costs = _table(
+    costs = new_table(
         "What merging costs an encoder: its calls less what would run instead, over all blocks, and as a share of "
         "the whole.",
         ["profile", "dtype"],
@@ -229,7 +180,7 @@ def kernel_tables(rows: Sequence[Mapping[str, Any]], marginals: Sequence[Mapping
 
 
 def _encoder_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table(
+    table = new_table(
         "The encoder. TFLOP/s: TempMe's own products, whatever a path does; % of a large bfloat16 matrix product's in "
         "the same rounds.\n1 - cosine and decisions: against the original in float32.",
         ["profile", "path", "precision", "group"],
@@ -266,7 +217,7 @@ def _encoder_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def _plain_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     names = list(dict.fromkeys(name for row in rows for name in row))
-    table = _table(title, names, [])
+    table = new_table(title, names, [])
     for row in rows:
         cells = (row.get(name, "") for name in names)
         table.add_row(*(f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in cells))

@@ -2,8 +2,13 @@
 
 Knows callables and a clock, no models. A callable must return only when its work is done: a GPU backend
 synchronises before it returns.
+
+Every round calls all in the same order, A B A B. Turning the order from round to round would have each contender follow
+different ones, and itself, so that its samples mix what different neighbours leave in the caches; and what the fixed
+order costs is small: within a round, drift moves a sample by its place in the round over the rounds measured.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from tempme_export.bench.bootstrap import Ratio, bootstrap_ratio
 from tempme_export.errors import UnstableError, UsageError
+
+Call = Callable[[], object]
+"""Does the whole work of one sample. A float it returns is its seconds by events of the device, which a call then gives
+every time; anything else is disregarded."""
 
 Clock = Callable[[], float]
 Progress = Callable[[str], None]
@@ -64,23 +74,19 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """How many times faster than the first backend, with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Timing:
-    """One backend. `samples` are seconds per call, none dropped; sample i was taken in round i."""
+    """One backend.
+
+    samples         seconds per call, none dropped; sample i was taken in round i
+    device_samples  the same by events of the device; empty where the call gives none
+    """
 
     backend: str
     samples: tuple[float, ...]
     settled: bool
     steady: bool
     ratio: Ratio
+    device_samples: tuple[float, ...] = ()
 
     @property
     def p50(self) -> float:
@@ -120,12 +126,14 @@ class Comparison:
     order           the backends within each round, in the order called
     warmup_windows  rounds in each warm-up window; their sum precedes the first sample that counts
     notes           where the protocol was cut short, in words
+    interrupted     whether Ctrl-C ended the measurement; what had been measured is here
     """
 
     order: tuple[str, ...]
     timings: dict[str, Timing]
     warmup_windows: tuple[int, ...]
     notes: tuple[str, ...]
+    interrupted: bool = False
 
     @property
     def warmup_rounds(self) -> int:
@@ -151,29 +159,13 @@ def agree(windows: list[Durations], agreement: float) -> bool:
     return max(medians) - min(medians) <= agreement * min(medians)
 
 
-def bootstrap_ratio(base: Durations, other: Durations, *, resamples: int, seed: int) -> Ratio:
-    """Ratio of the median times base / other, with the 95 % percentile interval over resampled rounds.
-
-    base, other  [rounds] float64, seconds; entry i of both was taken in the same round and is drawn together,
-                 so that what slowed a whole round cancels
-    """
-    generator = np.random.default_rng(seed)
-    rounds = len(base)
-    ratios = np.empty(resamples)
-    for i in range(resamples):
-        drawn = generator.integers(rounds, size=rounds)
-        ratios[i] = np.median(base[drawn]) / np.median(other[drawn])
-    low, high = np.percentile(ratios, (2.5, 97.5))
-    return Ratio(float(np.median(base) / np.median(other)), float(low), float(high))
-
-
-def _round(calls: Mapping[str, Callable[[], object]], clock: Clock) -> Durations:
-    """Call every backend once, in order. [backends] seconds."""
+def _round(calls: Mapping[str, Call], clock: Clock) -> Durations:
+    """Call every backend once, in order. [backends, 2] seconds: by the clock, and by the device or NaN."""
     durations = []
     for call in calls.values():
         start = clock()
-        call()
-        durations.append(clock() - start)
+        found = call()
+        durations.append((clock() - start, found if isinstance(found, float) else math.nan))
     return np.array(durations)
 
 
@@ -207,21 +199,37 @@ def _warm_up(
             return windows, settled
 
 
-def _measure(take: Callable[[], Durations], protocol: Protocol, progress: Progress) -> Durations:
-    """[rounds, backends] seconds, until all have samples and time enough or the slowest is at its limit."""
+def _measure(
+    take: Callable[[], Durations], protocol: Protocol, progress: Progress
+) -> tuple[Durations, Durations, bool]:
+    """Take rounds until all have samples and time enough, the slowest is at its limit, or Ctrl-C after enough rounds.
+
+    Returns seconds by the clock and by the device, each [rounds, backends], and whether Ctrl-C ended it. A round that
+    Ctrl-C cuts in two does not count. Raises KeyboardInterrupt before FEWEST rounds.
+    """
     rounds: list[Durations] = []
     spent: Durations = np.zeros(1)
-    while True:
-        rounds.append(take())
-        spent = spent + rounds[-1]
-        if len(rounds) % 10 == 0:
-            progress(f"measuring: {len(rounds)} rounds, {spent.sum():.0f} s")
-        enough = len(rounds) >= protocol.samples and spent.min() >= protocol.seconds
-        if enough or (len(rounds) >= FEWEST and spent.max() >= protocol.measure_limit):
-            return np.array(rounds)
+    interrupted = False
+    try:
+        while True:
+            rounds.append(take())
+            spent = spent + rounds[-1][:, 0]
+            if len(rounds) % 10 == 0:
+                progress(f"measuring: {len(rounds)} rounds, {spent.sum():.0f} s")
+            enough = len(rounds) >= protocol.samples and spent.min() >= protocol.seconds
+            if enough or (len(rounds) >= FEWEST and spent.max() >= protocol.measure_limit):
+                break
+    except KeyboardInterrupt:
+        if len(rounds) < FEWEST:
+            raise
+        interrupted = True
+    taken = np.array(rounds)
+    return taken[:, :, 0], taken[:, :, 1], interrupted
 
 
-def _notes(names: list[str], windows: list[Durations], samples: Durations, protocol: Protocol) -> tuple[str, ...]:
+def _notes(
+    names: list[str], windows: list[Durations], samples: Durations, protocol: Protocol, *, interrupted: bool
+) -> tuple[str, ...]:
     """Where the protocol was cut short, in words."""
     notes = []
     lengths = [len(window) for window in windows]
@@ -230,6 +238,8 @@ def _notes(names: list[str], windows: list[Durations], samples: Durations, proto
             f"warm-up windows of {min(lengths)} samples, fewer than {protocol.window}: "
             f"a window ends after {protocol.window_seconds:g} s"
         )
+    if interrupted:
+        return (*notes, f"interrupted after {len(samples)} rounds")
     if len(samples) < protocol.samples:
         medians = np.median(samples, axis=0)
         slowest = int(np.argmax(medians))
@@ -247,7 +257,7 @@ def _notes(names: list[str], windows: list[Durations], samples: Durations, proto
 
 
 def compare(
-    calls: Mapping[str, Callable[[], object]],
+    calls: Mapping[str, Call],
     protocol: Protocol,
     *,
     clock: Clock = time.perf_counter,
@@ -255,13 +265,16 @@ def compare(
 ) -> Comparison:
     """Time `calls` side by side; the first is what the others are compared with.
 
-    calls     backend name -> a call that does the whole work of one sample
+    calls     backend name -> what does the whole work of one sample
     clock     seconds, rising
     progress  is told now and then how far the measurement is
+
+    Ctrl-C while measuring ends it: what was measured is returned, marked as interrupted. Raises KeyboardInterrupt where
+    it comes in the warm-up or before FEWEST rounds were measured.
     """
     names = list(calls)
-    windows, settled = _warm_up(lambda: _round(calls, clock), protocol, progress)
-    samples = _measure(lambda: _round(calls, clock), protocol, progress)
+    windows, settled = _warm_up(lambda: _round(calls, clock)[:, 0], protocol, progress)
+    samples, device, interrupted = _measure(lambda: _round(calls, clock), protocol, progress)
     timings = {}
     for i, name in enumerate(names):
         own = samples[:, i]
@@ -271,10 +284,12 @@ def compare(
             settled=settled[i],
             steady=agree(np.array_split(own, 3), protocol.agreement),
             ratio=bootstrap_ratio(samples[:, 0], own, resamples=protocol.resamples, seed=protocol.seed),
+            device_samples=() if np.isnan(device[:, i]).any() else tuple(device[:, i].tolist()),
         )
     return Comparison(
         order=tuple(names),
         timings=timings,
         warmup_windows=tuple(len(window) for window in windows),
-        notes=_notes(names, windows, samples, protocol),
+        notes=_notes(names, windows, samples, protocol, interrupted=interrupted),
+        interrupted=interrupted,
     )

@@ -1,11 +1,11 @@
 """PyTorch modules as Runners: the oracle and the fast encoder."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from tempme_export.devices import torch_device
 from tempme_export.recipe import Recipe
@@ -26,7 +26,38 @@ class TorchRunner(Runner):
         else:
             self.inputs = {"token_ids": (np.dtype(np.int64), (None, profile.text_length))}
 
-    @torch.inference_mode()
-    def _infer(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
+    @property
+    def on_gpu(self) -> bool:
+        """Whether inputs have to be copied to a device of their own."""
+        return self._device.type == "cuda"
+
+    def to_device(self, inputs: Mapping[str, NDArray[np.generic]]) -> list[Tensor]:
+        """The inputs on the device, in the module's order; on a GPU the copies are complete."""
         tensors = [torch.from_numpy(np.ascontiguousarray(inputs[name])).to(self._device) for name in self.inputs]
+        if self.on_gpu:
+            torch.cuda.synchronize(self._device)
+        return tensors
+
+    @torch.inference_mode()
+    def encode(self, tensors: Sequence[Tensor]) -> Arrays:
+        """Run the module on `to_device`'s tensors."""
         return {self._output: self._module(*tensors).float().cpu().numpy()}
+
+    def _infer(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        return self.encode(self.to_device(inputs))
+
+    def timed(self, tensors: Sequence[Tensor]) -> Callable[[], float]:
+        """A call that runs the module on `to_device`'s tensors on a GPU, waits, and returns the seconds between two of
+        the device's own events around it."""
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        stream = torch.cuda.current_stream(self._device)
+
+        @torch.inference_mode()
+        def call() -> float:
+            start.record(stream)
+            self._module(*tensors)
+            end.record(stream)
+            end.synchronize()
+            return float(start.elapsed_time(end)) / 1e3
+
+        return call

@@ -9,7 +9,8 @@ import polars as pl
 import pytest
 import torch
 
-from tempme_export.bench import cli, paper, report
+from tempme_export.bench import cli, paper, report, suites
+from tempme_export.bench.backends import BACKENDS
 from tempme_export.export import to_onnx
 from tempme_export.hashing import file_sha256
 
@@ -103,7 +104,22 @@ def test_a_row_that_stops_reproducing_exits_5_with_the_table_shown(tempme_bench,
     ("arguments", "code", "message"),
     [
         (["--frames", 10], 3, "no shipped profile has 10 frames"),
-        (["--frames", 0], 3, "no shipped profile has 0 frames"),
+        (["--frames", 0], 2, "--frames: '0' is not a whole number"),
+        (["--frames", "12,12"], 2, "--frames '12,12' must list"),
+        (["--complexity", "--frames", "8,12"], 2, "--frames takes one number here, found 2"),
+        (["--mode", "speed"], 2, "--mode 'speed' is not one of latency, throughput, end-to-end"),
+        (["--mode", "end-to-end", "--methods", "all"], 2, "Leave out --methods"),
+        (["--video", "clip.mp4"], 2, "Add --mode end-to-end"),
+        (["--csv"], 2, "Add --out DIR"),
+        (["--results", "run"], 2, "--report DIR --results DIR"),
+        (["--trace", "clip.mp4"], 2, "Add --out DIR"),
+        (["--compare", "a", "b", "--batch", "1"], 2, "cannot heed batch"),
+        (["--compare", "a", "b"], 3, "a"),
+        (["--handicap", "ort"], 2, "--handicap 'ort' is not NAME:PERCENT"),
+        (["--handicap", "ort:-1"], 2, "--handicap 'ort:-1' is not NAME:PERCENT"),
+        (["--handicap", "ort:inf"], 2, "--handicap 'ort:inf' is not NAME:PERCENT"),
+        (["--backends", "tensorflow"], 2, "unknown backends: tensorflow"),
+        (["--methods", "vop"], 2, "'vop' for a method"),
         (["--profile", "vit-b-32-12"], 3, "no profile is called 'vit-b-32-12'"),
         (["--profile", "nowhere.toml"], 3, "nowhere.toml is not a file"),
         (["--profile", "vit-b-32-12f", "--frames", 8], 2, "has 12 frames, --frames says 8"),
@@ -142,21 +158,97 @@ def test_a_checkpoint_from_command_to_files(tempme_bench, tiny, tiny_bundle, tmp
     monkeypatch.setattr(to_onnx, "export_video", export)
     checkpoint, profile = tiny
     quick = ["--seconds", 0.05, "--samples", 5, "--batch", "1,2"]
-    code, out, err = tempme_bench(checkpoint, "--profile", profile, *quick, "--out", tmp_path)
+    names = ["original", "torch", "ort", "openvino"]
+    chosen = [*quick, "--backends", ",".join(names[1:])]
+    code, out, err = tempme_bench(checkpoint, "--profile", profile, *chosen, "--out", tmp_path, "--csv")
     assert code == 0
     assert err.startswith(f"tiny: 4 frames, {checkpoint}\nloading original\n")
     lines = [line.split() for line in out.splitlines()]
-    assert [line[:3] for line in lines if "pass" in line] == [
-        [backend, "fp32", batch] for batch in "12" for backend in ("original", "torch", "ort")
-    ]
+    assert [line[:3] for line in lines if "fp32" in line] == [[name, "fp32", batch] for batch in "12" for name in names]
+    assert max(map(len, out.splitlines())) <= 100
     rows = pl.read_parquet(tmp_path / report.ROWS)
-    assert rows["backend"].to_list() == ["original", "torch", "ort"] * 2
+    assert rows["contender"].to_list() == names * 2
     assert rows["parity"].all()
-    ort = rows.filter(pl.col("backend") == "ort")
+    assert pl.read_csv(tmp_path / report.CSV)["contender"].to_list() == names * 2
+    ort = rows.filter(pl.col("backend").is_in(["ort", "openvino"]))
     assert set(ort["artifact_sha256"]) == {file_sha256(tiny_bundle / "video.onnx")}
     assert ort["build_s"].min() > 0
-    assert json.loads((tmp_path / report.DOCUMENT).read_text())["missing"].keys() == {"pt2"}
     assert tempme_bench(checkpoint, "--profile", profile, *quick, "--out", tmp_path)[0] == 2
+
+
+def test_what_is_missing_is_said_unless_it_was_named(tempme_bench, tiny, monkeypatch):
+    few = {name: BACKENDS[name] for name in ("original", "ort-cuda", "pt2", "tensorrt")}
+    monkeypatch.setattr("tempme_export.bench.backends.BACKENDS", few)
+    checkpoint, profile = tiny
+    quick = [checkpoint, "--profile", profile, "--seconds", 0.05, "--samples", 5]
+    code, out, err = tempme_bench(*quick, "--json", "-")
+    assert code == 0
+    assert json.loads(out)["missing"].keys() == {"ort-cuda", "pt2", "tensorrt"}
+    assert "tensorrt is missing: it runs on cuda only, and this measurement on cpu." in err
+    assert tempme_bench(*quick, "--backends", "tensorrt")[0] == 4
+
+
+def test_methods_side_by_side(tempme_bench, tiny):
+    checkpoint, profile = tiny
+    quick = ["--seconds", 0.05, "--samples", 5, "--methods", "all"]
+    code, out, _ = tempme_bench(checkpoint, "--profile", profile, *quick, "--json", "-")
+    document = json.loads(out)
+    assert code == 0
+    rows = {row["contender"]: row for row in document["rows"]}
+    assert list(rows)[0] == "none" and {"tome", "tempme", "evit"} <= rows.keys()
+    assert rows["none"]["ratio"] == 1 and rows["none"]["backend"] == "original"
+    assert (rows["none"]["final_clips"], rows["none"]["final_tokens"]) == (4, 17)
+    assert rows["tempme"]["gmacs"] < rows["none"]["gmacs"]
+    beside = {row["key"]: row for row in document["methods"]}
+    assert beside["tome"]["videos_per_s"] == rows["tome"]["videos_per_s"]
+    assert "the paper prints none of the" in beside["diffrate"]["reason"] and beside["diffrate"]["gmacs"] is None
+    code, _, err = tempme_bench(checkpoint, "--profile", profile, "--methods", "none,diffrate")
+    assert code == 2 and "Leave diffrate out" in err
+
+
+def test_the_whole_way_of_a_video(tempme_bench, tiny, tmp_path):
+    from tempme_export.demo import render_clip
+
+    render_clip(tmp_path / "clip.mp4", seconds=1)
+    checkpoint, profile = tiny
+    quick = ["--seconds", 0.05, "--samples", 5, "--mode", "end-to-end", "--backends", "torch"]
+    code, out, err = tempme_bench(checkpoint, "--profile", profile, *quick, "--video", tmp_path / "clip.mp4")
+    assert code == 0, err
+    assert [line.split()[0] for line in out.splitlines() if line.startswith(("decode", "preprocess", "encode"))] == [
+        "decode",
+        "preprocess",
+        "encode",
+    ] * 2
+    code, _, err = tempme_bench(checkpoint, "--profile", profile, *quick, "--video", tmp_path / "none.mp4")
+    assert code == 3 and "none.mp4" in err
+
+
+def test_two_runs_are_compared(tempme_bench, tiny, tmp_path):
+    checkpoint, profile = tiny
+    quick = [checkpoint, "--profile", profile, "--seconds", 0.3, "--samples", 60, "--backends", "torch"]
+    assert tempme_bench(*quick, "--out", tmp_path / "a")[0] == 0
+    assert tempme_bench(*quick, "--out", tmp_path / "b", "--handicap", "torch:400")[0] == 0
+    code, out, err = tempme_bench("--compare", tmp_path / "a", tmp_path / "b", "--json", "-")
+    assert code == 0, err
+    verdicts = {change["contender"]: change["verdict"] for change in json.loads(out)["changes"]}
+    assert verdicts["torch"] == "slower"
+    assert "handicap" in err
+    code, out, _ = tempme_bench("--compare", tmp_path / "a", tmp_path / "a")
+    assert code == 0 and "no change" in out and "slower" not in out
+
+
+def test_interrupted_exits_130_with_what_was_measured(tempme_bench, tiny, tmp_path, monkeypatch):
+    real = suites.run
+
+    def interrupted(*arguments, **options):
+        return real(*arguments, **options) + report.Report(interrupted=True)
+
+    monkeypatch.setattr(suites, "run", interrupted)
+    checkpoint, profile = tiny
+    quick = ["--seconds", 0.05, "--samples", 5, "--backends", "torch"]
+    code, _, _ = tempme_bench(checkpoint, "--profile", profile, *quick, "--out", tmp_path)
+    assert code == 130
+    assert len(json.loads((tmp_path / report.DOCUMENT).read_text())["rows"]) == 2
 
 
 def test_a_bundle_is_measured_as_it_is(tempme_bench, tiny, tiny_bundle):

@@ -5,15 +5,17 @@ import polars as pl
 import pytest
 
 from tempme_export.bench import report
-from tempme_export.bench.machine import machine, peak_rss_mb
-from tempme_export.bench.report import Report, Row, frame, prepare_folder
+from tempme_export.bench.machine import machine
+from tempme_export.bench.report import Measured, Report, Row, frame, prepare_folder
 from tempme_export.bench.timing import Comparison, Ratio, Timing
 from tempme_export.errors import ParityError, UnstableError, UsageError
 
 
 def row(**changes):
     values = {
+        "contender": "original",
         "backend": "original",
+        "method": "tempme",
         "profile": "tiny",
         "weights": "drawn at random, seed 0",
         "frames": 4,
@@ -33,15 +35,21 @@ def row(**changes):
         "samples": 6,
         "warmup": 9,
         "stable": True,
+        "resident_ms": None,
+        "device_ms": None,
         "gmacs": 0.5,
         "gflops": 0.98,
+        "final_clips": 1,
         "final_tokens": 7,
-        "peak_rss_mb": 512.25,
+        "load_mb": 12.25,
+        "encode_mb": 512.25,
+        "device_mb": None,
         "build_s": None,
         "load_s": 0.125,
         "one_minus_cosine": 0.0,
         "parity": True,
         "artifact_sha256": None,
+        "handicap_percent": 0.0,
         "time": "2026-01-02T03:04:05+00:00",
         "command": "tempme-bench --frames 4",
         **dataclasses.asdict(machine()),
@@ -51,7 +59,15 @@ def row(**changes):
 
 ROWS = (
     row(),
-    row(backend="ort", ratio=1.25, ratio_low=1.2, ratio_high=1.3, build_s=3.5, artifact_sha256="ab" * 32),
+    row(
+        contender="ort",
+        backend="ort",
+        ratio=1.25,
+        ratio_low=1.2,
+        ratio_high=1.3,
+        build_s=3.5,
+        artifact_sha256="ab" * 32,
+    ),
 )
 
 
@@ -63,8 +79,12 @@ def comparison(stable=True):
     return Comparison(("original", "ort"), timings, warmup_windows=(3, 3, 3), notes=("3 samples, fewer than 200",))
 
 
+def measured(**changes):
+    return Measured("tiny", 4, 2, comparison(**changes))
+
+
 def a_report(**changes):
-    return dataclasses.replace(Report(ROWS, {2: comparison()}, missing={}, failed={}), **changes)
+    return dataclasses.replace(Report(ROWS, (measured(),)), **changes)
 
 
 def test_columns_are_the_fields_in_order():
@@ -90,6 +110,8 @@ def test_rows_return_from_json(tmp_path):
     assert back["missing"] == {"torch": "why"}
     assert back["comparisons"] == [
         {
+            "profile": "tiny",
+            "frames": 4,
             "batch": 2,
             "order": ["original", "ort"],
             "warmup_windows": [3, 3, 3],
@@ -101,8 +123,8 @@ def test_rows_return_from_json(tmp_path):
 def test_every_sample_is_kept_in_the_order_taken(tmp_path):
     a_report().write(tmp_path)
     samples = pl.read_parquet(tmp_path / report.SAMPLES)
-    assert samples.columns == ["batch", "round", "position", "backend", "seconds"]
-    assert samples["backend"].to_list() == ["original", "ort"] * 3
+    assert samples.columns == ["profile", "batch", "round", "position", "contender", "seconds"]
+    assert samples["contender"].to_list() == ["original", "ort"] * 3
     assert samples["round"].to_list() == [0, 0, 1, 1, 2, 2]
     assert samples["seconds"].to_list() == [0.1, 0.01, 0.2, 0.02, 0.3, 0.03]
 
@@ -112,13 +134,13 @@ def test_remarks_name_what_a_table_cannot():
     assert remarks == [
         "ort is missing: onnxruntime is not installed",
         "torch FAILED parity and is not timed: batch 2: off",
-        "batch 2: 3 samples, fewer than 200",
+        "tiny, batch 2: 3 samples, fewer than 200",
     ]
 
 
 def test_an_unsettled_measurement_is_said():
-    last = a_report(comparisons={2: comparison(stable=False)}).remarks()[-1]
-    assert last.startswith("batch 2: original, ort did NOT SETTLE")
+    last = a_report(measured=(measured(stable=False),)).remarks()[-1]
+    assert last.startswith("tiny, batch 2: original, ort did NOT SETTLE")
 
 
 def test_a_missing_backend_is_no_failure():
@@ -132,7 +154,7 @@ def test_a_failed_backend_is():
 
 
 def test_unstable_matters_only_when_strict():
-    unstable = a_report(comparisons={2: comparison(stable=False)})
+    unstable = a_report(measured=(measured(stable=False),))
     unstable.check(strict=False)
     with pytest.raises(UnstableError) as caught:
         unstable.check(strict=True)
@@ -156,7 +178,29 @@ def test_a_file_is_no_folder(tmp_path):
         prepare_folder(tmp_path / "file")
 
 
+def test_csv_comes_when_asked_for(tmp_path):
+    a_report().write(tmp_path)
+    assert not (tmp_path / report.CSV).exists()
+    a_report().write(tmp_path, csv=True)
+    back = pl.read_csv(tmp_path / report.CSV)
+    assert back.columns == frame(ROWS).columns
+    assert back["contender"].to_list() == ["original", "ort"]
+
+
+def test_nothing_measured_is_still_a_document(tmp_path):
+    Report(notes=("nothing",)).write(tmp_path, csv=True)
+    assert json.loads((tmp_path / report.DOCUMENT).read_text())["rows"] == []
+    assert pl.read_parquet(tmp_path / report.SAMPLES).schema == report.SAMPLES_SCHEMA
+
+
+def test_two_parts_of_a_run_are_one():
+    joined = a_report(missing={"ort": "gone"}) + a_report(notes=("cut",), interrupted=True) + Report()
+    assert len(joined.rows) == 4 and len(joined.measured) == 2
+    assert joined.missing == {"ort": "gone"} and joined.notes == ("cut",) and joined.interrupted
+    assert len(joined.samples()) == 12
+
+
 def test_machine_facts():
     facts = machine()
     assert facts.cpu and facts.threads >= 1 and facts.python.count(".") == 2 and facts.torch
-    assert peak_rss_mb() > 10
+    assert facts.load_average >= 0 and facts.gpu is None and facts.driver is None

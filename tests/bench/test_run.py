@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from tempme_export.bench.cases import BACKENDS, Backend, benchmark_clips, open_case
-from tempme_export.bench.run import Request, batches_of, chosen_backends, run
+from tempme_export.bench.backends import BACKENDS, Backend, chosen_backends
+from tempme_export.bench.cases import benchmark_clips, open_case
+from tempme_export.bench.contenders import on_backends
+from tempme_export.bench.run import Request, batches_of, run, slowed, sweep
 from tempme_export.bench.timing import Protocol
 from tempme_export.errors import BackendError, ParityError, UsageError
 from tempme_export.reference import ReferenceVideo, Trace
@@ -23,8 +25,14 @@ def case(tiny):
 
 def request(**changes):
     protocol = Protocol(seconds=0.05, samples=5, resamples=20)
-    plain = Request(backends=("torch",), batches=(1,), device="cpu", protocol=protocol, command="tempme-bench")
+    plain = Request(batches=(1,), device="cpu", protocol=protocol, command="tempme-bench")
     return dataclasses.replace(plain, **changes)
+
+
+def measure(case, folder, backends=("torch",), **changes):
+    """The report of backends beside the original path, and what is missing."""
+    contenders, missing = on_backends(case, backends, "cpu", folder, quiet)
+    return run(contenders, request(**changes), stage=quiet, progress=quiet), missing
 
 
 def quiet(_):
@@ -50,12 +58,12 @@ def absent(*_):
 
 
 def with_backend(monkeypatch, name, backend):
-    monkeypatch.setattr("tempme_export.bench.run.BACKENDS", {"original": BACKENDS["original"], name: backend})
+    monkeypatch.setattr("tempme_export.bench.backends.BACKENDS", {"original": BACKENDS["original"], name: backend})
 
 
-def test_rows_hold_speed_accuracy_and_counts(case):
-    done = run(case, request(batches=(1, 2)), stage=quiet, progress=quiet)
-    assert [(row.backend, row.batch) for row in done.rows] == [
+def test_rows_hold_speed_accuracy_and_counts(case, tmp_path):
+    done, missing = measure(case, tmp_path, batches=(1, 2))
+    assert [(row.contender, row.batch) for row in done.rows] == [
         ("original", 1),
         ("torch", 1),
         ("original", 2),
@@ -64,52 +72,210 @@ def test_rows_hold_speed_accuracy_and_counts(case):
     for row in done.rows:
         assert row.videos_per_s == pytest.approx(row.batch / row.p50_ms * 1e3)
         assert row.frames_per_s == pytest.approx(4 * row.videos_per_s)
-        assert row.final_tokens == case.recipe.plan.final_tokens
+        assert (row.final_clips, row.final_tokens) == (1, case.recipe.plan.final_tokens)
+        assert row.method == "tempme" and row.backend == row.contender
         assert row.parity and row.one_minus_cosine <= 1e-6
         assert row.load_s > 0 and row.build_s is None and row.artifact_sha256 is None
         assert row.ratio_low <= row.ratio <= row.ratio_high
+        assert row.handicap_percent == 0
+        assert (row.resident_ms, row.device_ms, row.device_mb) == (None, None, None)
     assert done.rows[0].ratio == done.rows[0].ratio_low == 1
-    assert not done.missing and not done.failed
+    assert not missing and not done.failed and not done.interrupted
 
 
-def test_another_computation_is_not_timed(case, monkeypatch):
+def test_another_computation_is_not_timed(case, monkeypatch, tmp_path):
     with_backend(monkeypatch, "altered", Backend(load_altered(shift=np.float32(0.01))))
-    done = run(case, request(backends=None), stage=quiet, progress=quiet)
-    assert [row.backend for row in done.rows] == ["original"]
-    assert done.comparisons[1].order == ("original",)
+    done, _ = measure(case, tmp_path, None)
+    assert [row.contender for row in done.rows] == ["original"]
+    assert done.measured[0].comparison.order == ("original",)
     assert "batch 1: embedding: 1 - cosine is" in done.failed["altered"]
 
 
-def test_an_original_that_gives_nan_leaves_nothing_to_time(case, monkeypatch):
+def test_an_original_that_gives_nan_leaves_nothing_to_time(case, monkeypatch, tmp_path):
     nan = Backend(load_altered("original", factor=np.float32("nan")))
-    monkeypatch.setattr("tempme_export.bench.run.BACKENDS", {"original": nan, "torch": BACKENDS["torch"]})
-    done = run(case, request(backends=None), stage=quiet, progress=quiet)
-    assert not done.rows and not done.comparisons
+    monkeypatch.setattr("tempme_export.bench.backends.BACKENDS", {"original": nan, "torch": BACKENDS["torch"]})
+    done, _ = measure(case, tmp_path, None)
+    assert not done.rows and not done.measured
     assert done.failed.keys() == {"original", "torch"}
 
 
-def test_a_missing_backend_is_reported_once_and_no_failure(case, monkeypatch):
+def test_without_its_base_nothing_is_compared(case, monkeypatch, tmp_path):
+    """The original path gives other embeddings from its second batch on: the others have nothing to stand beside."""
+    calls = iter(range(100))
+
+    class Fickle(TorchRunner):
+        def _infer(self, inputs):
+            found = super()._infer(inputs)["video_embedding"]
+            return {"video_embedding": found if next(calls) < 4 else found[:, ::-1].copy()}
+
+    def load(case, artifact, device):
+        return Fickle(ReferenceVideo(case.recipe), case.recipe, "original", "video", device)
+
+    monkeypatch.setattr(
+        "tempme_export.bench.backends.BACKENDS", {"original": Backend(load), "torch": BACKENDS["torch"]}
+    )
+    done, _ = measure(case, tmp_path)
+    assert not done.rows and "original" in done.failed and "torch" not in done.failed
+
+
+def test_a_missing_backend_is_reported_and_no_failure(case, monkeypatch, tmp_path):
     with_backend(monkeypatch, "absent", Backend(absent))
-    done = run(case, request(backends=None, batches=(1, 2)), stage=quiet, progress=quiet)
-    assert done.missing == {"absent": "the runtime is not installed."}
-    assert [row.backend for row in done.rows] == ["original", "original"]
+    done, missing = measure(case, tmp_path, None, batches=(1, 2))
+    assert missing == {"absent": "the runtime is not installed."}
+    assert [row.contender for row in done.rows] == ["original", "original"]
     done.check(strict=False)
 
 
-def test_a_missing_backend_that_was_named_is_an_error(case, monkeypatch):
+def test_a_missing_backend_that_was_named_is_an_error(case, monkeypatch, tmp_path):
     with_backend(monkeypatch, "absent", Backend(absent))
     with pytest.raises(BackendError, match="not installed") as caught:
-        run(case, request(backends=("absent",)), stage=quiet, progress=quiet)
+        measure(case, tmp_path, ("absent",))
     assert caught.value.exit_code == 4
 
 
-def test_a_missing_package_is_found_before_anything_is_built(case, monkeypatch):
+def test_a_backend_of_another_device_is_missing(case, tmp_path):
+    with pytest.raises(BackendError, match="it runs on cuda only, and this measurement on cpu"):
+        measure(case, tmp_path, ("ort-cuda",))
+
+
+def test_a_missing_package_is_found_before_anything_is_built(case, monkeypatch, tmp_path):
     def build(case, folder):
         pytest.fail("built for nothing")
 
     with_backend(monkeypatch, "ort", Backend(absent, build, require=absent))
     with pytest.raises(BackendError, match="not installed"):
-        run(case, request(backends=("ort",)), stage=quiet, progress=quiet)
+        measure(case, tmp_path, ("ort",))
+
+
+class Greedy(Altered):
+    """Runs out of memory above `fits` videos."""
+
+    fits = 0
+
+    def _infer(self, inputs):
+        if len(inputs["frames"]) > self.fits:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+        return super()._infer(inputs)
+
+
+def load_greedy(fits):
+    runner = type("OfSomeSize", (Greedy,), {"fits": fits})
+    return lambda case, artifact, device: runner(ReferenceVideo(case.recipe), case.recipe, "greedy", "video", device)
+
+
+@pytest.mark.parametrize(
+    ("fits", "asked", "measured"), [(1, (4,), [1]), (2, (4,), [2]), (2, (1, 2, 4), [1, 2]), (1, (1, 3, 4), [1])]
+)
+def test_out_of_memory_falls_back_to_the_largest_half_that_fits(case, monkeypatch, tmp_path, fits, asked, measured):
+    with_backend(monkeypatch, "greedy", Backend(load_greedy(fits)))
+    done, _ = measure(case, tmp_path, None, batches=asked)
+    assert [row.batch for row in done.rows if row.contender == "greedy"] == measured
+    assert f"tiny: greedy runs out of memory at batch {min(b for b in asked if b > fits)}" in done.notes[0]
+
+
+def test_out_of_memory_with_one_video_is_an_error(case, monkeypatch, tmp_path):
+    with_backend(monkeypatch, "greedy", Backend(load_greedy(0)))
+    with pytest.raises(BackendError, match=r"greedy runs out of memory with 1 video\(s\) per call"):
+        measure(case, tmp_path, None, batches=(2,))
+
+
+def test_what_is_not_about_memory_stays_a_fault(case, monkeypatch, tmp_path):
+    class Broken(Altered):
+        def _infer(self, inputs):
+            raise RuntimeError("a broken kernel")
+
+    def load(case, artifact, device):
+        return Broken(ReferenceVideo(case.recipe), case.recipe, "broken", "video", device)
+
+    with_backend(monkeypatch, "broken", Backend(load))
+    with pytest.raises(RuntimeError, match="a broken kernel"):
+        measure(case, tmp_path, None)
+
+
+def test_an_interrupted_run_keeps_its_rows(case, monkeypatch, tmp_path):
+    calls = iter(range(10**6))
+
+    class Stopped(Altered):
+        def _infer(self, inputs):
+            if len(inputs["frames"]) == 2 and next(calls) > 6:
+                raise KeyboardInterrupt
+            return super()._infer(inputs)
+
+    def load(case, artifact, device):
+        return Stopped(ReferenceVideo(case.recipe), case.recipe, "stopped", "video", device)
+
+    with_backend(monkeypatch, "stopped", Backend(load))
+    done, _ = measure(case, tmp_path, None, batches=(1, 2, 4))
+    assert done.interrupted
+    assert [(row.contender, row.batch) for row in done.rows][:2] == [("original", 1), ("stopped", 1)]
+    assert 4 not in [row.batch for row in done.rows]
+    assert "interrupted, the rows that were finished are kept" in done.notes[-1]
+
+
+def test_interrupted_before_the_first_row_passes(case, monkeypatch, tmp_path):
+    class Stopped(Altered):
+        def _infer(self, inputs):
+            raise KeyboardInterrupt
+
+    def load(case, artifact, device):
+        return Stopped(ReferenceVideo(case.recipe), case.recipe, "stopped", "video", device)
+
+    with_backend(monkeypatch, "stopped", Backend(load))
+    with pytest.raises(KeyboardInterrupt):
+        measure(case, tmp_path, None)
+
+
+def test_a_handicap_is_in_the_row_and_in_the_time(case, tmp_path):
+    done, _ = measure(case, tmp_path, handicap=(("torch", 900.0),))
+    original, torch_row = done.rows
+    assert (original.handicap_percent, torch_row.handicap_percent) == (0, 900)
+    assert torch_row.ratio < 1
+    with pytest.raises(UsageError, match="--handicap ort: measured are original, torch"):
+        measure(case, tmp_path, handicap=(("ort", 10.0),))
+
+
+def test_slowed_lengthens_by_what_was_asked():
+    now = [0.0]
+
+    def tick():
+        now[0] += 0.5
+        return now[0]
+
+    def work():
+        now[0] += 10
+        return "done"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tempme_export.bench.run.time.perf_counter", tick)
+        assert slowed(work, 50)() == "done"
+    assert 15 <= now[0] <= 17.5
+
+
+def test_past_the_knee_larger_batches_are_left_out(case, monkeypatch, tmp_path):
+    """Videos/s are made to fall with the batch, so the second and third size are no faster than the first."""
+    import time
+
+    class Falling(Altered):
+        def _infer(self, inputs):
+            time.sleep(0.002 * len(inputs["frames"]) ** 2)
+            return super()._infer(inputs)
+
+    def load(case, artifact, device):
+        return Falling(ReferenceVideo(case.recipe), case.recipe, "original", "video", device)
+
+    monkeypatch.setattr("tempme_export.bench.backends.BACKENDS", {"original": Backend(load)})
+    monkeypatch.setattr("tempme_export.bench.run._GAIN", 100.0)
+    done, _ = measure(case, tmp_path, None, batches=(1, 2, 3, 4), until_knee=True)
+    assert [row.batch for row in done.rows] == [1, 2, 3]
+    assert done.notes == ("tiny: past the knee, batches 4 are left out",)
+
+
+@pytest.mark.parametrize(
+    ("smallest", "largest", "sizes"),
+    [(1, 1, (1,)), (1, 8, (1, 2, 4, 8)), (1, 6, (1, 2, 4, 6)), (3, 20, (3, 6, 12, 20))],
+)
+def test_a_sweep_doubles(smallest, largest, sizes):
+    assert sweep(largest, smallest) == sizes
 
 
 def test_every_clip_is_judged_whatever_the_batch():
@@ -119,23 +285,23 @@ def test_every_clip_is_judged_whatever_the_batch():
     assert [batch.tolist() for batch in batches_of(clips, 6)] == [[0, 1, 2, 3, 0, 1]]
 
 
-def test_batch_outside_the_profile(case):
+def test_batch_outside_the_profile(case, tmp_path):
     with pytest.raises(UsageError, match=r"--batch 8: profile tiny is made for 1 to 4 videos"):
-        run(case, request(batches=(1, 8)), stage=quiet, progress=quiet)
+        measure(case, tmp_path, batches=(1, 8))
 
 
 def test_unknown_backend():
-    with pytest.raises(UsageError, match=r"unknown backends: tensorflow\. Choose of: original, torch, ort"):
+    with pytest.raises(UsageError, match=r"unknown backends: tensorflow\. Choose of: original, original-bf16, torch"):
         chosen_backends(("torch", "tensorflow"))
     assert chosen_backends(None) == list(BACKENDS)
     assert chosen_backends(("ort", "original")) == ["original", "ort"]
 
 
 def test_clips_are_seeded_and_different_and_hang_on_no_near_tie(case):
-    clips = benchmark_clips(case.recipe, seed=3)
+    clips = benchmark_clips([case.recipe], seed=3)
     assert clips.shape == (4, 4, 3, 64, 64) and clips.dtype == np.float32
-    assert np.array_equal(clips, benchmark_clips(case.recipe, seed=3))
-    assert not np.array_equal(clips, benchmark_clips(case.recipe, seed=4))
+    assert np.array_equal(clips, benchmark_clips([case.recipe], seed=3))
+    assert not np.array_equal(clips, benchmark_clips([case.recipe], seed=4))
     patches = clips.reshape(4, 4, 3, 4, 16, 4, 16).transpose(0, 1, 3, 5, 2, 4, 6).reshape(256, -1)
     assert len(np.unique(patches, axis=0)) == 256
     trace = Trace()
@@ -146,4 +312,4 @@ def test_clips_are_seeded_and_different_and_hang_on_no_near_tie(case):
 def test_features_without_differences_offer_no_clips(case, monkeypatch):
     monkeypatch.setattr("tempme_export.bench.cases.SAFE_GAP", 1.0)
     with pytest.raises(ParityError, match="only 0 of 64 moving clips"):
-        benchmark_clips(case.recipe, seed=0)
+        benchmark_clips([case.recipe], seed=0)

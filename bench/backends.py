@@ -1,0 +1,249 @@
+"""The ways to run a case: what each needs, builds and loads."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tempme_export.bench.cases import Case
+from tempme_export.bench.memory import measured
+from tempme_export.bench.timing import Progress
+from tempme_export.bundle import PT2, VIDEO
+from tempme_export.devices import quiet_torch, torch_device
+from tempme_export.errors import BackendError, UsageError
+from tempme_export.hashing import file_sha256
+from tempme_export.model import VideoEncoder
+from tempme_export.reference import ReferenceVideo
+from tempme_export.runtime.base import Runner
+from tempme_export.runtime.openvino import OpenVinoRunner, import_openvino
+from tempme_export.runtime.ort import OrtRunner, import_onnxruntime
+from tempme_export.runtime.pt2 import Pt2Runner
+from tempme_export.runtime.pytorch import TorchRunner
+
+ORIGINAL = "original"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to run a case.
+
+    load       a case, its artifact and a device -> a runner; raises BackendError where it cannot run there
+    build      writes the artifact into a folder and returns its path, where the case brings none; None for a backend
+               that runs from weights
+    require    raises BackendError where a package is missing; asked before anything is built
+    file       the artifact's name in a bundle
+    precision  None: the artifact's
+    device     the only kind of device it runs on; None for any
+    """
+
+    load: Callable[[Case, Path | None, str], Runner]
+    build: Callable[[Case, Path], Path] | None = None
+    require: Callable[[], object] = lambda: None
+    file: str = VIDEO
+    precision: str | None = "fp32"
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A backend ready to run. `build_s` and `artifact_sha256` are None where it runs from weights.
+
+    load_mb  resident memory that loading added, in 1e6 bytes
+    """
+
+    name: str
+    runner: Runner
+    precision: str
+    load_s: float
+    load_mb: float | None
+    build_s: float | None
+    artifact_sha256: str | None
+
+    def embed(self, frames: NDArray[np.float32]) -> NDArray[Any]:
+        """[B, F, 3, S, S] normalised pixels -> [B, E], every frame counting."""
+        inputs: dict[str, NDArray[Any]] = {"frames": frames}
+        if "frame_mask" in self.runner.inputs:
+            inputs["frame_mask"] = np.ones(frames.shape[:2], np.bool_)
+        return self.runner.infer(inputs)["video_embedding"]
+
+    def timed_on_gpu(self, frames: NDArray[np.float32]) -> Callable[[], float] | None:
+        """A call that encodes videos which already lie on the GPU and returns the seconds between its device events.
+
+        None on a CPU, and for a backend whose inputs cannot be put there beforehand.
+        """
+        if not (isinstance(self.runner, TorchRunner) and self.runner.on_gpu):
+            return None
+        return self.runner.timed(self.runner.to_device({"frames": frames}))
+
+    def split(self) -> tuple[Callable[[Any], Any] | None, Callable[[Any], Any]]:
+        """Copying videos to the GPU, and encoding them there; on a CPU, and where a backend copies by itself, None and
+        `embed`."""
+        runner = self.runner
+        if not (isinstance(runner, TorchRunner) and runner.on_gpu):
+            return None, self.embed
+        return lambda frames: runner.to_device({"frames": frames}), runner.encode
+
+
+def _build_onnx(case: Case, folder: Path) -> Path:
+    from tempme_export.export.to_onnx import export_video
+
+    path = folder / VIDEO
+    if not path.is_file():
+        export_video(case.recipe, path, case.precision)
+    return path
+
+
+def _load_original(case: Case, artifact: Path | None, device: str) -> Runner:
+    return TorchRunner(ReferenceVideo(case.recipe, device=device), case.recipe, ORIGINAL, "video", device)
+
+
+class _Autocast(torch.nn.Module):
+    """The original path as its users run it on a GPU: float32 weights, products in bfloat16."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(frames.device.type, torch.bfloat16):
+            return self.module(frames)
+
+
+def _load_original_bf16(case: Case, artifact: Path | None, device: str) -> Runner:
+    module = _Autocast(ReferenceVideo(case.recipe, device=device))
+    return TorchRunner(module, case.recipe, "original-bf16", "video", device)
+
+
+def _load_torch(case: Case, artifact: Path | None, device: str) -> Runner:
+    return TorchRunner(VideoEncoder(case.recipe), case.recipe, "torch", "video", device)
+
+
+def _load_torch_bf16(case: Case, artifact: Path | None, device: str) -> Runner:
+    return TorchRunner(VideoEncoder(case.recipe, torch.bfloat16), case.recipe, "torch-bf16", "video", device)
+
+
+def _load_compiled(case: Case, artifact: Path | None, device: str) -> Runner:
+    """torch.compile of the fast encoder, compiled by a first call of one video."""
+    profile, size = case.profile, case.recipe.backbone.image_size
+    runner = TorchRunner(torch.compile(VideoEncoder(case.recipe)), case.recipe, "compile", "video", device)
+    videos = np.zeros((profile.batch.min, profile.frames, 3, size, size), np.float32)
+    try:
+        with quiet_torch():
+            runner.infer({"frames": videos})
+    except Exception as error:  # torch's compiler has no public root of its errors
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise BackendError(f"torch.compile does not work here: {reason[0]}. It needs a C++ compiler.") from error
+    return runner
+
+
+def _artifact(path: Path | None) -> Path:
+    assert path is not None, "a backend with `build` gets an artifact"
+    return path
+
+
+def _load_ort(case: Case, artifact: Path | None, device: str) -> Runner:
+    return OrtRunner(_artifact(artifact), device, threads=torch.get_num_threads())
+
+
+def _load_openvino(case: Case, artifact: Path | None, device: str) -> Runner:
+    return OpenVinoRunner(_artifact(artifact), device, threads=torch.get_num_threads())
+
+
+def _refuse_pt2(case: Case, folder: Path) -> Path:
+    where = f"{case.bundle} has no {PT2}" if case.bundle else f"there is no {PT2}, which takes minutes to compile"
+    raise BackendError(f"{where}. Run tempme-export CKPT --pt2 and measure that bundle.")
+
+
+def _load_pt2(case: Case, artifact: Path | None, device: str) -> Runner:
+    return Pt2Runner(_artifact(artifact), device)
+
+
+def _load_tensorrt(case: Case, artifact: Path | None, device: str) -> Runner:
+    raise BackendError("this version builds and runs no TensorRT engines.")
+
+
+BACKENDS: Mapping[str, Backend] = MappingProxyType(
+    {
+        ORIGINAL: Backend(_load_original),
+        "original-bf16": Backend(_load_original_bf16, precision="bf16", device="cuda"),
+        "torch": Backend(_load_torch),
+        "torch-bf16": Backend(_load_torch_bf16, precision="bf16", device="cuda"),
+        "compile": Backend(_load_compiled),
+        "pt2": Backend(_load_pt2, _refuse_pt2, file=PT2, precision=None),
+        "ort": Backend(_load_ort, _build_onnx, import_onnxruntime, precision=None, device="cpu"),
+        "ort-cuda": Backend(_load_ort, _build_onnx, import_onnxruntime, precision=None, device="cuda"),
+        "openvino": Backend(_load_openvino, _build_onnx, import_openvino, precision=None, device="cpu"),
+        "tensorrt": Backend(_load_tensorrt, device="cuda"),
+    }
+)
+
+
+def chosen_backends(names: Sequence[str] | None) -> list[str]:
+    """The original path, then the backends asked for, or all. Raises UsageError for an unknown one."""
+    unknown = [name for name in names or () if name not in BACKENDS]
+    if unknown:
+        raise UsageError(f"unknown backends: {', '.join(unknown)}. Choose of: {', '.join(BACKENDS)}.")
+    return [ORIGINAL, *(name for name in names or BACKENDS if name != ORIGINAL)]
+
+
+def ready(
+    name: str,
+    load: Callable[[], Runner],
+    precision: str = "fp32",
+    build_s: float | None = None,
+    artifact_sha256: str | None = None,
+) -> Loaded:
+    """Load a runner and keep what that took."""
+    start = time.perf_counter()
+    runner, memory = measured(load)
+    load_s = time.perf_counter() - start
+    return Loaded(name, runner, precision, load_s, None if memory is None else memory.kept, build_s, artifact_sha256)
+
+
+def load(name: str, case: Case, device: str, folder: Path) -> Loaded:
+    """Build the artifact into `folder`, unless the case brings it or none is needed, and load the backend.
+
+    Raises BackendError where a package, runtime or device is missing, ExportError where building fails.
+    """
+    backend, kind = BACKENDS[name], torch_device(device).type
+    if backend.device not in (None, kind):
+        raise BackendError(f"it runs on {backend.device} only, and this measurement on {kind}.")
+    backend.require()
+    artifact, build_s, sha256 = None, None, None
+    if backend.build is not None:
+        artifact = case.artifact(backend.file)
+        if artifact is None:
+            start = time.perf_counter()
+            artifact = backend.build(case, folder)
+            build_s = time.perf_counter() - start
+        sha256 = file_sha256(artifact)
+    precision = backend.precision or case.precision
+    return ready(name, lambda: backend.load(case, artifact, device), precision, build_s, sha256)
+
+
+def load_all(
+    names: Sequence[str], case: Case, device: str, folder: Path, *, named: bool, stage: Progress
+) -> tuple[dict[str, Loaded], dict[str, str]]:
+    """The backends that are there, and the reasons why others are not.
+
+    named  whether the user asked for them by name
+
+    Raises BackendError where the original path or one that was named is missing.
+    """
+    loaded: dict[str, Loaded] = {}
+    missing: dict[str, str] = {}
+    for name in names:
+        stage(f"loading {name}")
+        try:
+            loaded[name] = load(name, case, device, folder)
+        except BackendError as error:
+            if named or name == ORIGINAL:
+                raise
+            missing[name] = str(error)
+    return loaded, missing

@@ -1,0 +1,200 @@
+"""What `tempme-bench` can be asked for, one function each: work, tables and files. Everything heavy is imported late."""
+
+import dataclasses
+import json as json_format
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from tempme_export.bench import paper
+from tempme_export.bench.result_tables import bench_tables, change_tables, fit_tables, method_tables, stage_tables
+from tempme_export.bench.tables import kernel_tables, paper_tables, resource_tables, show
+from tempme_export.bench.wanted import Wanted, chosen_profile
+from tempme_export.errors import UsageError
+from tempme_export.profile import load_profile
+
+if TYPE_CHECKING:
+    from tempme_export.bench.report import Report
+
+STDOUT = "-"
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """Where results go: a JSON document, a folder of files with or without CSV, a page."""
+
+    json: str | None
+    out: Path | None
+    csv: bool
+    page: Path | None
+
+
+def check_writable(json: str | None) -> None:
+    """Raise UsageError for a document whose folder does not exist."""
+    if json not in (None, STDOUT) and not Path(json).absolute().parent.is_dir():
+        raise UsageError(f"--json {json} cannot be written: {Path(json).parent} is not a folder.")
+
+
+def _console(*, stderr: bool) -> Console:
+    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[str], None]]:
+    """A line that changes, on a terminal; nothing elsewhere. Drawn between samples, without a thread."""
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        yield lambda text: live.update(text, refresh=True)
+
+
+def _deliver(document: dict[str, Any], json: str | None, tables: Iterable[Table]) -> None:
+    """Tables to stdout and the document to its file, or the document alone to stdout."""
+    text = json_format.dumps(document, indent=2)
+    if json == STDOUT:
+        typer.echo(text)
+        return
+    console = _console(stderr=False)
+    for table in tables:
+        show(console, table)
+    if json is not None:
+        try:
+            Path(json).write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"--json {json} cannot be written: {error}.") from error
+
+
+def count(profile: str | None, frames: int | None, json: str | None) -> None:
+    """Show the paper's rows, and the profile's. Raises ParityError if one that should reproduce does not."""
+    chosen = None if profile is None and frames is None else chosen_profile(profile, frames)
+    claims = [*paper.CLAIMS, *([] if chosen is None else [paper.profile_claim(chosen)])]
+    rows = [paper.count(claim) for claim in claims]
+    document = {"tolerance": paper.TOLERANCE, "rows": [row.to_dict() for row in rows]}
+    _deliver(document, json, paper_tables(rows))
+    paper.check(rows)
+
+
+def compile_kernels(profile: str | None, frames: int | None, json: str | None) -> None:
+    """Compile the profile's kernels for every target and show what they take."""
+    from tempme_export.bench.resources import compile_rows, triton_version
+
+    chosen = chosen_profile(profile, frames)
+    with _progress(_console(stderr=True)) as progress:
+        rows = compile_rows(chosen, progress)
+    document = {"profile": chosen.name, "triton": triton_version(), "rows": [row.to_dict() for row in rows]}
+    _deliver(document, json, resource_tables(rows, f"{chosen.name}, triton {triton_version()}"))
+
+
+def time_kernels(
+    profile: str | None, frames: int | None, batches: tuple[int, ...], dtypes: tuple[str, ...], json: str | None
+) -> None:
+    """Time every fused call of one profile, or of those that are measured by default, and show what merging costs."""
+    from tempme_export.bench import kernel_timing
+    from tempme_export.bench.gpu_timing import Effort
+    from tempme_export.bench.machine import machine
+
+    asked = None if profile is None and frames is None else chosen_profile(profile, frames)
+    kernel_timing.check_dtypes(dtypes)
+    device = kernel_timing.require_gpu()
+    profiles = tuple(load_profile(name) for name in kernel_timing.PROFILES) if asked is None else (asked,)
+    with _progress(_console(stderr=True)) as progress:
+        request = kernel_timing.KernelRequest(profiles, batches, dtypes, device, Effort())
+        report = kernel_timing.time_kernels(request, progress)
+    document = {**_on_gpu(), "machine": dataclasses.asdict(machine("cuda")), **report.to_dict()}
+    _deliver(document, json, kernel_tables(document["kernels"], document["marginals"]))
+
+
+def _on_gpu() -> dict[str, Any]:
+    """The device and the versions that a measurement on it depends on."""
+    from tempme_export.bench.gpu_facts import gpu_facts, versions
+
+    facts = gpu_facts()
+    return {"gpu": None if facts is None else dataclasses.asdict(facts), "versions": versions()}
+
+
+def compare(before: Path, after: Path, seed: int, json: str | None) -> None:
+    """Show what changed between two results folders, and whether that is more than chance."""
+    from tempme_export.bench.comparing import compare_results
+
+    report = compare_results(before, after, seed=seed)
+    console = _console(stderr=True)
+    for remark in report.remarks:
+        console.print(remark, soft_wrap=True)
+    _deliver(report.to_dict(), json, change_tables(report))
+
+
+def write_page(folder: Path, results: Sequence[Path]) -> None:
+    """Write the page of results into a folder."""
+    from tempme_export.bench.reporting.page import write_report
+    from tempme_export.bench.reporting.read import read_results
+
+    written = write_report([read_results(path) for path in results], folder)
+    _console(stderr=True).print(f"wrote {', '.join(map(str, written))}", soft_wrap=True)
+
+
+def draw(video: Path, out: Path, source: str | None, profile: str | None, frames: int | None, seed: int) -> None:
+    """Draw which patches of a video became one token."""
+    from tempme_export.bench.cases import open_case, random_case
+    from tempme_export.bench.merge_picture import draw_trace
+
+    if source is None:
+        case = random_case(chosen_profile(profile, frames), seed)
+    else:
+        case = open_case(source, profile, frames)
+    pictures = draw_trace(case, video, out)
+    console = _console(stderr=True)
+    console.print(f"wrote {', '.join(map(str, pictures.paths))}", soft_wrap=True)
+
+
+def measure(wanted: Wanted, delivery: Delivery, *, strict: bool) -> bool:
+    """Measure, show, write; returns whether the run was interrupted.
+
+    Raises ParityError for a contender that computes something else and, with `strict`, UnstableError for one that did
+    not settle; both after everything has been written.
+    """
+    from tempme_export.bench.report import prepare_folder
+    from tempme_export.bench.suites import measure as measure_suite
+
+    if delivery.out is not None:
+        prepare_folder(delivery.out)
+    console = _console(stderr=True)
+    say = partial(console.print, soft_wrap=True)
+    with _progress(console) as progress:
+        report = measure_suite(wanted, stage=say, progress=progress)
+    for line in report.remarks():
+        say(line)
+    tables = [
+        *bench_tables(report.rows),
+        *method_tables(report.methods),
+        *stage_tables(report.stages),
+        *fit_tables(report.fits, report.knees),
+    ]
+    _deliver(report.to_dict(), delivery.json, tables)
+    _write(report, delivery, say)
+    report.check(strict=strict)
+    return report.interrupted
+
+
+def _write(report: "Report", delivery: Delivery, say: Callable[[str], None]) -> None:
+    """Write the folder and the page. Raises UsageError where the disk refuses."""
+    if delivery.out is not None:
+        try:
+            report.write(delivery.out, csv=delivery.csv)
+        except OSError as error:
+            raise UsageError(f"--out {delivery.out} cannot be written: {error}.") from error
+        say(f"wrote {delivery.out}")
+    if delivery.page is not None:
+        from tempme_export.bench.reporting.page import write_report
+        from tempme_export.bench.reporting.read import Results
+
+        written = write_report([Results.of(report.to_dict())], delivery.page)
+        say(f"wrote {', '.join(map(str, written))}")

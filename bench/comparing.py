@@ -1,0 +1,316 @@
+"""What changed between two results folders, and what is only noise (`tempme-bench --compare A B`).
+
+Two runs differ by the machine's mood, by chance, and by what was changed between them. A run interleaves its
+contenders with its first one, the base. So the ratio to the base is compared: the machine's own speed cancels in it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from tempme_export.bench.bootstrap import LEVEL, Estimate, Floats, Ratio, estimate
+from tempme_export.bench.reporting.read import Results, read_results
+from tempme_export.bench.timing import FEWEST
+from tempme_export.errors import InputError
+
+RUN_TO_RUN = 0.01
+"""Standard deviation of the logarithm of a ratio between runs of one program, beside what samples of a run show:
+memory lies elsewhere in each process, threads on other cores (Kalibera and Jones 2013, "Rigorous benchmarking in
+reasonable time"). A single run cannot show it, so every interval allows for it. Measured: 0.006 to 0.014 in twelve
+processes of 250 rounds on a virtual machine of two cores under load."""
+
+_KEY = ("profile", "method", "backend", "contender", "precision", "batch", "device", "frames")
+_SAME: Mapping[str, tuple[str, ...]] = {
+    "the same machine": ("cpu", "gpu", "driver", "threads"),
+    "the same versions": ("python", "torch", "onnxruntime", "openvino", "tensorrt"),
+    "the same commit": ("commit",),
+    "the same weights": ("weights",),
+    "the same artifact": ("artifact_sha256",),
+    "the same handicap": ("handicap_percent",),
+}
+
+Verdict = Literal["faster", "slower", "no change", "machine drift"]
+Key = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One row of both runs. Ratios are B over A; intervals hold for all rows of the report together at 95 %.
+
+    is_base             whether it is the first contender, which the machine's drift shows in: the machine or the
+                        original path
+    p50_before_ms, ...  median time of a call in A and in B
+    speed               videos/s in B over that in A
+    ratio_before, ...   times as fast as the base in A and in B; None for the base, and where the runs share none
+    relative            `ratio_after` over `ratio_before`
+    """
+
+    profile: str | None
+    method: str | None
+    backend: str | None
+    contender: str
+    precision: str | None
+    batch: int
+    device: str | None
+    frames: int
+    is_base: bool
+    p50_before_ms: float
+    p50_after_ms: float
+    speed: Ratio
+    ratio_before: float | None
+    ratio_after: float | None
+    relative: Ratio | None
+
+    @property
+    def judged(self) -> Ratio:
+        """What decides: the change of the ratio to the base, else the change of videos/s."""
+        return self.speed if self.relative is None else self.relative
+
+    @property
+    def significant(self) -> bool:
+        """Whether the interval of what decides excludes 1."""
+        return not self.judged.low <= 1 <= self.judged.high
+
+    @property
+    def verdict(self) -> Verdict:
+        """In words. The base is never faster or slower: without another to hold it against, the machine may be."""
+        if not self.significant:
+            return "no change"
+        if self.is_base:
+            return "machine drift"
+        return "faster" if self.judged.value > 1 else "slower"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, flat; changes in per cent, positive where B is faster."""
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del own["speed"], own["relative"]
+        return {
+            **own,
+            **_percents("change", self.speed),
+            **_percents("ratio_change", self.relative),
+            "judged_on": "time" if self.relative is None else "ratio",
+            "significant": self.significant,
+            "verdict": self.verdict,
+        }
+
+
+def _percents(name: str, ratio: Ratio | None) -> dict[str, float | None]:
+    values = {"": "value", "_low": "low", "_high": "high"}
+    return {
+        f"{name}{end}_percent": None if ratio is None else 100 * (getattr(ratio, field) - 1)
+        for end, field in values.items()
+    }
+
+
+@dataclass(frozen=True)
+class ComparisonReport:
+    """Two runs beside each other.
+
+    changes         rows of both
+    remarks         what else differs, in words: machine, versions, weights, handicap, unsettled rows
+    only_a, only_b  rows of one run alone, in words
+    level           of each single interval, so that all judged ones hold together at 95 % (Bonferroni)
+    """
+
+    changes: tuple[Change, ...]
+    remarks: tuple[str, ...]
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+    level: float
+
+    @property
+    def significant(self) -> tuple[Change, ...]:
+        """The changes of contenders that noise does not explain; drift of a base is none of them."""
+        return tuple(change for change in self.changes if change.verdict in ("faster", "slower"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return {
+            "changes": [change.to_dict() for change in self.changes],
+            "remarks": list(self.remarks),
+            "only_a": list(self.only_a),
+            "only_b": list(self.only_b),
+            "level": self.level,
+            "run_to_run": RUN_TO_RUN,
+        }
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """One row of a run with the seconds of its calls, [rounds], and those of its base, taken in the same rounds."""
+
+    row: Mapping[str, Any]
+    seconds: Floats
+    base: str
+    base_seconds: Floats
+
+    @property
+    def is_base(self) -> bool:
+        return self.row["contender"] == self.base
+
+    @property
+    def p50_ms(self) -> float:
+        return float(np.median(self.seconds)) * 1e3
+
+    @property
+    def ratio(self) -> float:
+        return float(np.median(self.base_seconds) / np.median(self.seconds))
+
+    def speed(self, resamples: int, seed: int) -> Estimate:
+        """Of calls per second."""
+        return estimate(self.seconds[:, None], (-1,), resamples=resamples, seed=seed)
+
+    def relative(self, resamples: int, seed: int) -> Estimate:
+        """Of how many times as fast as the base."""
+        rounds = np.stack([self.base_seconds, self.seconds], axis=1)
+        return estimate(rounds, (1, -1), resamples=resamples, seed=seed)
+
+
+def compare_results(a: Path, b: Path, *, resamples: int = 2000, seed: int = 0) -> ComparisonReport:
+    """Compare two results folders, A before and B after.
+
+    Rows are matched by profile, method, backend, contender, precision, batch, device and frames. A contender is judged
+    by its ratio to the base (the first contender of its comparison), where both runs have the same base; else by its
+    times alone, which a remark says. The interval is `Estimate`'s, from a block bootstrap in each run, widened by
+    `RUN_TO_RUN` of both and, against crying wolf over many rows, to the level 1 - 0.05 / rows (Bonferroni).
+
+    Raises InputError for a folder without results or samples, of another schema, or whose samples do not belong to its
+    rows.
+    """
+    before, after = _measured(a), _measured(b)
+    shared = [key for key in before if key in after]
+    level = 1 - (1 - LEVEL) / max(1, len(shared))
+    remarks: list[str] = []
+    changes = []
+    for key in shared:
+        old, new = before[key], after[key]
+        changes.append(_change(key, old, new, level, resamples, seed))
+        if old.base != new.base:
+            remarks.append(
+                f"{_words(key)}: beside {old.base} in A and {new.base} in B, so judged on times alone, in which the "
+                "machine's own speed does not cancel"
+            )
+    remarks += _differences([(before[key].row, after[key].row) for key in shared])
+    for name, run in (("A", before), ("B", after)):
+        remarks += [f"{name}: {_words(key)} did not settle" for key, one in run.items() if one.row["stable"] is False]
+    return ComparisonReport(
+        changes=tuple(changes),
+        remarks=tuple(remarks),
+        only_a=tuple(_words(key) for key in before if key not in after),
+        only_b=tuple(_words(key) for key in after if key not in before),
+        level=level,
+    )
+
+
+def _change(key: Key, old: _Measured, new: _Measured, level: float, resamples: int, seed: int) -> Change:
+    has_ratio = old.base == new.base and not old.is_base
+
+    def changed(before: Estimate, after: Estimate) -> Ratio:
+        difference = after.minus(before)
+        error = math.hypot(difference.error, math.sqrt(2) * RUN_TO_RUN)
+        return dataclasses.replace(difference, error=error).ratio(level)
+
+    # Another seed for the other run: with the same one both would draw the same rounds, and be no longer independent.
+    return Change(
+        **dict(zip(_KEY, key, strict=True)),
+        is_base=old.is_base and new.is_base,
+        p50_before_ms=old.p50_ms,
+        p50_after_ms=new.p50_ms,
+        speed=changed(old.speed(resamples, seed), new.speed(resamples, seed + 1)),
+        ratio_before=old.ratio if has_ratio else None,
+        ratio_after=new.ratio if has_ratio else None,
+        relative=changed(old.relative(resamples, seed), new.relative(resamples, seed + 1)) if has_ratio else None,
+    )
+
+
+def _measured(folder: Path) -> dict[Key, _Measured]:
+    """Every row of a run by what it is matched by. Raises InputError as `compare_results`."""
+    results = read_results(folder)
+    if not results.samples:
+        raise InputError(
+            f"found no samples.parquet beside {results.source}; expected every sample of the run, from which intervals "
+            "come. Measure again with: tempme-bench --out FOLDER"
+        )
+    found: dict[Key, _Measured] = {}
+    for row in results.rows:
+        key = tuple(row.get(name) for name in _KEY)
+        if key in found:
+            raise InputError(f"found two rows of {_words(key)} in {results.source}; expected one. Measure again.")
+        profile, base = _comparison(results, row)
+        seconds = _seconds(results, profile, row["batch"], row["contender"])
+        base_seconds = _seconds(results, profile, row["batch"], base)
+        if len(seconds) != len(base_seconds):
+            raise InputError(
+                f"found {len(seconds)} samples of {row['contender']} and {len(base_seconds)} of {base} beside "
+                f"{results.source}; expected one of each in every round. Measure again."
+            )
+        found[key] = _Measured({"stable": None, **row}, seconds, base, base_seconds)
+    return found
+
+
+def _comparison(results: Results, row: Mapping[str, Any]) -> tuple[str | None, str]:
+    """The profile that names the comparison a row was measured in, and its base.
+
+    Where methods stand side by side, a row has the profile of its method, the comparison that of the first.
+    """
+    mine = [
+        one
+        for one in results.entries("comparisons")
+        if row["contender"] in one["order"]
+        and one["batch"] == row["batch"]
+        and one.get("frames") in (None, row["frames"])
+    ]
+    exact = [one for one in mine if one.get("profile") == row.get("profile")]
+    chosen = exact or mine
+    if len(chosen) != 1:
+        raise InputError(
+            f"found {len(chosen)} comparisons of {row['contender']} at batch {row['batch']} in {results.source}; "
+            "expected one. Measure again."
+        )
+    return chosen[0].get("profile"), chosen[0]["order"][0]
+
+
+def _seconds(results: Results, profile: str | None, batch: int, contender: str) -> Floats:
+    """[rounds] float64. Raises InputError for samples that are missing, too few or no durations."""
+    seconds: Sequence[float] = results.samples.get((profile, batch, contender), ())
+    if len(seconds) < FEWEST:
+        raise InputError(
+            f"found {len(seconds)} samples of {contender}, {profile}, batch {batch} beside {results.source}; expected "
+            f"{FEWEST} or more. Measure again."
+        )
+    taken = np.array(seconds, dtype=np.float64)
+    if not (np.isfinite(taken) & (taken > 0)).all():
+        raise InputError(
+            f"found samples of {contender}, {profile}, batch {batch} beside {results.source} that are no durations; "
+            "expected seconds above 0. Measure again."
+        )
+    return taken
+
+
+def _words(key: Key) -> str:
+    profile, method, backend, contender, precision, batch, device, frames = key
+    name = contender if contender in (method, backend) or backend is None else f"{contender} on {backend}"
+    return ", ".join(
+        str(part)
+        for part in (profile, name, precision, f"batch {batch}", device, f"{frames} frames")
+        if part is not None
+    )
+
+
+def _differences(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Iterator[str]:
+    """What the runs do not share besides their speed, one line for each fact and pair of values."""
+    for title, names in _SAME.items():
+        seen: dict[str, list[str]] = {}
+        for old, new in pairs:
+            for name in names:
+                before, after = old.get(name), new.get(name)
+                if before != after:
+                    seen.setdefault(f"{name} {before} in A, {after} in B", []).append(old["contender"])
+        for difference, contenders in seen.items():
+            of = "" if len(contenders) == len(pairs) else f" ({', '.join(dict.fromkeys(contenders))})"
+            yield f"not {title}: {difference}{of}"

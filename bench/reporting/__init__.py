@@ -1,0 +1,1 @@
+"""One page from results: tables, charts, and where every number comes from."""

@@ -1,0 +1,306 @@
+"""What a sweep over frames or batch sizes says as a whole: fitted cost curves, the knee, and the profiles it needs."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from tempme_export.bench.bootstrap import LEVEL, Floats, student_t
+from tempme_export.errors import InputError, ProfileError
+from tempme_export.profile import Expect, Profile, load_profile, shipped_profiles
+
+WITHIN_PERCENT = 5.0
+"""How near the best of the sweep the knee has to come: what the timing protocol takes for equal (`agreement`)."""
+
+FEWEST_POINTS, FEWEST_FOR_CURVE = 3, 5
+
+Row = Mapping[str, Any]
+Form = Literal["none", "linear", "quadratic"]
+
+_AGAINST_FRAMES = ("p50_ms", "encode_mb", "gmacs")
+_AGAINST_BATCH = ("p50_ms", "encode_mb")
+_SHARED = ("contender", "backend", "method", "precision", "device")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A curve through the points of one contender's sweep, by least squares.
+
+    family        the profile's name without its frame count
+    frames        of every point; None where they are what varies, and `batch` likewise
+    quantity      the column that is fitted: p50_ms, encode_mb or gmacs
+    against       the column it is fitted against: frames or batch
+    form          linear: a + b x; quadratic: a + b x + c x^2; none: no fit, `reason` says why
+    coefficients  a, b and c in the quantity's unit. Against batch, a is what a call costs, b what a video does
+    low, high     their 95 % t intervals; None without a point to spare
+    r2            share of the variance that the curve explains; None where the quantity does not vary
+    press         root mean square of what the curve misses a point by that it was fitted without
+    x, y          the points, x rising
+    """
+
+    contender: str
+    backend: str | None
+    method: str | None
+    family: str
+    precision: str | None
+    device: str | None
+    frames: int | None
+    batch: int | None
+    quantity: str
+    against: Literal["frames", "batch"]
+    form: Form
+    coefficients: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    r2: float | None
+    press: float | None
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    reason: str | None = None
+
+    def at(self, x: float) -> float:
+        """The curve at `x`. Raises InputError where there is none."""
+        if self.form == "none":
+            raise InputError(f"{self.quantity} of {self.contender} has no curve: {self.reason}.")
+        return float(sum(c * x**power for power, c in enumerate(self.coefficients)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Knee:
+    """Where a larger batch stops paying for one contender.
+
+    batch           the smallest whose videos/s is within `within_percent` of the best in the sweep
+    videos_per_s    there
+    best_batch, best_videos_per_s  the fastest of the sweep
+    at_edge         whether the knee is the largest batch measured: a larger one may be faster still
+    """
+
+    contender: str
+    backend: str | None
+    method: str | None
+    profile: str | None
+    frames: int
+    precision: str | None
+    device: str | None
+    batch: int
+    videos_per_s: float
+    best_batch: int
+    best_videos_per_s: float
+    at_edge: bool
+    within_percent: float = WITHIN_PERCENT
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return dataclasses.asdict(self)
+
+
+def fits(rows: Sequence[Row]) -> list[Fit]:
+    """Fit cost against frames and against batch size, for every contender with two or more of them.
+
+    rows  as `bench.report.Row`; those whose quantity is None are left out
+
+    Least squares of a + b x; against 5 or more frame counts also a + b x + c x^2, which is taken where it predicts
+    points better that it was fitted without (leave-one-out, PRESS, Allen 1974; AICc is undefined for the quadratic on
+    five points). Intervals of the coefficients are Student's t of least squares: so few points cannot be resampled.
+    Fewer than 3 distinct points give a `Fit` of form none with its reason.
+    """
+    found = []
+    for against, fixed, quantities in (
+        ("frames", ("family", "batch"), _AGAINST_FRAMES),
+        ("batch", ("family", "frames"), _AGAINST_BATCH),
+    ):
+        for quantity in quantities:
+            measured = [{**row, "family": family(row)} for row in rows if row.get(quantity) is not None]
+            for own in _groups(measured, (*_SHARED, *fixed)):
+                if len({row[against] for row in own}) >= 2:
+                    found.append(_fit(own, quantity, against))
+    return found
+
+
+def family(row: Row) -> str:
+    """The profile's name without its frame count: vit-b-32-12f-none -> vit-b-32-none."""
+    name = str(row.get("profile") or "")
+    return "-".join(part for part in name.split("-") if part != f"{row['frames']}f") or name
+
+
+def _groups(rows: Iterable[Row], keys: Sequence[str]) -> Iterator[list[Row]]:
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.get(key) for key in keys), []).append(row)
+    yield from groups.values()
+
+
+def _fit(rows: Sequence[Row], quantity: str, against: str) -> Fit:
+    points = sorted((float(row[against]), float(row[quantity])) for row in rows)
+    x, y = np.array(points).T
+    first, distinct = rows[0], len(np.unique(x))
+    shared: dict[str, Any] = {key: first.get(key) for key in _SHARED}
+    curve, reason = _Curve("none"), None
+    if distinct < FEWEST_POINTS:
+        reason = f"{distinct} points, a curve needs {FEWEST_POINTS} or more"
+    else:
+        curve = _curve(x, y, 1)
+        # Below, what both forms miss is rounding.
+        matters = curve.press > 1e-9 * float(np.abs(y).max())
+        if against == "frames" and distinct >= FEWEST_FOR_CURVE and matters:
+            curve = min(curve, _curve(x, y, 2), key=lambda one: one.press)
+    return Fit(
+        **shared,
+        family=first["family"],
+        frames=None if against == "frames" else first["frames"],
+        batch=None if against == "batch" else first["batch"],
+        quantity=quantity,
+        against="frames" if against == "frames" else "batch",
+        form=curve.form,
+        coefficients=curve.coefficients,
+        low=curve.low,
+        high=curve.high,
+        r2=curve.r2,
+        press=None if curve.form == "none" else curve.press,
+        x=tuple(x.tolist()),
+        y=tuple(y.tolist()),
+        reason=reason,
+    )
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """What `Fit` says of a curve."""
+
+    form: Form
+    coefficients: tuple[float, ...] = ()
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    r2: float | None = None
+    press: float = 0.0
+
+
+def _curve(x: Floats, y: Floats, degree: int) -> _Curve:
+    """The polynomial of `degree` through points x, y: [points] float64."""
+    scale = float(np.abs(x).max())  # powers of x itself are badly conditioned
+    powers = (x[:, None] / scale) ** np.arange(degree + 1)
+    q, r = np.linalg.qr(powers)
+    unscale = scale ** -np.arange(degree + 1.0)
+    coefficients = np.linalg.solve(r, q.T @ y)
+    missed = y - powers @ coefficients
+    leverage = np.sum(q**2, axis=1)
+    freedom = len(x) - degree - 1
+    inverse = np.linalg.inv(r)
+    variance = float(missed @ missed) / freedom
+    half = student_t(LEVEL, freedom) * np.sqrt(variance * np.sum(inverse**2, axis=1))
+    spread = float(np.sum((y - y.mean()) ** 2))
+    return _Curve(
+        form="linear" if degree == 1 else "quadratic",
+        coefficients=tuple((coefficients * unscale).tolist()),
+        low=tuple(((coefficients - half) * unscale).tolist()),
+        high=tuple(((coefficients + half) * unscale).tolist()),
+        r2=1 - float(missed @ missed) / spread if spread > 0 else None,
+        press=float(np.sqrt(np.mean((missed / (1 - leverage)) ** 2))),
+    )
+
+
+def knee(rows: Sequence[Row]) -> Knee:
+    """The smallest batch of one contender's sweep whose videos/s is within `WITHIN_PERCENT` of the sweep's best.
+
+    The rule is this project's: beyond that batch, latency and memory go on growing with the batch, while videos/s gains
+    less than the timing protocol can tell from nothing. It needs no model of the curve, unlike the bend of Kneedle
+    (Satopaa et al. 2011), and is not moved by batches that are added above. Raises InputError for no rows, and for rows
+    of more than one sweep.
+    """
+    sweeps = {tuple(row.get(key) for key in (*_SHARED, "profile", "frames")) for row in rows}
+    if len(sweeps) != 1:
+        raise InputError(f"found rows of {len(sweeps)} sweeps over batch sizes; expected those of one contender.")
+    best = max(rows, key=lambda row: (row["videos_per_s"], -row["batch"]))
+    near = [row for row in rows if row["videos_per_s"] >= best["videos_per_s"] * (1 - WITHIN_PERCENT / 100)]
+    chosen = min(near, key=lambda row: row["batch"])
+    shared: dict[str, Any] = {key: chosen.get(key) for key in (*_SHARED, "profile", "frames")}
+    return Knee(
+        **shared,
+        batch=chosen["batch"],
+        videos_per_s=chosen["videos_per_s"],
+        best_batch=best["batch"],
+        best_videos_per_s=best["videos_per_s"],
+        at_edge=chosen["batch"] == max(row["batch"] for row in rows),
+    )
+
+
+def knees(rows: Sequence[Row]) -> list[Knee]:
+    """The knee of every contender, profile and frame count that was measured at two or more batch sizes."""
+    sweeps = _groups(rows, (*_SHARED, "profile", "frames"))
+    return [knee(own) for own in sweeps if len({row["batch"] for row in own}) >= 2]
+
+
+def even_factors(frames: int, stages: int) -> tuple[int, ...] | None:
+    """`stages` whole factors from 2 up, rising, whose product is `frames`: those of smallest sum, the most equal ones.
+
+    None where there are none. Gives the paper's 2-2-2, 2-2-3 and 4-4-4 for 8, 12 and 64 frames.
+    """
+    return min(_splits(frames, stages, 2), key=sum, default=None)
+
+
+def _splits(product: int, stages: int, smallest: int) -> Iterator[tuple[int, ...]]:
+    if stages == 1:
+        if product >= smallest:
+            yield (product,)
+        return
+    for first in range(smallest, product + 1):
+        if first**stages > product:
+            return
+        if product % first == 0:
+            for rest in _splits(product // first, stages - 1, first):
+                yield (first, *rest)
+
+
+def profile_for_frames(base: Profile, frames: int) -> Profile:
+    """`base` with another frame count, for a sweep.
+
+    A shipped profile of the same backbone and merging is taken as it is. Else the clips are joined in the same blocks
+    by `even_factors`, so that all end as one; the text length and the batch range stay. A profile that joins no clips
+    fits any frame count. Learned clip positions belong to one frame count: weights do not move along.
+
+    Raises ProfileError where the count does not split into as many factors as clips are joined in, and names counts
+    near it that do.
+    """
+    if frames < 1:
+        raise ProfileError(f"found {frames} frames; a video has 1 or more.")
+    if frames == base.frames:
+        return base
+    for name in shipped_profiles():
+        shipped = load_profile(name)
+        merge = dataclasses.replace(shipped.merge, clip_factors=base.merge.clip_factors)
+        same_blocks = len(shipped.merge.clip_factors) == len(base.merge.clip_factors)
+        if (shipped.backbone, shipped.frames) == (base.backbone, frames) and same_blocks and merge == base.merge:
+            return shipped
+    stages = len(base.merge.clip_layers)
+    factors = even_factors(frames, stages) if stages else ()
+    if factors is None:
+        raise ProfileError(
+            f"{frames} frames cannot be joined into one clip in {stages} blocks, as profile {base.name} does: that "
+            f"takes {stages} whole factors from 2 up. Near it work: {', '.join(map(str, _near(frames, stages)))}."
+        )
+    return dataclasses.replace(
+        base,
+        name=_renamed(base, frames),
+        frames=frames,
+        merge=dataclasses.replace(base.merge, clip_factors=factors),
+        expect=Expect(),
+    )
+
+
+def _near(frames: int, stages: int) -> list[int]:
+    """The nearest counts that split: below, if there is one, and above."""
+    splits = [n for n in range(2**stages, max(frames, 2**stages) * 2 + 1) if even_factors(n, stages) is not None]
+    return [*[n for n in splits if n < frames][-1:], *[n for n in splits if n > frames][:2]]
+
+
+def _renamed(base: Profile, frames: int) -> str:
+    """vit-b-32-12f-none -> vit-b-32-16f-none; a name without its frame count gets the new one at its end."""
+    name, replaced = re.subn(rf"(?<![^-]){base.frames}f(?![^-])", f"{frames}f", base.name, count=1)
+    return name if replaced else f"{base.name}-{frames}f"

@@ -1,0 +1,56 @@
+"""OpenVINO on the CPU as a Runner, in full float32: its own choice of bfloat16 on some processors is switched off."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tempme_export.errors import BackendError, BundleError
+from tempme_export.runtime.base import Arrays, Runner
+
+
+def import_openvino() -> Any:
+    """The openvino package. Raises BackendError without it."""
+    try:
+        import openvino
+    except ImportError as error:
+        raise BackendError("OpenVINO is not installed. Run: pip install 'tempme-export[openvino]'.") from error
+    return openvino
+
+
+class OpenVinoRunner(Runner):
+    """An ONNX file compiled for the CPU."""
+
+    def __init__(self, path: Path, device: str = "cpu", threads: int | None = None, name: str = "openvino") -> None:
+        """Raises BackendError without OpenVINO or for another device, and BundleError for a file it cannot read."""
+        openvino = import_openvino()
+        self.name = name
+        if device != "cpu":
+            raise BackendError(f"OpenVINO runs on the CPU here, and {device} was asked for. Use --device cpu.")
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        if threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = str(threads)
+        try:
+            compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+        except RuntimeError as error:
+            raise BundleError(f"{path} cannot be loaded by OpenVINO: {error}") from error
+        self.inputs = {
+            port.any_name: (
+                np.dtype(port.element_type.to_dtype()),
+                tuple(axis.get_length() if axis.is_static else None for axis in port.partial_shape),
+            )
+            for port in compiled.inputs
+        }
+        self._outputs = [port.any_name for port in compiled.outputs]
+        self._request = compiled.create_infer_request()
+
+    def _infer(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        self._request.infer(dict(inputs), share_inputs=True)
+        tensors = (self._request.get_output_tensor(i) for i in range(len(self._outputs)))
+        return {name: tensor.data.copy() for name, tensor in zip(self._outputs, tensors, strict=True)}
+
+    def close(self) -> None:
+        """Drop the compiled model and its memory."""
+        del self._request

@@ -1,0 +1,71 @@
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from tempme_export.errors import BackendError, BundleError, InputError
+from tempme_export.runtime.openvino import OpenVinoRunner, import_openvino
+
+pytest.importorskip("openvino")
+
+
+@pytest.fixture
+def graph(tmp_path):
+    """y = -x over [batch, 3], and keep as it came, over [batch, 2]."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3])
+    keep = helper.make_tensor_value_info("keep", TensorProto.BOOL, ["batch", 2])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3])
+    kept = helper.make_tensor_value_info("kept", TensorProto.BOOL, ["batch", 2])
+    nodes = [helper.make_node("Neg", ["x"], ["y"]), helper.make_node("Identity", ["keep"], ["kept"])]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", [x, keep], [y, kept]), opset_imports=[helper.make_opsetid("", 18)], ir_version=10
+    )
+    onnx.save(model, tmp_path / "graph.onnx")
+    return tmp_path / "graph.onnx"
+
+
+def test_inputs_and_outputs_by_name_at_any_batch(graph):
+    with OpenVinoRunner(graph, threads=1, name="mine") as runner:
+        assert runner.inputs == {
+            "x": (np.dtype(np.float32), (None, 3)),
+            "keep": (np.dtype(np.bool_), (None, 2)),
+        }
+        for batch in (1, 4, 2):
+            x = np.arange(3.0 * batch, dtype=np.float32).reshape(batch, 3)
+            keep = np.arange(2 * batch).reshape(batch, 2) % 3 == 0
+            found = runner.infer({"x": x, "keep": keep})
+            np.testing.assert_array_equal(found["y"], -x)
+            np.testing.assert_array_equal(found["kept"], keep)
+
+
+def test_what_was_returned_stays_when_the_next_batch_comes(graph):
+    with OpenVinoRunner(graph) as runner:
+        keep = np.ones((1, 2), np.bool_)
+        first = runner.infer({"x": np.ones((1, 3), np.float32), "keep": keep})["y"]
+        runner.infer({"x": np.full((1, 3), 7, np.float32), "keep": keep})
+        np.testing.assert_array_equal(first, -np.ones((1, 3)))
+
+
+def test_wrong_inputs(graph):
+    with OpenVinoRunner(graph, name="mine") as runner, pytest.raises(InputError, match="mine: found inputs x"):
+        runner.infer({"x": np.ones((1, 3), np.float32)})
+
+
+def test_a_file_that_is_no_model(tmp_path):
+    (tmp_path / "video.onnx").write_bytes(b"not a model")
+    with pytest.raises(BundleError, match=r"video\.onnx cannot be loaded by OpenVINO"):
+        OpenVinoRunner(tmp_path / "video.onnx")
+
+
+def test_only_the_cpu(graph):
+    with pytest.raises(BackendError, match="cuda was asked for") as caught:
+        OpenVinoRunner(graph, "cuda")
+    assert caught.value.exit_code == 4
+
+
+def test_without_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(BackendError, match=r"pip install 'tempme-export\[openvino\]'"):
+        import_openvino()
