@@ -55,6 +55,7 @@ class Loaded:
     """A backend ready to run. `build_s` and `artifact_sha256` are None where it runs from weights.
 
     load_mb  resident memory that loading added, in 1e6 bytes
+    onnx     the file, where it runs an ONNX graph
     """
 
     name: str
@@ -64,6 +65,7 @@ class Loaded:
     load_mb: float | None
     build_s: float | None
     artifact_sha256: str | None
+    onnx: Path | None = None
 
     def embed(self, frames: NDArray[np.float32]) -> NDArray[Any]:
         """[B, F, 3, S, S] normalised pixels -> [B, E], every frame counting."""
@@ -198,12 +200,14 @@ def ready(
     precision: str = "fp32",
     build_s: float | None = None,
     artifact_sha256: str | None = None,
+    onnx: Path | None = None,
 ) -> Loaded:
     """Load a runner and keep what that took."""
     start = time.perf_counter()
     runner, memory = measured(load)
     load_s = time.perf_counter() - start
-    return Loaded(name, runner, precision, load_s, None if memory is None else memory.kept, build_s, artifact_sha256)
+    kept = None if memory is None else memory.kept
+    return Loaded(name, runner, precision, load_s, kept, build_s, artifact_sha256, onnx)
 
 
 def load(name: str, case: Case, device: str, folder: Path) -> Loaded:
@@ -224,7 +228,8 @@ def load(name: str, case: Case, device: str, folder: Path) -> Loaded:
             build_s = time.perf_counter() - start
         sha256 = file_sha256(artifact)
     precision = backend.precision or case.precision
-    return ready(name, lambda: backend.load(case, artifact, device), precision, build_s, sha256)
+    onnx = artifact if backend.file == VIDEO else None
+    return ready(name, lambda: backend.load(case, artifact, device), precision, build_s, sha256, onnx)
 
 
 def load_all(

@@ -16,7 +16,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 MODES = ("latency", "throughput", "end-to-end")
 _INTERRUPTED = 130
-_COUNTING = {"complexity", "profile", "frames", "json", "graph"}
+_COUNTING = {"complexity", "count", "profile", "frames", "json"}
 _COMPILING = {"kernels", "resources", "profile", "frames", "json"}
 _TIMING_KERNELS = {"kernels", "profile", "frames", "batch", "dtype", "json"}
 _COMPARING = {"compare", "json", "seed"}
@@ -88,6 +88,14 @@ def bench(
         Path | None, _option(_OTHER, "Draw into --out which patches of this video became one token.", "VIDEO")
     ] = None,
     complexity: Annotated[bool, _option(_OTHER, "Count operations beside the paper's.", name="--complexity")] = False,
+    count: Annotated[
+        str | None,
+        _option(
+            _OTHER,
+            "With --complexity: count also the running encoder (eager), or that and its ONNX graph (minutes).",
+            "eager|graph",
+        ),
+    ] = None,
     kernels: Annotated[bool, _option(_OTHER, "Time the kernels alone; needs a GPU.", name="--kernels")] = False,
     dtype: Annotated[
         str | None, _option(_OTHER, "With --kernels: of the tokens, bf16 by default.", "fp32,fp16,bf16")
@@ -105,6 +113,8 @@ def bench(
     commands.check_writable(json)
     if resources and not kernels:
         raise UsageError("--resources shows what kernels take. Write: tempme-bench --kernels --resources")
+    if count is not None and (not complexity or count not in (commands.EAGER, commands.GRAPH)):
+        raise UsageError(f"--count {count!r}: write tempme-bench --complexity --count eager, or --count graph.")
     if dtype is not None and not kernels:
         raise UsageError("--dtype is that of timed kernels. Write: tempme-bench --kernels --dtype ...")
     if results and report is None:
@@ -125,7 +135,7 @@ def bench(
         commands.draw(trace, out, source, profile, _one("frames", counts), seed)
     elif complexity:
         _refuse_other_options(context, "--complexity measures nothing", _COUNTING)
-        commands.count(profile, _one("frames", counts), json)
+        commands.count(profile, _one("frames", counts), count, json)
     elif resources:
         _refuse_other_options(context, "--resources compiles and measures nothing", _COMPILING)
         commands.compile_kernels(profile, _one("frames", counts), json)

@@ -1,4 +1,4 @@
-"""What `tempme-bench` can be asked for, one function each: work, tables and files. Everything heavy is imported late."""
+"""What `tempme-bench` can be asked for, one function each: work, tables, files. What is heavy is imported late."""
 
 import dataclasses
 import json as json_format
@@ -15,8 +15,10 @@ from rich.live import Live
 from rich.table import Table
 
 from tempme_export.bench import paper
+from tempme_export.bench.adapters import ADAPTER_CLAIMS
+from tempme_export.bench.counting.agreement import Counted, check_counts, count_claim
 from tempme_export.bench.result_tables import bench_tables, change_tables, fit_tables, method_tables, stage_tables
-from tempme_export.bench.tables import kernel_tables, paper_tables, resource_tables, show
+from tempme_export.bench.tables import counted_tables, kernel_tables, paper_tables, resource_tables, show
 from tempme_export.bench.wanted import Wanted, chosen_profile
 from tempme_export.errors import UsageError
 from tempme_export.profile import load_profile
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from tempme_export.bench.report import Report
 
 STDOUT = "-"
+EAGER, GRAPH = "eager", "graph"
 
 
 @dataclass(frozen=True)
@@ -73,14 +76,34 @@ def _deliver(document: dict[str, Any], json: str | None, tables: Iterable[Table]
             raise UsageError(f"--json {json} cannot be written: {error}.") from error
 
 
-def count(profile: str | None, frames: int | None, json: str | None) -> None:
-    """Show the paper's rows, and the profile's. Raises ParityError if one that should reproduce does not."""
+def count(profile: str | None, frames: int | None, by: str | None, json: str | None) -> None:
+    """Show the paper's rows, and the profile's, counted by formula.
+
+    by  `eager`: also on the running encoder, at its real size; `graph`: also in the ONNX graph exported for each
+
+    Raises ParityError if a row that should reproduce does not, or where two ways to count disagree.
+    """
     chosen = None if profile is None and frames is None else chosen_profile(profile, frames)
-    claims = [*paper.CLAIMS, *([] if chosen is None else [paper.profile_claim(chosen)])]
+    claims = [*paper.CLAIMS, *ADAPTER_CLAIMS, *([] if chosen is None else [paper.profile_claim(chosen)])]
     rows = [paper.count(claim) for claim in claims]
-    document = {"tolerance": paper.TOLERANCE, "rows": [row.to_dict() for row in rows]}
-    _deliver(document, json, paper_tables(rows))
+    counted = [] if by is None else _counted(claims, by)
+    document = {
+        "tolerance": paper.TOLERANCE,
+        "rows": [row.to_dict() for row in rows],
+        "counted": [one.to_dict() for one in counted],
+    }
+    _deliver(document, json, [*paper_tables(rows), *counted_tables(counted)])
     paper.check(rows)
+    check_counts(counted)
+
+
+def _counted(claims: Sequence[paper.Claim], by: str) -> list[Counted]:
+    with _progress(_console(stderr=True)) as progress:
+        counted = []
+        for i, claim in enumerate(claims):
+            progress(f"counting {claim.label}, {i + 1} of {len(claims)}")
+            counted.append(count_claim(claim, graph=by == GRAPH))
+    return counted
 
 
 def compile_kernels(profile: str | None, frames: int | None, json: str | None) -> None:
@@ -146,10 +169,7 @@ def draw(video: Path, out: Path, source: str | None, profile: str | None, frames
     from tempme_export.bench.cases import open_case, random_case
     from tempme_export.bench.merge_picture import draw_trace
 
-    if source is None:
-        case = random_case(chosen_profile(profile, frames), seed)
-    else:
-        case = open_case(source, profile, frames)
+    case = random_case(chosen_profile(profile, frames), seed) if source is None else open_case(source, profile, frames)
     pictures = draw_trace(case, video, out)
     console = _console(stderr=True)
     console.print(f"wrote {', '.join(map(str, pictures.paths))}", soft_wrap=True)
@@ -196,5 +216,5 @@ def _write(report: "Report", delivery: Delivery, say: Callable[[str], None]) -> 
         from tempme_export.bench.reporting.page import write_report
         from tempme_export.bench.reporting.read import Results
 
-        written = write_report([Results.of(report.to_dict())], delivery.page)
+        written = write_report([Results.of(report.to_dict(), report.samples())], delivery.page)
         say(f"wrote {', '.join(map(str, written))}")

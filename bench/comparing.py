@@ -5,7 +5,6 @@ contenders with its first one, the base. So the ratio to the base is compared: t
 """
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +12,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tempme_export.bench.bootstrap import LEVEL, Estimate, Floats, Ratio, estimate
+from tempme_export.bench.bootstrap import LEVEL, RUN_TO_RUN, Estimate, Floats, Ratio, estimate
 from tempme_export.bench.reporting.read import Results, read_results
 from tempme_export.bench.timing import FEWEST
 from tempme_export.errors import InputError
-
-RUN_TO_RUN = 0.01
-"""Standard deviation of the logarithm of a ratio between runs of one program, beside what samples of a run show:
-memory lies elsewhere in each process, threads on other cores (Kalibera and Jones 2013, "Rigorous benchmarking in
-reasonable time"). A single run cannot show it, so every interval allows for it. Measured: 0.006 to 0.014 in twelve
-processes of 250 rounds on a virtual machine of two cores under load."""
 
 _KEY = ("profile", "method", "backend", "contender", "precision", "batch", "device", "frames")
 _SAME: Mapping[str, tuple[str, ...]] = {
@@ -46,7 +39,8 @@ class Change:
                         original path
     p50_before_ms, ...  median time of a call in A and in B
     speed               videos/s in B over that in A
-    ratio_before, ...   times as fast as the base in A and in B; None for the base, and where the runs share none
+    ratio_before, ...   times as fast as the base in A and in B, the median over rounds: within a round, what slows the
+                        machine cancels. None for the base, and where the runs share none
     relative            `ratio_after` over `ratio_before`
     """
 
@@ -158,17 +152,17 @@ class _Measured:
         return float(np.median(self.seconds)) * 1e3
 
     @property
-    def ratio(self) -> float:
-        return float(np.median(self.base_seconds) / np.median(self.seconds))
+    def ratios(self) -> Floats:
+        """Times as fast as the base in each round, [rounds]."""
+        return self.base_seconds / self.seconds
 
     def speed(self, resamples: int, seed: int) -> Estimate:
         """Of calls per second."""
-        return estimate(self.seconds[:, None], (-1,), resamples=resamples, seed=seed)
+        return estimate(1 / self.seconds, resamples=resamples, seed=seed)
 
     def relative(self, resamples: int, seed: int) -> Estimate:
         """Of how many times as fast as the base."""
-        rounds = np.stack([self.base_seconds, self.seconds], axis=1)
-        return estimate(rounds, (1, -1), resamples=resamples, seed=seed)
+        return estimate(self.ratios, resamples=resamples, seed=seed)
 
 
 def compare_results(a: Path, b: Path, *, resamples: int = 2000, seed: int = 0) -> ComparisonReport:
@@ -211,9 +205,7 @@ def _change(key: Key, old: _Measured, new: _Measured, level: float, resamples: i
     has_ratio = old.base == new.base and not old.is_base
 
     def changed(before: Estimate, after: Estimate) -> Ratio:
-        difference = after.minus(before)
-        error = math.hypot(difference.error, math.sqrt(2) * RUN_TO_RUN)
-        return dataclasses.replace(difference, error=error).ratio(level)
+        return after.across_runs().minus(before.across_runs()).ratio(level)
 
     # Another seed for the other run: with the same one both would draw the same rounds, and be no longer independent.
     return Change(
@@ -222,8 +214,8 @@ def _change(key: Key, old: _Measured, new: _Measured, level: float, resamples: i
         p50_before_ms=old.p50_ms,
         p50_after_ms=new.p50_ms,
         speed=changed(old.speed(resamples, seed), new.speed(resamples, seed + 1)),
-        ratio_before=old.ratio if has_ratio else None,
-        ratio_after=new.ratio if has_ratio else None,
+        ratio_before=float(np.median(old.ratios)) if has_ratio else None,
+        ratio_after=float(np.median(new.ratios)) if has_ratio else None,
         relative=changed(old.relative(resamples, seed), new.relative(resamples, seed + 1)) if has_ratio else None,
     )
 

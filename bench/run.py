@@ -247,11 +247,9 @@ def run(contenders: Sequence[Contender], request: Request, *, stage: Progress, p
     not fit into memory, the largest half of it that fits is measured instead, and none above. An interrupted run
     (Ctrl-C) returns what it has; before the first row, KeyboardInterrupt passes.
 
-    Raises UsageError for batch sizes outside the profile and handicaps of what is not there, BackendError where not
-    even the smallest batch fits.
+    Raises UsageError for handicaps of what is not there, BackendError where not even the smallest batch fits.
     """
     profile = contenders[0].recipe.profile
-    check_batches(profile, request.batches)
     check_handicap(request.handicap, [one.name for one in contenders])
     bench = Bench(contenders, request, stage, progress)
     report, queue, done = Report(), list(request.batches), list[int]()

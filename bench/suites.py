@@ -4,15 +4,19 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from tempme_export.bench.backends import chosen_backends
-from tempme_export.bench.cases import Case, open_case, random_case
+from tempme_export.bench.cases import Case, benchmark_clips, open_case, random_case
 from tempme_export.bench.contenders import Contender, on_backends, with_methods
+from tempme_export.bench.counting.running import count_contenders
+from tempme_export.bench.machine import machine
 from tempme_export.bench.methods.beside import beside_paper
 from tempme_export.bench.methods.catalogue import chosen
 from tempme_export.bench.report import Report
-from tempme_export.bench.run import Bench, Request, gpu_now, run, sweep
+from tempme_export.bench.run import Bench, Request, check_batches, gpu_now, run, sweep
 from tempme_export.bench.scaling import fits, knees, profile_for_frames
 from tempme_export.bench.stages import measure_stages, rendered_clip, source_for
 from tempme_export.bench.timing import Progress, Protocol
@@ -69,10 +73,15 @@ def _cases(wanted: Wanted, stage: Progress) -> Iterator[Case]:
 
 
 def _measure_case(case: Case, wanted: Wanted, protocol: Protocol, stage: Progress, progress: Progress) -> Report:
+    request = _request(case, wanted, protocol)
+    check_batches(case.profile, request.batches)
     with _contenders(case, wanted, stage) as (contenders, missing):
         if wanted.mode == END_TO_END:
-            return Report(missing=missing) + _whole_way(case, contenders, wanted, protocol, stage, progress)
-        report = run(contenders, _request(case, wanted, protocol), stage=stage, progress=progress)
+            return Report(missing=missing) + _whole_way(case, contenders, wanted, request, stage, progress)
+        stage("counting tokens and operations")
+        counted = count_contenders(contenders, benchmark_clips([case.recipe], wanted.seed)[:1])
+        report = Report(tokens=tuple(one.to_dict() for one in counted))
+        report += run(contenders, request, stage=stage, progress=progress)
     if wanted.methods is None:
         return Report(missing=missing) + report
     speeds = {row.method: row.videos_per_s for row in reversed(report.rows)}
@@ -108,11 +117,11 @@ def _request(case: Case, wanted: Wanted, protocol: Protocol) -> Request:
 
 
 def _whole_way(
-    case: Case, contenders: list[Contender], wanted: Wanted, protocol: Protocol, stage: Progress, progress: Progress
+    case: Case, contenders: list[Contender], wanted: Wanted, request: Request, stage: Progress, progress: Progress
 ) -> Report:
     """From file to embedding on every backend that computes what the original does."""
-    batch = (wanted.batches or (case.profile.batch.min,))[0]
-    bench = Bench(contenders, _request(case, wanted, protocol), stage, progress)
+    (batch,) = request.batches
+    bench = Bench(contenders, request, stage, progress)
     distances, _ = bench.judge(batch)
     tables = []
     with ExitStack() as stack:
@@ -125,10 +134,24 @@ def _whole_way(
                 source_for(case.recipe),
                 videos,
                 batch,
-                protocol,
+                request.protocol,
                 contender=one.name,
                 transfer=transfer,
                 progress=progress,
             )
-            tables.append({**table.to_dict(), "one_minus_cosine": distances[one.name]})
+            tables.append({**table.to_dict(), "one_minus_cosine": distances[one.name], **_origin(case, wanted)})
     return Report(stages=tuple(tables), failed=bench.failed)
+
+
+def _origin(case: Case, wanted: Wanted) -> dict[str, Any]:
+    """Where a table that is no `Row` comes from, in the same words."""
+    return {
+        "parity": True,
+        "profile": case.profile.name,
+        "frames": case.profile.frames,
+        "weights": case.weights,
+        "device": wanted.device,
+        **asdict(machine(wanted.device)),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": wanted.command,
+    }

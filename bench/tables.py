@@ -10,9 +10,11 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from tempme_export.bench.counting.agreement import NOT_ASKED
 from tempme_export.bench.paper import PaperRow, times
 
 if TYPE_CHECKING:
+    from tempme_export.bench.counting.agreement import Counted
     from tempme_export.bench.resources import ResourceRow
 
 _UNBOUNDED = 10_000
@@ -84,6 +86,27 @@ def paper_tables(rows: Sequence[PaperRow]) -> Iterable[Table]:
         if not row.reproduces:
             reasons.add_row(row.label, row.source, frames, row.reason)
     return [counts, parts, *([reasons] if reasons.row_count else [])]
+
+
+def counted_tables(rows: Sequence["Counted"]) -> Iterable[Table]:
+    """The same rows counted in other ways; without any, nothing."""
+    if not rows:
+        return
+    table = new_table(
+        "GMACs by formula, on the running encoder and in its ONNX graph: products must agree to the last one.",
+        ["row"],
+        ["formula", "eager", "graph", "merging"],
+    )
+    reasons = new_table("Not counted in every way", ["row", "reason"], [])
+    for row in rows:
+        ways = (row.formula.gmacs, row.gmacs(row.eager), row.gmacs(row.graph), row.merging_gmacs)
+        table.add_row(row.method, *("" if value is None else f"{value:.2f}" for value in ways))
+        for reason in dict.fromkeys((row.no_eager, row.no_graph)):
+            if reason not in ("", NOT_ASKED):
+                reasons.add_row(row.method, reason)
+    yield table
+    if reasons.row_count:
+        yield reasons
 
 
 def resource_tables(rows: Sequence["ResourceRow"], source: str) -> Iterable[Table]:

@@ -20,7 +20,7 @@ _DPI = 180
 _DECADES = 3.0  # operations that span more than this factor get logarithmic axes
 
 ACCENT, INK, MUTED, RULE = "#0b5cad", "#1f2328", "#59636e", "#d9dee3"
-SERIES = (ACCENT, "#b3480b", "#00775a", "#7b3f9e", "#8a6a00", "#59636e", "#b02a5b", "#1f2328")
+SERIES = (ACCENT, "#b3480b", "#00775a", "#7b3f9e", "#1f2328", "#b02a5b", "#59636e", "#8a6a00")
 """Told apart with every common colour blindness, the more so since each comes with its own marker."""
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
@@ -174,7 +174,7 @@ def videos_per_s(panels: Sequence[tuple[str, Sequence[Bar]]], *, width: float = 
 @_styled
 def operations_and_speed(panels: Sequence[tuple[str, Sequence[Points]]], *, width: float = WIDE) -> bytes:
     """Speed against counted operations. The dashed curve is where time would follow the first point's operations."""
-    _require(panels and all(one.points for _, series in panels for one in series))
+    _require(panels and all(series and all(one.points for one in series) for _, series in panels))
     across = 1 if width < _BREAK else min(2, len(panels))
     most = max(len(series) for _, series in panels)
     figure, axes = _grid(width, len(panels), across, 2.9 + 0.17 * most)
@@ -316,9 +316,9 @@ def _figure(width: float, height: float) -> Any:
     """A figure of its own, without pyplot's global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.09)
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(h_pad=0.09))
     FigureCanvasAgg(figure)
     return figure
 

@@ -47,7 +47,9 @@ class Origin:
     @property
     def machine(self) -> str:
         """What it ran on, in words."""
-        cpu = f"{self.fact('cpu') or 'unknown processor'}, {self.fact('threads') or 'unknown'} threads"
+        threads = self.fact("threads")
+        counted = "unknown threads" if threads is None else f"{threads} thread{'' if threads == '1' else 's'}"
+        cpu = f"{self.fact('cpu') or 'unknown processor'}, {counted}"
         gpu = self.fact("gpu")
         return cpu if gpu is None or (self.fact("device") or "cpu").startswith("cpu") else f"{gpu} ({cpu})"
 

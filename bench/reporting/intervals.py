@@ -18,6 +18,5 @@ def rate_interval(seconds: Sequence[float], batch: int) -> tuple[float, float] |
 
     if len(seconds) < FEWEST:
         return None
-    rounds = np.asarray(seconds, dtype=np.float64)[:, None]
-    median = estimate(rounds, (1,), resamples=RESAMPLES, seed=SEED).ratio()
+    median = estimate(np.asarray(seconds, dtype=np.float64), resamples=RESAMPLES, seed=SEED).ratio()
     return batch / median.high, batch / median.low

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 NONE = "\N{EN DASH}"
-_VOID = frozenset({"img", "meta", "source"})
+_VOID = frozenset({"img", "meta"})
 
 
 class Html(str):
@@ -49,9 +49,8 @@ def table(caption: str, columns: Sequence[Column], rows: Sequence[Sequence[str]]
             named = {"class_": _class(column)}
             cells.append(element("td", cell, **named) if i else element("th", cell, scope="row", **named))
         body.append(element("tr", *cells))
-    whole = element(
-        "table", element("caption", element("span", caption)), element("thead", element("tr", *heads)), element("tbody", *body)
-    )
+    title = element("caption", element("span", caption))
+    whole = element("table", title, element("thead", element("tr", *heads)), element("tbody", *body))
     label = caption if not isinstance(caption, Html) else columns[0].head
     return element("div", whole, class_="scroll", role="region", tabindex="0", aria_label=label)
 

@@ -95,9 +95,10 @@ def speed(groups: Sequence[Group], pictures: Pictures) -> Section | Absent:
         element(
             "p",
             "Videos/s is the batch over the median time of a call. Contenders ran in turns, call by call; "
-            "\u201ctimes\u201d compares the medians with those of the first contender, with its 95 % interval. "
-            "1 \N{MINUS SIGN} cosine is the largest distance of an embedding from the original PyTorch path\u2019s on "
-            "the videos measured; parity says whether that lies within the tolerance.",
+            "\u201ctimes\u201d says how many times as fast as the first contender one is within a turn, in the median "
+            "of all turns, with its 95 % interval. 1 \N{MINUS SIGN} cosine is the largest distance of an embedding "
+            "from that which the original PyTorch path gives for the same method and video; parity says whether that "
+            "lies within the tolerance.",
         )
     ]
     told: list[Results] = []
@@ -161,9 +162,12 @@ def _doubts(groups: Set) -> list[str]:
     """What the rows and the protocol say against the figures."""
     said: list[str] = []
     for group in groups:
+        alike: dict[str, list[str]] = {}
         for side in group.doubtful:
-            words = element("strong", f"{side.name}: {', '.join(side.doubts)}", class_="bad")
-            said.append(join([f"batch {group.batch}: ", words, ". Do not rely on its speed and ratio."]))
+            alike.setdefault(", ".join(side.doubts), []).append(side.name)
+        for doubt, names in alike.items():
+            words = element("strong", f"{', '.join(names)}: {doubt}", class_="bad")
+            said.append(join([f"batch {group.batch}: ", words, ". Do not rely on these speeds and ratios."]))
         said += [f"batch {group.batch}: {note}" for note in group.notes]
     return said
 

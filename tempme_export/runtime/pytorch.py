@@ -18,7 +18,7 @@ class TorchRunner(Runner):
     def __init__(self, module: nn.Module, recipe: Recipe, name: str, tower: str, device: str = "cpu") -> None:
         """tower  "video" or "text". Raises BackendError for a missing device."""
         self.name, self._device = name, torch_device(device)
-        self._module = module.to(self._device).eval()
+        self.module = module.to(self._device).eval()
         self._output = f"{tower}_embedding"
         size, profile = recipe.backbone.image_size, recipe.profile
         if tower == "video":
@@ -41,7 +41,7 @@ class TorchRunner(Runner):
     @torch.inference_mode()
     def encode(self, tensors: Sequence[Tensor]) -> Arrays:
         """Run the module on `to_device`'s tensors."""
-        return {self._output: self._module(*tensors).float().cpu().numpy()}
+        return {self._output: self.module(*tensors).float().cpu().numpy()}
 
     def _infer(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
         return self.encode(self.to_device(inputs))
@@ -55,7 +55,7 @@ class TorchRunner(Runner):
         @torch.inference_mode()
         def call() -> float:
             start.record(stream)
-            self._module(*tensors)
+            self.module(*tensors)
             end.record(stream)
             end.synchronize()
             return float(start.elapsed_time(end)) / 1e3

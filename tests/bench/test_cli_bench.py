@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from tempme_export.bench import cli, paper, report, suites
+from tempme_export.bench.adapters import ADAPTER_CLAIMS
 from tempme_export.bench.backends import BACKENDS
+from tempme_export.bench.counting import flops
 from tempme_export.export import to_onnx
 from tempme_export.hashing import file_sha256
 
@@ -63,7 +65,8 @@ def test_complexity_as_json_is_all_of_stdout(tempme_bench):
     assert (code, err) == (0, "")
     document = json.loads(out)
     assert document["tolerance"] == 0.1
-    assert len(document["rows"]) == len(paper.CLAIMS)
+    assert len(document["rows"]) == len(paper.CLAIMS) + len(ADAPTER_CLAIMS)
+    assert document["counted"] == []
     first = document["rows"][0]
     assert first["paper_gflops"] == 53.0
     assert first["gmacs"] == pytest.approx(53.02, abs=0.005)
@@ -75,7 +78,37 @@ def test_complexity_writes_json_beside_the_table(tempme_bench, tmp_path):
     code, out, _ = tempme_bench("--complexity", "--json", tmp_path / "counts.json")
     assert code == 0
     assert "ToMe B/16" in out
-    assert len(json.loads((tmp_path / "counts.json").read_text())["rows"]) == len(paper.CLAIMS)
+    assert len(json.loads((tmp_path / "counts.json").read_text())["rows"]) == len(paper.CLAIMS) + len(ADAPTER_CLAIMS)
+
+
+def test_complexity_counted_on_the_running_encoder(tempme_bench):
+    code, out, err = tempme_bench("--complexity", "--count", "eager", "--json", "-")
+    assert (code, err) == (0, "")
+    counted = json.loads(out)["counted"]
+    assert len(counted) == len(paper.CLAIMS) + len(ADAPTER_CLAIMS)
+    for claim, row in zip(paper.CLAIMS, counted, strict=False):
+        assert claim.label in row["method"]
+        if "by formula only" not in row["no_eager"]:
+            assert row["eager_gmacs"] == row["formula_gmacs"]
+            assert row["no_graph"] and row["graph_gmacs"] is None
+    assert sum(row["eager_gmacs"] is None for row in counted[: len(paper.CLAIMS)]) == 1
+
+
+def test_counts_that_disagree_exit_5(tempme_bench, monkeypatch):
+    plain = flops.count_eager
+
+    def more_products(*arguments, **options):
+        found = plain(*arguments, **options)
+        one_row = dataclasses.replace(found.items[0], rows=found.items[0].rows + 1)
+        return dataclasses.replace(found, items=(one_row, *found.items[1:]))
+
+    first = next(claim for claim in paper.CLAIMS if claim.label == "TempMe B/32")
+    monkeypatch.setattr(paper, "CLAIMS", (first,))
+    monkeypatch.setattr("tempme_export.bench.commands.ADAPTER_CLAIMS", ())
+    monkeypatch.setattr("tempme_export.bench.counting.flops.count_eager", more_products)
+    code, out, err = tempme_bench("--complexity", "--count", "eager")
+    assert code == 5 and "TempMe B/32" in out
+    assert "multiply-accumulates per video disagree" in err
 
 
 @pytest.mark.parametrize(
@@ -107,6 +140,8 @@ def test_a_row_that_stops_reproducing_exits_5_with_the_table_shown(tempme_bench,
         (["--frames", 0], 2, "--frames: '0' is not a whole number"),
         (["--frames", "12,12"], 2, "--frames '12,12' must list"),
         (["--complexity", "--frames", "8,12"], 2, "--frames takes one number here, found 2"),
+        (["--count", "eager"], 2, "tempme-bench --complexity --count eager"),
+        (["--complexity", "--count", "twice"], 2, "--count 'twice'"),
         (["--mode", "speed"], 2, "--mode 'speed' is not one of latency, throughput, end-to-end"),
         (["--mode", "end-to-end", "--methods", "all"], 2, "Leave out --methods"),
         (["--video", "clip.mp4"], 2, "Add --mode end-to-end"),
@@ -195,7 +230,7 @@ def test_methods_side_by_side(tempme_bench, tiny):
     document = json.loads(out)
     assert code == 0
     rows = {row["contender"]: row for row in document["rows"]}
-    assert list(rows)[0] == "none" and {"tome", "tempme", "evit"} <= rows.keys()
+    assert next(iter(rows)) == "none" and {"tome", "tempme", "evit"} <= rows.keys()
     assert rows["none"]["ratio"] == 1 and rows["none"]["backend"] == "original"
     assert (rows["none"]["final_clips"], rows["none"]["final_tokens"]) == (4, 17)
     assert rows["tempme"]["gmacs"] < rows["none"]["gmacs"]

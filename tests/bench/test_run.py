@@ -9,7 +9,7 @@ import torch
 from tempme_export.bench.backends import BACKENDS, Backend, chosen_backends
 from tempme_export.bench.cases import benchmark_clips, open_case
 from tempme_export.bench.contenders import on_backends
-from tempme_export.bench.run import Request, batches_of, run, slowed, sweep
+from tempme_export.bench.run import Request, batches_of, check_batches, run, slowed, sweep
 from tempme_export.bench.timing import Protocol
 from tempme_export.errors import BackendError, ParityError, UsageError
 from tempme_export.reference import ReferenceVideo, Trace
@@ -285,9 +285,9 @@ def test_every_clip_is_judged_whatever_the_batch():
     assert [batch.tolist() for batch in batches_of(clips, 6)] == [[0, 1, 2, 3, 0, 1]]
 
 
-def test_batch_outside_the_profile(case, tmp_path):
+def test_batch_outside_the_profile(case):
     with pytest.raises(UsageError, match=r"--batch 8: profile tiny is made for 1 to 4 videos"):
-        measure(case, tmp_path, batches=(1, 8))
+        check_batches(case.profile, (1, 8))
 
 
 def test_unknown_backend():

@@ -5,22 +5,34 @@ import itertools
 import numpy as np
 import pytest
 
-from tempme_export.bench.timing import FEWEST, Protocol, Ratio, Timing, agree, bootstrap_ratio, compare
+from tempme_export.bench.bootstrap import Ratio, bootstrap_ratio
+from tempme_export.bench.timing import FEWEST, Protocol, Timing, agree, compare
 from tempme_export.errors import UnstableError, UsageError
 
 
 class Bench:
-    """Calls that take scripted durations, in seconds, and a record of who was called when."""
+    """Calls that take scripted durations, in seconds, and a record of who was called when.
 
-    def __init__(self, **durations):
+    interrupted  the call at which Ctrl-C comes, counted from 0 over all contenders
+    device       contender -> what its calls return
+    """
+
+    def __init__(self, *, interrupted=None, device=None, **durations):
         self.now = 0.0
         self.called = []
+        self.interrupted = interrupted
+        self.device = device or {}
         self.calls = {name: self._call(name, iter(series)) for name, series in durations.items()}
 
     def _call(self, name, series):
+        returned = iter(self.device.get(name, itertools.repeat(None)))
+
         def call():
+            if len(self.called) == self.interrupted:
+                raise KeyboardInterrupt
             self.called.append(name)
             self.now += next(series)
+            return next(returned)
 
         return call
 
@@ -136,33 +148,63 @@ def test_ratio_says_how_many_times_as_fast():
     assert comparison.timings["ort"].ratio.value == pytest.approx(3.0)
 
 
-def test_bootstrap_is_seeded():
+def test_ratio_has_the_interval_of_the_bootstrap_over_rounds():
     generator = np.random.default_rng(1)
-    base, other = generator.uniform(1, 2, 40), generator.uniform(1, 2, 40)
-    first = bootstrap_ratio(base, other, resamples=200, seed=0)
-    assert first == bootstrap_ratio(base, other, resamples=200, seed=0)
-    assert first != bootstrap_ratio(base, other, resamples=200, seed=1)
-    assert first.low < first.value < first.high
+    durations = {name: generator.uniform(1, 2, 200) for name in ("original", "ort")}
+    comparison = Bench(**durations).compare(seconds=20, samples=40, seed=4)
+    base, other = (np.array(comparison.timings[name].samples) for name in durations)
+    assert comparison.timings["ort"].ratio == bootstrap_ratio(base, other, resamples=50, seed=4)
 
 
-def test_bootstrap_pairs_rounds():
-    """What slows a whole round slows both: paired, the ratio is certain although the times are not."""
-    generator = np.random.default_rng(2)
-    base = generator.uniform(1, 3, 41)
-    paired = bootstrap_ratio(base, base / 2, resamples=200, seed=0)
-    assert (paired.low, paired.high) == pytest.approx((2.0, 2.0))
-    shuffled = bootstrap_ratio(base, generator.permutation(base) / 2, resamples=200, seed=0)
-    assert shuffled.high - shuffled.low > 0.1
+WARMUP = 2 * 9  # calls of two contenders in three windows of three rounds each
 
 
-def test_bootstrap_interval_narrows_with_samples_and_covers_the_truth():
-    generator = np.random.default_rng(3)
-    widths = []
-    for n in (30, 300):
-        ratio = bootstrap_ratio(generator.normal(2, 0.1, n), generator.normal(1, 0.05, n), resamples=400, seed=0)
-        assert ratio.low < 2.0 < ratio.high
-        widths.append(ratio.high - ratio.low)
-    assert widths[1] < widths[0] / 2
+@pytest.mark.parametrize("cut", [0, 1], ids=["between rounds", "within a round"])
+def test_ctrl_c_keeps_the_rounds_that_were_measured(cut):
+    durations = itertools.chain([0.02] * 9, [0.04, 0.02, 0.02, 0.02, 0.02, 0.02, 0.04, 9.0])
+    bench = Bench(interrupted=WARMUP + 2 * 7 + cut, original=durations, ort=steady(0.01))
+    comparison = bench.compare(seconds=0.1, samples=20)
+    assert comparison.interrupted
+    assert comparison.notes[-1] == "interrupted after 7 rounds"
+    assert not any("fewer than 20" in note for note in comparison.notes)
+    assert comparison.timings["original"].samples == pytest.approx((0.04, 0.02, 0.02, 0.02, 0.02, 0.02, 0.04))
+    assert len(comparison.timings["ort"].samples) == 7
+    assert comparison.timings["ort"].ratio.value == pytest.approx(2.0)
+
+
+def test_ctrl_c_after_the_fewest_rounds_is_just_enough():
+    bench = Bench(interrupted=WARMUP + 2 * FEWEST, original=steady(0.02), ort=steady(0.01))
+    assert len(bench.compare(seconds=0.1, samples=20).timings["ort"].samples) == FEWEST
+
+
+@pytest.mark.parametrize("at", [0, WARMUP - 1, WARMUP, WARMUP + 2 * FEWEST - 1])
+def test_ctrl_c_passes_before_there_is_anything_to_keep(at):
+    bench = Bench(interrupted=at, original=steady(0.02), ort=steady(0.01))
+    with pytest.raises(KeyboardInterrupt):
+        bench.compare(seconds=0.1, samples=20)
+
+
+def test_a_run_to_its_end_is_not_interrupted():
+    comparison = Bench(original=steady(2**-7)).compare(seconds=10, samples=200)
+    assert not comparison.interrupted
+
+
+def test_device_seconds_are_kept_where_a_call_gives_them():
+    bench = Bench(
+        device={"pt2": itertools.count(0.0, 0.5), "ort": itertools.repeat(np.ones(3))},
+        original=steady(0.02),
+        pt2=steady(0.01),
+        ort=steady(0.01),
+    )
+    timings = bench.compare(seconds=0.1, samples=20).timings
+    warmup = 9
+    assert timings["pt2"].device_samples == tuple(0.5 * (warmup + i) for i in range(len(timings["pt2"].samples)))
+    assert timings["original"].device_samples == timings["ort"].device_samples == ()
+
+
+def test_device_seconds_given_now_and_then_are_none():
+    bench = Bench(device={"original": itertools.cycle([0.1, None])}, original=steady(0.02))
+    assert bench.compare(seconds=0.1, samples=20).timings["original"].device_samples == ()
 
 
 @pytest.mark.parametrize("wrong", [{"seconds": 0}, {"samples": FEWEST - 1}, {"seed": -1}], ids=str)
