@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -133,7 +133,8 @@ def _load_torch_bf16(case: Case, artifact: Path | None, device: str) -> Runner:
 def _load_compiled(case: Case, artifact: Path | None, device: str) -> Runner:
     """torch.compile of the fast encoder, compiled by a first call of one video."""
     profile, size = case.profile, case.recipe.backbone.image_size
-    runner = TorchRunner(torch.compile(VideoEncoder(case.recipe)), case.recipe, "compile", "video", device)
+    encoder = cast(torch.nn.Module, torch.compile(VideoEncoder(case.recipe)))
+    runner = TorchRunner(encoder, case.recipe, "compile", "video", device)
     videos = np.zeros((profile.batch.min, profile.frames, 3, size, size), np.float32)
     try:
         with quiet_torch():

@@ -165,12 +165,20 @@ def write_page(folder: Path, results: Sequence[Path]) -> None:
 
 
 def draw(video: Path, out: Path, source: str | None, profile: str | None, frames: int | None, seed: int) -> None:
-    """Draw which patches of a video became one token."""
-    from tempme_export.bench.cases import open_case, random_case
+    """Draw which patches of a video became one token. A bundle is enough; its checkpoint may be gone."""
+    from tempme_export.bench.cases import Case, open_case, random_case
     from tempme_export.bench.merge_picture import draw_trace
+    from tempme_export.bundle import Bundle, open_bundle, verify_files
 
-    case = random_case(chosen_profile(profile, frames), seed) if source is None else open_case(source, profile, frames)
-    pictures = draw_trace(case, video, out)
+    model: Case | Bundle
+    if source is None:
+        model = random_case(chosen_profile(profile, frames), seed)
+    elif Path(source).is_dir() and profile is None and frames is None:
+        model = open_bundle(Path(source))
+        verify_files(model)
+    else:
+        model = open_case(source, profile, frames)
+    pictures = draw_trace(model, video, out)
     console = _console(stderr=True)
     console.print(f"wrote {', '.join(map(str, pictures.paths))}", soft_wrap=True)
 

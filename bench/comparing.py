@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tempme_export.bench.bootstrap import LEVEL, RUN_TO_RUN, Estimate, Floats, Ratio, estimate
+from tempme_export.bench.bootstrap import LEVEL, Estimate, Floats, Ratio, estimate
 from tempme_export.bench.reporting.read import Results, read_results
 from tempme_export.bench.timing import FEWEST
 from tempme_export.errors import InputError
@@ -130,7 +130,6 @@ class ComparisonReport:
             "only_a": list(self.only_a),
             "only_b": list(self.only_b),
             "level": self.level,
-            "run_to_run": RUN_TO_RUN,
         }
 
 
@@ -171,7 +170,8 @@ def compare_results(a: Path, b: Path, *, resamples: int = 2000, seed: int = 0) -
     Rows are matched by profile, method, backend, contender, precision, batch, device and frames. A contender is judged
     by its ratio to the base (the first contender of its comparison), where both runs have the same base; else by its
     times alone, which a remark says. The interval is `Estimate`'s, from a block bootstrap in each run, widened by
-    `RUN_TO_RUN` of both and, against crying wolf over many rows, to the level 1 - 0.05 / rows (Bonferroni).
+    what differs between runs of one program (`Estimate.across_runs`: without it, runs of the same are called different)
+    and, against crying wolf over many rows, to the level 1 - 0.05 / rows (Bonferroni).
 
     Raises InputError for a folder without results or samples, of another schema, or whose samples do not belong to its
     rows.

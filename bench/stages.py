@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tempme_export.bench.bootstrap import bootstrap_ratio
 from tempme_export.bench.timing import FEWEST, Clock, Durations, Progress, Protocol, agree
 from tempme_export.errors import UnstableError, UsageError
 
@@ -198,26 +199,15 @@ def _measure(take: _Pass, protocol: Protocol, progress: Progress) -> Durations:
         rounds.append(take())
 
 
-def median_interval(samples: Durations, *, resamples: int, seed: int) -> tuple[float, float]:
-    """95 % percentile interval of the median over resampled samples [n]."""
-    generator = np.random.default_rng(seed)
-    medians = [np.median(generator.choice(samples, len(samples))) for _ in range(resamples)]
-    low, high = np.percentile(medians, (2.5, 97.5))
-    return float(low), float(high)
-
-
 def _uncertain(stages: list[str], seconds: Durations, protocol: Protocol) -> Iterator[str]:
     """The note that the two slowest of [rounds, stages] cannot be told apart; none where they can."""
     second, first = np.argsort(np.median(seconds, axis=0), kind="stable")[-2:]
-    intervals = [
-        median_interval(seconds[:, i], resamples=protocol.resamples, seed=protocol.seed) for i in (second, first)
-    ]
-    if intervals[0][1] >= intervals[1][0]:
-        said = " and ".join(
-            f"{stages[i]} {low * 1e3:.3g} to {high * 1e3:.3g} ms"
-            for i, (low, high) in zip((second, first), intervals, strict=True)
+    found = bootstrap_ratio(seconds[:, first], seconds[:, second], resamples=protocol.resamples, seed=protocol.seed)
+    if found.low <= 1:
+        yield (
+            f"which stage is the limit is uncertain: {stages[first]} takes {found.value:.3g} times as long as "
+            f"{stages[second]}, with 95 % certainty {found.low:.3g} to {found.high:.3g} times"
         )
-        yield f"which stage is the limit is uncertain: the 95 % intervals of the medians overlap ({said})"
 
 
 def _first_read(take: _Pass, seconds: Durations) -> str:
@@ -292,10 +282,10 @@ def measure_stages(
     warmed = len(take.first_reads)
     seconds = _measure(take, protocol, progress) / batch
     medians, high = np.median(seconds, axis=0), np.percentile(seconds, 90, axis=0)
-    if not medians.min() > 0:
-        raise UnstableError(
-            f"the stage {take.stages[int(medians.argmin())]} took less than the clock can tell. Measure larger batches."
-        )
+    shortest = seconds.min(axis=0)
+    if not shortest.min() > 0:
+        name = take.stages[int(shortest.argmin())]
+        raise UnstableError(f"the stage {name} took less than the clock can tell. Measure larger batches.")
     rows = tuple(
         StageRow(stage, float(p50 * 1e3), float(p90 * 1e3), float(p50 / medians.sum()), float(1 / p50))
         for stage, p50, p90 in zip(take.stages, medians, high, strict=True)

@@ -277,13 +277,16 @@ def compare(
     samples, device, interrupted = _measure(lambda: _round(calls, clock), protocol, progress)
     timings = {}
     for i, name in enumerate(names):
-        own = samples[:, i]
+        base, own = samples[:, 0], samples[:, i]
+        ratio = Ratio(1.0, 1.0, 1.0)  # to itself
+        if i > 0:
+            ratio = bootstrap_ratio(base, own, resamples=protocol.resamples, seed=protocol.seed)
         timings[name] = Timing(
             backend=name,
             samples=tuple(own.tolist()),
             settled=settled[i],
             steady=agree(np.array_split(own, 3), protocol.agreement),
-            ratio=bootstrap_ratio(samples[:, 0], own, resamples=protocol.resamples, seed=protocol.seed),
+            ratio=ratio,
             device_samples=() if np.isnan(device[:, i]).any() else tuple(device[:, i].tolist()),
         )
     return Comparison(

@@ -53,6 +53,7 @@ def _dry_run(
     precision: str,
     batch: tuple[int, int, int] | None,
     force: bool,
+    trace: bool,
     pt2: bool,
     gate: str | None,
     gate_videos: Path | None,
@@ -69,7 +70,7 @@ def _dry_run(
         scratch_bytes,
     )
 
-    recipe = requested_recipe(checkpoint, profile, batch)
+    recipe = requested_recipe(checkpoint, profile, batch, trace)
     gate_data = requested_gate(gate, gate_videos, recipe)
     target = out or default_output(checkpoint)
     needed = estimate_bytes(recipe, precision, pt2)
@@ -97,6 +98,13 @@ def command(
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16 inside the graphs.")] = "fp32",
     batch: Annotated[str | None, typer.Option(metavar="MIN:OPT:MAX", help="Videos per call.")] = None,
     frame_mask: Annotated[bool, typer.Option("--frame-mask", help="Add the input frame_mask.")] = False,
+    trace: Annotated[
+        bool,
+        typer.Option(
+            "--trace",
+            help="video.onnx also returns where every token was merged, assign_00, assign_01, ...; video.pt2 does not.",
+        ),
+    ] = False,
     trt: Annotated[bool, typer.Option("--trt", help="Also build a TensorRT engine (not in this version).")] = False,
     pt2: Annotated[bool, typer.Option("--pt2", help="Also compile video.pt2 for this machine's DEVICE.")] = False,
     device: Annotated[
@@ -138,7 +146,7 @@ def command(
 
     if dry_run:
         check_request(precision, sizes, opset, device, pt2)
-        _dry_run(checkpoint, profile, out, precision, sizes, force, pt2, gate, gate_videos, as_json)
+        _dry_run(checkpoint, profile, out, precision, sizes, force, trace, pt2, gate, gate_videos, as_json)
         return
     started = time.perf_counter()
     bundle = export(
@@ -148,6 +156,7 @@ def command(
         precision=precision,
         batch=sizes,
         frame_mask=frame_mask,
+        trace=trace,
         pt2=pt2,
         device=device,
         opset=opset,

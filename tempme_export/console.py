@@ -154,6 +154,9 @@ def show_bundle(bundle: "Bundle") -> None:
     total = sum(entry["bytes"] for entry in bundle.manifest["files"].values())
     names = ", ".join([*bundle.manifest["files"], "manifest.json"])
     _line("bundle", f"{bundle.path}   {total / 1e6:.1f} MB: {names}")
+    if bundle.manifest.get("trace"):
+        merges = [merge.assign_name for merge in bundle.plan.merges]
+        _line("trace", f"video.onnx also returns {len(merges)} merges, {merges[0]} to {merges[-1]}")
 
 
 def show_progress(stage: str, result: Any) -> None:

@@ -72,6 +72,7 @@ def _manifest(
     reports: list[ParityReport],
     pt2: PackageFacts | None = None,
     gate: Gate | None = None,
+    trace: bool = False,
 ) -> dict[str, Any]:
     backbone, checkpoint = recipe.backbone, recipe.checkpoint
     return {
@@ -82,6 +83,7 @@ def _manifest(
         "schedule": asdict(recipe.plan),
         "precision": precision,
         "frame_mask": frame_mask,
+        "trace": trace,
         "opset": opset,
         "pt2": pt2.to_dict() if pt2 else None,
         "logit_scale": float(checkpoint.tensors["logit_scale"]),
@@ -135,16 +137,25 @@ def check_request(
 
 
 def requested_recipe(
-    checkpoint: Checkpoint | str | Path, profile: Profile | str | Path | None, batch: tuple[int, int, int] | None
+    checkpoint: Checkpoint | str | Path,
+    profile: Profile | str | Path | None,
+    batch: tuple[int, int, int] | None,
+    trace: bool = False,
 ) -> Recipe:
     """The recipe that `export` builds, with the caller's batch range where one is given.
 
-    Raises CheckpointError for a model that no artifact can hold, before any work.
+    Raises CheckpointError for a model that no artifact can hold, and UsageError for a trace of one that merges
+    nothing, before any work.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(checkpoint)
     recipe = prepare(checkpoint, profile)
     check_supported(recipe)
+    if trace and not recipe.plan.merges:
+        raise UsageError(
+            f"profile {recipe.profile.name} merges no tokens; a trace holds one output for every merge. Leave out "
+            "--trace, or choose a --profile that merges."
+        )
     if batch is None:
         return recipe
     return replace(recipe, profile=replace(recipe.profile, batch=BatchRange(*batch)))
@@ -190,6 +201,7 @@ def export(
     precision: str = "fp32",
     batch: tuple[int, int, int] | None = None,
     frame_mask: bool = False,
+    trace: bool = False,
     pt2: bool = False,
     device: str = "cpu",
     opset: int = DEFAULT_OPSET,
@@ -204,6 +216,8 @@ def export(
     profile     a shipped name, a path, a Profile; None: inferred from the checkpoint's shapes
     out         the bundle's folder; None: the checkpoint's name with `.tempme`
     batch       min, opt, max videos per call; None: the profile's
+    trace       `video.onnx` also returns every merge's decision, `assign_00`, ... int32 [batch * clips, N]: the row
+                that each token goes to; `video.pt2` stays without
     pt2         also compile `video.pt2`, for `device`
     gate        videos and captions on which the bundle must retrieve what the original path does: what
                 `tempme_export.data.annotations.open_data` reads (its test split), or data already read
@@ -213,7 +227,7 @@ def export(
     Raises any TempMeExportError; on ParityError the build is kept as `OUT.failed`, otherwise nothing stays.
     """
     check_request(precision, batch, opset, device, pt2)
-    recipe = requested_recipe(checkpoint, profile, batch)
+    recipe = requested_recipe(checkpoint, profile, batch, trace)
     progress("recipe", recipe)
     gate_data = requested_gate(gate, gate_videos, recipe)
     out = default_output(recipe.checkpoint.source) if out is None else Path(out)
@@ -224,7 +238,7 @@ def export(
         selftest = make_selftest(recipe)
         save_selftest(selftest, work / SELFTEST)
         progress("selftest", selftest)
-        export_video(recipe, work / VIDEO, precision, opset, frame_mask)
+        export_video(recipe, work / VIDEO, precision, opset, frame_mask, trace)
         progress("file", work / VIDEO)
         export_text(recipe, work / TEXT, precision, opset)
         progress("file", work / TEXT)
@@ -237,7 +251,7 @@ def export(
         progress("parity", reports)
         gated = _run_gate(gate_data, reports, recipe, work, precision, device, progress)
         facts = read_facts(work / PT2) if pt2 else None
-        write_manifest(work, _manifest(recipe, precision, frame_mask, opset, reports, facts, gated))
+        write_manifest(work, _manifest(recipe, precision, frame_mask, opset, reports, facts, gated, trace))
         verdicts = [*reports, *(gated.reports if gated else ())]
         if any(report.status == "failed" for report in verdicts):
             publish(work, failed_path(out))

@@ -174,8 +174,7 @@ def count_claim(claim: Claim, *, graph: bool = False, backbone: Backbone | None 
     from tempme_export.bench.counting.shapes import claim_profile, shape_recipe
 
     profile = claim_profile(claim)
-    additions = {"adapter": encoder.adapter, "prompts": encoder.prompts}
-    products = encoder.eager(shape_recipe(profile, backbone, **additions))
+    products = encoder.eager(shape_recipe(profile, backbone, adapter=encoder.adapter, prompts=encoder.prompts))
     eager = _counted(products, plan, backbone, f"{method}, run eagerly,")
     if not encoder.exports:
         return Counted(method, formula, eager, no_graph=NO_EXPORT)
@@ -185,7 +184,7 @@ def count_claim(claim: Claim, *, graph: bool = False, backbone: Backbone | None 
     from tempme_export.bench.counting.exported import graph_of
     from tempme_export.bench.counting.graph import count_graph
 
-    proto = graph_of(shape_recipe(profile, backbone, device="cpu", **additions))
+    proto = graph_of(shape_recipe(profile, backbone, device="cpu", adapter=encoder.adapter))
     return Counted(method, formula, eager, _counted(count_graph(proto), plan, backbone, f"the graph of {method}"))
 
 

@@ -7,7 +7,8 @@ nothing, are replaced by their dense forms; an operator that could hide a produc
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from types import CodeType, FrameType, FunctionType, ModuleType
+from inspect import unwrap
+from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from tempme_export.errors import InputError, ParityError
 from tempme_export.kernels import dense, reference
 from tempme_export.ops import DENSE_FORMS
 
-Code = ModuleType | FunctionType
+Code = ModuleType | Callable[..., Any]
 
 MERGING: tuple[Code, ...] = (reference, dense)
 """Modules whose products choose and merge tokens: what the formula does not charge."""
@@ -69,17 +70,19 @@ class _Recorder(TorchDispatchMode):
     """
 
     def __init__(self, merging: Iterable[Code]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         merging = tuple(merging)
         self.items: list[Product] = []
         self._files = {code.__file__ for code in merging if isinstance(code, ModuleType)}
-        self._functions: set[CodeType] = {code.__code__ for code in merging if isinstance(code, FunctionType)}
+        functions: list[Any] = [unwrap(code) for code in merging if not isinstance(code, ModuleType)]
+        self._functions: set[CodeType] = {function.__code__ for function in functions}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in DENSE_FORMS:
+            form: Any = DENSE_FORMS[func]
             with self:
-                return DENSE_FORMS[func](*args, **kwargs)
+                return form(*args, **kwargs)
         if func.namespace not in _NAMESPACES:
             raise InputError(f"{func} hides its products from any counter. Count the original path, or its dense form.")
         with self:
@@ -92,8 +95,9 @@ class _Recorder(TorchDispatchMode):
         args, kwargs = _with_real_indices(packet, args, kwargs)
         out = func(*args, **kwargs)
         if packet in _READERS:
-            kind, *sizes = _READERS[packet](out, args)
-            self.items.append(Product("merging" if self._merges() else kind, *sizes, name=str(packet)))
+            kind, batch, rows, inner, columns = _READERS[packet](out, args)
+            kind = "merging" if self._merges() else kind
+            self.items.append(Product(kind, batch, rows, inner, columns, str(packet)))
         return out
 
     def _merges(self) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tempme_export.bench.counting.products import Product, Products
+from tempme_export.bench.counting.products import Kind, Product, Products
 from tempme_export.errors import InputError
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def _product(graph: _Graph, node: "onnx.NodeProto") -> Product:
     inner = a[-2] if transposed.get("transA") else a[-1]
     if graph.is_constant(node.input[1]) and len(b) == 2 and not graph.was_compared(node.input[0]):
         return Product("weights", 1, math.prod(out[:-1]), inner, out[-1], name)
-    kind = "attention" if graph.is_attention(node) else "merging"
+    kind: Kind = "attention" if graph.is_attention(node) else "merging"
     return Product(kind, math.prod(out[:-2]), out[-2], inner, out[-1], name)
 
 

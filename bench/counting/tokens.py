@@ -124,7 +124,7 @@ def check_tokens(found: BlockTokens, plan: Schedule, where: str) -> None:
         f"block {number}: {has[0]} clips, {has[1]} tokens in attention, {has[2]} in the MLP instead of {wanted[0]}, "
         f"{wanted[1]}, {wanted[2]}"
         for number, (has, wanted) in enumerate(rows)
-        if has[0] != wanted[0]
+        if has != wanted
     ]
     if wrong:
         raise ParityError(f"{where} does not have the tokens of its schedule: {'; '.join(wrong)}.")

@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import onnx
@@ -121,11 +122,21 @@ def _to_proto(module: nn.Module, inputs: Mapping[str, Tensor], outputs: list[str
     return proto
 
 
-def _finish(proto: onnx.ModelProto, metadata: Mapping[str, Any]) -> onnx.ModelProto:
-    """Keep the first output, name the batch axis, and write the metadata in."""
-    del proto.graph.output[1:], proto.graph.value_info[:]
-    for value in [*proto.graph.input, *proto.graph.output]:
+def _finish(
+    proto: onnx.ModelProto, metadata: Mapping[str, Any], kept: Mapping[str, str] = MappingProxyType({})
+) -> onnx.ModelProto:
+    """Keep the first output, name the batch axis, and write the metadata in.
+
+    kept  further outputs to keep, in the order they were traced: name -> name of the first axis
+    """
+    graph = proto.graph
+    further = [value for value in graph.output[1:] if value.name in kept]
+    del graph.output[1:], graph.value_info[:]
+    for value in [*graph.input, *graph.output]:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    graph.output.extend(further)
+    for value in graph.output[1:]:
+        value.type.tensor_type.shape.dim[0].dim_param = kept[value.name]
     proto.producer_name = "tempme-export"
     for key, value in metadata.items():
         entry = proto.metadata_props.add()
@@ -166,20 +177,34 @@ def _save(proto: onnx.ModelProto, path: Path) -> None:
     onnx.checker.check_model(str(path), full_check=True)
 
 
+def _trace_axes(recipe: Recipe) -> dict[str, str]:
+    """Every merge's assignment and the name of its first axis, which counts the clips of all videos."""
+    clips = {block.index: block.clips for block in recipe.plan.blocks}
+    counts = {merge.assign_name: clips[merge.block] for merge in recipe.plan.merges}
+    return {name: "batch" if count == 1 else f"batch_times_{count}" for name, count in counts.items()}
+
+
 def export_video(
-    recipe: Recipe, path: Path, precision: str = "fp32", opset: int = DEFAULT_OPSET, frame_mask: bool = False
+    recipe: Recipe,
+    path: Path,
+    precision: str = "fp32",
+    opset: int = DEFAULT_OPSET,
+    frame_mask: bool = False,
+    trace: bool = False,
 ) -> None:
     """Write the video tower to `path`.
 
     Input `frames` float32 [batch, F, 3, S, S], with `frame_mask` also bool [batch, F]; output
-    `video_embedding` float32 [batch, E] of unit length, whatever the precision inside.
+    `video_embedding` float32 [batch, E] of unit length, whatever the precision inside. With `trace` the merges
+    follow in execution order: `assign_00`, ... int32 [batch * clips, N], the row that every token goes to.
     Raises ExportError for an untested opset, a graph above 2 GB or one with operators that do not belong.
     """
     inputs = video_inputs(recipe, _TRACED_BATCH, frame_mask)
     names = [name for merge in recipe.plan.merges for name in (merge.assign_name, merge.tokens_name)]
     encoder = VideoEncoder(recipe, DTYPES[precision])
     proto = _to_proto(_TracedVideo(encoder), inputs, ["video_embedding", *names], opset)
-    _save(_finish(proto, {"profile": recipe.profile.to_dict(), "precision": precision}), path)
+    kept = _trace_axes(recipe) if trace else {}
+    _save(_finish(proto, {"profile": recipe.profile.to_dict(), "precision": precision}, kept), path)
 
 
 def export_text(recipe: Recipe, path: Path, precision: str = "fp32", opset: int = DEFAULT_OPSET) -> None:

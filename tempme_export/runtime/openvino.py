@@ -32,18 +32,21 @@ class OpenVinoRunner(Runner):
         settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = str(threads)
+        core = openvino.Core()
         try:
-            compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+            model = core.read_model(str(path))
+            # Before compiling: afterwards a value next to a cast may answer to two names.
+            self._outputs = [port.any_name for port in model.outputs]
+            self.inputs = {
+                port.any_name: (
+                    np.dtype(port.element_type.to_dtype()),
+                    tuple(axis.get_length() if axis.is_static else None for axis in port.partial_shape),
+                )
+                for port in model.inputs
+            }
+            compiled = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
             raise BundleError(f"{path} cannot be loaded by OpenVINO: {error}") from error
-        self.inputs = {
-            port.any_name: (
-                np.dtype(port.element_type.to_dtype()),
-                tuple(axis.get_length() if axis.is_static else None for axis in port.partial_shape),
-            )
-            for port in compiled.inputs
-        }
-        self._outputs = [port.any_name for port in compiled.outputs]
         self._request = compiled.create_infer_request()
 
     def _infer(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:

@@ -12,6 +12,7 @@ from tempme_export.console import STDERR
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tempme_export.training.memory import MemoryAccount
     from tempme_export.training.plan import Plan, TrainResult
     from tempme_export.training.preview import Preview
     from tempme_export.training.split import Skipped, Split
@@ -69,12 +70,25 @@ def show_plan(plan: "Plan", position: "Position") -> None:
         _line("resumed", f"after step {position.step}, in epoch {min(position.epoch + 1, epochs)} of {epochs}")
 
 
+def _show_memory(found: "MemoryAccount") -> None:
+    parts = {
+        "kept for the backward pass": found.saved,
+        "weights": found.frozen + found.trained,
+        "AdamW": found.optimizer,
+        "input": found.inputs,
+        "in between": found.temporary,
+    }
+    said = ", ".join(f"{n_bytes / 1e9:.3g} {name}" for name, n_bytes in parts.items())
+    _line("memory", f"about {found.peak / 1e9:.3g} GB on the device, {found.batch} pairs in {found.precision}: {said}")
+
+
 def show_preview(found: "Preview", out: "Path") -> None:
     """What --dry-run found."""
     from tempme_export.training.state import Position
 
     _show_model(found.counts)
     show_plan(found.plan, Position())
+    _show_memory(found.memory)
     for name, count in found.missing.items():
         if count:
             show_note(f"{count} {name} videos are not there and would be left out")

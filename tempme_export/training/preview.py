@@ -1,9 +1,11 @@
 """What a run would be, without a video read or a file written."""
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from tempme_export.data.annotations import RetrievalData, missing
 from tempme_export.data.frames import FrameCache
@@ -12,8 +14,10 @@ from tempme_export.recipe import Recipe
 from tempme_export.training.config import TrainConfig
 from tempme_export.training.encoder import TrainableModel
 from tempme_export.training.folder import bytes_needed, check_folder
+from tempme_export.training.memory import MemoryAccount, account
 from tempme_export.training.plan import Plan, plan_for
 from tempme_export.training.split import tokenize, tokenizer_for
+from tempme_export.training.step import resolve_precision
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class Preview:
     counts          parameters that train, by kind
     missing         videos that are not there, by split; the others may still be unreadable
     disk, on_cache  bytes for the results, and for decoded frames in the cache
+    memory          of a training step, in each process
     """
 
     plan: Plan
@@ -30,6 +35,7 @@ class Preview:
     missing: dict[str, int]
     disk: int
     on_cache: int
+    memory: MemoryAccount
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -39,7 +45,19 @@ class Preview:
             "trained": self.counts,
             "missing": self.missing,
             "bytes": {"out": self.disk, "cache": self.on_cache},
+            "memory": self.memory.to_dict(),
         }
+
+
+def _memory(config: TrainConfig, recipe: Recipe, model: TrainableModel) -> MemoryAccount:
+    """Of one process's part of the batch, on the device that `config` asks for where it is there."""
+    on_gpu = config.device != "cpu" and torch.cuda.is_available()
+    chosen = config.precision
+    if chosen == "auto":
+        chosen = resolve_precision(chosen, torch.device("cuda" if on_gpu else "cpu"))
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    precision: Any = chosen
+    return account(model, recipe, -(-config.batch // processes), precision)
 
 
 def preview(
@@ -70,4 +88,5 @@ def preview(
         missing={name: len(found) for name, found in absent.items()},
         disk=bytes_needed(config, model),
         on_cache=FrameCache.estimate(clips, frames, size) if clips else 0,
+        memory=_memory(config, recipe, model),
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tempme_export.bench import bootstrap
-from tempme_export.bench.bootstrap import Estimate, block_length, bootstrap_ratio, estimate, student_t
+from tempme_export.bench.bootstrap import RUN_TO_RUN, Estimate, block_length, bootstrap_ratio, estimate, student_t
 
 
 def autoregressive(generator, shape, persistence, deviation):
@@ -37,7 +37,7 @@ def test_coverage_is_nominal_where_single_rounds_fall_short(rounds, persistence)
     generator = np.random.default_rng(11)
     truth, count, blocks, single = 2.0, 200, 0, 0
     for seed, (base, other) in enumerate(runs(generator, count, rounds, persistence, truth)):
-        ratio = bootstrap_ratio(base, other, resamples=150, seed=seed)
+        ratio = estimate(base / other, resamples=150, seed=seed).ratio()
         blocks += ratio.low <= truth <= ratio.high
         low, high = interval_of_single_rounds(base, other, 150, generator)
         single += low <= truth <= high
@@ -47,17 +47,19 @@ def test_coverage_is_nominal_where_single_rounds_fall_short(rounds, persistence)
 
 
 def test_two_runs_agree_within_their_own_intervals():
+    """Though each process has its own place in memory, which no sample of it shows."""
     generator = np.random.default_rng(12)
-    ratios = [bootstrap_ratio(*run, resamples=200, seed=0) for run in runs(generator, 200, 60, 0.6)]
+    drawn = [(b * np.exp(generator.normal(0, RUN_TO_RUN)), o) for b, o in runs(generator, 200, 400, 0.3)]
+    ratios = [bootstrap_ratio(*run, resamples=100, seed=0) for run in drawn]
     agree = [a.low <= b.high and b.low <= a.high for a, b in zip(ratios[::2], ratios[1::2], strict=True)]
     assert np.mean(agree) >= 0.97
+    assert np.mean([ratio.low <= 2.0 <= ratio.high for ratio in ratios]) >= 0.92
 
 
 @pytest.mark.parametrize("persistence", [0.0, 0.5])
 def test_five_rounds_are_enough_for_an_honest_interval(persistence):
-    found = [
-        bootstrap_ratio(*run, resamples=200, seed=0) for run in runs(np.random.default_rng(13), 300, 5, persistence)
-    ]
+    drawn = runs(np.random.default_rng(13), 300, 5, persistence)
+    found = [estimate(base / other, resamples=200, seed=0).ratio() for base, other in drawn]
     assert np.mean([ratio.low <= 2.0 <= ratio.high for ratio in found]) >= 0.92
     assert np.median([ratio.high / ratio.low for ratio in found]) < 1.5
 
@@ -66,7 +68,7 @@ def test_the_interval_is_no_wider_than_it_has_to_be():
     """Independent rounds: within 1.5 of what the theory of medians says, sqrt(pi / 2 / n) of the ratio's deviation."""
     generator = np.random.default_rng(14)
     own = np.exp(generator.normal(0, 0.03, (100, 2, 400)))
-    widths = [np.log(r.high / r.low) for r in (bootstrap_ratio(*run, resamples=300, seed=0) for run in own)]
+    widths = [np.log(r.high / r.low) for r in (estimate(b / o, resamples=300, seed=0).ratio() for b, o in own)]
     expected = 2 * 1.96 * 0.03 * math.sqrt(2) * math.sqrt(math.pi / 2 / 400)
     assert expected < np.mean(widths) < 1.5 * expected
 
@@ -110,11 +112,11 @@ def test_a_seed_gives_the_same_interval():
 
 
 def test_rounds_are_drawn_for_both():
-    """What slows a whole round slows both: paired, the ratio is certain although the times are not."""
+    """What slows a whole round slows both: paired, the ratio is certain within a run, though the times are not."""
     generator = np.random.default_rng(2)
     base = generator.uniform(1, 3, 41)
     paired = bootstrap_ratio(base, base / 2, resamples=200, seed=0)
-    assert (paired.low, paired.high) == pytest.approx((2.0, 2.0))
+    assert (paired.low, paired.high) == pytest.approx((2.0 * math.exp(-1.96 * 0.01), 2.0 * math.exp(1.96 * 0.01)), 1e-4)
     shuffled = bootstrap_ratio(base, generator.permutation(base) / 2, resamples=200, seed=0)
     assert shuffled.high - shuffled.low > 0.1
 
@@ -123,7 +125,7 @@ def test_interval_narrows_with_rounds():
     generator = np.random.default_rng(3)
     widths = []
     for n in (30, 300):
-        ratio = bootstrap_ratio(generator.normal(2, 0.1, n), generator.normal(1, 0.05, n), resamples=400, seed=0)
+        ratio = estimate(generator.normal(2, 0.1, n) / generator.normal(1, 0.05, n), resamples=400, seed=0).ratio()
         assert ratio.low < 2.0 < ratio.high
         widths.append(ratio.high - ratio.low)
     assert widths[1] < widths[0] / 2
@@ -184,6 +186,21 @@ def test_difference_of_estimates():
     assert difference.freedom == int(0.25**2 / (0.09**2 / 7 + 0.16**2 / 9))
     assert Estimate(0, 0.1, 5).minus(Estimate(0, 0.1, 5)).freedom == 10
     assert Estimate(1, 0.0, 5).minus(Estimate(0, 0.0, 8)) == Estimate(1, 0.0, 5)
+
+
+def test_across_runs_the_error_is_larger_by_what_differs_between_them():
+    across = Estimate(0.3, 0.0, 4).across_runs()
+    assert (across.log, across.error) == pytest.approx((0.3, RUN_TO_RUN))
+    assert Estimate(0.3, 0.02, 4).across_runs().error == pytest.approx(math.hypot(0.02, RUN_TO_RUN))
+    assert Estimate(0.3, 1.0, 4).across_runs().freedom == 4
+    assert Estimate(0.3, 0.0, 4, spread=0.039).across_runs().error == pytest.approx(RUN_TO_RUN)
+    assert Estimate(0.3, 0.0, 4, spread=0.2).across_runs().error == pytest.approx(0.05)
+
+
+def test_the_spread_of_rounds_is_not_that_of_spikes():
+    series = np.exp(np.random.default_rng(8).normal(0, 0.04, 1000))
+    series[::50] *= 30
+    assert estimate(series, resamples=2, seed=0).spread == pytest.approx(0.04, rel=0.1)
 
 
 def test_a_higher_level_is_wider():

@@ -7,8 +7,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tempme_export.bench.bootstrap import Ratio
-from tempme_export.bench.comparing import RUN_TO_RUN, Change, compare_results
+from tempme_export.bench.bootstrap import RUN_TO_RUN, Ratio
+from tempme_export.bench.comparing import Change, compare_results
 from tempme_export.errors import InputError
 
 BASE = "original"
@@ -26,9 +26,10 @@ def autoregressive(generator, shape, persistence, deviation):
 
 
 def measure(generator, rounds, *, machine=1.0, slowed=None, run_to_run=RUN_TO_RUN, times=TIMES):
-    """Seconds of one run: drift that all share, each one's own noise, and what differs between processes."""
+    """Seconds of one run: drift that all share, own noise (ratios of rounds spread by 0.035, as measured on a shared
+    virtual machine), and what differs between processes."""
     drift = autoregressive(generator, (1, rounds), 0.98, 0.08)
-    own = autoregressive(generator, (len(times), rounds), 0.5, 0.03)
+    own = autoregressive(generator, (len(times), rounds), 0.5, 0.025)
     process = generator.normal(0, run_to_run / math.sqrt(2), (len(times), 1))
     middle = np.array([seconds * machine * (slowed or {}).get(name, 1.0) for name, seconds in times.items()])
     return dict(zip(times, middle[:, None] * np.exp(drift + own + process), strict=True))
@@ -147,6 +148,16 @@ def test_many_rows_widen_every_interval(pair):
     assert many.low < few.low and few.high < many.high
 
 
+def test_a_loaded_machine_is_not_called_a_change(pair):
+    """Rounds that spread by a fifth come with runs that differ by far more than a percent."""
+    generator = np.random.default_rng(29)
+    calm = {BASE: 0.03 * np.ones(400), "ort": 0.015 * np.exp(generator.normal(0, 0.01, 400))}
+    loaded = {BASE: 0.03 * np.ones(400), "ort": 0.015 * np.exp(generator.normal(0, 0.2, 400))}
+    moved = {name: {**run, "ort": 1.07 * run["ort"]} for name, run in (("calm", calm), ("loaded", loaded))}
+    assert pair(calm, moved["calm"]).changes[1].verdict == "slower"
+    assert pair(loaded, moved["loaded"]).changes[1].verdict == "no change"
+
+
 def test_the_same_folders_give_the_same_report_and_a_seed_another(tmp_path):
     generator = np.random.default_rng(27)
     a, b = write(tmp_path / "a", measure(generator, 30)), write(tmp_path / "b", measure(generator, 30))
@@ -261,7 +272,7 @@ def test_plain_values(pair):
     assert ort["ratio_change_percent"] == pytest.approx(-20)
     assert (ort["judged_on"], ort["significant"], ort["verdict"]) == ("ratio", True, "slower")
     assert (base["judged_on"], base["ratio_change_percent"], base["verdict"]) == ("time", None, "machine drift")
-    assert document["run_to_run"] == RUN_TO_RUN and document["level"] == pytest.approx(0.975)
+    assert document["level"] == pytest.approx(0.975)
 
 
 @pytest.mark.parametrize(

@@ -306,6 +306,7 @@ class TestDone:
             "device": "cuda:1",
             "opset": 23,
             "force": True,
+            "trace": False,
         }
 
     def test_default_output(self, tempme_export, small_checkpoint, small_profile, quick_export, tmp_path):

@@ -69,3 +69,21 @@ def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(BackendError, match=r"pip install 'tempme-export\[openvino\]'"):
         import_openvino()
+
+
+def test_an_input_that_is_cast_at_once_keeps_its_name(tmp_path):
+    """As half precision graphs begin: OpenVINO then knows the input by two names."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3])
+    nodes = [
+        helper.make_node("Cast", ["x"], ["a_half"], to=TensorProto.FLOAT16),
+        helper.make_node("Add", ["a_half", "a_half"], ["twice"]),
+        helper.make_node("Cast", ["twice"], ["y"], to=TensorProto.FLOAT),
+    ]
+    graph = helper.make_graph(nodes, "g", [x], [y])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "half.onnx"
+    )
+    with OpenVinoRunner(tmp_path / "half.onnx") as runner:
+        assert runner.inputs.keys() == {"x"}
+        np.testing.assert_array_equal(runner.infer({"x": np.ones((2, 3), np.float32)})["y"], np.full((2, 3), 2.0))

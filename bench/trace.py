@@ -1,0 +1,179 @@
+"""Which patches of which frames became one token: the merges of one video, composed from `assign`.
+
+The rules are those of sections 3 and 4 of the specification: clips join with all class tokens first, then all patches
+clip by clip; a merge sends every token to the row that `assign` names.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tempme_export.bench.cases import Case
+from tempme_export.bundle import VIDEO, Bundle, open_bundle
+from tempme_export.errors import InputError
+from tempme_export.preprocess import Preprocess
+from tempme_export.runtime.base import Runner
+from tempme_export.runtime.ort import OrtRunner
+from tempme_export.schedule import BlockPlan, PlannedMerge, Schedule
+from tempme_export.selftest import preprocess_for
+from tempme_export.video import read_frames
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What has been merged by the end of one block.
+
+    title   block, clips and tokens in words
+    groups  int64 [F, grid, grid]: the token that each patch belongs to, as its row among all tokens of the video,
+            clip by clip and class tokens first in each
+    clips   of the video
+    tokens  of the video, class tokens included
+    """
+
+    title: str
+    groups: NDArray[np.int64]
+    clips: int
+    tokens: int
+
+    @property
+    def patch_tokens(self) -> int:
+        """Tokens that patches became: `tokens` without the class tokens."""
+        return len(np.unique(self.groups))
+
+
+@dataclass(frozen=True)
+class VideoTrace:
+    """One video and what became of its patches.
+
+    frames  uint8 [F, S, S, 3]: the pictures that the encoder saw
+    origin  the graph or the weights that decided, for people to read
+    """
+
+    frames: NDArray[np.uint8]
+    stages: tuple[Stage, ...]
+    origin: str
+
+
+def drawn_blocks(plan: Schedule) -> tuple[int, ...]:
+    """Blocks after which a stage is drawn: the last one before clips join, every one that joins them, the last one."""
+    joining = [block.index for block in plan.blocks if block.factor > 1]
+    last = len(plan.blocks) - 1
+    within = range(joining[0]) if joining else ()
+    merged_before = any(plan.blocks[index].r_intra for index in within)
+    return tuple(sorted({*([joining[0] - 1] if merged_before else []), *joining, last}))
+
+
+def merge_stages(assigns: Sequence[NDArray[np.int32]], plan: Schedule, grid: int) -> list[Stage]:
+    """Follow every patch of one video through all merges.
+
+    assigns  one int32 [clips, N] for every merge of `plan`, in execution order: the row each token goes to
+    grid     patches along one side of a frame
+    Raises InputError where these are not the assignments of one video under this plan.
+    """
+    if grid**2 + 1 != plan.tokens_per_frame:
+        raise InputError(
+            f"found {grid} x {grid} patches a frame; expected {plan.tokens_per_frame - 1}, as in the schedule."
+        )
+    if len(assigns) != len(plan.merges):
+        raise InputError(f"found {len(assigns)} assignments; expected {len(plan.merges)}, one for every merge.")
+    frames, patches = plan.frames, grid**2
+    clip = np.repeat(np.arange(frames), patches).reshape(frames, patches)
+    row = np.tile(1 + np.arange(patches), (frames, 1))
+    of_merge = {
+        (merge.block, merge.kind): _checked(assign, merge, plan)
+        for merge, assign in zip(plan.merges, assigns, strict=True)
+    }
+    drawn, stages = drawn_blocks(plan), []
+    for block in plan.blocks:
+        clip, row = _join(clip, row, block)
+        for kind in ("cross", "intra"):
+            if (block.index, kind) in of_merge:
+                row = of_merge[block.index, kind][clip, row]
+        if block.index in drawn:
+            groups = (clip * block.tokens_mlp + row).reshape(frames, grid, grid)
+            stages.append(Stage(_title(block), groups, block.clips, block.clips * block.tokens_mlp))
+    return stages
+
+
+def _checked(assign: NDArray[np.int32], merge: PlannedMerge, plan: Schedule) -> NDArray[np.int64]:
+    """The assignment as int64. Raises InputError where it is not a map onto all rows that the merge leaves."""
+    block = plan.blocks[merge.block]
+    tokens = block.tokens_attention + (merge.r if merge.kind == "cross" else 0)
+    if assign.shape != (block.clips, tokens):
+        raise InputError(
+            f"{merge.assign_name}: found shape {list(assign.shape)}; expected {[block.clips, tokens]}, "
+            "clips and tokens of one video."
+        )
+    rows = np.arange(tokens - merge.r)
+    if not all(np.array_equal(np.unique(clip), rows) for clip in assign):
+        raise InputError(
+            f"{merge.assign_name}: found rows {assign.min()} to {assign.max()}; expected every row from 0 to "
+            f"{len(rows) - 1} in every clip."
+        )
+    return assign.astype(np.int64)
+
+
+def _join(
+    clip: NDArray[np.int64], row: NDArray[np.int64], block: BlockPlan
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where each patch lies once `factor` adjacent clips are one, before their merge: behind all class tokens."""
+    n_cls = block.n_cls // block.factor
+    before = clip % block.factor * (block.tokens_in - n_cls)
+    return clip // block.factor, block.n_cls + before + row - n_cls
+
+
+def _title(block: BlockPlan) -> str:
+    clips = "1 clip" if block.clips == 1 else f"{block.clips} clips"
+    return f"after block {block.index}: {clips} of {block.tokens_mlp} tokens"
+
+
+def trace_video(model: Case | Bundle, video: Path) -> VideoTrace:
+    """Run one video and follow its patches.
+
+    model  a bundle's `video.onnx` decides under ONNX Runtime, whether it was exported with --trace or not; without a
+           bundle the original path does
+    Raises VideoError for a file that cannot be read, and BundleError or BackendError for a graph that cannot be run.
+    """
+    if isinstance(model, Case) and model.bundle is not None:
+        model = open_bundle(model.bundle)
+    if isinstance(model, Bundle):
+        image, patch, plan = model.manifest["image"], model.manifest["backbone"]["patch"], model.plan
+        preprocess = Preprocess(image["size"], tuple(image["mean"]), tuple(image["std"]))
+        origin = f"{model.path / VIDEO} under ONNX Runtime"
+    else:
+        plan, patch, preprocess = model.recipe.plan, model.recipe.backbone.patch, preprocess_for(model.recipe)
+        origin = f"the original path with {model.weights}"
+    frames = preprocess.crop(read_frames(video, plan.frames))
+    pixels = preprocess.normalise(frames)[None]
+    assigns = _graph_assigns(model, pixels) if isinstance(model, Bundle) else _original_assigns(model, pixels)
+    return VideoTrace(frames, tuple(merge_stages(assigns, plan, preprocess.size // patch)), origin)
+
+
+def _graph_assigns(bundle: Bundle, pixels: NDArray[np.float32]) -> list[NDArray[np.int32]]:
+    """Every assignment of the video tower for [1, F, 3, S, S]."""
+    names = [merge.assign_name for merge in bundle.plan.merges]
+    hidden = () if bundle.manifest.get("trace") else names
+    with OrtRunner(bundle.path / VIDEO, expose=hidden) as runner:
+        found = runner.infer(_inputs(runner, pixels))
+    return [found[name].astype(np.int32) for name in names]
+
+
+def _inputs(runner: Runner, pixels: NDArray[np.float32]) -> dict[str, NDArray[np.generic]]:
+    inputs: dict[str, NDArray[np.generic]] = {"frames": pixels}
+    if "frame_mask" in runner.inputs:
+        inputs["frame_mask"] = np.ones(pixels.shape[:2], np.bool_)
+    return inputs
+
+
+def _original_assigns(case: Case, pixels: NDArray[np.float32]) -> list[NDArray[np.int32]]:
+    """As `_graph_assigns`, by the original path."""
+    import torch
+
+    from tempme_export.reference import ReferenceVideo, Trace
+
+    trace = Trace()
+    ReferenceVideo(case.recipe).frame_features(torch.from_numpy(pixels), trace)
+    return [step.assign.numpy() for step in trace.steps]

@@ -1,0 +1,174 @@
+"""`tempme-export --trace`: a bundle whose video.onnx also says what it merged is as good as any other."""
+
+import csv
+import dataclasses
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import tempme_export
+from tempme_export import cli, console, pipeline
+from tempme_export.backbone import open_clip_backbone
+from tempme_export.bundle import MANIFEST, TEXT, VIDEO, Bundle, open_bundle, verify_files, write_manifest
+from tempme_export.demo import render_clip
+from tempme_export.errors import UsageError
+from tempme_export.parity import cosine_distance
+from tempme_export.profile import load_profile
+from tempme_export.reference import ReferenceVideo
+from tempme_export.runtime.ort import OrtRunner
+from tempme_export.selftest import preprocess_for
+from tempme_export.tolerance import TOLERANCES
+from tempme_export.training.init import draw_clip
+from tempme_export.video import read_frames
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CLIPS = 8  # the least that a gate takes
+UNMERGED = "mini-8f-none"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Eight clips with a caption each in `data.csv`, and the checkpoint `mini.pth`. Do not write there."""
+    folder = tmp_path_factory.mktemp("trace")
+    with (folder / "data.csv").open("w", newline="") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(["video", "caption"])
+        for i in range(CLIPS):
+            render_clip(folder / f"{i}.mp4", seconds=1, fps=8, size=(64, 48), seed=i)
+            rows.writerow([f"{i}.mp4", f"shapes number {i}"])
+    state = draw_clip(open_clip_backbone("tempme-mini"), seed=3).tensors
+    torch.save({f"clip.{name}": tensor for name, tensor in state.items()}, folder / "mini.pth")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(folder):
+    return pipeline.requested_recipe(folder / "mini.pth", "mini-8f", (1, 2, 3))
+
+
+@pytest.fixture(scope="module")
+def traced(one_thread, folder, tmp_path_factory):
+    """Path of a bundle that was built with its merges as outputs, judged and gated for real. Do not write there."""
+    out = tmp_path_factory.mktemp("traced") / "mini.tempme"
+    tempme_export.export(
+        folder / "mini.pth", "mini-8f", out, batch=(1, 2, 3), trace=True, gate=f"{folder / 'data.csv'}"
+    )
+    return out
+
+
+@pytest.fixture
+def command(folder, tmp_path, monkeypatch, capsys):
+    """Run `tempme-export` on the small model in this process; returns exit code, stdout and stderr."""
+
+    def run(*arguments):
+        usual = [folder / "mini.pth", "--out", tmp_path / "out"]
+        monkeypatch.setattr(sys, "argv", ["tempme-export", *map(str, [*usual, *arguments])])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capsys.readouterr()
+        return caught.value.code or 0, out, err
+
+    return run
+
+
+class TestBundle:
+    def test_manifest(self, traced):
+        bundle = open_bundle(traced)
+        verify_files(bundle)
+        assert bundle.manifest["trace"] is True
+
+    def test_a_manifest_without_the_word_is_read(self, traced, tmp_path):
+        """Bundles of earlier versions have no trace."""
+        rest = {key: value for key, value in open_bundle(traced).manifest.items() if key != "trace"}
+        write_manifest(tmp_path, {key: rest[key] for key in rest.keys() - {"format", "files", "sha256"}})
+        assert open_bundle(tmp_path).manifest.get("trace") is None
+
+    def test_its_outputs(self, traced, recipe):
+        names = [merge.assign_name for merge in recipe.plan.merges]
+        assert len(names) == 6, "a merge in each of four blocks, and in two of them before attention too"
+        with OrtRunner(traced / VIDEO) as runner:
+            found = runner.infer({"frames": np.zeros((2, 8, 3, 64, 64), np.float32)})
+        assert list(found) == ["video_embedding", *names]
+        assert {found[name].dtype for name in names} == {np.dtype(np.int32)}
+
+    def test_parity_looked_at_everything(self, traced):
+        reports = open_bundle(traced).manifest["parity"]
+        assert [(report["artifact"], report["status"]) for report in reports] == [(VIDEO, "passed"), (TEXT, "passed")]
+        named = {check["name"] for check in reports[0]["checks"]}
+        assert {"decisions changed", "merged tokens, relative RMS"} <= named
+        assert [report["status"] for report in open_bundle(traced).manifest["gate"]["reports"]] == ["passed"]
+
+    def test_it_verifies(self, traced):
+        assert [report.status for report in tempme_export.verify(traced)] == ["passed", "passed"]
+
+    def test_it_encodes_as_the_original_path(self, traced, folder, recipe):
+        videos = [str(folder / f"{i}.mp4") for i in range(3)]
+        frames = np.stack([preprocess_for(recipe)(read_frames(video, 8)) for video in videos])
+        expected = ReferenceVideo(recipe)(torch.from_numpy(frames)).numpy()
+        with tempme_export.load(traced) as model:
+            found = model.encode_video(videos)
+        assert found.shape == expected.shape
+        assert cosine_distance(expected, found) <= TOLERANCES["fp32"].cosine_distance
+
+
+class TestWords:
+    def test_the_bundle_is_shown_with_it(self, traced, capsys):
+        console.show_bundle(open_bundle(traced))
+        assert "video.onnx also returns 6 merges, assign_00 to assign_05" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("change", [{"trace": False}, {}])
+    def test_and_without_it_where_there_is_none(self, traced, change, capsys):
+        bundle = open_bundle(traced)
+        manifest = {key: value for key, value in bundle.manifest.items() if key != "trace"} | change
+        console.show_bundle(Bundle(bundle.path, manifest))
+        err = capsys.readouterr().err
+        assert VIDEO in err and "merges" not in err
+
+    @pytest.mark.parametrize("arguments", [(), ("--trace",)])
+    def test_the_option_reaches_the_pipeline(self, command, traced, monkeypatch, arguments):
+        seen = {}
+
+        def export(*args, **options):
+            seen.update(options)
+            return open_bundle(traced)
+
+        monkeypatch.setattr(pipeline, "export", export)
+        assert command(*arguments)[0] == 0
+        assert seen["trace"] is bool(arguments)
+
+    def test_json(self, command, traced, monkeypatch):
+        monkeypatch.setattr(pipeline, "export", lambda *args, **options: open_bundle(traced))
+        assert json.loads(command("--trace", "--json")[1])["manifest"]["trace"] is True
+
+    def test_dry_run(self, command, tmp_path):
+        assert command("--profile", "mini-8f", "--trace", "--dry-run")[0] == 0
+        assert not (tmp_path / "out").exists()
+
+
+class TestRefused:
+    @pytest.mark.parametrize("mode", [(), ("--dry-run",)])
+    def test_a_model_that_merges_nothing(self, command, tmp_path, mode):
+        code, _, err = command("--profile", UNMERGED, "--trace", *mode)
+        assert code == 2
+        assert "profile mini-8f-none merges no tokens" in err and "Leave out --trace" in err
+        assert not (tmp_path / "out").exists()
+
+    def test_only_with_a_trace(self, folder):
+        assert pipeline.requested_recipe(folder / "mini.pth", UNMERGED, None).plan.merges == ()
+
+    def test_in_python(self, folder, tmp_path):
+        profile = dataclasses.replace(load_profile(UNMERGED), name="other")
+        with pytest.raises(UsageError, match="profile other merges no tokens"):
+            tempme_export.export(folder / "mini.pth", profile, tmp_path / "out", trace=True)
+        assert not (tmp_path / "out").exists()
+
+
+def test_the_default_is_without(small_bundle):
+    assert json.loads((small_bundle / MANIFEST).read_text())["trace"] is False
+    with OrtRunner(small_bundle / VIDEO) as runner:
+        found = runner.infer({"frames": np.zeros((1, 4, 3, 48, 48), np.float32)})
+    assert list(found) == ["video_embedding"]
