@@ -25,7 +25,8 @@ class Row:
     contender         what was timed beside others: a backend's name or a method's key
     weights           checkpoint the weights came from, or that they are random
     videos_per_s      batch over the median time of a call; frames_per_s likewise
-    ratio             times as fast as the first contender, with its 95 % interval
+    ratio             times as fast as the first contender, the median over rounds, with the 95 % interval that
+                      another run should agree with
     cov               standard deviation over mean of the samples
     warmup            calls before the first sample that counts
     resident_ms       median time of a call whose videos already lie on the GPU; None on a CPU
