@@ -40,6 +40,7 @@ class Backend:
     file       the artifact's name in a bundle
     precision  None: the artifact's
     device     the only kind of device it runs on; None for any
+    slow_on    the kind of device on which getting ready takes minutes: there it is measured only when named
     """
 
     load: Callable[[Case, Path | None, str], Runner]
@@ -48,6 +49,7 @@ class Backend:
     file: str = VIDEO
     precision: str | None = "fp32"
     device: str | None = None
+    slow_on: str | None = None
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ BACKENDS: Mapping[str, Backend] = MappingProxyType(
         "original-bf16": Backend(_load_original_bf16, precision="bf16", device="cuda"),
         "torch": Backend(_load_torch),
         "torch-bf16": Backend(_load_torch_bf16, precision="bf16", device="cuda"),
-        "compile": Backend(_load_compiled),
+        "compile": Backend(_load_compiled, slow_on="cpu"),
         "pt2": Backend(_load_pt2, _refuse_pt2, file=PT2, precision=None),
         "ort": Backend(_load_ort, _build_onnx, import_onnxruntime, precision=None, device="cpu"),
         "ort-cuda": Backend(_load_ort, _build_onnx, import_onnxruntime, precision=None, device="cuda"),
@@ -245,6 +247,9 @@ def load_all(
     loaded: dict[str, Loaded] = {}
     missing: dict[str, str] = {}
     for name in names:
+        if not named and BACKENDS[name].slow_on == torch_device(device).type:
+            missing[name] = f"it takes minutes to get ready on {device}. Ask for it: --backends {name}"
+            continue
         stage(f"loading {name}")
         try:
             loaded[name] = load(name, case, device, folder)

@@ -313,3 +313,12 @@ def test_features_without_differences_offer_no_clips(case, monkeypatch):
     monkeypatch.setattr("tempme_export.bench.cases.SAFE_GAP", 1.0)
     with pytest.raises(ParityError, match="only 0 of 64 moving clips"):
         benchmark_clips([case.recipe], seed=0)
+
+
+def test_what_takes_minutes_is_measured_only_when_named(case, monkeypatch, tmp_path):
+    slow = Backend(load_altered("slow"), slow_on="cpu")
+    with_backend(monkeypatch, "slow", slow)
+    done, missing = measure(case, tmp_path, None)
+    assert [row.contender for row in done.rows] == ["original"]
+    assert missing == {"slow": "it takes minutes to get ready on cpu. Ask for it: --backends slow"}
+    assert [row.contender for row in measure(case, tmp_path, ("slow",))[0].rows] == ["original", "slow"]
