@@ -1,6 +1,9 @@
 """Memory that loading and encoding take, of this process and of a CUDA device. None where the system does not tell."""
 
+import ctypes
+import gc
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -30,12 +33,21 @@ def _status_mb(field: str) -> float:
     raise OSError(f"{_STATUS} has no field {field}")
 
 
+def _give_back() -> None:
+    """Return freed memory to the system, which glibc otherwise keeps for the next allocation."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def measured(step: Callable[[], T]) -> tuple[T, Memory | None]:
     """Run `step`; its result and the memory of this process it took.
 
     Linux keeps the highest resident size and sets it back on request (proc(5), clear_refs); where it does not, the
-    step runs all the same. What an allocator already held before the step is not counted as its growth.
+    step runs all the same. Memory that was freed before is given back first, so that taking it again counts; what
+    torch or ONNX Runtime keep in pools of their own cannot be.
     """
+    _give_back()
     try:
         _RESET.write_text("5", encoding="ascii")
         before = _status_mb("VmRSS")

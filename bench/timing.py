@@ -70,7 +70,7 @@ class Protocol:
     @property
     def measure_limit(self) -> float:
         """When the measurement ends although it has fewer than `samples` samples."""
-        return 6 * self.seconds
+        return 3 * self.seconds
 
 
 @dataclass(frozen=True)

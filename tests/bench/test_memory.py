@@ -29,6 +29,14 @@ def test_a_peak_before_the_step_does_not_count():
     assert took.peak <= 150
 
 
+@linux
+def test_memory_that_was_freed_counts_when_it_is_taken_again():
+    small = [bytearray(50_000) for _ in range(4000)]  # below malloc's mmap threshold: freed, it stays on the heap
+    del small
+    _, took = measured(lambda: sum(map(len, [bytearray(50_000) for _ in range(4000)])))
+    assert took.peak >= 150
+
+
 def test_a_system_that_does_not_tell(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "_RESET", tmp_path / "nowhere" / "clear_refs")
     assert measured(lambda: 7) == (7, None)

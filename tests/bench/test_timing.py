@@ -81,16 +81,16 @@ def test_warm_up_goes_on_until_the_last_three_windows_agree():
 def test_long_samples_shorten_windows_and_measurement_and_it_is_said():
     comparison = Bench(original=steady(2.0), ort=steady(0.5)).compare(seconds=10, samples=200)
     assert comparison.warmup_windows == (3, 3, 3)
-    assert len(comparison.timings["original"].samples) == 30  # the limit is six times the seconds asked for
+    assert len(comparison.timings["original"].samples) == 15  # the limit is three times the seconds asked for
     windows, samples = comparison.notes
     assert "windows of 3 samples, fewer than 25" in windows
-    assert "30 samples, fewer than 200: one of original takes 2 s and the limit is 60 s" in samples
+    assert "15 samples, fewer than 200: one of original takes 2 s and the limit is 30 s" in samples
 
 
 def test_a_fast_backend_beside_a_slow_one_is_measured_for_less_and_it_is_said():
     comparison = Bench(original=steady(1.0), ort=steady(0.01)).compare(seconds=10, samples=50)
-    assert len(comparison.timings["ort"].samples) == 60
-    assert any(note.startswith("ort was measured for 0.6 s, less than 10 s") for note in comparison.notes)
+    assert len(comparison.timings["ort"].samples) == 30
+    assert any(note.startswith("ort was measured for 0.3 s, less than 10 s") for note in comparison.notes)
 
 
 def test_even_a_sample_beyond_the_limit_is_taken_a_few_times():
