@@ -82,9 +82,10 @@ def test_long_samples_shorten_windows_and_measurement_and_it_is_said():
     comparison = Bench(original=steady(2.0), ort=steady(0.5)).compare(seconds=10, samples=200)
     assert comparison.warmup_windows == (3, 3, 3)
     assert len(comparison.timings["original"].samples) == 15  # the limit is three times the seconds asked for
-    windows, samples = comparison.notes
+    windows, samples, short = comparison.notes
     assert "windows of 3 samples, fewer than 25" in windows
     assert "15 samples, fewer than 200: one of original takes 2 s and the limit is 30 s" in samples
+    assert short.startswith("ort was measured for 7.5 s, less than 10 s")
 
 
 def test_a_fast_backend_beside_a_slow_one_is_measured_for_less_and_it_is_said():
