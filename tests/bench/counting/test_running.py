@@ -1,0 +1,85 @@
+"""Contenders counted as they run, and those that do not run what they are said to."""
+
+import dataclasses
+import shutil
+
+import pytest
+
+from tempme_export.bench.cases import benchmark_clips, open_case
+from tempme_export.bench.contenders import on_backends, with_methods
+from tempme_export.bench.counting.running import COMPILED, FUSED, count_contenders
+from tempme_export.errors import ParityError
+from tempme_export.export import to_onnx
+from tempme_export.schedule import MergePolicy, schedule
+
+
+@pytest.fixture(scope="module")
+def case(tiny):
+    checkpoint, profile = tiny
+    return open_case(str(checkpoint), str(profile), None)
+
+
+@pytest.fixture(scope="module")
+def clip(case):
+    return benchmark_clips([case.recipe], seed=0)[:1]
+
+
+@pytest.fixture
+def contenders(case, tiny_bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        to_onnx, "export_video", lambda recipe, path, precision: shutil.copy(tiny_bundle / "video.onnx", path)
+    )
+    found, _ = on_backends(case, ("torch", "ort", "openvino"), "cpu", tmp_path, lambda _: None)
+    return found
+
+
+def test_every_backend_has_the_tokens_of_the_schedule(case, clip, contenders):
+    counted = count_contenders(contenders, clip)
+    assert [one.contender for one in counted] == ["original", "torch", "ort", "openvino"]
+    blocks = case.recipe.plan.blocks
+    for one in counted:
+        assert one.tokens.clips == tuple(block.clips for block in blocks)
+        assert one.tokens.attention == tuple(block.tokens_attention for block in blocks)
+        assert one.tokens.mlp == tuple(block.tokens_mlp for block in blocks)
+    original, torch_, ort, openvino = counted
+    assert original.parts.products == ort.parts.products == openvino.parts.products == contenders[0].counted.products
+    assert (torch_.parts, torch_.reason) == (None, FUSED)
+    assert original.to_dict()["product_gmacs"] == pytest.approx(contenders[0].counted.products / 1e9)
+    assert torch_.to_dict()["attention"] == list(torch_.tokens.attention)
+
+
+def test_methods_too(case, clip, tmp_path):
+    found, missing = with_methods(case, ("all",), None, "cpu", tmp_path, lambda _: None)
+    counted = {one.method: one for one in count_contenders(found, clip)}
+    assert {"none", "tome", "tempme", "temporal", "evit"} <= counted.keys()
+    assert "diffrate" in missing and "reduction" in missing
+    assert counted["none"].tokens.mlp == (17,) * 4
+    assert counted["evit"].tokens.mlp[-1] < 17 and counted["evit"].parts.products < counted["none"].parts.products
+    for one in found:
+        assert counted[one.method].parts.products == one.counted.products
+
+
+@pytest.mark.parametrize("which", range(4), ids=["original", "torch", "ort", "openvino"])
+def test_another_schedule_is_noticed(case, clip, contenders, which):
+    other = schedule(MergePolicy(1, (2, 3), (2, 2), 30, 10), layers=4, frames=4, tokens_per_frame=17)
+    wrong = dataclasses.replace(contenders[which], plan=other)
+    with pytest.raises(ParityError, match=r"does not have the tokens of its schedule: block 0"):
+        count_contenders([wrong], clip)
+
+
+@pytest.mark.parametrize("which", [0, 2], ids=["original", "ort"])
+def test_another_formula_is_noticed(clip, contenders, which):
+    one = contenders[which]
+    more = dataclasses.replace(one.counted, mlp=one.counted.mlp + 1)
+    with pytest.raises(ParityError, match="what runs is not what the formula describes"):
+        count_contenders([dataclasses.replace(one, counted=more)], clip)
+
+
+def test_what_cannot_be_watched_says_so(clip, contenders):
+    class Sealed:
+        pass
+
+    one = dataclasses.replace(contenders[0], loaded=dataclasses.replace(contenders[0].loaded, runner=Sealed()))
+    (found,) = count_contenders([one], clip)
+    assert (found.tokens, found.parts, found.reason) == (None, None, COMPILED)
+    assert found.to_dict()["clips"] is None
