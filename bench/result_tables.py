@@ -24,14 +24,15 @@ def _one_distance(value: float) -> str:
 
 def bench_tables(rows: Sequence["Row"]) -> Iterable[Table]:
     """Speed beside accuracy, and what it costs, for each profile; without rows, nothing."""
-    for profile in dict.fromkeys((row.profile, row.weights) for row in rows if row.contender == row.backend):
-        own = [row for row in rows if row.contender == row.backend and (row.profile, row.weights) == profile]
-        yield _speed_table(own)
-        yield _cost_table(own)
+    backends = [row for row in rows if row.contender == row.backend]
+    groups = [
+        [row for row in backends if row.profile == profile] for profile in dict.fromkeys(r.profile for r in backends)
+    ]
     methods = [row for row in rows if row.contender != row.backend]
-    if methods:
-        yield _speed_table(methods)
-        yield _cost_table(methods)
+    for group in (*groups, *([methods] if methods else [])):
+        yield _speed_table(group)
+        yield _cost_table(group)
+        yield from _gpu_tables(group)
 
 
 def _speed_table(rows: Sequence["Row"]) -> Table:
@@ -62,15 +63,12 @@ def _speed_table(rows: Sequence["Row"]) -> Table:
 
 
 def _cost_table(rows: Sequence["Row"]) -> Table:
-    on_gpu = any(row.device_mb is not None for row in rows)
     table = new_table(
         "Operations and final tokens of a video; getting ready; memory that loading and encoding add.",
         [""],
-        ["batch", "GMACs", "GFLOPs", "tokens", "build s", "load s", "load MB", "encode MB"]
-        + (["GPU MB", "resident ms", "device ms"] if on_gpu else []),
+        ["batch", "GMACs", "GFLOPs", "tokens", "build s", "load s", "load MB", "encode MB"],
     )
     for row in rows:
-        gpu = [_or_empty(row.device_mb, ".0f"), _or_empty(row.resident_ms, ".3f"), _or_empty(row.device_ms, ".3f")]
         table.add_row(
             row.contender,
             str(row.batch),
@@ -81,9 +79,30 @@ def _cost_table(rows: Sequence["Row"]) -> Table:
             f"{row.load_s:.1f}",
             _or_empty(row.load_mb, ".0f"),
             _or_empty(row.encode_mb, ".0f"),
-            *(gpu if on_gpu else []),
         )
     return table
+
+
+def _gpu_tables(rows: Sequence["Row"]) -> Iterable[Table]:
+    """What only a GPU has; without one, nothing."""
+    own = [row for row in rows if row.device_mb is not None]
+    if not own:
+        return
+    table = new_table(
+        "On the GPU: copies in and out included; videos already there; between events of the device; memory at most.",
+        [""],
+        ["batch", "p50 ms", "resident ms", "device ms", "GPU MB"],
+    )
+    for row in own:
+        table.add_row(
+            row.contender,
+            str(row.batch),
+            f"{row.p50_ms:.3f}",
+            _or_empty(row.resident_ms, ".3f"),
+            _or_empty(row.device_ms, ".3f"),
+            _or_empty(row.device_mb, ".0f"),
+        )
+    yield table
 
 
 def stage_tables(stages: Iterable[Mapping[str, Any]]) -> Iterable[Table]:

@@ -41,11 +41,16 @@ def measure(wanted: Wanted, *, stage: Progress, progress: Progress) -> Report:
     if wanted.methods is not None:
         chosen(wanted.methods)
     report = Report(gpu=gpu_now(wanted.device))
-    for case in _cases(wanted, stage):
-        stage(f"{case.profile.name}: {case.profile.frames} frames, {case.weights}")
-        report += _measure_case(case, wanted, protocol, stage, progress)
-        if report.interrupted:
-            break
+    try:
+        for case in _cases(wanted, stage):
+            stage(f"{case.profile.name}: {case.profile.frames} frames, {case.weights}")
+            report += _measure_case(case, wanted, protocol, stage, progress)
+            if report.interrupted:
+                break
+    except KeyboardInterrupt:
+        if not report.rows:
+            raise
+        report += Report(notes=("interrupted, the frame counts that were finished are kept",), interrupted=True)
     rows = [asdict(row) for row in report.rows]
     return report + Report(
         knees=tuple(one.to_dict() for one in knees(rows)),

@@ -272,6 +272,70 @@ def test_two_runs_are_compared(tempme_bench, tiny, tmp_path):
     assert code == 0 and "no change" in out and "slower" not in out
 
 
+def test_a_sweep_over_frames_fits_its_costs(tempme_bench, tmp_path):
+    quick = ["--profile", "mini-8f", "--frames", "4,8,16", "--backends", "torch", "--seconds", 0.05, "--samples", 5]
+    code, out, err = tempme_bench(*quick, "--json", tmp_path / "sweep.json")
+    assert code == 0, err
+    document = json.loads((tmp_path / "sweep.json").read_text())
+    assert [row["frames"] for row in document["rows"]] == [4, 4, 8, 8, 16, 16]
+    assert [row["final_clips"] for row in document["rows"]] == [1] * 6
+    gmacs = {fit["contender"]: fit for fit in document["fits"] if fit["quantity"] == "gmacs"}
+    assert gmacs["torch"]["x"] == [4, 8, 16] and gmacs["torch"]["form"] == "linear"
+    assert "x frames" in out
+    code, _, err = tempme_bench("--profile", "mini-8f", "--frames", "8,13", "--backends", "torch")
+    assert code == 3 and "13 frames cannot be joined into one clip" in err
+
+
+def test_a_checkpoint_has_one_frame_count(tempme_bench, tiny):
+    code, _, err = tempme_bench(tiny[0], "--profile", tiny[1], "--frames", "4,8")
+    assert code == 2 and "a checkpoint has one frame count" in err
+
+
+def test_a_sweep_that_is_interrupted_keeps_the_counts_that_were_finished(tempme_bench, tmp_path, monkeypatch):
+    real, seen = suites.on_backends, []
+
+    def interrupted(case, *arguments):
+        seen.append(case)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return real(case, *arguments)
+
+    monkeypatch.setattr(suites, "on_backends", interrupted)
+    quick = ["--profile", "mini-8f", "--frames", "4,8", "--backends", "torch", "--seconds", 0.05, "--samples", 5]
+    code, _, err = tempme_bench(*quick, "--out", tmp_path)
+    assert code == 130 and "the frame counts that were finished are kept" in err
+    assert [row["frames"] for row in json.loads((tmp_path / report.DOCUMENT).read_text())["rows"]] == [4, 4]
+
+
+def test_a_bundle_that_was_changed_is_refused(tempme_bench, tiny_bundle, tmp_path):
+    changed = shutil.copytree(tiny_bundle, tmp_path / "changed.tempme")
+    with (changed / "video.onnx").open("ab") as file:
+        file.write(b"more")
+    code, out, err = tempme_bench(changed)
+    assert (code, out) == (3, "")
+    assert "video.onnx" in err
+
+
+def test_a_page_of_this_run_and_of_results(tempme_bench, tiny, tmp_path):
+    checkpoint, profile = tiny
+    quick = ["--seconds", 0.05, "--samples", 5, "--backends", "torch", "--out", tmp_path / "run"]
+    code, _, err = tempme_bench(checkpoint, "--profile", profile, *quick, "--report", tmp_path / "page")
+    assert code == 0, err
+    assert "torch" in (tmp_path / "page" / "report.html").read_text()
+    code, _, err = tempme_bench("--report", tmp_path / "again", "--results", tmp_path / "run")
+    assert code == 0 and "report.html" in err
+    assert tempme_bench("--report", tmp_path / "again", "--results", tmp_path)[0] == 3
+
+
+def test_a_merge_picture_of_a_bundle(tempme_bench, tiny_bundle, tmp_path):
+    from tempme_export.demo import render_clip
+
+    render_clip(tmp_path / "clip.mp4", seconds=1)
+    code, out, err = tempme_bench(tiny_bundle, "--trace", tmp_path / "clip.mp4", "--out", tmp_path / "pictures")
+    assert (code, out) == (0, ""), err
+    assert {"merges.png", "merges.gif", "stage-1.png"} <= {path.name for path in (tmp_path / "pictures").iterdir()}
+
+
 def test_interrupted_exits_130_with_what_was_measured(tempme_bench, tiny, tmp_path, monkeypatch):
     real = suites.run
 

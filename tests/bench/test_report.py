@@ -3,10 +3,12 @@ import json
 
 import polars as pl
 import pytest
+from rich.console import Console
 
 from tempme_export.bench import report
 from tempme_export.bench.machine import machine
 from tempme_export.bench.report import Measured, Report, Row, frame, prepare_folder
+from tempme_export.bench.result_tables import bench_tables
 from tempme_export.bench.timing import Comparison, Ratio, Timing
 from tempme_export.errors import ParityError, UnstableError, UsageError
 
@@ -198,6 +200,33 @@ def test_two_parts_of_a_run_are_one():
     assert len(joined.rows) == 4 and len(joined.measured) == 2
     assert joined.missing == {"ort": "gone"} and joined.notes == ("cut",) and joined.interrupted
     assert len(joined.samples()) == 12
+
+
+def rendered(rows):
+    console = Console(width=200)
+    with console.capture() as capture:
+        for table in bench_tables(rows):
+            console.print(table)
+    return capture.get()
+
+
+def test_a_gpu_has_a_table_of_its_own_and_none_is_wider_than_100():
+    gpu = row(device="cuda", gpu="NVIDIA H200", device_mb=812.5, resident_ms=0.742, device_ms=0.7215)
+    text = rendered([gpu])
+    assert "NVIDIA H200" in text and "0.742" in text and "812" in text
+    assert max(map(len, text.splitlines())) <= 120  # the heading names weights and machine
+    assert "resident" not in rendered(ROWS)
+
+
+def test_a_handicap_and_what_did_not_settle_show_in_the_table():
+    text = rendered([row(), row(contender="ort", backend="ort", handicap_percent=10.0, stable=False)])
+    assert "ort (slowed 10 %)" in text and " NO " in text
+
+
+def test_every_profile_has_its_tables_and_methods_share_one():
+    several = [row(), row(profile="other"), *(row(contender=key, profile=f"tiny-{key}") for key in ("none", "tome"))]
+    assert rendered(several).count("times as fast as") == 3
+    assert rendered([]) == ""
 
 
 def test_machine_facts():
