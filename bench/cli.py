@@ -50,7 +50,9 @@ def bench(
     ] = None,
     methods: Annotated[
         str | None,
-        _option(_MODEL, "Methods side by side in the same encoder, on the first of --backends; or all.", "A,B|all"),
+        _option(
+            _MODEL, "Methods side by side on the same weights: on the original path, or one of --backends.", "A,B|all"
+        ),
     ] = None,
     mode: Annotated[
         str | None,

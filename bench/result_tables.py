@@ -37,9 +37,9 @@ def bench_tables(rows: Sequence["Row"]) -> Iterable[Table]:
 
 def _speed_table(rows: Sequence["Row"]) -> Table:
     first = rows[0]
-    machine = first.gpu or first.cpu
+    machine, profile = first.gpu or first.cpu, min((row.profile for row in rows), key=len)  # a method's adds its key
     table = new_table(
-        f"{first.profile}, {first.frames} frames, {first.weights}\n{first.device}: {machine}, {first.threads} threads, "
+        f"{profile}, {first.frames} frames, {first.weights}\n{first.device}: {machine}, {first.threads} threads, "
         f"Python {first.python}, torch {first.torch}, onnxruntime {first.onnxruntime}\n"
         f"ratio: times as fast as {first.contender}, with its 95 % interval",
         ["", "type"],

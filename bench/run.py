@@ -229,14 +229,6 @@ class Bench:
         )
 
 
-def _smaller(batch: int, smallest: int, done: Sequence[int]) -> list[int]:
-    """Batches to try after one that did not fit: half of it, and so on, down to those that were measured."""
-    sizes = []
-    while (batch := batch // 2) >= smallest and batch not in done:
-        sizes.append(batch)
-    return sizes
-
-
 def run(contenders: Sequence[Contender], request: Request, *, stage: Progress, progress: Progress) -> Report:
     """Compare contenders of one frame count on the same videos: each is judged, then timed beside the others.
 
@@ -261,7 +253,8 @@ def run(contenders: Sequence[Contender], request: Request, *, stage: Progress, p
             try:
                 one = bench.measure(batch)
             except OutOfMemoryError as error:
-                queue = _smaller(batch, profile.batch.min, done)[:1]
+                half = batch // 2
+                queue = [half] if half >= profile.batch.min and half not in done else []
                 if not queue and not done:
                     raise BackendError(f"{error} runs out of memory with {batch} video(s) per call.") from error
                 note = f"{profile.name}: {error} runs out of memory at batch {batch}; nothing larger is measured"
