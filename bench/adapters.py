@@ -11,11 +11,16 @@ video information", and that the generation is left out of the figures. Their ro
 """
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from tempme_export.backbone import Backbone
-from tempme_export.bench.paper import Claim, merge_plan
+from tempme_export.bench.paper import Claim, Counter, merge_plan
 from tempme_export.complexity import Complexity, complexity
+from tempme_export.errors import ProfileError
 from tempme_export.schedule import BlockPlan, MergePolicy, Schedule
+
+if TYPE_CHECKING:
+    from tempme_export.checkpoint import Facts
 
 ADAPTER_WIDTH = 8
 """Inner width of an adapter: the dimension that Section 4.1 gives for all experiments."""
@@ -66,6 +71,23 @@ def with_key_prompts(plan: Schedule, backbone: Backbone) -> Complexity:
         attention_projections=counted.attention_projections + prompts * 2 * width**2,
         attention_products=counted.attention_products + 2 * width * pairs,
         elementwise=counted.elementwise + backbone.heads * pairs + 5 * width * prompts,
+    )
+
+
+def counter_for(facts: "Facts", source: str) -> Counter:
+    """The formula of a checkpoint's own additions.
+
+    source  names the checkpoint. Raises ProfileError for adapters or prompts of other sizes than the formulas have.
+    """
+    if (facts.adapter, facts.prompts) == (None, None):
+        return complexity
+    if (facts.adapter, facts.prompts) == (ADAPTER_WIDTH, None):
+        return with_adapters
+    if (facts.adapter, facts.prompts) == (None, PROMPTS):
+        return with_key_prompts
+    raise ProfileError(
+        f"{source} has adapters of {facts.adapter} and prompts of {facts.prompts}; operations are counted by formula "
+        f"without, with adapters of {ADAPTER_WIDTH} alone, or with {PROMPTS} prompts alone."
     )
 
 

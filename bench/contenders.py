@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tempme_export.bench.adapters import counter_for
 from tempme_export.bench.backends import ORIGINAL, Loaded, chosen_backends, load, load_all, ready
 from tempme_export.bench.cases import Case
 from tempme_export.bench.methods.catalogue import ALL, Method, chosen
 from tempme_export.bench.methods.encoders import encoder
 from tempme_export.bench.methods.recipes import method_recipe
+from tempme_export.bench.paper import Counter
 from tempme_export.bench.timing import Progress
 from tempme_export.complexity import Complexity, complexity
 from tempme_export.errors import UsageError
@@ -49,6 +51,11 @@ def method_of(merge: MergePolicy) -> str:
     return "tome" if merge.image_r else "none"
 
 
+def _formula(recipe: Recipe) -> Counter:
+    """What its operations are counted by. Raises ProfileError where there is no formula for its additions."""
+    return counter_for(recipe.checkpoint.facts, recipe.checkpoint.source)
+
+
 def on_backends(
     case: Case, names: tuple[str, ...] | None, device: str, folder: Path, stage: Progress
 ) -> tuple[list[Contender], dict[str, str]]:
@@ -59,7 +66,7 @@ def on_backends(
     """
     chosen = chosen_backends(names)
     loaded, missing = load_all(chosen, case, device, folder, named=names is not None, stage=stage)
-    counted = complexity(case.recipe.plan, case.recipe.backbone)
+    counted = _formula(case.recipe)(case.recipe.plan, case.recipe.backbone)
     contenders = [
         Contender(
             name=name,
@@ -118,6 +125,7 @@ def _with_method(case: Case, method: Method, backend: str, device: str, folder: 
         raise UsageError(f"{method.title} runs on the original path only, not on {backend}. Leave {method.key} out.")
     stage(f"loading {method.key} on {backend}")
     module = encoder(method, case.recipe, device)
+    count = _formula(recipe) if method.count is complexity else method.count
     loaded = original = ready(ORIGINAL, lambda: TorchRunner(module, recipe, ORIGINAL, "video", device))
     if backend != ORIGINAL:
         folder.mkdir()
@@ -127,7 +135,7 @@ def _with_method(case: Case, method: Method, backend: str, device: str, folder: 
         method=method.key,
         recipe=recipe,
         plan=module.plan,
-        counted=method.count(module.plan, recipe.backbone),
+        counted=count(module.plan, recipe.backbone),
         loaded=loaded,
         expect=original.embed,
     )

@@ -9,7 +9,6 @@ to a count's products for its GMACs; products that choose and merge tokens are s
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ from tempme_export.bench.adapters import (
 from tempme_export.bench.counting.products import PARTS, Parts, Products, parts_of
 from tempme_export.bench.paper import Claim, Counter, Planner
 from tempme_export.complexity import Complexity, complexity
-from tempme_export.errors import ParityError, ProfileError
+from tempme_export.errors import ParityError
 from tempme_export.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -186,43 +185,3 @@ def count_claim(claim: Claim, *, graph: bool = False, backbone: Backbone | None 
 
     proto = graph_of(shape_recipe(profile, backbone, device="cpu", adapter=encoder.adapter))
     return Counted(method, formula, eager, _counted(count_graph(proto), plan, backbone, f"the graph of {method}"))
-
-
-def count_recipe(recipe: "Recipe", artifact: Path | None = None) -> Counted:
-    """Count the model of a recipe, and its ONNX file where there is one, against the formula.
-
-    Raises ProfileError for a checkpoint with prompts or adapters of another width than the formula has, ParityError
-    for tokens that are not the schedule's, and InputError for a file that cannot be counted.
-    """
-    facts, backbone, plan = recipe.checkpoint.facts, recipe.backbone, recipe.plan
-    odd = [
-        f"{name} of {value}"
-        for name, value, known in (
-            ("adapters", facts.adapter, (None, ADAPTER_WIDTH)),
-            ("prompts", facts.prompts, (None, PROMPTS)),
-        )
-        if value not in known
-    ]
-    if odd or None not in (facts.adapter, facts.prompts):
-        raise ProfileError(
-            f"{recipe.checkpoint.source} has {' and '.join(odd) or 'adapters and prompts'}; operations are counted by "
-            f"formula without, with adapters of {ADAPTER_WIDTH}, or with {PROMPTS} prompts."
-        )
-    counter: Counter = complexity
-    if facts.adapter is not None:
-        counter = with_adapters
-    elif facts.prompts is not None:
-        counter = with_key_prompts
-    tensors = {
-        name: tensor.to("meta") for name, tensor in recipe.checkpoint.tensors.items() if name.startswith("visual.")
-    }
-    shapes = dataclasses.replace(recipe, checkpoint=dataclasses.replace(recipe.checkpoint, tensors=tensors))
-    method = recipe.profile.name
-    eager = _counted(_original(shapes), plan, backbone, f"{method}, run eagerly,")
-    if artifact is None:
-        return Counted(method, counter(plan, backbone), eager, no_graph="no ONNX file to count")
-
-    from tempme_export.bench.counting.graph import count_graph
-
-    graph = _counted(count_graph(artifact), plan, backbone, str(artifact))
-    return Counted(method, counter(plan, backbone), eager, graph)

@@ -10,12 +10,16 @@ from tempme_export.bench.adapters import (
     ADAPTER_CLAIMS,
     ADAPTER_WIDTH,
     PROMPTS,
+    counter_for,
     prompted_plan,
     with_adapters,
     with_key_prompts,
 )
 from tempme_export.complexity import complexity
-from tempme_export.errors import ParityError
+from tempme_export.errors import ParityError, ProfileError
+from tempme_export.random_weights import facts_of
+
+FACTS = facts_of(open_clip_backbone("ViT-B-32-quickgelu"))
 
 # label -> the paper's figure, ours to one decimal, whether the text says enough
 SPEC = {
@@ -93,3 +97,18 @@ def test_what_is_not_known_is_said_with_the_tokens_that_are_printed(label, token
     reason = paper.count(CLAIMS[label]).reason
     assert reason.startswith("the paper gives neither") and "211.3 is the tower without them" in reason
     assert f"its {tokens} tokens are 12 x 197 + {tokens - 12 * 197}" in reason
+
+
+@pytest.mark.parametrize(
+    ("adapter", "prompts", "count"), [(None, None, complexity), (8, None, with_adapters), (None, 5, with_key_prompts)]
+)
+def test_a_checkpoint_is_counted_with_its_additions(adapter, prompts, count):
+    facts = dataclasses.replace(FACTS, adapter=adapter, prompts=prompts)
+    assert counter_for(facts, "ckpt.pt") is count
+
+
+@pytest.mark.parametrize(("adapter", "prompts"), [(4, None), (None, 7), (8, 5)])
+def test_additions_without_a_formula_are_refused(adapter, prompts):
+    facts = dataclasses.replace(FACTS, adapter=adapter, prompts=prompts)
+    with pytest.raises(ProfileError, match=rf"ckpt\.pt has adapters of {adapter} and prompts of {prompts}"):
+        counter_for(facts, "ckpt.pt")

@@ -11,7 +11,9 @@ import torch
 
 import tempme_export
 from tempme_export import cli, pipeline
+from tempme_export.bench.backends import BACKENDS
 from tempme_export.bench.cases import Case
+from tempme_export.bench.contenders import on_backends
 from tempme_export.bench.run import Request, run
 from tempme_export.bench.timing import Protocol
 from tempme_export.bundle import PT2, TEXT, VIDEO, open_bundle, verify_files
@@ -239,16 +241,17 @@ class TestUse:
 
 class TestBench:
     @staticmethod
-    def request(backends):
-        protocol = Protocol(seconds=0.05, samples=5, resamples=20)
-        return Request(backends=backends, batches=(1, 3), device="cpu", protocol=protocol, command="tempme-bench")
-
-    @staticmethod
     def quiet(_):
         pass
 
-    def test_measured_beside_the_original(self, bundle, small_recipe):
-        done = run(Case(small_recipe, bundle), self.request(("pt2",)), stage=self.quiet, progress=self.quiet)
+    def contenders(self, case, names, folder):
+        return on_backends(case, names, "cpu", folder, self.quiet)
+
+    def test_measured_beside_the_original(self, bundle, small_recipe, tmp_path):
+        contenders, _ = self.contenders(Case(small_recipe, bundle), ("pt2",), tmp_path)
+        protocol = Protocol(seconds=0.05, samples=5, resamples=20)
+        request = Request(batches=(1, 3), device="cpu", protocol=protocol, command="tempme-bench")
+        done = run(contenders, request, stage=self.quiet, progress=self.quiet)
         assert [(row.backend, row.batch) for row in done.rows] == [
             ("original", 1),
             ("pt2", 1),
@@ -259,8 +262,10 @@ class TestBench:
         assert row.artifact_sha256 == file_sha256(bundle / PT2)
         assert row.precision == "fp32" and row.build_s is None and row.one_minus_cosine <= 1e-6
 
-    def test_none_in_the_bundle_is_one_line(self, small_bundle, small_recipe):
-        done = run(Case(small_recipe, small_bundle), self.request(None), stage=self.quiet, progress=self.quiet)
-        assert f"{small_bundle} has no video.pt2" in done.missing["pt2"]
+    def test_none_in_the_bundle_is_one_line(self, small_bundle, small_recipe, tmp_path, monkeypatch):
+        few = {name: BACKENDS[name] for name in ("original", "pt2")}
+        monkeypatch.setattr("tempme_export.bench.backends.BACKENDS", few)
+        _, missing = self.contenders(Case(small_recipe, small_bundle), None, tmp_path)
+        assert f"{small_bundle} has no video.pt2" in missing["pt2"]
         with pytest.raises(BackendError, match=r"there is no video\.pt2.*tempme-export CKPT --pt2"):
-            run(Case(small_recipe), self.request(("pt2",)), stage=self.quiet, progress=self.quiet)
+            self.contenders(Case(small_recipe), ("pt2",), tmp_path)

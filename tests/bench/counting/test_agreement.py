@@ -17,12 +17,11 @@ from tempme_export.bench.counting.agreement import (
     Counted,
     check_counts,
     count_claim,
-    count_recipe,
 )
-from tempme_export.bench.counting.products import Products, parts_of
+from tempme_export.bench.counting.products import parts_of
 from tempme_export.bench.paper import Claim
 from tempme_export.complexity import Complexity
-from tempme_export.errors import ExportError, ParityError, ProfileError
+from tempme_export.errors import ExportError, ParityError
 
 FORMULA = Complexity(1, 20, 300, 4000, 50000, 600000)
 BY_FORMULA_ONLY = {"token reduction only"}
@@ -128,52 +127,6 @@ def test_as_a_json_object():
     assert sum(found["formula"].values()) == FORMULA.products
     assert found["eager"] == {**found["formula"], "merging": 0}
     assert Counted("a", FORMULA).merging_gmacs is None
-
-
-@pytest.mark.parametrize(
-    "additions", [{}, {"adapter": 8}, {"prompts": 5}], ids=["plain", "adapters", "keys and values"]
-)
-def test_a_model_counts_as_its_formula(tiny_recipe, additions):
-    counted = count_recipe(tiny_recipe("clips", "cpu", **additions))
-    check_counts([counted])
-    assert (counted.method, counted.graph, counted.no_graph) == ("clips", None, "no ONNX file to count")
-    plain = count_recipe(tiny_recipe("clips", "cpu"))
-    assert (counted.formula == plain.formula) == (not additions)
-
-
-def test_a_model_counts_as_its_file_and_not_as_another(tiny_recipe, artifact):
-    counted = count_recipe(tiny_recipe("none", "cpu"), artifact("none"))
-    assert counted.graph == counted.eager == parts_of(counted.formula)
-    with pytest.raises(
-        ParityError, match=r"none-fp32\.onnx does not have the tokens of its schedule: block 0: 4 clips"
-    ):
-        count_recipe(tiny_recipe("clips", "cpu"), artifact("none"))
-
-
-@pytest.mark.parametrize(
-    ("additions", "said"),
-    [
-        ({"adapter": 4}, "adapters of 4"),
-        ({"prompts": 7}, "prompts of 7"),
-        ({"adapter": 8, "prompts": 5}, "adapters and prompts"),
-    ],
-)
-def test_additions_without_a_formula_are_refused(tiny_recipe, additions, said):
-    with pytest.raises(ProfileError, match=said):
-        count_recipe(tiny_recipe("none", **additions))
-
-
-def test_a_graph_with_products_left_out_is_caught(tiny_recipe, monkeypatch):
-    recipe = tiny_recipe("none")
-    real = agreement._original
-
-    def without_the_last_product(shapes):
-        counted = real(shapes)
-        return Products(counted.items[:-1], counted.videos)
-
-    monkeypatch.setattr(agreement, "_original", without_the_last_product)
-    with pytest.raises(ParityError, match=r"output_projection: \d+ eager against \d+ by formula"):
-        check_counts([count_recipe(recipe)])
 
 
 def test_an_operator_that_does_not_belong_is_no_graph_to_count(tiny_recipe, monkeypatch):

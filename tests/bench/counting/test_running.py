@@ -4,10 +4,13 @@ import dataclasses
 import shutil
 
 import pytest
+import torch
 
 from tempme_export.bench.cases import benchmark_clips, open_case
 from tempme_export.bench.contenders import on_backends, with_methods
 from tempme_export.bench.counting.running import COMPILED, FUSED, count_contenders
+from tempme_export.checkpoint import expected_shapes
+from tempme_export.complexity import complexity
 from tempme_export.errors import ParityError
 from tempme_export.export import to_onnx
 from tempme_export.schedule import MergePolicy, schedule
@@ -83,3 +86,18 @@ def test_what_cannot_be_watched_says_so(clip, contenders):
     (found,) = count_contenders([one], clip)
     assert (found.tokens, found.parts, found.reason) == (None, None, COMPILED)
     assert found.to_dict()["clips"] is None
+
+
+def test_adapters_are_counted_with_their_own_formula(case, clip, tiny, tmp_path):
+    facts = dataclasses.replace(case.recipe.checkpoint.facts, adapter=8)
+    generator = torch.Generator().manual_seed(3)
+    shapes = expected_shapes(facts).items()
+    torch.save(
+        {f"clip.{name}": 0.1 * torch.randn(shape, generator=generator) for name, shape in shapes}, tmp_path / "a.pt"
+    )
+    adapted = open_case(str(tmp_path / "a.pt"), str(tiny[1]), None)
+    found, _ = on_backends(adapted, ("torch",), "cpu", tmp_path, lambda _: None)
+    original, _ = count_contenders(found, clip)
+    tokens = sum(block.clips * block.tokens_mlp for block in adapted.recipe.plan.blocks)
+    plain = complexity(adapted.recipe.plan, adapted.recipe.backbone)
+    assert original.parts.mlp == plain.mlp + 2 * 8 * 64 * tokens
