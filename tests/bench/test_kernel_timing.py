@@ -178,7 +178,7 @@ def test_tables_hold_every_row(tempme_bench, recipe, monkeypatch, tmp_path):
     monkeypatch.setattr(kernel_timing, "require_gpu", lambda: CPU)
     monkeypatch.setattr(kernel_timing, "timer", lambda device, effort: take)
     monkeypatch.setattr(kernel_timing, "one_of_each_kind", lambda calls: ())
-    monkeypatch.setattr("tempme_export.bench.cli._profile", lambda profile, frames: recipe.profile)
+    monkeypatch.setattr("tempme_export.bench.commands.chosen_profile", lambda profile, frames: recipe.profile)
     code, out, err = tempme_bench("--kernels", "--profile", "tiny", "--json", tmp_path / "kernels.json")
     assert (code, err) == (0, "")
     assert "…" not in out
