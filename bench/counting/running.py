@@ -21,7 +21,6 @@ from tempme_export.reference import ReferenceVideo
 from tempme_export.runtime.pytorch import TorchRunner
 
 COMPILED = "compiled code cannot be watched; its embeddings are judged all the same"
-FUSED = "operators of the fast encoder hide their products; its tokens are counted"
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def _count(
             products = count_eager(module, frames, merging=_merging(module))
             tokens, parts = products.tokens(width), products.parts(width)
         elif isinstance(module, VideoEncoder):
-            tokens, reason = tokens_of_encoder(module, frames), FUSED
+            tokens, parts = tokens_of_encoder(module, frames), count_eager(module, frames).parts(width)
         else:
             reason = COMPILED
     return Running(name, profile.name, one.method, profile.frames, tokens, parts, reason)

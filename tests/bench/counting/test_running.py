@@ -8,7 +8,7 @@ import torch
 
 from tempme_export.bench.cases import benchmark_clips, open_case
 from tempme_export.bench.contenders import on_backends, with_methods
-from tempme_export.bench.counting.running import COMPILED, FUSED, count_contenders
+from tempme_export.bench.counting.running import COMPILED, count_contenders
 from tempme_export.checkpoint import expected_shapes
 from tempme_export.complexity import complexity
 from tempme_export.errors import ParityError
@@ -44,11 +44,11 @@ def test_every_backend_has_the_tokens_of_the_schedule(case, clip, contenders):
         assert one.tokens.clips == tuple(block.clips for block in blocks)
         assert one.tokens.attention == tuple(block.tokens_attention for block in blocks)
         assert one.tokens.mlp == tuple(block.tokens_mlp for block in blocks)
-    original, torch_, ort, openvino = counted
-    assert original.parts.products == ort.parts.products == openvino.parts.products == contenders[0].counted.products
-    assert (torch_.parts, torch_.reason) == (None, FUSED)
+    original = counted[0]
+    assert {one.parts.products for one in counted} == {contenders[0].counted.products}
+    assert {one.reason for one in counted} == {""}
     assert original.to_dict()["product_gmacs"] == pytest.approx(contenders[0].counted.products / 1e9)
-    assert torch_.to_dict()["attention"] == list(torch_.tokens.attention)
+    assert original.to_dict()["attention"] == list(original.tokens.attention)
 
 
 def test_methods_too(case, clip, tmp_path):
@@ -70,7 +70,7 @@ def test_another_schedule_is_noticed(case, clip, contenders, which):
         count_contenders([wrong], clip)
 
 
-@pytest.mark.parametrize("which", [0, 2], ids=["original", "ort"])
+@pytest.mark.parametrize("which", [0, 1, 2], ids=["original", "torch", "ort"])
 def test_another_formula_is_noticed(clip, contenders, which):
     one = contenders[which]
     more = dataclasses.replace(one.counted, mlp=one.counted.mlp + 1)
