@@ -61,12 +61,12 @@ class LayerNorm(nn.Module):
 
 
 class Linear(nn.Module):
-    """y = W x + b with frozen weights."""
+    """y = W x + b with frozen weights; every product of activations with weights is one of these."""
 
     weight: Tensor
-    bias: Tensor
+    bias: Tensor | None
 
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
         self.register_buffer("weight", weight.contiguous())
         self.register_buffer("bias", bias)
@@ -200,9 +200,7 @@ class VideoBlock(nn.Module):
 class VideoEncoder(nn.Module):
     """Video tower: normalised frames -> unit embedding."""
 
-    patch_weight: Tensor
     position: Tensor
-    proj: Tensor
 
     def __init__(self, recipe: Recipe, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -210,7 +208,7 @@ class VideoEncoder(nn.Module):
         weights, backbone = folded_weights(recipe, "visual.", dtype), recipe.backbone
         self.plan, self.dtype = recipe.plan, dtype
         self.image_size, self.patch = backbone.image_size, backbone.patch
-        self.register_buffer("patch_weight", weights["conv1.weight"].flatten(1))
+        self.conv1 = Linear(weights["conv1.weight"].flatten(1))
         position = weights["positional_embedding"].clone()
         position[0] += weights["class_embedding"]
         self.register_buffer("position", position)  # [P, D], the class embedding inside its row 0
@@ -219,15 +217,14 @@ class VideoEncoder(nn.Module):
             VideoBlock(weights, plan, backbone.heads, backbone.activation, recipe.profile.merge.size_bias)
             for plan in self.plan.blocks
         )
-        self.register_buffer("proj", weights["proj"])
+        self.proj = Linear(weights["proj"].T)
 
     def _stem(self, frames: Tensor) -> Tensor:
         """The convolution as a matrix product: its stride is its kernel, and ONNX has no bfloat16 Conv."""
         grid, patch = self.image_size // self.patch, self.patch
         pixels = frames.to(self.dtype).view(-1, 3, grid, patch, grid, patch)
         pixels = pixels.permute(0, 2, 4, 1, 3, 5).reshape(-1, grid * grid, 3 * patch * patch)
-        patches = F.linear(pixels, self.patch_weight)
-        return self.ln_pre(F.pad(patches, (0, 0, 1, 0)) + self.position)
+        return self.ln_pre(F.pad(self.conv1(pixels), (0, 0, 1, 0)) + self.position)
 
     def encode(self, frames: Tensor, frame_mask: Tensor | None, merges: Merges) -> Tensor:
         """As `forward`; every merge is appended to `merges`."""
@@ -237,8 +234,8 @@ class VideoEncoder(nn.Module):
         n_cls = self.plan.blocks[-1].n_cls
         assert stream.delta is not None, "the last MLP's output waits to be added"
         cls = self.ln_post.add(stream.x[:, :n_cls], stream.delta[:, :n_cls])[1]
-        features = (cls.reshape(-1, self.plan.frames, cls.shape[-1]) @ self.proj).to(_wide(self.dtype))
-        features = _unit(features)
+        features = self.proj(cls.reshape(-1, self.plan.frames, cls.shape[-1]))
+        features = _unit(features.to(_wide(self.dtype)))
         if frame_mask is not None:
             features = features * frame_mask.to(features.dtype).unsqueeze(-1)
         return _unit(features.sum(dim=1))
@@ -279,7 +276,6 @@ class TextEncoder(nn.Module):
     position: Tensor
     causal: Tensor
     index: Tensor
-    projection: Tensor
 
     def __init__(self, recipe: Recipe, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -295,7 +291,7 @@ class TextEncoder(nn.Module):
         self.register_buffer("causal", causal)
         self.register_buffer("index", torch.arange(self.length))
         self.ln_final = LayerNorm(weights, "ln_final")
-        self.register_buffer("projection", weights["text_projection"])
+        self.text_projection = Linear(weights["text_projection"].T)
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """token_ids [B, L] int64 -> [B, E] float32 of unit length, read at the end token (the largest id)."""
@@ -304,5 +300,5 @@ class TextEncoder(nn.Module):
             x = block(x, self.causal)
         is_end = torch.eq(token_ids.argmax(dim=-1, keepdim=True), self.index).to(x.dtype)
         end = is_end.unsqueeze(1) @ x  # [B, 1, D]
-        feature = (self.ln_final(end).squeeze(1) @ self.projection).to(_wide(self.dtype))
-        return _unit(feature)
+        feature = self.text_projection(self.ln_final(end).squeeze(1))
+        return _unit(feature.to(_wide(self.dtype)))
