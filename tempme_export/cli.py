@@ -95,7 +95,18 @@ def command(
     ] = None,
     profile: Annotated[str | None, typer.Option(help="Profile name or .toml path. Default: inferred.")] = None,
     out: Annotated[Path | None, typer.Option(help="Bundle folder. Default: CKPT with .tempme.")] = None,
-    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16 inside the graphs.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16 inside the graphs, or int8 for CPUs.")] = "fp32",
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VIDEOS_OR_DATA",
+            help="For int8: a folder of videos like those to be indexed, DATA as for --gate (its training split), or a "
+            ".npz file of clips.",
+        ),
+    ] = None,
+    ranges: Annotated[
+        str, typer.Option(help="For int8: activations' ranges by minmax, percentile or entropy.")
+    ] = "minmax",
     batch: Annotated[str | None, typer.Option(metavar="MIN:OPT:MAX", help="Videos per call.")] = None,
     frame_mask: Annotated[bool, typer.Option("--frame-mask", help="Add the input frame_mask.")] = False,
     trace: Annotated[
@@ -145,7 +156,7 @@ def command(
     from tempme_export.pipeline import check_request, export
 
     if dry_run:
-        check_request(precision, sizes, opset, device, pt2)
+        check_request(precision, sizes, opset, device, pt2, calibrate, ranges)
         _dry_run(checkpoint, profile, out, precision, sizes, force, trace, pt2, gate, gate_videos, as_json)
         return
     started = time.perf_counter()
@@ -160,6 +171,8 @@ def command(
         pt2=pt2,
         device=device,
         opset=opset,
+        calibrate=calibrate,
+        ranges=ranges,
         force=force,
         gate=gate,
         gate_videos=gate_videos,

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tempme_export.evaluation.agreement import Comparison, Part
     from tempme_export.evaluation.gate import Gate, GateData
     from tempme_export.parity import ParityReport
+    from tempme_export.quantization.build import Quantization
+    from tempme_export.quantization.calibration import Calibration
     from tempme_export.recipe import Recipe
     from tempme_export.selftest import SelfTest
 
@@ -69,6 +71,27 @@ def show_selftest(selftest: "SelfTest") -> None:
         "self-test",
         f"{len(selftest.clips)} clips and {len(selftest.token_ids)} texts through the original path",
     )
+
+
+def show_calibration(calibration: "Calibration") -> None:
+    """What int8 takes its scales from, and what is wrong with it."""
+    texts = f"{len(calibration.texts)} texts ({calibration.captions})"
+    _line("calibration", f"{calibration.source}   {len(calibration.clips)} clips, {texts}")
+    for video, reason in list(calibration.skipped.items())[:_LISTED]:
+        _line("skipped", f"{video}: {reason}")
+    for warning in calibration.warnings:
+        STDERR.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
+
+
+def show_quantization(quantization: "Quantization") -> None:
+    """What stays in float and why, and what this machine's processor makes of int8."""
+    from tempme_export.processor import INT8_ADVICE, int8_products
+
+    for name, tower in (("video", quantization.video), ("text", quantization.text)):
+        kept, costs = tower.in_float, tower.sensitivities
+        named = f"in float: {', '.join(kept)}" if kept else "none in float"
+        _line("int8", f"{name}: {len(costs) - len(kept)} products, {named}; costliest {costs[0].product}")
+    _line("processor", INT8_ADVICE[int8_products()])
 
 
 def show_file(path: Path) -> None:
@@ -164,6 +187,8 @@ def show_progress(stage: str, result: Any) -> None:
     show: dict[str, Callable[[Any], None]] = {
         "recipe": show_recipe,
         "selftest": show_selftest,
+        "calibration": show_calibration,
+        "quantization": show_quantization,
         "file": show_file,
         "parity": show_parity,
         "gate data": show_gate_data,

@@ -5,8 +5,9 @@ tracing yields a graph without shape arithmetic. In float16 and bfloat16 the Lay
 scores, sizes and weighted sums stay in float32, and so do inputs and outputs.
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,15 @@ def check_supported(recipe: Recipe) -> None:
             "full fine-tuning are exported, prompts run on the original path only (tempme-eval CKPT). "
             "Train with tempme-train --tune lora."
         )
+
+
+Stages = tuple[Callable[[Any], Any], ...]
+
+
+def _run(stages: Stages, x: Any) -> Any:
+    for stage in stages:
+        x = stage(x)
+    return x
 
 
 class LayerNorm(nn.Module):
@@ -201,6 +211,7 @@ class VideoEncoder(nn.Module):
     """Video tower: normalised frames -> unit embedding."""
 
     position: Tensor
+    ones: Tensor
 
     def __init__(self, recipe: Recipe, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -218,6 +229,8 @@ class VideoEncoder(nn.Module):
             for plan in self.plan.blocks
         )
         self.proj = Linear(weights["proj"].T)
+        # The sum over frames is a product, because runtimes sum an axis in another order when the batch is 1.
+        self.register_buffer("ones", torch.ones(1, self.plan.frames, dtype=_wide(dtype)))
 
     def _stem(self, frames: Tensor) -> Tensor:
         """The convolution as a matrix product: its stride is its kernel, and ONNX has no bfloat16 Conv."""
@@ -226,11 +239,8 @@ class VideoEncoder(nn.Module):
         pixels = pixels.permute(0, 2, 4, 1, 3, 5).reshape(-1, grid * grid, 3 * patch * patch)
         return self.ln_pre(F.pad(self.conv1(pixels), (0, 0, 1, 0)) + self.position)
 
-    def encode(self, frames: Tensor, frame_mask: Tensor | None, merges: Merges) -> Tensor:
-        """As `forward`; every merge is appended to `merges`."""
-        stream = Stream(self._stem(frames), None, None, None)
-        for block in self.blocks:
-            stream = block(stream, merges)
+    def _pool(self, stream: Stream, frame_mask: Tensor | None) -> Tensor:
+        """The last block's stream -> unit embedding [B, E]."""
         n_cls = self.plan.blocks[-1].n_cls
         assert stream.delta is not None, "the last MLP's output waits to be added"
         cls = self.ln_post.add(stream.x[:, :n_cls], stream.delta[:, :n_cls])[1]
@@ -238,7 +248,19 @@ class VideoEncoder(nn.Module):
         features = _unit(features.to(_wide(self.dtype)))
         if frame_mask is not None:
             features = features * frame_mask.to(features.dtype).unsqueeze(-1)
-        return _unit(features.sum(dim=1))
+        return _unit((self.ones @ features).squeeze(1))
+
+    def stages(self, merges: Merges, frame_mask: Tensor | None = None) -> Stages:
+        """The encoder as steps: the first takes the frames, the last gives the embedding, the blocks lie between."""
+        return (
+            lambda frames: Stream(self._stem(frames), None, None, None),
+            *(partial(block, merges=merges) for block in self.blocks),
+            partial(self._pool, frame_mask=frame_mask),
+        )
+
+    def encode(self, frames: Tensor, frame_mask: Tensor | None, merges: Merges) -> Tensor:
+        """As `forward`; every merge is appended to `merges`."""
+        return _run(self.stages(merges, frame_mask), frames)
 
     def forward(self, frames: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """frames [B, F, 3, S, S] float32, frame_mask [B, F] bool -> [B, E] float32 of unit length.
@@ -272,7 +294,6 @@ class TextBlock(nn.Module):
 class TextEncoder(nn.Module):
     """Text tower: token ids -> unit embedding (spec section 6)."""
 
-    embedding: Tensor
     position: Tensor
     causal: Tensor
     index: Tensor
@@ -282,7 +303,7 @@ class TextEncoder(nn.Module):
         check_supported(recipe)
         weights, backbone = folded_weights(recipe, "", dtype), recipe.backbone
         self.length, self.dtype = recipe.profile.text_length, dtype
-        self.register_buffer("embedding", weights["token_embedding.weight"])
+        self.embedding = nn.Embedding.from_pretrained(weights["token_embedding.weight"])
         self.register_buffer("position", weights["positional_embedding"][: self.length])
         self.blocks = nn.ModuleList(
             TextBlock(weights, i, backbone.text_heads, backbone.activation) for i in range(backbone.text_layers)
@@ -293,12 +314,21 @@ class TextEncoder(nn.Module):
         self.ln_final = LayerNorm(weights, "ln_final")
         self.text_projection = Linear(weights["text_projection"].T)
 
-    def forward(self, token_ids: Tensor) -> Tensor:
-        """token_ids [B, L] int64 -> [B, E] float32 of unit length, read at the end token (the largest id)."""
-        x = F.embedding(token_ids, self.embedding) + self.position
-        for block in self.blocks:
-            x = block(x, self.causal)
+    def _pool(self, x: Tensor, token_ids: Tensor) -> Tensor:
+        """The last block's output -> unit embedding [B, E], read at the end token (the largest id)."""
         is_end = torch.eq(token_ids.argmax(dim=-1, keepdim=True), self.index).to(x.dtype)
         end = is_end.unsqueeze(1) @ x  # [B, 1, D]
-        feature = self.text_projection(self.ln_final(end).squeeze(1))
+        feature = self.text_projection(self.ln_final(end)).squeeze(1)
         return _unit(feature.to(_wide(self.dtype)))
+
+    def stages(self, token_ids: Tensor) -> Stages:
+        """The encoder as steps: the first takes the token ids, the last gives the embedding, the blocks lie between."""
+        return (
+            lambda ids: self.embedding(ids) + self.position,
+            *(partial(block, causal=self.causal) for block in self.blocks),
+            partial(self._pool, token_ids=token_ids),
+        )
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """token_ids [B, L] int64 -> [B, E] float32 of unit length."""
+        return _run(self.stages(token_ids), token_ids)

@@ -34,10 +34,15 @@ from tempme_export.package_facts import PackageFacts, read_facts
 from tempme_export.parity import ParityReport
 from tempme_export.preprocess import Preprocess
 from tempme_export.profile import BatchRange, Profile
+from tempme_export.quantization import export as int8
+from tempme_export.quantization.build import Quantization
+from tempme_export.quantization.build import prepare as quantize
+from tempme_export.quantization.calibration import FEWEST, read_calibration
+from tempme_export.quantization.ranges import DEFAULT_METHOD, check_method
 from tempme_export.recipe import Recipe, prepare
 from tempme_export.runtime.ort import check_device
 from tempme_export.selftest import CLIPS, load_selftest, make_selftest, preprocess_for, save_selftest
-from tempme_export.tolerance import PRECISIONS, TOLERANCES
+from tempme_export.tolerance import INT8, PRECISIONS, TOLERANCES
 
 Progress = Callable[[str, Any], None]
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "open_clip_torch", "numpy")
@@ -73,6 +78,7 @@ def _manifest(
     pt2: PackageFacts | None = None,
     gate: Gate | None = None,
     trace: bool = False,
+    quantization: Quantization | None = None,
 ) -> dict[str, Any]:
     backbone, checkpoint = recipe.backbone, recipe.checkpoint
     return {
@@ -92,6 +98,7 @@ def _manifest(
         "tolerances": asdict(TOLERANCES[precision]),
         "parity": [report.to_dict() for report in reports],
         "gate": gate.to_dict() if gate else None,
+        "quantization": quantization.to_dict() if quantization else None,
     }
 
 
@@ -114,19 +121,42 @@ def _video_weights(recipe: Recipe) -> int:
 
 
 def _width(precision: str) -> int:
-    return 4 if precision == "fp32" else 2
+    return {"fp32": 4, "int8": 1}.get(precision, 2)
+
+
+def _check_int8(precision: str, calibrate: str | Path | None, method: str, device: str, pt2: bool) -> None:
+    check_method(method)
+    if precision != INT8:
+        if calibrate is not None:
+            raise UsageError(f"found calibration data and precision {precision}. Calibration is for --precision int8.")
+        return
+    if calibrate is None:
+        raise UsageError(
+            "--precision int8 fixes its scales on videos: give --calibrate with a folder of at least "
+            f"{FEWEST} like those that will be indexed, or with annotations as --gate takes them."
+        )
+    if pt2 or device != "cpu":
+        found = "--pt2" if pt2 else f"--device {device}"
+        raise UsageError(f"--precision int8 is for ONNX on CPUs, found {found}. Use fp16 or bf16 there.")
 
 
 def check_request(
-    precision: str, batch: tuple[int, int, int] | None, opset: int, device: str, pt2: bool = False
+    precision: str,
+    batch: tuple[int, int, int] | None,
+    opset: int,
+    device: str,
+    pt2: bool = False,
+    calibrate: str | Path | None = None,
+    ranges: str = DEFAULT_METHOD,
 ) -> None:
     """Refuse what no checkpoint could mend, before the work.
 
-    Raises UsageError for values that do not exist and BackendError without the runtime, the device or, for a
-    package, the compiler.
+    Raises UsageError for values that do not exist or contradict each other, and BackendError without the runtime, the
+    device or, for a package, the compiler.
     """
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}.")
+    _check_int8(precision, calibrate, ranges, device, pt2)
     if batch is not None and not 1 <= batch[0] <= batch[1] <= batch[2]:
         raise UsageError(f"batch {batch} must have 1 <= MIN <= OPT <= MAX.")
     if opset not in OPSETS:
@@ -193,6 +223,29 @@ def _run_gate(
     return gate
 
 
+def _write_towers(
+    recipe: Recipe,
+    quantization: Quantization | None,
+    work: Path,
+    precision: str,
+    opset: int,
+    frame_mask: bool,
+    trace: bool,
+    progress: Progress,
+) -> None:
+    video, text = work / VIDEO, work / TEXT
+    if quantization is None:
+        export_video(recipe, video, precision, opset, frame_mask, trace)
+    else:
+        int8.export_video(recipe, quantization.video, video, opset, frame_mask, trace)
+    progress("file", video)
+    if quantization is None:
+        export_text(recipe, text, precision, opset)
+    else:
+        int8.export_text(recipe, quantization.text, text, opset)
+    progress("file", text)
+
+
 def export(
     checkpoint: Checkpoint | str | Path,
     profile: Profile | str | Path | None = None,
@@ -205,6 +258,8 @@ def export(
     pt2: bool = False,
     device: str = "cpu",
     opset: int = DEFAULT_OPSET,
+    calibrate: str | Path | None = None,
+    ranges: str = DEFAULT_METHOD,
     force: bool = False,
     gate: RetrievalData | str | Path | None = None,
     gate_videos: str | Path | None = None,
@@ -219,6 +274,8 @@ def export(
     trace       `video.onnx` also returns every merge's decision, `assign_00`, ... int32 [batch * clips, N]: the row
                 that each token goes to; `video.pt2` stays without
     pt2         also compile `video.pt2`, for `device`
+    calibrate   for precision int8, and only for it: what `quantization.calibration.read_calibration` reads
+    ranges      how int8 takes the ranges of activations from it: one of `quantization.ranges.METHODS`
     gate        videos and captions on which the bundle must retrieve what the original path does: what
                 `tempme_export.data.annotations.open_data` reads (its test split), or data already read
     gate_videos the folder of the gate's video files; None: where the data says
@@ -226,7 +283,7 @@ def export(
 
     Raises any TempMeExportError; on ParityError the build is kept as `OUT.failed`, otherwise nothing stays.
     """
-    check_request(precision, batch, opset, device, pt2)
+    check_request(precision, batch, opset, device, pt2, calibrate, ranges)
     recipe = requested_recipe(checkpoint, profile, batch, trace)
     progress("recipe", recipe)
     gate_data = requested_gate(gate, gate_videos, recipe)
@@ -234,14 +291,17 @@ def export(
     needed = estimate_bytes(recipe, precision, pt2) + (scratch_bytes(recipe, precision) if pt2 else 0)
     check_destination(out, needed_bytes=needed, force=force)
     sizes = recipe.profile.batch
+    quantization = None
+    if calibrate is not None:
+        calibration = read_calibration(calibrate, recipe)
+        progress("calibration", calibration)
+        quantization = quantize(recipe, calibration, ranges)
+        progress("quantization", quantization)
     with building(out) as work:
         selftest = make_selftest(recipe)
         save_selftest(selftest, work / SELFTEST)
         progress("selftest", selftest)
-        export_video(recipe, work / VIDEO, precision, opset, frame_mask, trace)
-        progress("file", work / VIDEO)
-        export_text(recipe, work / TEXT, precision, opset)
-        progress("file", work / TEXT)
+        _write_towers(recipe, quantization, work, precision, opset, frame_mask, trace, progress)
         if pt2:
             to_pt2.export_video(recipe, work / PT2, precision, device, frame_mask)
             progress("file", work / PT2)
@@ -251,7 +311,7 @@ def export(
         progress("parity", reports)
         gated = _run_gate(gate_data, reports, recipe, work, precision, device, progress)
         facts = read_facts(work / PT2) if pt2 else None
-        write_manifest(work, _manifest(recipe, precision, frame_mask, opset, reports, facts, gated, trace))
+        write_manifest(work, _manifest(recipe, precision, frame_mask, opset, reports, facts, gated, trace, quantization))
         verdicts = [*reports, *(gated.reports if gated else ())]
         if any(report.status == "failed" for report in verdicts):
             publish(work, failed_path(out))

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from tempme_export.recipe import Recipe
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# What surrounds the products; int8 leaves everything else in float32.
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
 
 
 def video_inputs(recipe: Recipe, batch: int, frame_mask: bool, device: str = "cpu") -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ Our operators are decomposed into their dense forms. Every merge leaves two name
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -30,6 +30,7 @@ DEFAULT_OPSET = 18
 FORBIDDEN = ("Shape", "Size", "Range", "Scatter", "NonZero", "Loop", "If", "Scan", "Unique", "Compress")
 _PROTOBUF_LIMIT = 2**31 - 1
 _INT64_MAX = 2**63 - 1
+Rewrite = Callable[[onnx.ModelProto], onnx.ModelProto]
 _TRACED_BATCH = 3  # tracing a symbolic batch takes twice as long; `_free_batch` makes it one
 
 
@@ -94,7 +95,14 @@ def _simplify(model: onnx_ir.Model) -> None:
     )(model)
 
 
-def _to_proto(module: nn.Module, inputs: Mapping[str, Tensor], outputs: list[str], opset: int) -> onnx.ModelProto:
+def _to_proto(
+    module: nn.Module,
+    inputs: Mapping[str, Tensor],
+    outputs: list[str],
+    opset: int,
+    forms: Mapping[Any, Callable[..., Any]] = MappingProxyType(DENSE_FORMS),
+) -> onnx.ModelProto:
+    """The graph of `module`; `forms` says what each of our operators becomes."""
     if opset not in OPSETS:
         raise ExportError(f"opset {opset} is not one of {', '.join(map(str, OPSETS))}, which are tested.")
     exporter_log = logging.getLogger("torch.onnx")
@@ -103,7 +111,7 @@ def _to_proto(module: nn.Module, inputs: Mapping[str, Tensor], outputs: list[str
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            program = torch.export.export(module.eval(), tuple(inputs.values())).run_decompositions(DENSE_FORMS)
+            program = torch.export.export(module.eval(), tuple(inputs.values())).run_decompositions(dict(forms))
             exported = torch.onnx.export(
                 program,
                 (),
@@ -165,14 +173,14 @@ def check_graph(proto: onnx.ModelProto) -> None:
         )
 
 
-def _save(proto: onnx.ModelProto, path: Path) -> None:
+def _save(proto: onnx.ModelProto, path: Path, check: Callable[[onnx.ModelProto], None] = check_graph) -> None:
     size = proto.ByteSize()
     if size > _PROTOBUF_LIMIT:
         raise ExportError(
             f"{path.name} would have {size / 1e9:.2f} GB, above the 2 GB that one ONNX file can hold. "
             "Export with --precision fp16."
         )
-    check_graph(proto)
+    check(proto)
     path.write_bytes(proto.SerializeToString())
     onnx.checker.check_model(str(path), full_check=True)
 
@@ -191,8 +199,14 @@ def export_video(
     opset: int = DEFAULT_OPSET,
     frame_mask: bool = False,
     trace: bool = False,
+    *,
+    encoder: VideoEncoder | None = None,
+    rewrite: Rewrite | None = None,
 ) -> None:
     """Write the video tower to `path`.
+
+    encoder  one of this recipe whose products were made ready for another precision; None: the recipe's
+    rewrite  the last step on the graph before it is checked
 
     Input `frames` float32 [batch, F, 3, S, S], with `frame_mask` also bool [batch, F]; output
     `video_embedding` float32 [batch, E] of unit length, whatever the precision inside. With `trace` the merges
@@ -201,18 +215,29 @@ def export_video(
     """
     inputs = video_inputs(recipe, _TRACED_BATCH, frame_mask)
     names = [name for merge in recipe.plan.merges for name in (merge.assign_name, merge.tokens_name)]
-    encoder = VideoEncoder(recipe, DTYPES[precision])
+    encoder = VideoEncoder(recipe, DTYPES[precision]) if encoder is None else encoder
     proto = _to_proto(_TracedVideo(encoder), inputs, ["video_embedding", *names], opset)
+    proto = proto if rewrite is None else rewrite(proto)
     kept = _trace_axes(recipe) if trace else {}
     _save(_finish(proto, {"profile": recipe.profile.to_dict(), "precision": precision}, kept), path)
 
 
-def export_text(recipe: Recipe, path: Path, precision: str = "fp32", opset: int = DEFAULT_OPSET) -> None:
+def export_text(
+    recipe: Recipe,
+    path: Path,
+    precision: str = "fp32",
+    opset: int = DEFAULT_OPSET,
+    *,
+    encoder: TextEncoder | None = None,
+    rewrite: Rewrite | None = None,
+) -> None:
     """Write the text tower to `path`: `token_ids` int64 [batch, L] -> `text_embedding` float32 [batch, E].
 
-    Raises ExportError as `export_video`.
+    encoder, rewrite  as for `export_video`, whose errors it raises
     """
     length = recipe.profile.text_length
     inputs = {"token_ids": torch.zeros(_TRACED_BATCH, length, dtype=torch.int64)}
-    proto = _to_proto(TextEncoder(recipe, DTYPES[precision]), inputs, ["text_embedding"], opset)
+    encoder = TextEncoder(recipe, DTYPES[precision]) if encoder is None else encoder
+    proto = _to_proto(encoder, inputs, ["text_embedding"], opset)
+    proto = proto if rewrite is None else rewrite(proto)
     _save(_finish(proto, {"profile": recipe.profile.to_dict(), "precision": precision}), path)

@@ -1,0 +1,31 @@
+"""What the processor makes of int8."""
+
+import platform
+from pathlib import Path
+from typing import Literal
+
+Int8Products = Literal["dot product", "pairs", "unknown"]
+
+_DOT_PRODUCT = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
+INT8_ADVICE: dict[Int8Products, str] = {
+    "dot product": "has int8 dot products: expect two and a half times the speed of float32",
+    "pairs": "has no int8 dot products (VNNI): expect at most one and a half times the speed of float32; results are "
+    "the same",
+    "unknown": "unknown; int8 is worth its while with int8 dot products (VNNI, AMX, Arm dotprod)",
+}
+
+
+def flags(cpuinfo: str) -> set[str]:
+    """The feature flags in the text of /proc/cpuinfo: `flags` of x86, `Features` of Arm."""
+    lines = (line.partition(":") for line in cpuinfo.splitlines())
+    return next((set(value.split()) for key, _, value in lines if key.strip() in ("flags", "Features")), set())
+
+
+def int8_products(cpuinfo: Path = Path("/proc/cpuinfo")) -> Int8Products:
+    """Whether the processor sums int8 products into 32 bits in one instruction, or in pairs that saturate at 16."""
+    if platform.system() != "Linux" or not cpuinfo.is_file():
+        return "unknown"
+    found = flags(cpuinfo.read_text())
+    if not found:
+        return "unknown"
+    return "dot product" if found & _DOT_PRODUCT else "pairs"

@@ -1,0 +1,35 @@
+"""Recipe + calibration -> the towers of an int8 bundle, and what the manifest says of them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from tempme_export.quantization.calibration import Calibration
+from tempme_export.quantization.ranges import DEFAULT_METHOD
+from tempme_export.quantization.towers import Tower, prepare_text, prepare_video
+from tempme_export.recipe import Recipe
+from tempme_export.selftest import preprocess_for
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Both towers of a recipe, ready to be written in int8."""
+
+    calibration: Calibration
+    method: str
+    video: Tower
+    text: Tower
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {
+            "calibration": self.calibration.to_dict(),
+            "method": self.method,
+            "video": self.video.to_dict(),
+            "text": self.text.to_dict(),
+        }
+
+
+def prepare(recipe: Recipe, calibration: Calibration, method: str = DEFAULT_METHOD) -> Quantization:
+    """Calibrate both towers. Raises UsageError for a method that does not exist."""
+    video = prepare_video(recipe, calibration.video_calls(preprocess_for(recipe)), method)
+    return Quantization(calibration, method, video, prepare_text(recipe, calibration.text_calls(), method))

@@ -1,0 +1,174 @@
+"""The clips and captions whose activations fix the scales of an int8 encoder."""
+
+import hashlib
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tempme_export.data.annotations import open_data
+from tempme_export.data.frames import decode
+from tempme_export.data.records import missing
+from tempme_export.data.video_files import index_videos
+from tempme_export.errors import InputError, VideoError
+from tempme_export.preprocess import Preprocess
+from tempme_export.profile import FROM_CHECKPOINT
+from tempme_export.quantization.products import Calls
+from tempme_export.recipe import Recipe
+from tempme_export.selftest import TEXTS, draw_token_ids, preprocess_for
+from tempme_export.tokenizer import Tokenizer
+
+CLIPS = 32  # used at most, spread evenly over what is given
+FEWEST = 8  # below, scales are believed less
+_LEAST = 2
+_CAPTIONS = 64
+_SUBJECTS = ("a man", "two women", "a small dog", "the chef", "a group of children", "someone", "a cartoon cat", "cars")
+_ACTIONS = (
+    "is talking to the camera",
+    "playing football on a field",
+    "cutting vegetables in a kitchen",
+    "moving slowly down the street at night",
+    "sings on a stage while people are clapping",
+    "is shown in a video game",
+    "looking at a red and white boat on the water",
+    "explains how to fold a piece of paper into a bird",
+)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What scales are taken from.
+
+    source    as it was given
+    clips     uint8 [V, F, S, S, 3]
+    texts     int64 [T, L] token ids
+    captions  where the texts are from: "data", "built in", or "random tokens" for a backbone without a tokenizer
+    skipped   files that could not be read, each with the reason
+    """
+
+    source: str
+    clips: NDArray[np.uint8]
+    texts: NDArray[np.int64]
+    captions: str
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What makes the scales less than they could be."""
+        if len(self.clips) >= FEWEST:
+            return ()
+        return (
+            f"found {len(self.clips)} calibration clips, expected at least {FEWEST}: what no clip shows is cut off at "
+            "the ends of the ranges. Give more, of the kind that will be indexed.",
+        )
+
+    def video_calls(self, preprocess: Preprocess) -> Calls:
+        """Normalised frames, float32 [1, F, 3, S, S] each."""
+        return [torch.from_numpy(preprocess(clip)).unsqueeze(0) for clip in self.clips]
+
+    def text_calls(self) -> Calls:
+        """Token ids, int64 [at most 8, L] each."""
+        return list(torch.from_numpy(self.texts).split(TEXTS))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {
+            "source": self.source,
+            "clips": len(self.clips),
+            "clips_sha256": hashlib.sha256(self.clips.tobytes()).hexdigest(),
+            "texts": len(self.texts),
+            "captions": self.captions,
+            "skipped": self.skipped,
+            "warnings": list(self.warnings),
+        }
+
+
+def _spread(items: Sequence[Any], count: int) -> list[Any]:
+    """At most `count` of them, evenly over all."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(i)] for i in np.linspace(0, len(items) - 1, count)]
+
+
+def _built_in() -> list[str]:
+    return [f"{subject} {action}" for subject in _SUBJECTS for action in _ACTIONS]
+
+
+def _texts(recipe: Recipe, captions: Sequence[str] | None) -> tuple[NDArray[np.int64], str]:
+    if recipe.profile.backbone == FROM_CHECKPOINT:
+        drawn = [draw_token_ids(recipe, seed) for seed in range(_CAPTIONS // TEXTS)]
+        return np.concatenate(drawn), "random tokens"
+    tokenizer = Tokenizer(recipe.profile.backbone, recipe.profile.text_length)
+    if captions is None:
+        return tokenizer(_built_in()), "built in"
+    return tokenizer(_spread(captions, _CAPTIONS)), "data"
+
+
+def _from_arrays(path: Path, recipe: Recipe) -> NDArray[np.uint8]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            clips = arrays["clips"]
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path}: found no array `clips` ({error}); expected a .npz file with clips, uint8 [V, F, S, S, 3], as a "
+            "bundle's selftest.npz has"
+        ) from error
+    frames, size = recipe.profile.frames, recipe.backbone.image_size
+    if clips.dtype != np.uint8 or clips.ndim != 5 or clips.shape[1:] != (frames, size, size, 3):
+        raise InputError(
+            f"{path}: found clips {clips.dtype} {list(clips.shape)}; profile {recipe.profile.name} expects uint8 "
+            f"[V, {frames}, {size}, {size}, 3]; give clips of {frames} frames, or the videos themselves"
+        )
+    return np.stack(_spread(list(clips), CLIPS)) if len(clips) else clips
+
+
+def _decoded(paths: Sequence[Path], recipe: Recipe) -> tuple[NDArray[np.uint8], dict[str, str]]:
+    wanted = _spread(paths, CLIPS)
+    clips, skipped = [], {}
+    for i, found in decode(wanted, recipe.profile.frames, preprocess_for(recipe), workers=0):
+        if isinstance(found, VideoError):
+            skipped[str(wanted[i])] = str(found)
+        else:
+            clips.append(found)
+    shape = (0, recipe.profile.frames, recipe.backbone.image_size, recipe.backbone.image_size, 3)
+    return np.stack(clips) if clips else np.zeros(shape, np.uint8), skipped
+
+
+def _captioned(spec: str | Path) -> tuple[list[Path], list[str]]:
+    data = open_data(spec, "train")
+    absent = set(missing(data))
+    return [path for i, path in enumerate(data.paths) if i not in absent], list(data.captions)
+
+
+def read_calibration(spec: str | Path, recipe: Recipe) -> Calibration:
+    """Read at most CLIPS clips and 64 captions.
+
+    spec  a folder of videos; what `data.annotations.open_data` reads (its training split); or a .npz file with the
+          array `clips`, uint8 [V, F, S, S, 3]
+    Without captions, 64 built-in ones are used. Raises InputError where fewer than two clips can be read, and what
+    `open_data` raises.
+    """
+    path = Path(spec).expanduser()
+    skipped: dict[str, str] = {}
+    captions = None
+    if path.suffix.lower() == ".npz":
+        clips = _from_arrays(path, recipe)
+    else:
+        if path.is_dir():
+            paths = [path / name for names in index_videos(path).values() for name in names]
+        else:
+            paths, captions = _captioned(spec)
+        clips, skipped = _decoded(sorted(paths), recipe)
+    if len(clips) < _LEAST:
+        lost = "".join(f" {name}: {reason}." for name, reason in list(skipped.items())[:3])
+        raise InputError(
+            f"{spec}: found {len(clips)} calibration clips that can be read, expected at least {_LEAST} and better "
+            f"{CLIPS}; give a folder of videos like those that will be indexed.{lost}"
+        )
+    texts, origin = _texts(recipe, captions)
+    return Calibration(str(spec), clips, texts, origin, skipped)

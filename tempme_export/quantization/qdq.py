@@ -1,0 +1,80 @@
+"""A float32 graph -> the same graph with its products between QuantizeLinear and DequantizeLinear."""
+
+import hashlib
+import logging
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from onnxruntime.quantization import CalibrationMethod, QuantType
+from onnxruntime.quantization.calibrate import TensorData, TensorsData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from torch import nn
+
+from tempme_export.errors import ExportError
+from tempme_export.quantization.products import Range, products
+
+_VERSIONS = "This is a fault of the exporter with the installed versions; install those of constraints.txt."
+
+
+def _key(weight: np.ndarray) -> tuple[tuple[int, ...], str]:
+    return weight.shape, hashlib.sha256(np.ascontiguousarray(weight).tobytes()).hexdigest()
+
+
+def find_products(proto: onnx.ModelProto, tower: nn.Module) -> dict[str, onnx.NodeProto]:
+    """The MatMul of every product, found by its weights: the names in a graph are the exporter's own.
+
+    Raises ExportError for a product that the graph does not hold exactly once.
+    """
+    weights = {_key(module.weight.numpy().T): name for name, module in products(tower).items()}
+    constants = {one.name: one for one in proto.graph.initializer}
+    found: dict[str, onnx.NodeProto] = {}
+    for node in proto.graph.node:
+        if node.op_type == "MatMul" and node.input[1] in constants:
+            name = weights.get(_key(numpy_helper.to_array(constants[node.input[1]])))
+            if name is not None:
+                if name in found:
+                    raise ExportError(f"the graph multiplies by {name} twice, expected once. {_VERSIONS}")
+                found[name] = node
+    lost = [name for name in products(tower) if name not in found]
+    if lost:
+        raise ExportError(f"the graph has no product with the weights of {', '.join(lost)}. {_VERSIONS}")
+    return found
+
+
+def quantise(
+    proto: onnx.ModelProto, tower: nn.Module, ranges: Mapping[str, Range], in_float: Collection[str]
+) -> onnx.ModelProto:
+    """The graph with its products between QuantizeLinear and DequantizeLinear; `proto` is used up.
+
+    proto     float32 graph of `tower`
+    ranges    of every product's input
+    in_float  products that keep their float32 weights
+    Raises ExportError where graph and tower do not belong together.
+    """
+    nodes = {name: node for name, node in find_products(proto, tower).items() if name not in in_float}
+    observed = {
+        node.input[0]: TensorData(lowest=np.float32(ranges[name].lowest), highest=np.float32(ranges[name].highest))
+        for name, node in nodes.items()
+    }
+    quantizer = QDQQuantizer(
+        proto,
+        per_channel=True,
+        reduce_range=False,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QUInt8,
+        tensors_range=TensorsData(CalibrationMethod.MinMax, observed),
+        nodes_to_quantize=[node.name for node in nodes.values()],
+        nodes_to_exclude=[],
+        op_types_to_quantize=["MatMul"],
+        extra_options={"WeightSymmetric": True, "OpTypesToExcludeOutputQuantization": ["MatMul"]},
+    )
+    level = logging.root.level
+    logging.root.setLevel(logging.ERROR)  # it warns of outputs that it is told to leave alone
+    try:
+        quantizer.quantize_model()
+    finally:
+        logging.root.setLevel(level)
+    quantizer.model.topological_sort()
+    return quantizer.model.model

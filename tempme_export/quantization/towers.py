@@ -1,0 +1,82 @@
+"""A tower made ready for 8 bits: its weights migrated and corrected, the ranges of its activations, and what stays in
+float, with the reason."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from tempme_export.model import TextEncoder, VideoEncoder
+from tempme_export.quantization.embedding import RoundedEmbedding
+from tempme_export.quantization.migration import migrate
+from tempme_export.quantization.pixels import PixelPatches
+from tempme_export.quantization.products import Calls, Range, corrected_bias, observe, products
+from tempme_export.quantization.ranges import DEFAULT_METHOD, choose_ranges
+from tempme_export.quantization.sensitivity import LIMIT, Sensitivity, measure
+from tempme_export.recipe import Recipe
+
+_JUDGED = 5  # calibration clips that every product is tried on; odd, for the median
+
+
+@dataclass(frozen=True)
+class Tower:
+    """module         in float32, computing what the encoder computes but for the corrections of the rounded weights
+    ranges         of every product's input
+    sensitivities  of every product, the costliest first
+    """
+
+    module: nn.Module
+    ranges: Mapping[str, Range]
+    sensitivities: tuple[Sensitivity, ...]
+
+    @property
+    def in_float(self) -> tuple[str, ...]:
+        """The products that stay in float."""
+        return tuple(one.product for one in self.sensitivities if one.in_float)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {
+            "in_float": list(self.in_float),
+            "limit": LIMIT,
+            "sensitivities": [asdict(one) for one in self.sensitivities],
+            "ranges": {name: [one.lowest, one.highest] for name, one in self.ranges.items()},
+        }
+
+
+def _prepare(tower: nn.Module, calls: Calls, method: str) -> Tower:
+    seen = migrate(tower, observe(tower, calls))
+    ranges = choose_ranges(tower, seen, calls, method)
+    step = -(-len(calls) // _JUDGED)
+    sensitivities = measure(tower, ranges, seen, calls[::step])
+    in_float = [one.product for one in sensitivities if one.in_float]
+    for name, product in products(tower).items():
+        if name not in in_float:
+            product.bias = corrected_bias(product, seen[name])
+    return Tower(tower, ranges, sensitivities)
+
+
+def prepare_video(recipe: Recipe, clips: Calls, method: str = DEFAULT_METHOD) -> Tower:
+    """The video tower of a recipe, whose weights are left alone.
+
+    clips   normalised frames, float32 [1, F, 3, S, S] each, at least two
+    method  one of `ranges.METHODS`
+    """
+    backbone = recipe.backbone
+    encoder = copy.deepcopy(VideoEncoder(recipe)).eval()
+    encoder.conv1 = PixelPatches(encoder.conv1, backbone.mean, backbone.std)
+    return _prepare(encoder, clips, method)
+
+
+def prepare_text(recipe: Recipe, token_ids: Calls, method: str = DEFAULT_METHOD) -> Tower:
+    """The text tower of a recipe, with its embedding in 8 bits too.
+
+    token_ids  int64 [T, L] each; texts of one call are run together
+    method     as for `prepare_video`
+    """
+    encoder = copy.deepcopy(TextEncoder(recipe)).eval()
+    tower = _prepare(encoder, token_ids, method)
+    encoder.embedding = RoundedEmbedding(encoder.embedding.weight)
+    return tower
