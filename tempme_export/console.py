@@ -2,13 +2,16 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from tempme_export import engine_console
+from tempme_export.terminal import STDERR as STDERR
+from tempme_export.terminal import show_line as _line
 
 if TYPE_CHECKING:
     from tempme_export.bundle import Bundle
@@ -27,16 +30,12 @@ _ORIGINS = {
 }
 _METRICS = {"R@1": "r1", "R@5": "r5", "R@10": "r10", "R-Sum": "r_sum", "MdR": "median_rank", "MnR": "mean_rank"}
 _LISTED = 5  # skipped videos
-_LOG_WIDTH = 140  # where there is no terminal to ask, wide enough for every table
-STDERR = Console(stderr=True, highlight=False, emoji=False, width=None if sys.stderr.isatty() else _LOG_WIDTH)
-
-
-def _line(label: str, text: str) -> None:
-    STDERR.print(f"{label:<11}{text}", markup=False, soft_wrap=True)
+_ENGINE_STEPS = engine_console.EngineSteps()
 
 
 def show_error(error: Exception) -> None:
     """One refusal, with its exit code's name in front."""
+    _ENGINE_STEPS.close()
     STDERR.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
 
 
@@ -90,7 +89,8 @@ def show_quantization(quantization: "Quantization") -> None:
     for name, tower in (("video", quantization.video), ("text", quantization.text)):
         kept, costs = tower.in_float, tower.sensitivities
         named = f"in float: {', '.join(kept)}" if kept else "none in float"
-        _line("int8", f"{name}: {len(costs) - len(kept)} products, {named}; costliest {costs[0].product}")
+        cost = f"together they cost {tower.cost:.4f} of centred cosine; costliest {costs[0].product}"
+        _line("int8", f"{name}: {len(costs) - len(kept)} products, {named}; {cost}")
     _line("processor", INT8_ADVICE[int8_products()])
 
 
@@ -182,10 +182,24 @@ def show_bundle(bundle: "Bundle") -> None:
         _line("trace", f"video.onnx also returns {len(merges)} merges, {merges[0]} to {merges[-1]}")
 
 
+def show_repository(written: Sequence[Path]) -> None:
+    """A model repository: the folder, and the models in it."""
+    models = [path.parent for path in written if path.name == "config.pbtxt"]
+    _line("repository", f"{models[0].parent}   models {', '.join(model.name for model in models)}")
+
+
 def show_progress(stage: str, result: Any) -> None:
     """The pipeline's progress, one stage at a time."""
+    if stage == "engine step":
+        _ENGINE_STEPS.show(result)
+        return
+    _ENGINE_STEPS.close()
     show: dict[str, Callable[[Any], None]] = {
         "recipe": show_recipe,
+        "engine plan": engine_console.show_engine_plan,
+        "engine log": engine_console.show_engine_log,
+        "engine": engine_console.show_engine,
+        "repository": show_repository,
         "selftest": show_selftest,
         "calibration": show_calibration,
         "quantization": show_quantization,

@@ -1,6 +1,7 @@
 """What each product costs in accuracy when it alone is computed in 8 bits, and which are therefore left in float."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,8 @@ from tempme_export.quantization.products import (
     rounded_weight,
 )
 
-LIMIT = 2e-3  # of centred cosine that one product may cost: a fifth of what the whole tower may
+LIMIT = 2e-3  # of centred cosine that one product may cost
+TOWER_LIMIT = 1e-2  # and all products of a tower together
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Sensitivity:
     cost: float
 
     @property
-    def in_float(self) -> bool:
-        """Whether it is left in float: it costs more than LIMIT, or what cannot be told."""
+    def too_costly(self) -> bool:
+        """Whether it costs more than LIMIT, or what cannot be told."""
         return not self.cost <= LIMIT
 
 
@@ -73,6 +75,24 @@ def _from(stages: Stages, first: int, states: Sequence[Any]) -> Tensor:
     return x
 
 
+@contextmanager
+def rounded(
+    tower: nn.Module, names: Collection[str], ranges: Mapping[str, Range], seen: Mapping[str, Seen]
+) -> Iterator[None]:
+    """While the context is open, the named products compute in 8 bits, their biases corrected."""
+    before = {name: (one.weight, one.bias) for name, one in products(tower).items() if name in names}
+    for name in before:
+        product = products(tower)[name]
+        product.weight, product.bias = rounded_weight(product.weight), corrected_bias(product, seen[name])
+    try:
+        with hooked(tower, lambda name, x: ranges[name].rounded(x) if name in before else None):
+            yield
+    finally:
+        for name, (weight, bias) in before.items():
+            product = products(tower)[name]
+            product.weight, product.bias = weight, bias
+
+
 @torch.inference_mode()
 def measure(
     tower: nn.Module, ranges: Mapping[str, Range], seen: Mapping[str, Seen], calls: Calls
@@ -85,14 +105,31 @@ def measure(
     states = [_states(one, call) for one, call in zip(stages, calls, strict=True)]
     expected = torch.cat([one[-1] for one in states])
     found = []
-    for name, module in products(tower).items():
-        first = _stage_of(name)
-        weight, bias = module.weight, module.bias
-        module.weight, module.bias = rounded_weight(weight), corrected_bias(module, seen[name])
-        try:
-            with hooked(tower, lambda which, x, name=name: ranges[name].rounded(x) if which == name else None):
-                rounded = torch.cat([_from(one, first, kept) for one, kept in zip(stages, states, strict=True)])
-        finally:
-            module.weight, module.bias = weight, bias
-        found.append(Sensitivity(name, centred_loss(expected, rounded)))
+    for name in products(tower):
+        with rounded(tower, [name], ranges, seen):
+            parts = [_from(one, _stage_of(name), kept) for one, kept in zip(stages, states, strict=True)]
+        found.append(Sensitivity(name, centred_loss(expected, torch.cat(parts))))
     return tuple(sorted(found, key=lambda one: -one.cost))
+
+
+@torch.inference_mode()
+def choose_in_float(
+    tower: nn.Module,
+    ranges: Mapping[str, Range],
+    seen: Mapping[str, Seen],
+    calls: Calls,
+    sensitivities: Sequence[Sensitivity],
+) -> tuple[tuple[str, ...], float]:
+    """Leave in float what is too costly alone, and then the next costliest until the tower keeps within TOWER_LIMIT.
+
+    Returns the products and what all others together cost.
+    """
+    count = sum(one.too_costly for one in sensitivities)
+    expected = torch.cat([tower(call) for call in calls])
+    while True:
+        names = [one.product for one in sensitivities[count:]]
+        with rounded(tower, names, ranges, seen):
+            cost = centred_loss(expected, torch.cat([tower(call) for call in calls]))
+        if cost <= TOWER_LIMIT or not names:
+            return tuple(one.product for one in sensitivities[:count]), cost
+        count += 1

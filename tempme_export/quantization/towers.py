@@ -14,7 +14,7 @@ from tempme_export.quantization.migration import migrate
 from tempme_export.quantization.pixels import PixelPatches
 from tempme_export.quantization.products import Calls, Range, corrected_bias, observe, products
 from tempme_export.quantization.ranges import DEFAULT_METHOD, choose_ranges
-from tempme_export.quantization.sensitivity import LIMIT, Sensitivity, measure
+from tempme_export.quantization.sensitivity import LIMIT, TOWER_LIMIT, Sensitivity, choose_in_float, measure
 from tempme_export.recipe import Recipe
 
 _JUDGED = 5  # calibration clips that every product is tried on; odd, for the median
@@ -25,22 +25,22 @@ class Tower:
     """module         in float32, computing what the encoder computes but for the corrections of the rounded weights
     ranges         of every product's input
     sensitivities  of every product, the costliest first
+    in_float       the products that stay in float
+    cost           what the median centred cosine of the calibration data loses by all others together
     """
 
     module: nn.Module
     ranges: Mapping[str, Range]
     sensitivities: tuple[Sensitivity, ...]
-
-    @property
-    def in_float(self) -> tuple[str, ...]:
-        """The products that stay in float."""
-        return tuple(one.product for one in self.sensitivities if one.in_float)
+    in_float: tuple[str, ...]
+    cost: float
 
     def to_dict(self) -> dict[str, Any]:
         """For the manifest."""
         return {
             "in_float": list(self.in_float),
-            "limit": LIMIT,
+            "cost": self.cost,
+            "limits": {"product": LIMIT, "tower": TOWER_LIMIT},
             "sensitivities": [asdict(one) for one in self.sensitivities],
             "ranges": {name: [one.lowest, one.highest] for name, one in self.ranges.items()},
         }
@@ -50,12 +50,13 @@ def _prepare(tower: nn.Module, calls: Calls, method: str) -> Tower:
     seen = migrate(tower, observe(tower, calls))
     ranges = choose_ranges(tower, seen, calls, method)
     step = -(-len(calls) // _JUDGED)
-    sensitivities = measure(tower, ranges, seen, calls[::step])
-    in_float = [one.product for one in sensitivities if one.in_float]
+    judged = calls[::step]
+    sensitivities = measure(tower, ranges, seen, judged)
+    in_float, cost = choose_in_float(tower, ranges, seen, judged, sensitivities)
     for name, product in products(tower).items():
         if name not in in_float:
             product.bias = corrected_bias(product, seen[name])
-    return Tower(tower, ranges, sensitivities)
+    return Tower(tower, ranges, sensitivities, in_float, cost)
 
 
 def prepare_video(recipe: Recipe, clips: Calls, method: str = DEFAULT_METHOD) -> Tower:
