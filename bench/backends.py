@@ -25,8 +25,11 @@ from tempme_export.runtime.openvino import OpenVinoRunner, import_openvino
 from tempme_export.runtime.ort import OrtRunner, import_onnxruntime
 from tempme_export.runtime.pt2 import Pt2Runner
 from tempme_export.runtime.pytorch import TorchRunner
+from tempme_export.selftest import preprocess_for
 
 ORIGINAL = "original"
+_INT8 = "video.int8.onnx"
+_CALIBRATION_SEED = 10_000  # beyond the clips that are measured
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,26 @@ def _build_onnx(case: Case, folder: Path) -> Path:
     path = folder / VIDEO
     if not path.is_file():
         export_video(case.recipe, path, case.precision)
+    return path
+
+
+def _build_int8(case: Case, folder: Path) -> Path:
+    """The video tower in int8, calibrated on drawn clips: what a speed needs, and no more."""
+    from tempme_export.quantization.calibration import drawn_calibration
+    from tempme_export.quantization.export import export_video
+    from tempme_export.quantization.towers import prepare_video
+
+    if case.bundle is not None:
+        raise BackendError(
+            f"{case.bundle} is in {case.precision}. Export the checkpoint with --precision int8 and measure that "
+            "bundle with ort and openvino."
+        )
+    path = folder / _INT8
+    if not path.is_file():
+        calibration = drawn_calibration(case.recipe, seed=_CALIBRATION_SEED)
+        export_video(
+            case.recipe, prepare_video(case.recipe, calibration.video_calls(preprocess_for(case.recipe))), path
+        )
     return path
 
 
@@ -184,6 +207,12 @@ BACKENDS: Mapping[str, Backend] = MappingProxyType(
         "ort": Backend(_load_ort, _build_onnx, import_onnxruntime, precision=None, device="cpu"),
         "ort-cuda": Backend(_load_ort, _build_onnx, import_onnxruntime, precision=None, device="cuda"),
         "openvino": Backend(_load_openvino, _build_onnx, import_openvino, precision=None, device="cpu"),
+        "ort-int8": Backend(
+            _load_ort, _build_int8, import_onnxruntime, _INT8, precision="int8", device="cpu", slow_on="cpu"
+        ),
+        "openvino-int8": Backend(
+            _load_openvino, _build_int8, import_openvino, _INT8, precision="int8", device="cpu", slow_on="cpu"
+        ),
         "tensorrt": Backend(_load_tensorrt, device="cuda"),
     }
 )
@@ -231,7 +260,7 @@ def load(name: str, case: Case, device: str, folder: Path) -> Loaded:
             build_s = time.perf_counter() - start
         sha256 = file_sha256(artifact)
     precision = backend.precision or case.precision
-    onnx = artifact if backend.file == VIDEO else None
+    onnx = artifact if backend.file in (VIDEO, _INT8) else None
     return ready(name, lambda: backend.load(case, artifact, device), precision, build_s, sha256, onnx)
 
 

@@ -20,7 +20,7 @@ from tempme_export.preprocess import Preprocess
 from tempme_export.profile import FROM_CHECKPOINT
 from tempme_export.quantization.products import Calls
 from tempme_export.recipe import Recipe
-from tempme_export.selftest import TEXTS, draw_token_ids, preprocess_for
+from tempme_export.selftest import TEXTS, draw_clip, draw_token_ids, preprocess_for
 from tempme_export.tokenizer import Tokenizer
 
 CLIPS = 32  # used at most, spread evenly over what is given
@@ -172,3 +172,11 @@ def read_calibration(spec: str | Path, recipe: Recipe) -> Calibration:
         )
     texts, origin = _texts(recipe, captions)
     return Calibration(str(spec), clips, texts, origin, skipped)
+
+
+def drawn_calibration(recipe: Recipe, seed: int = 0) -> Calibration:
+    """FEWEST drawn clips, for measurements without videos; scales for use come from videos."""
+    frames, size = recipe.profile.frames, recipe.backbone.image_size
+    clips = np.stack([draw_clip("moving", frames, size, seed + i) for i in range(FEWEST)])
+    texts, origin = _texts(recipe, None)
+    return Calibration(f"drawn clips (seed {seed})", clips, texts, origin)

@@ -1,7 +1,7 @@
 """The patch embedding on pixels as the video file had them: 8 bits, which are quantised without any loss.
 
 Frames arrive normalised, (p / 255 - mean) / std with another mean and std for each colour, which one scale cannot
-hold exactly. Undone in the graph, p / 255 is a multiple of the scale, and what normalisation did moves into the weights.
+hold exactly. Undone in the graph, p / 255 is a multiple of the scale, and the normalisation moves into the weights.
 """
 
 import torch

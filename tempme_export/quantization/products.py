@@ -96,8 +96,8 @@ def rounded_weight(weight: Tensor) -> Tensor:
 def corrected_bias(product: Linear, seen: Seen) -> Tensor | None:
     """The bias with what the rounding of the weights takes from the average input, [O]; None where there is no bias.
 
-    An error that meets the same sign in every video is no noise but an offset: the mean brightness alone made up half of
-    the error of a ViT-B/32's embeddings (centred cosine 0.989 without the correction, 0.994 with it).
+    An error that has the same sign in every video is no noise but an offset: the mean brightness alone made up half
+    of the error of a ViT-B/32's embeddings (centred cosine 0.989 without the correction, 0.994 with it).
     """
     if product.bias is None:
         return None
