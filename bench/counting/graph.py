@@ -22,7 +22,9 @@ _HIDING = ("MatMul", "Gemm", "Conv", "Attention", "Einsum", "LSTM", "GRU", "RNN"
 _COMPARISONS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "ArgMax", "TopK")
 _ENDS = (*_PRODUCTS, "Softmax", "LayerNormalization")  # what is behind them is no matter of the product before
 _PLAIN = ("Add", "Mul", "Div", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Identity")
-_RESHAPING = ("Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+_RESHAPING = (
+    *("Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "Reshape", "Squeeze", "Transpose", "Unsqueeze"),
+)
 _SMALL = 1024  # elements of a constant that shape inference may need the values of
 
 Shape = tuple[int, ...]

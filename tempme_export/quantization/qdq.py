@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -43,6 +43,26 @@ def find_products(proto: onnx.ModelProto, tower: nn.Module) -> dict[str, onnx.No
     return found
 
 
+def _ordered(nodes: Sequence[onnx.NodeProto], before: Sequence[str]) -> list[onnx.NodeProto]:
+    """The nodes that were there in the order they had, by their names, and each new one right before its reader."""
+    made_by = {value: node for node in nodes for value in node.output}
+    by_name = {node.name: node for node in nodes}
+    ordered: list[onnx.NodeProto] = []
+    placed: set[str] = set()
+
+    def place(node: onnx.NodeProto) -> None:
+        if node.name not in placed:
+            placed.add(node.name)
+            for value in node.input:
+                if value in made_by:
+                    place(made_by[value])
+            ordered.append(node)
+
+    for name in before:
+        place(by_name[name])
+    return ordered
+
+
 def quantise(
     proto: onnx.ModelProto, tower: nn.Module, ranges: Mapping[str, Range], in_float: Collection[str]
 ) -> onnx.ModelProto:
@@ -53,6 +73,7 @@ def quantise(
     in_float  products that keep their float32 weights
     Raises ExportError where graph and tower do not belong together.
     """
+    order = [node.name for node in proto.graph.node]
     nodes = {name: node for name, node in find_products(proto, tower).items() if name not in in_float}
     observed = {
         node.input[0]: TensorData(lowest=np.float32(ranges[name].lowest), highest=np.float32(ranges[name].highest))
@@ -76,5 +97,8 @@ def quantise(
         quantizer.quantize_model()
     finally:
         logging.root.setLevel(level)
-    quantizer.model.topological_sort()
-    return quantizer.model.model
+    written = quantizer.model.model
+    ordered = _ordered(written.graph.node, order)
+    del written.graph.node[:]
+    written.graph.node.extend(ordered)
+    return written
