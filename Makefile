@@ -15,6 +15,8 @@ FLOOR_STAMP := $(FLOOR_VENV)/.installed
 TYPECHECK := build/typecheck
 GPU_PYTHON ?= python3
 GPU_CHECK := $(CURDIR)/build/gpu-check
+RTX := build/trt-rtx
+RTX_WHEELS := onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0 tensorrt-rtx-cu13-bindings==1.7.1.116
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
@@ -22,13 +24,13 @@ unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-main test-kernels test-floor test-gpu gpu-check check format-check lint types imports fmt clean
+.PHONY: help setup demo test test-main test-kernels test-floor test-gpu gpu-check trt-rtx-check check format-check lint types imports fmt clean
 
 # A suite in which ARGS selects nothing has not failed.
 suite = $(1) $(ARGS) || { code=$$?; [ $$code -eq 5 ] && [ -n '$(ARGS)' ]; }
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## create .venv and install the tested set, editable; PYTHON=... chooses the interpreter
 
@@ -60,6 +62,10 @@ gpu-check: ## on a machine with a GPU: test, compare and time everything; OUT=fo
 	$(GPU_PYTHON) -m pip install --quiet --no-deps --no-build-isolation --no-compile --target $(GPU_CHECK) .
 	PYTHONPATH=$(GPU_CHECK) PYTHONSAFEPATH=1 $(GPU_PYTHON) -m tempme_export.bench.gpu_check $(OUT) $(ARGS)
 
+# In place of TensorRT's own parser and builder, which come from NVIDIA's index alone and ask for a GPU.
+trt-rtx-check: $(RTX)/.installed ## TensorRT-RTX, another product than TensorRT, parses and builds both video graphs on a CPU; 0.3 GB
+	PYTHONSAFEPATH=1 $(BIN)/python -m tempme_export.bench.rtx_check $(or $(ARGS),examples/mini.pth)
+
 check: format-check lint types imports ## format, lint, types, direction of imports
 
 fmt: $(STAMP) ## format and mend what ruff can mend
@@ -78,9 +84,9 @@ lint: $(STAMP)
 
 # mypy does not see kernels/, profiles/ and bench/ through an editable install, hence a copy as installed;
 # it runs inside the copy, with a cache of its own, because it prefers what lies in the working directory.
-# setuptools ships what an earlier build left in build/lib, hence nothing of build/ is kept.
+# setuptools ships what an earlier build left in build/lib, hence that is removed.
 types: $(STAMP)
-	rm -rf build
+	rm -rf $(TYPECHECK) build/lib build/bdist.*
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --no-compile --target $(TYPECHECK) .
 	rm -rf build/lib build/bdist.*
 	cd $(TYPECHECK) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml \
@@ -88,6 +94,11 @@ types: $(STAMP)
 
 imports: $(STAMP)
 	$(BIN)/pytest -q tests/test_import_direction.py
+
+$(RTX)/.installed: Makefile | $(STAMP)
+	rm -rf $(RTX)
+	$(BIN)/python -m pip install --quiet --no-deps --no-compile --target $(RTX) $(RTX_WHEELS)
+	@touch $@
 
 # A venv that was there before is kept if it works; one that an interrupted run left half made is made anew.
 # $(call make-venv,interpreter,test of its sys.version_info,the test in words,how to name another)

@@ -25,7 +25,6 @@ from tempme_export.runtime.openvino import OpenVinoRunner, import_openvino
 from tempme_export.runtime.ort import OrtRunner, import_onnxruntime
 from tempme_export.runtime.pt2 import Pt2Runner
 from tempme_export.runtime.pytorch import TorchRunner
-from tempme_export.selftest import preprocess_for
 
 ORIGINAL = "original"
 _INT8 = "video.int8.onnx"
@@ -108,7 +107,7 @@ def _build_onnx(case: Case, folder: Path) -> Path:
 
 def _build_int8(case: Case, folder: Path) -> Path:
     """The video tower in int8, calibrated on drawn clips: what a speed needs, and no more."""
-    from tempme_export.quantization.calibration import drawn_calibration
+    from tempme_export.quantization.calibration import drawn_clips
     from tempme_export.quantization.export import export_video
     from tempme_export.quantization.towers import prepare_video
 
@@ -119,10 +118,8 @@ def _build_int8(case: Case, folder: Path) -> Path:
         )
     path = folder / _INT8
     if not path.is_file():
-        calibration = drawn_calibration(case.recipe, seed=_CALIBRATION_SEED)
-        export_video(
-            case.recipe, prepare_video(case.recipe, calibration.video_calls(preprocess_for(case.recipe))), path
-        )
+        clips = drawn_clips(case.recipe, seed=_CALIBRATION_SEED)
+        export_video(case.recipe, prepare_video(case.recipe, clips), path)
     return path
 
 

@@ -14,7 +14,9 @@ from tempme_export.kernels.launch import (
 )
 
 
-def _match(metric: Tensor, delta: Tensor | None, factor: int, n_cls: int, r: int, config: MatchConfig | None) -> Tensor:
+def match_parts(
+    metric: Tensor, delta: Tensor | None, factor: int, n_cls: int, r: int, config: MatchConfig | None
+) -> Tensor:
     """metric [clips, parts, tokens, C], delta [clips, tokens, C] or None -> assign [clips / factor, N] int32."""
     clips, _, tokens, width = metric.shape
     n_tokens = tokens * factor
@@ -103,7 +105,7 @@ def match_tokens(metric: Tensor, n_cls: int, r: int, config: MatchConfig | None 
     Returns assign [B, N] int32 onto N - r rows. Raises ValueError for what the kernels cannot take.
     """
     check_rows("metric", metric)
-    return _match(metric.unsqueeze(1), None, 1, n_cls, r, config)
+    return match_parts(metric.unsqueeze(1), None, 1, n_cls, r, config)
 
 
 def match_keys(qkv: Tensor, heads: int, n_cls: int, r: int, config: MatchConfig | None = None) -> Tensor:
@@ -116,7 +118,7 @@ def match_keys(qkv: Tensor, heads: int, n_cls: int, r: int, config: MatchConfig 
     if heads < 1 or qkv.shape[2] % (3 * heads):
         raise ValueError(f"qkv of width {qkv.shape[2]} does not hold queries, keys and values of {heads} heads.")
     keys = qkv.unflatten(-1, (3, heads, -1))[:, :, 1].transpose(1, 2)
-    return _match(keys, None, 1, n_cls, r, config)
+    return match_parts(keys, None, 1, n_cls, r, config)
 
 
 def match_clips(
@@ -133,4 +135,4 @@ def match_clips(
         check_rows("delta", delta, like=x)
     if factor < 1 or x.shape[0] % factor or n_cls % factor:
         raise ValueError(f"{x.shape[0]} clips with {n_cls} class tokens when joined: not multiples of {factor}.")
-    return _match(x.unsqueeze(1), delta, factor, n_cls, r, config)
+    return match_parts(x.unsqueeze(1), delta, factor, n_cls, r, config)

@@ -1,14 +1,13 @@
 """`tempme-export`: arguments -> pipeline calls -> exit code (design section 5)."""
 
 import sys
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tempme_export import console
-from tempme_export.errors import BackendError, TempMeExportError, UsageError
+from tempme_export.errors import TempMeExportError, UsageError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -26,70 +25,38 @@ def _batch(text: str | None) -> tuple[int, int, int] | None:
     return low, usual, high
 
 
-def _check_formats(trt: bool) -> None:
-    if trt:
-        raise BackendError("--trt: this version builds no TensorRT engines. Run the command without --trt.")
+def _check_alone(context: typer.Context, main: str, allowed: tuple[str, ...], why: str) -> None:
+    """Raise UsageError where options were given that a command has no use for; `main` is the one that chose it."""
+    names = {parameter.name: parameter.opts[-1] for parameter in context.command.params}
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    others = sorted(names[name] for name in given - {*allowed, "as_json"})
+    if others:
+        raise UsageError(f"{', '.join(others)} cannot be combined with {main}: {why}.")
 
 
-def _verify(bundle: Path, device: str, as_json: bool) -> None:
-    from tempme_export.pipeline import verify
+def _check_engine(trt: bool, dry_run: bool, precision: str, device: str, workspace: float | None, log: bool) -> None:
+    """Refuse in a moment, before anything heavy is imported, what cannot be built here."""
+    if not trt:
+        if workspace is not None or log:
+            raise UsageError("--workspace and --verbose are for the builder of an engine: --trt or --rebuild DIR.")
+        return
+    from tempme_export.export.to_tensorrt import check_builder, check_options
 
-    reports = verify(bundle, device=device, progress=console.show_progress)
-    if as_json:
-        console.write_json({"bundle": str(bundle), "parity": [report.to_dict() for report in reports]})
-    _say_done(f"{bundle} verified", [report.status for report in reports])
-
-
-def _say_done(text: str, statuses: list[str]) -> None:
-    if "not run" in statuses:
-        text += "; parity was NOT RUN for the lines above, so nothing is proven about them on this machine"
-    console.show_done(text)
+    check_options(precision, workspace)
+    if not dry_run:
+        check_builder(device)
 
 
-def _dry_run(
-    checkpoint: str,
-    profile: str | None,
-    out: Path | None,
-    precision: str,
-    batch: tuple[int, int, int] | None,
-    force: bool,
-    trace: bool,
-    pt2: bool,
-    gate: str | None,
-    gate_videos: Path | None,
-    as_json: bool,
-) -> None:
-    from dataclasses import asdict
+def _is_bundle(path: str) -> bool:
+    from tempme_export.bundle import MANIFEST
 
-    from tempme_export.bundle import PT2, SELFTEST, TEXT, VIDEO, check_destination
-    from tempme_export.pipeline import (
-        default_output,
-        estimate_bytes,
-        requested_gate,
-        requested_recipe,
-        scratch_bytes,
-    )
-
-    recipe = requested_recipe(checkpoint, profile, batch, trace)
-    gate_data = requested_gate(gate, gate_videos, recipe)
-    target = out or default_output(checkpoint)
-    needed = estimate_bytes(recipe, precision, pt2)
-    files = [SELFTEST, VIDEO, TEXT, *([PT2] if pt2 else [])]
-    console.show_recipe(recipe)
-    if gate_data is not None:
-        console.show_gate_data(gate_data)
-    check_destination(target, needed + (scratch_bytes(recipe, precision) if pt2 else 0), force)
-    if as_json:
-        document = {"out": str(target), "profile": recipe.profile.to_dict(), "schedule": asdict(recipe.plan)}
-        asked = {} if gate_data is None else {"gate": gate_data.to_dict()}
-        console.write_json({**document, "files": files, **asked})
-    console.show_done(
-        f"dry run: nothing written. {target} would take about {needed / 1e6:.0f} MB: {', '.join(files)}, manifest.json"
-    )
+    return (Path(path) / MANIFEST).is_file()
 
 
 @app.command()
 def command(
+    context: typer.Context,
     checkpoint: Annotated[
         str | None, typer.Argument(metavar="CKPT", help="Checkpoint file, or open_clip:MODEL/PRETRAINED.")
     ] = None,
@@ -113,15 +80,36 @@ def command(
         bool,
         typer.Option(
             "--trace",
-            help="video.onnx also returns where every token was merged, assign_00, assign_01, ...; video.pt2 does not.",
+            help="video.onnx also returns where every token was merged, assign_00, assign_01, ...; the others do not.",
         ),
     ] = False,
-    trt: Annotated[bool, typer.Option("--trt", help="Also build a TensorRT engine (not in this version).")] = False,
+    trt: Annotated[
+        bool, typer.Option("--trt", help="Also build video.plan, a TensorRT engine for the GPU here.")
+    ] = False,
     pt2: Annotated[bool, typer.Option("--pt2", help="Also compile video.pt2 for this machine's DEVICE.")] = False,
     device: Annotated[
-        str, typer.Option(metavar="DEVICE", help="Where parity is judged, and what --pt2 is for: cpu, cuda or cuda:N.")
+        str,
+        typer.Option(
+            metavar="DEVICE",
+            help="Where parity is judged, and what --pt2 is for: cpu, cuda or cuda:N. An engine is for "
+            "the first GPU, or cuda:N.",
+        ),
     ] = "cpu",
     opset: Annotated[int, typer.Option(help="ONNX opset: 18, 20 or 23.")] = 18,
+    workspace: Annotated[
+        float | None, typer.Option(metavar="GIB", help="Most GPU memory for the scratch of a layer of the engine.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show the log of the engine's builder.")] = False,
+    rebuild: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Build a bundle's engine again, for the GPU here.")
+    ] = None,
+    triton_repo: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Also write a model repository for Triton Inference Server. With a bundle as CKPT, only that.",
+        ),
+    ] = None,
     verify: Annotated[Path | None, typer.Option(metavar="DIR", help="Check a bundle instead of building one.")] = None,
     gate: Annotated[
         str | None,
@@ -136,53 +124,73 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be built, write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be built. Writes nothing, with --trt the engine's graph.")
+    ] = False,
 ) -> None:
     """Turn a TempMe checkpoint into a verified bundle, or verify one.
 
     Exit codes: 0 done, 2 usage, 3 checkpoint, profile, video, data or bundle, 4 backend or device missing, 5 parity
     or gate failed, 6 build failed.
     """
-    if (checkpoint is None) == (verify is None):
-        raise UsageError("give either a checkpoint to export or --verify DIR. See tempme-export --help.")
-    _check_formats(trt)
+    if sum(one is not None for one in (checkpoint, verify, rebuild)) != 1:
+        raise UsageError(
+            "give either a checkpoint to export or --verify DIR or --rebuild DIR. See tempme-export --help."
+        )
     if verify is not None:
         if gate is not None or gate_videos is not None:
             raise UsageError("--gate compares with a checkpoint while a bundle is built; --verify has none.")
-        _verify(verify, device, as_json)
-        return
-    assert checkpoint is not None, "one of the two was given"
-    sizes = _batch(batch)
-    from tempme_export.pipeline import check_request, export
+        _check_alone(context, "--verify", ("verify", "device"), "it checks a bundle as it is")
+        from tempme_export.commands import verify_bundle
 
-    if dry_run:
-        check_request(precision, sizes, opset, device, pt2, calibrate, ranges)
-        _dry_run(checkpoint, profile, out, precision, sizes, force, trace, pt2, gate, gate_videos, as_json)
+        verify_bundle(verify, device, as_json)
         return
-    started = time.perf_counter()
-    bundle = export(
-        checkpoint,
-        profile,
-        out,
+    if rebuild is not None:
+        _check_alone(
+            context,
+            "--rebuild",
+            ("rebuild", "device", "workspace", "verbose"),
+            "everything else is as the bundle was built",
+        )
+        from tempme_export.export.to_tensorrt import check_builder
+
+        check_builder(device)
+        from tempme_export.commands import rebuild_engine
+
+        rebuild_engine(rebuild, device, workspace, verbose, as_json)
+        return
+    assert checkpoint is not None, "one of the three was given"
+    if triton_repo is not None and _is_bundle(checkpoint):
+        _check_alone(context, "--triton-repo of a bundle", ("checkpoint", "triton_repo", "force"), "nothing is built")
+        from tempme_export.commands import serve_bundle
+
+        serve_bundle(Path(checkpoint), triton_repo, force, as_json)
+        return
+    sizes = _batch(batch)
+    _check_engine(trt, dry_run, precision, device, workspace, verbose)
+    from tempme_export.commands import Request, export_bundle, plan_bundle
+
+    request = Request(
+        checkpoint=checkpoint,
+        profile=profile,
+        out=out,
         precision=precision,
         batch=sizes,
         frame_mask=frame_mask,
         trace=trace,
         pt2=pt2,
+        trt=trt,
         device=device,
         opset=opset,
         calibrate=calibrate,
         ranges=ranges,
-        force=force,
         gate=gate,
         gate_videos=gate_videos,
-        progress=console.show_progress,
+        workspace_gib=workspace,
+        verbose=verbose,
+        force=force,
     )
-    if as_json:
-        console.write_json({"bundle": str(bundle.path), "manifest": bundle.manifest})
-    gated = bundle.manifest["gate"]
-    statuses = [report["status"] for report in [*bundle.manifest["parity"], *(gated["reports"] if gated else ())]]
-    _say_done(f"{bundle.path} in {time.perf_counter() - started:.0f} s", statuses)
+    (plan_bundle if dry_run else export_bundle)(request, triton_repo, as_json)
 
 
 def main() -> None:

@@ -1,11 +1,15 @@
 """The verdict on a folder of artifacts: each one on its runtime, against the self-test."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tempme_export.bundle import PT2, TEXT, VIDEO
+from tempme_export.engine_facts import ENGINE, SOURCE, EngineFacts
+from tempme_export.engine_judging import judge_engine
 from tempme_export.errors import BackendError, ParityError, PrecisionError
+from tempme_export.nvidia import engine_device
 from tempme_export.parity import ParityReport, check_batches, check_text, check_video
 from tempme_export.preprocess import Preprocess
 from tempme_export.runtime.ort import OrtRunner
@@ -23,20 +27,23 @@ def judge(
     precision: str,
     batches: tuple[int, ...],
     device: str,
+    engine: EngineFacts | None = None,
     elsewhere: bool = False,
 ) -> list[ParityReport]:
-    """Run every artifact of a folder against the self-test: the graphs under ONNX Runtime, a package under torch.
+    """Run every artifact of a folder against the self-test: the graphs under ONNX Runtime, a package under torch, an
+    engine, whose facts are `engine`, under TensorRT.
 
     A runtime that cannot run the precision gives a report that says so; a missing one, or a missing device,
-    raises BackendError, and so does a package of another machine or device, unless the bundle was built `elsewhere`.
+    raises BackendError, and so does a package or an engine of another machine or device, unless the bundle was built
+    `elsewhere`.
     """
     tolerance, ort = TOLERANCES[precision], f"ONNX Runtime, {device}"
     names = [name for merge in plan.merges for name in (merge.assign_name, merge.tokens_name)]
 
-    def video() -> tuple[Any, ...]:
-        with OrtRunner(folder / VIDEO, device, expose=names) as exposing:
+    def graph(name: str) -> tuple[Any, ...]:
+        with OrtRunner(folder / name, device, expose=names) as exposing:
             checks = check_video(selftest, plan, preprocess, exposing, tolerance)
-        with OrtRunner(folder / VIDEO, device) as runner:
+        with OrtRunner(folder / name, device) as runner:
             return *checks, *check_batches(selftest, preprocess, runner, batches, tolerance)
 
     def text() -> tuple[Any, ...]:
@@ -48,9 +55,14 @@ def judge(
             checks = check_video(selftest, plan, preprocess, runner, tolerance, with_tokens=False)
             return *checks, *check_batches(selftest, preprocess, runner, batches, tolerance)
 
-    runs = [(VIDEO, ort, video), (TEXT, ort, text)]
+    runs: list[tuple[str, str, Callable[[], tuple[Any, ...]]]] = [
+        (VIDEO, ort, partial(graph, VIDEO)),
+        (TEXT, ort, text),
+    ]
     if (folder / PT2).is_file():
         runs.append((PT2, f"AOTInductor, {device}", package))
+    if (folder / SOURCE).is_file():
+        runs.append((SOURCE, ort, partial(graph, SOURCE)))
     reports = []
     for artifact, backend, run in runs:
         try:
@@ -60,7 +72,20 @@ def judge(
             if not without_kernels and not (elsewhere and artifact == PT2):
                 raise
             reports.append(ParityReport(artifact, backend, (), reason=str(error)))
+    if engine is not None:
+        reports.append(_judge_engine(folder, engine, selftest, preprocess, device, elsewhere))
     return reports
+
+
+def _judge_engine(
+    folder: Path, facts: EngineFacts, selftest: SelfTest, preprocess: Preprocess, device: str, elsewhere: bool
+) -> ParityReport:
+    try:
+        return judge_engine(folder / ENGINE, facts, selftest, preprocess, engine_device(device))
+    except BackendError as error:
+        if not elsewhere:
+            raise
+        return ParityReport(ENGINE, f"TensorRT {facts.tensorrt}, {facts.gpu}", (), reason=str(error))
 
 
 def raise_if_failed(reports: Sequence[ParityReport], where: str) -> None:

@@ -24,12 +24,16 @@ from tempme_export.bundle import (
 )
 from tempme_export.checkpoint import OPEN_CLIP, Checkpoint, load_checkpoint
 from tempme_export.data.annotations import RetrievalData
+from tempme_export.engine_facts import ENGINE, KEY, SOURCE, EngineFacts
+from tempme_export.engine_request import engine_nodes
 from tempme_export.errors import UsageError
 from tempme_export.evaluation.gate import Gate, GateData, open_gate, run_gate
-from tempme_export.export import to_pt2
+from tempme_export.export import to_pt2, to_tensorrt
 from tempme_export.export.to_onnx import DEFAULT_OPSET, OPSETS, export_text, export_video
+from tempme_export.export.to_plugin_onnx import export_plugin_video
 from tempme_export.judging import judge, raise_if_failed
 from tempme_export.model import check_supported
+from tempme_export.nvidia import engine_device
 from tempme_export.package_facts import PackageFacts, read_facts
 from tempme_export.parity import ParityReport
 from tempme_export.preprocess import Preprocess
@@ -79,6 +83,7 @@ def _manifest(
     gate: Gate | None = None,
     trace: bool = False,
     quantization: Quantization | None = None,
+    engine: EngineFacts | None = None,
 ) -> dict[str, Any]:
     backbone, checkpoint = recipe.backbone, recipe.checkpoint
     return {
@@ -92,6 +97,7 @@ def _manifest(
         "trace": trace,
         "opset": opset,
         "pt2": pt2.to_dict() if pt2 else None,
+        KEY: engine.to_dict() if engine else None,
         "logit_scale": float(checkpoint.tensors["logit_scale"]),
         "image": {"size": backbone.image_size, "mean": list(backbone.mean), "std": list(backbone.std)},
         "versions": _versions(),
@@ -102,18 +108,20 @@ def _manifest(
     }
 
 
-def estimate_bytes(recipe: Recipe, precision: str, pt2: bool = False) -> int:
+def estimate_bytes(recipe: Recipe, precision: str, pt2: bool = False, trt: bool = False) -> int:
     """Upper estimate of a bundle's size: its weights and the self-test clips, a tenth added."""
     weights = sum(tensor.numel() for tensor in recipe.checkpoint.tensors.values())
-    weights += _video_weights(recipe) if pt2 else 0
+    weights += _video_weights(recipe) * (pt2 + 2 * trt)  # an engine comes with the graph it was built from
     clips = len(CLIPS) * recipe.profile.frames * 3 * recipe.backbone.image_size**2
     code = 16 * 2**20 if pt2 else 0
     return int(1.1 * (weights * _width(precision) + clips)) + 4 * 2**20 + code
 
 
-def scratch_bytes(recipe: Recipe, precision: str) -> int:
-    """What compiling a package writes beside it for a while: the weights as an object file, and linked."""
-    return 3 * _video_weights(recipe) * _width(precision)
+def scratch_bytes(recipe: Recipe, precision: str, pt2: bool = False, trt: bool = False) -> int:
+    """What is written beside a bundle for a while: compiling a package, its weights as an object file, and linked;
+    building an engine, a copy of it and the builder's timings."""
+    weights = _video_weights(recipe) * _width(precision)
+    return 3 * weights * pt2 + to_tensorrt.needed_bytes(weights) * trt
 
 
 def _video_weights(recipe: Recipe) -> int:
@@ -148,12 +156,17 @@ def check_request(
     pt2: bool = False,
     calibrate: str | Path | None = None,
     ranges: str = DEFAULT_METHOD,
+    trt: bool = False,
+    workspace_gib: float | None = None,
 ) -> None:
     """Refuse what no checkpoint could mend, before the work.
 
     Raises UsageError for values that do not exist or contradict each other, and BackendError without the runtime, the
-    device or, for a package, the compiler.
+    device, what an engine is built with or, for a package, the compiler.
     """
+    if trt:
+        to_tensorrt.check_options(precision, workspace_gib)
+        to_tensorrt.check_builder(device)
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}.")
     _check_int8(precision, calibrate, ranges, device, pt2)
@@ -256,6 +269,7 @@ def export(
     frame_mask: bool = False,
     trace: bool = False,
     pt2: bool = False,
+    trt: bool = False,
     device: str = "cpu",
     opset: int = DEFAULT_OPSET,
     calibrate: str | Path | None = None,
@@ -263,6 +277,8 @@ def export(
     force: bool = False,
     gate: RetrievalData | str | Path | None = None,
     gate_videos: str | Path | None = None,
+    workspace_gib: float | None = None,
+    verbose: bool = False,
     progress: Progress = _silent,
 ) -> Bundle:
     """Build a bundle and accept it only when it agrees with the oracle, and with a gate when it retrieves as well.
@@ -272,23 +288,28 @@ def export(
     out         the bundle's folder; None: the checkpoint's name with `.tempme`
     batch       min, opt, max videos per call; None: the profile's
     trace       `video.onnx` also returns every merge's decision, `assign_00`, ... int32 [batch * clips, N]: the row
-                that each token goes to; `video.pt2` stays without
+                that each token goes to; `video.pt2` and an engine stay without
     pt2         also compile `video.pt2`, for `device`
+    trt         also write `video.plugin.onnx` and build the TensorRT engine `video.plan` from it, for `device`, or
+                for the first GPU where that is the CPU
     calibrate   for precision int8, and only for it: what `quantization.calibration.read_calibration` reads
     ranges      how int8 takes the ranges of activations from it: one of `quantization.ranges.METHODS`
     gate        videos and captions on which the bundle must retrieve what the original path does: what
                 `tempme_export.data.annotations.open_data` reads (its test split), or data already read
     gate_videos the folder of the gate's video files; None: where the data says
+    workspace_gib  most GPU memory for the scratch of a layer of the engine; None: all of it
+    verbose     also pass on the log of the engine's builder
     progress    called with a stage's name and its result
 
     Raises any TempMeExportError; on ParityError the build is kept as `OUT.failed`, otherwise nothing stays.
     """
-    check_request(precision, batch, opset, device, pt2, calibrate, ranges)
+    check_request(precision, batch, opset, device, pt2, calibrate, ranges, trt, workspace_gib)
     recipe = requested_recipe(checkpoint, profile, batch, trace)
     progress("recipe", recipe)
+    nodes = engine_nodes(recipe) if trt else ()
     gate_data = requested_gate(gate, gate_videos, recipe)
     out = default_output(recipe.checkpoint.source) if out is None else Path(out)
-    needed = estimate_bytes(recipe, precision, pt2) + (scratch_bytes(recipe, precision) if pt2 else 0)
+    needed = estimate_bytes(recipe, precision, pt2, trt) + scratch_bytes(recipe, precision, pt2, trt)
     check_destination(out, needed_bytes=needed, force=force)
     sizes = recipe.profile.batch
     quantization = None
@@ -305,13 +326,33 @@ def export(
         if pt2:
             to_pt2.export_video(recipe, work / PT2, precision, device, frame_mask)
             progress("file", work / PT2)
+        engine = None
+        if trt:
+            export_plugin_video(recipe, work / SOURCE, precision, frame_mask)
+            progress("file", work / SOURCE)
+            engine = to_tensorrt.build(
+                work / SOURCE,
+                work / ENGINE,
+                sizes,
+                precision,
+                device=engine_device(device),
+                timing_cache=to_tensorrt.timing_cache_path(out),
+                nodes=nodes,
+                workspace_gib=workspace_gib,
+                verbose=verbose,
+                progress=progress,
+            )
+            progress("engine", engine)
+            progress("file", work / ENGINE)
         batches = tuple(sorted({sizes.min, sizes.opt, sizes.max}))
         preprocess = preprocess_for(recipe)
-        reports = judge(work, selftest, recipe.plan, preprocess, precision, batches, device)
+        reports = judge(work, selftest, recipe.plan, preprocess, precision, batches, device, engine)
         progress("parity", reports)
         gated = _run_gate(gate_data, reports, recipe, work, precision, device, progress)
         facts = read_facts(work / PT2) if pt2 else None
-        write_manifest(work, _manifest(recipe, precision, frame_mask, opset, reports, facts, gated, trace, quantization))
+        write_manifest(
+            work, _manifest(recipe, precision, frame_mask, opset, reports, facts, gated, trace, quantization, engine)
+        )
         verdicts = [*reports, *(gated.reports if gated else ())]
         if any(report.status == "failed" for report in verdicts):
             publish(work, failed_path(out))
@@ -336,7 +377,8 @@ def verify(path: str | Path, *, device: str = "cpu", progress: Progress = _silen
     selftest = load_selftest(bundle.path / SELFTEST)
     batches = tuple(sorted({sizes.min, sizes.opt}))
     precision = bundle.manifest["precision"]
-    reports = judge(bundle.path, selftest, bundle.plan, preprocess, precision, batches, device, elsewhere=True)
+    engine = EngineFacts.from_dict(bundle.manifest.get(KEY)) if ENGINE in bundle.manifest["files"] else None
+    reports = judge(bundle.path, selftest, bundle.plan, preprocess, precision, batches, device, engine, elsewhere=True)
     progress("parity", reports)
     raise_if_failed(reports, f"{bundle.path} does not compute here what it did where it was built.")
     return reports

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tempme_export.bundle import PT2, TEXT, VIDEO, Bundle, open_bundle
+from tempme_export.engine_facts import ENGINE, KEY, EngineFacts
 from tempme_export.errors import BackendError, InputError
+from tempme_export.nvidia import engine_device
 from tempme_export.preprocess import Preprocess
 from tempme_export.profile import FROM_CHECKPOINT
 from tempme_export.runtime.base import Runner
@@ -18,7 +20,8 @@ from tempme_export.runtime.ort import OrtRunner, check_device
 from tempme_export.tokenizer import Tokenizer
 from tempme_export.video import read_frames
 
-BACKENDS = ("ort", "pt2")
+BACKENDS = ("ort", "pt2", "tensorrt")
+_VIDEO_FILES = {"ort": VIDEO, "pt2": PT2, "tensorrt": ENGINE}
 Embeddings = NDArray[np.float32]
 
 
@@ -36,6 +39,10 @@ def _device_for(bundle: Bundle, backend: str, device: str | None) -> str:
         return device or "cpu"
     from tempme_export.devices import torch_device
 
+    if backend == "tensorrt":
+        if ENGINE not in bundle.manifest["files"]:
+            raise BackendError(f"{bundle.path} has no {ENGINE}. Export it with --trt, or use another backend.")
+        return str(torch_device(engine_device(device or "cuda")))
     package = bundle.manifest.get("pt2")
     if package is None:
         raise BackendError(f"{bundle.path} has no {PT2}. Export it with --pt2, or use another backend.")
@@ -46,7 +53,8 @@ class RetrievalModel:
     """Encodes videos and texts with one bundle. Sessions are opened at first use; a context manager."""
 
     def __init__(self, bundle: Bundle, backend: str | None = None, device: str | None = None) -> None:
-        """Raises BackendError for an unknown backend, a device that is not there, or a bundle without `video.pt2`."""
+        """Raises BackendError for an unknown backend, a device that is not there, or a bundle without the backend's
+        file."""
         if backend not in (None, *BACKENDS):
             raise BackendError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}.")
         self.bundle, self.backend = bundle, backend or "ort"
@@ -63,9 +71,14 @@ class RetrievalModel:
                 from tempme_export.runtime.pt2 import Pt2Runner  # loads torch, which the graphs do without
 
                 self._runners[file] = Pt2Runner(self.bundle.path / file, self.device)
+            elif file == ENGINE:
+                from tempme_export.runtime.tensorrt import TensorRtRunner
+
+                facts = EngineFacts.from_dict(self.bundle.manifest.get(KEY))
+                self._runners[file] = TensorRtRunner(self.bundle.path / file, facts, self.device)
             else:
                 self._runners[file] = OrtRunner(
-                    self.bundle.path / file, "cpu" if self.backend == "pt2" else self.device
+                    self.bundle.path / file, self.device if self.backend == "ort" else "cpu"
                 )
         return self._runners[file]
 
@@ -98,7 +111,7 @@ class RetrievalModel:
         return self._encode(video)
 
     def _encode(self, videos: Sequence[Any]) -> Embeddings:
-        step, file = self.profile.batch.opt, PT2 if self.backend == "pt2" else VIDEO
+        step, file = self.profile.batch.opt, _VIDEO_FILES[self.backend]
         embeddings = [np.empty((0, self.bundle.manifest["backbone"]["embed"]), np.float32)]
         for start in range(0, len(videos), step):
             frames = np.stack([self._pixels(video) for video in videos[start : start + step]])
@@ -156,8 +169,9 @@ class RetrievalModel:
 def load(bundle: str | Path | Bundle, backend: str | None = None, device: str | None = None) -> RetrievalModel:
     """Open a bundle for use.
 
-    backend  "ort", which None chooses, or "pt2": `video.pt2` under torch, and texts by ONNX Runtime on the CPU
-    device   "cpu", "cuda" or "cuda:N"; None: the CPU, or what `video.pt2` was compiled for
+    backend  "ort", which None chooses; "pt2": `video.pt2` under torch; "tensorrt": `video.plan`. With these two, texts
+             go through ONNX Runtime on the CPU
+    device   "cpu", "cuda" or "cuda:N"; None: the CPU, what `video.pt2` was compiled for, or the first GPU
     Raises BundleError for a damaged bundle, BackendError for a backend or device that is not there.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)

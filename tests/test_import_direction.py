@@ -19,27 +19,40 @@ FOLDERS = {
 # the door for users: it may lead to everything but the commands, and nothing below may go through it.
 LAYERS = (
     ("errors", "hashing", "profiles"),
-    ("backbone", "schedule", "complexity", "devices", "package_facts"),
+    (
+        "backbone",
+        "schedule",
+        "complexity",
+        "devices",
+        "package_facts",
+        "engine_facts",
+        "nvidia",
+        "tensorrt_package",
+        "processor",
+    ),
     ("video", "video_writer", "preprocess", "tokenizer"),
     ("data",),
     ("profile",),
     ("checkpoint",),
     ("recipe",),
-    ("random_weights", "demo"),
+    ("random_weights", "outliers", "demo"),
     ("kernels",),
     ("ops",),
     ("reference", "model"),
     ("export",),
     ("runtime",),
     ("tolerance", "selftest", "parity"),
+    ("quantization",),
     ("bundle",),
-    ("retrieval",),
+    ("retrieval", "serving"),
     ("evaluation",),
-    ("judging", "pipeline"),
+    ("engine_judging", "engine_request", "judging", "pipeline", "rebuild"),
     ("",),
     ("training",),
-    ("console", "evaluation.console", "training.console"),
-    ("cli", "__main__", "evaluation.cli", "training.cli"),
+    ("doctor_process", "doctor_machine", "doctor", "doctor_probes"),
+    ("terminal",),
+    ("console", "engine_console", "evaluation.console", "training.console", "doctor_console"),
+    ("cli", "commands", "__main__", "evaluation.cli", "training.cli", "doctor_cli"),
     ("bench",),
 )
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -57,7 +70,10 @@ FORBIDDEN = (
 )
 
 # These answer --help, so nothing they load on import may load one of these.
-QUICK = ("", "console", "cli", "bench.cli", "evaluation.cli", "evaluation.console", "training.cli", "training.console")
+QUICK = (
+    *("", "console", "cli", "bench.cli", "evaluation.cli", "evaluation.console", "training.cli", "training.console"),
+    *("doctor", "doctor_machine", "doctor_process", "doctor_cli", "doctor_console", "engine_console", "terminal"),
+)
 HEAVY = {
     *("av", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "open_clip", "openvino"),
     *("tensorrt", "timm", "torch", "torchvision", "triton"),

@@ -31,6 +31,8 @@ from tempme_export.tokenizer import Tokenizer
 CHECKPOINT_BACKENDS = ("original", "torch")
 _TEXTS = 256  # per call: the text tower takes some 50 MB of activations
 _ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
+_FLAGS = {"pt2": " --pt2", "tensorrt": " --trt"}  # of the export that makes what a backend runs
+_PACKAGES = {"pt2": ("torch",), "tensorrt": ("torch", "tensorrt")}  # beside them
 
 
 class Encoder(Protocol):
@@ -105,7 +107,7 @@ class BundleEncoder:
         self.profile, self.origin = bundle.profile, "bundle"
         self.frames, self.preprocess = self.profile.frames, self.model.preprocess
         self.embed: int = bundle.manifest["backbone"]["embed"]
-        packages = (*_ONNX_RUNTIMES, "torch") if self.backend == "pt2" else _ONNX_RUNTIMES
+        packages = (*_ONNX_RUNTIMES, *_PACKAGES.get(self.backend, ()))
         self.fingerprint = _fingerprint(bundle.manifest["sha256"], self.backend, self.device, packages)
 
     def encode_frames(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -183,7 +185,7 @@ def _check_backend(source: str, is_bundle: bool, backend: str | None) -> None:
     if backend in BUNDLE_BACKENDS:
         raise UsageError(
             f"{source} is a checkpoint, and backend {backend!r} runs a bundle. Export it first with tempme-export "
-            f"{source}{' --pt2' if backend == 'pt2' else ''} and give the bundle, or choose of: "
+            f"{source}{_FLAGS.get(backend, '')} and give the bundle, or choose of: "
             f"{', '.join(CHECKPOINT_BACKENDS)}."
         )
     known = ", ".join(BUNDLE_BACKENDS if is_bundle else CHECKPOINT_BACKENDS)

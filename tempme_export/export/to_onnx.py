@@ -100,7 +100,7 @@ def _to_proto(
     inputs: Mapping[str, Tensor],
     outputs: list[str],
     opset: int,
-    forms: Mapping[Any, Callable[..., Any]] = MappingProxyType(DENSE_FORMS),
+    forms: Mapping[Any, Any] = MappingProxyType(DENSE_FORMS),
 ) -> onnx.ModelProto:
     """The graph of `module`; `forms` says what each of our operators becomes."""
     if opset not in OPSETS:

@@ -174,9 +174,9 @@ def read_calibration(spec: str | Path, recipe: Recipe) -> Calibration:
     return Calibration(str(spec), clips, texts, origin, skipped)
 
 
-def drawn_calibration(recipe: Recipe, seed: int = 0) -> Calibration:
-    """FEWEST drawn clips, for measurements without videos; scales for use come from videos."""
-    frames, size = recipe.profile.frames, recipe.backbone.image_size
-    clips = np.stack([draw_clip("moving", frames, size, seed + i) for i in range(FEWEST)])
-    texts, origin = _texts(recipe, None)
-    return Calibration(f"drawn clips (seed {seed})", clips, texts, origin)
+def drawn_clips(recipe: Recipe, seed: int = 0) -> Calls:
+    """FEWEST drawn clips, float32 [1, F, 3, S, S] each, for measurements without videos; scales for use come from
+    videos."""
+    preprocess, frames, size = preprocess_for(recipe), recipe.profile.frames, recipe.backbone.image_size
+    clips = [draw_clip("moving", frames, size, seed + i) for i in range(FEWEST)]
+    return [torch.from_numpy(preprocess(clip)).unsqueeze(0) for clip in clips]

@@ -75,6 +75,8 @@ def quantise(
     """
     order = [node.name for node in proto.graph.node]
     nodes = {name: node for name, node in find_products(proto, tower).items() if name not in in_float}
+    if not nodes:
+        return proto  # to the quantizer an empty list means every node
     observed = {
         node.input[0]: TensorData(lowest=np.float32(ranges[name].lowest), highest=np.float32(ranges[name].highest))
         for name, node in nodes.items()

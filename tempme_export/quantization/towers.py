@@ -4,6 +4,7 @@ float, with the reason."""
 import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -11,7 +12,7 @@ from torch import nn
 from tempme_export.model import TextEncoder, VideoEncoder
 from tempme_export.quantization.embedding import RoundedEmbedding
 from tempme_export.quantization.migration import migrate
-from tempme_export.quantization.pixels import PixelPatches
+from tempme_export.quantization.pixels import PIXELS, PixelPatches
 from tempme_export.quantization.products import Calls, Range, corrected_bias, observe, products
 from tempme_export.quantization.ranges import DEFAULT_METHOD, choose_ranges
 from tempme_export.quantization.sensitivity import LIMIT, TOWER_LIMIT, Sensitivity, choose_in_float, measure
@@ -46,9 +47,10 @@ class Tower:
         }
 
 
-def _prepare(tower: nn.Module, calls: Calls, method: str) -> Tower:
+def _prepare(tower: nn.Module, calls: Calls, method: str, known: Mapping[str, Range] = MappingProxyType({})) -> Tower:
+    """known  ranges that are not left to what the calibration data show"""
     seen = migrate(tower, observe(tower, calls))
-    ranges = choose_ranges(tower, seen, calls, method)
+    ranges = {**choose_ranges(tower, seen, calls, method), **known}
     step = -(-len(calls) // _JUDGED)
     judged = calls[::step]
     sensitivities = measure(tower, ranges, seen, judged)
@@ -68,7 +70,7 @@ def prepare_video(recipe: Recipe, clips: Calls, method: str = DEFAULT_METHOD) ->
     backbone = recipe.backbone
     encoder = copy.deepcopy(VideoEncoder(recipe)).eval()
     encoder.conv1 = PixelPatches(encoder.conv1, backbone.mean, backbone.std)
-    return _prepare(encoder, clips, method)
+    return _prepare(encoder, clips, method, {"conv1.linear": PIXELS})
 
 
 def prepare_text(recipe: Recipe, token_ids: Calls, method: str = DEFAULT_METHOD) -> Tower:

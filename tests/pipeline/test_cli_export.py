@@ -58,8 +58,16 @@ def refusal(result, code, *words):
 
 class TestUsage:
     def test_neither_and_both(self, tempme_export, small_checkpoint, small_bundle):
-        refusal(tempme_export(), 2, "either a checkpoint to export or --verify DIR", "tempme-export --help")
-        refusal(tempme_export(small_checkpoint, "--verify", small_bundle), 2, "either a checkpoint")
+        refusal(
+            tempme_export(), 2, "either a checkpoint to export or --verify DIR or --rebuild DIR", "tempme-export --help"
+        )
+        for other in ("--verify", "--rebuild"):
+            refusal(tempme_export(small_checkpoint, other, small_bundle), 2, "either a checkpoint")
+        refusal(tempme_export("--rebuild", small_bundle, "--verify", small_bundle), 2, "either a checkpoint")
+
+    def test_what_a_verification_has_no_use_for(self, tempme_export, small_bundle):
+        result = tempme_export("--verify", small_bundle, "--precision", "fp16", "--trt", "--json")
+        refusal(result, 2, "--precision, --trt cannot be combined with --verify: it checks a bundle as it is")
 
     @pytest.mark.parametrize(
         "batch", ["8", "1:8", "1:8:64:65", "a:b:c", "1:-8:64", "1.5:2:3", "", "::", "0:1:2", "3:2:8"]
@@ -70,7 +78,7 @@ class TestUsage:
 
     @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
     def test_precision(self, export, tmp_path, dry):
-        refusal(export("--precision", "int8", *dry), 2, "'int8' is not one of fp32, fp16, bf16")
+        refusal(export("--precision", "int4", *dry), 2, "'int4' is not one of fp32, fp16, bf16, int8")
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize("arguments", [["--presicion", "fp16"], ["a", "b"], ["--opset", "new"], ["--batch"]])
@@ -192,11 +200,6 @@ class TestBackend:
     def test_verify_on_a_device(self, tempme_export, small_bundle):
         refusal(tempme_export("--verify", small_bundle, "--device", "cuda"), 4, "CUDA")
 
-    @pytest.mark.parametrize("flags", [["--trt"], ["--trt", "--pt2"], ["--trt", "--dry-run"]])
-    def test_formats_of_later_versions(self, export, tmp_path, flags):
-        refusal(export(*flags), 4, "--trt: this version builds no TensorRT engines")
-        assert list(tmp_path.iterdir()) == []
-
     def test_runtime_is_missing(self, export, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "onnxruntime", None)
         refusal(export(), 4, "ONNX Runtime is not installed", "pip install 'tempme-export[cpu]'")
@@ -307,6 +310,11 @@ class TestDone:
             "opset": 23,
             "force": True,
             "trace": False,
+            "trt": False,
+            "calibrate": None,
+            "ranges": "minmax",
+            "workspace_gib": None,
+            "verbose": False,
         }
 
     def test_default_output(self, tempme_export, small_checkpoint, small_profile, quick_export, tmp_path):

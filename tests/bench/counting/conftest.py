@@ -7,6 +7,9 @@ from tempme_export.backbone import Backbone
 from tempme_export.bench.counting.shapes import shape_recipe
 from tempme_export.export.to_onnx import export_video
 from tempme_export.profile import BatchRange, Profile
+from tempme_export.quantization import export as int8
+from tempme_export.quantization.calibration import drawn_clips
+from tempme_export.quantization.towers import prepare_video
 from tempme_export.schedule import MergePolicy
 
 # Three blocks of four frames with 17 tokens each; the embedding differs from every multiple of the width.
@@ -48,8 +51,12 @@ def artifact(tiny_recipe, tmp_path_factory):
 
     def export(policy, precision="fp32"):
         if (policy, precision) not in files:
-            path = tmp_path_factory.mktemp("graphs") / f"{policy}-{precision}.onnx"
-            export_video(tiny_recipe(policy, "cpu"), path, precision)
+            path, recipe = tmp_path_factory.mktemp("graphs") / f"{policy}-{precision}.onnx", tiny_recipe(policy, "cpu")
+            if precision == "int8":
+                tower = prepare_video(recipe, drawn_clips(recipe))
+                int8.export_video(recipe, tower, path)
+            else:
+                export_video(recipe, path, precision)
             files[policy, precision] = path
         return files[policy, precision]
 

@@ -17,7 +17,9 @@ from tempme_export.model import VideoEncoder
 
 
 @pytest.mark.parametrize("videos", [1, 3])
-@pytest.mark.parametrize(("policy", "precision"), [("none", "fp32"), ("clips", "fp32"), ("no-bias", "fp16")])
+@pytest.mark.parametrize(
+    ("policy", "precision"), [("none", "fp32"), ("clips", "fp32"), ("no-bias", "fp16"), ("clips", "int8")]
+)
 def test_the_exported_graph_is_the_formula(tiny_recipe, artifact, policy, precision, videos):
     recipe = tiny_recipe(policy)
     counted, width = count_graph(artifact(policy, precision), videos), recipe.backbone.width

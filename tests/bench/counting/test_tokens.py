@@ -25,9 +25,9 @@ def test_original_and_fast_encoder_have_the_tokens_of_the_schedule(tiny_recipe, 
     check_tokens(expected, recipe.plan, policy)
 
 
-@pytest.mark.parametrize("policy", ["none", "clips"])
-def test_the_artifact_has_them_as_it_runs(tiny_recipe, artifact, frames, policy):
-    found = tokens_of_artifact(artifact(policy), frames(2).numpy())
+@pytest.mark.parametrize(("policy", "precision"), [("none", "fp32"), ("clips", "fp32"), ("clips", "int8")])
+def test_the_artifact_has_them_as_it_runs(tiny_recipe, artifact, frames, policy, precision):
+    found = tokens_of_artifact(artifact(policy, precision), frames(2).numpy())
     assert found == tokens_of_plan(tiny_recipe(policy).plan)
 
 

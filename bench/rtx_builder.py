@@ -1,0 +1,170 @@
+"""TensorRT-RTX's ONNX parser and builder on a CPU.
+
+Its libraries come in the wheel of ONNX Runtime's TensorRT-RTX provider, the Python bindings in one of their own;
+`make trt-rtx-check` installs both into a folder. The builder compiles ahead of time for every GPU it supports
+and asks for none. Engines cannot be loaded or run without one, so nothing here says what they compute.
+"""
+
+import ctypes
+import importlib
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tempme_export.bench.rtx_layers import Layer, by_dtype, fused_attentions, read_layers
+from tempme_export.errors import BackendError, ExportError
+from tempme_export.profile import BatchRange
+
+BINDINGS, PROVIDER = "tensorrt_rtx_bindings", "onnxruntime_ep_nv_tensorrt_rtx"
+_LIBRARIES = ("libtensorrt_rtx.so", "libtensorrt_onnxparser_rtx.so")
+_PLUGIN_LAYERS = ("PLUGIN", "PLUGIN_V2", "PLUGIN_V3")
+_REPORTED_ERRORS = 8
+
+
+@dataclass(frozen=True)
+class Built:
+    """What became of one ONNX file.
+
+    onnx_nodes, functions  nodes of the main graph, and local functions, of the file
+    plugin_nodes           nodes outside ONNX's own domain: where a plugin would go
+    attentions             softmax nodes of the main graph: one per attention
+    network_layers         of the parsed network; `plugin_layers` of them are plugins
+    layers                 of the engine, `dtypes` by the type of number they give, most first
+    fused                  layers of the engine that compute a whole attention
+    engine_bytes           size of the serialised engine, weights included
+    """
+
+    file: str
+    onnx_nodes: int
+    functions: int
+    plugin_nodes: int
+    attentions: int
+    network_layers: int
+    plugin_layers: int
+    layers: int
+    dtypes: dict[str, int]
+    fused: int
+    engine_bytes: int
+    parse_seconds: float
+    build_seconds: float
+
+
+def load_bindings(folder: Path) -> ModuleType:
+    """The Python module over the libraries in `folder`, which pip filled.
+
+    Libraries that are loaded already are what the module links to, by their names; they stay hidden from the rest
+    of the process, whose TensorRT has functions of the same names.
+    Raises BackendError for a folder without them, or with some for another machine or Python.
+    """
+    for stem in _LIBRARIES:
+        found = sorted((folder / PROVIDER).glob(f"{stem}.*"))
+        if not found:
+            raise BackendError(
+                f"{folder} holds no {PROVIDER}/{stem}: TensorRT-RTX is not installed there. "
+                "Run make trt-rtx-check, which installs it for Linux on x86-64."
+            )
+        try:
+            ctypes.CDLL(str(found[-1]))
+        except OSError as error:
+            raise BackendError(f"{found[-1]} does not load: {error}. It is built for Linux on x86-64.") from error
+    sys.path.append(str(folder))
+    try:
+        return importlib.import_module(BINDINGS)
+    except ImportError as error:
+        raise BackendError(
+            f"{folder} holds no {BINDINGS} for Python {sys.version_info.major}.{sys.version_info.minor}: {error}. "
+            "Remove the folder and run make trt-rtx-check."
+        ) from error
+    finally:
+        sys.path.remove(str(folder))
+
+
+class _Log:
+    """Every message of TensorRT-RTX, kept by severity."""
+
+    def __init__(self, rtx: ModuleType) -> None:
+        kept: list[tuple[Any, str]] = []
+
+        def log(_: Any, severity: Any, message: str) -> None:
+            kept.append((severity, message))
+
+        self._kept, self._severities = kept, rtx.ILogger
+        self.logger = type("Logger", (rtx.ILogger,), {"log": log})()
+
+    @property
+    def messages(self) -> list[str]:
+        return [message for _, message in self._kept]
+
+    @property
+    def errors(self) -> list[str]:
+        bad = (self._severities.ERROR, self._severities.INTERNAL_ERROR)
+        return [message for severity, message in self._kept if severity in bad]
+
+
+def _parse(rtx: ModuleType, network: Any, path: Path, log: _Log) -> None:
+    parser = rtx.OnnxParser(network, log.logger)
+    if parser.parse_from_file(str(path)):
+        return
+    errors = [parser.get_error(i) for i in range(parser.num_errors)]
+    told = [f"node {one.node()} ({one.node_name()!r}, {one.node_operator()}): {one.desc()}" for one in errors]
+    raise ExportError(f"TensorRT-RTX does not parse {path.name}: {_some(told or log.errors)}.")
+
+
+def _some(told: list[str]) -> str:
+    """The first few of them, and how many more there are."""
+    left = len(told) - _REPORTED_ERRORS
+    return "; ".join(told[:_REPORTED_ERRORS]) + (f"; and {left} more" if left > 0 else "") or "it does not say why"
+
+
+def _set_profile(builder: Any, config: Any, network: Any, batch: BatchRange) -> None:
+    profile = builder.create_optimization_profile()
+    for i in range(network.num_inputs):
+        tensor = network.get_input(i)
+        rest = list(tensor.shape)[1:]
+        profile.set_shape(tensor.name, [batch.min, *rest], [batch.opt, *rest], [batch.max, *rest])
+    config.add_optimization_profile(profile)
+
+
+def build(rtx: ModuleType, path: Path, batch: BatchRange) -> Built:
+    """Parse and build one ONNX file for any batch within the range; the engine is counted and dropped.
+
+    Raises ExportError where TensorRT-RTX does not parse or build it, with its own reasons.
+    """
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False)
+    operators = {node.name: node.op_type for node in graph.graph.node}
+    log = _Log(rtx)
+    builder = rtx.Builder(log.logger)
+    network = builder.create_network(0)
+    started = time.perf_counter()
+    _parse(rtx, network, path, log)
+    parsed = time.perf_counter()
+    config = builder.create_builder_config()
+    config.profiling_verbosity = rtx.ProfilingVerbosity.DETAILED
+    _set_profile(builder, config, network, batch)
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        raise ExportError(f"TensorRT-RTX parses {path.name} and does not build it: {_some(log.errors)}.")
+    built = time.perf_counter()
+    layers: tuple[Layer, ...] = read_layers(log.messages)
+    kinds = Counter(network.get_layer(i).type.name for i in range(network.num_layers))
+    return Built(
+        file=path.name,
+        onnx_nodes=len(graph.graph.node),
+        functions=len(graph.functions),
+        plugin_nodes=sum(node.domain not in ("", "ai.onnx") for node in graph.graph.node),
+        attentions=sum(node.op_type == "Softmax" for node in graph.graph.node),
+        network_layers=network.num_layers,
+        plugin_layers=sum(kinds[kind] for kind in _PLUGIN_LAYERS),
+        layers=len(layers),
+        dtypes=by_dtype(layers),
+        fused=fused_attentions(layers, operators),
+        engine_bytes=engine.nbytes,
+        parse_seconds=parsed - started,
+        build_seconds=built - parsed,
+    )

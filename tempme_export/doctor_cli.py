@@ -1,0 +1,58 @@
+"""`tempme-doctor`: what this machine can do, and what each missing thing would enable."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from tempme_export import doctor_console as console
+from tempme_export.console import show_error, write_json
+from tempme_export.doctor import NAMES, diagnose
+from tempme_export.doctor_machine import examine
+from tempme_export.doctor_process import TIME_LIMIT
+from tempme_export.errors import BackendError, TempMeExportError, UsageError
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.command()
+def command(
+    require: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help=f"Fail without it, repeatable: {', '.join(NAMES)}.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=1.0, help="For each part.")] = TIME_LIMIT,
+) -> None:
+    """Load every part for real and say what this machine can do, what is missing, what it would enable and how to get
+    it.
+
+    Exit codes: 0 the core works and so does all that is required, 2 usage, 4 something of that is missing.
+    """
+    required = tuple(require or ())
+    unknown = sorted(set(required) - set(NAMES))
+    if unknown:
+        raise UsageError(f"--require {', '.join(unknown)} is not known. Choose from {', '.join(NAMES)}.")
+    with console.looking():
+        diagnosis = diagnose(examine(timeout))
+    console.show(diagnosis)
+    if as_json:
+        write_json({"required": list(required), **diagnosis.to_dict()})
+    missing = diagnosis.missing(required)
+    if missing:
+        problems = "; ".join(dict.fromkeys(f"{part}: {why}" for one in missing for part, why in one.missing.items()))
+        commands = "; ".join(dict.fromkeys(line for one in missing for line in one.install))
+        names = ", ".join(one.name for one in missing)
+        raise BackendError(f"{names} cannot be done on this machine: {problems}. To get there: {commands}")
+
+
+def main() -> None:
+    """Entry point. A user's error is one message and its exit code; anything else keeps its traceback."""
+    try:
+        app()
+    except TempMeExportError as error:
+        show_error(error)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""The verdict on an engine: its embeddings at every batch it was built for, against the self-test."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tempme_export.engine_facts import EngineFacts
+from tempme_export.parity import Check, ParityReport, check_batches
+from tempme_export.preprocess import Preprocess
+from tempme_export.runtime.base import Runner
+from tempme_export.runtime.tensorrt import TensorRtRunner
+from tempme_export.selftest import SelfTest
+from tempme_export.tolerance import TOLERANCES, UNIT_LENGTH, Tolerance
+
+
+def engine_batches(facts: EngineFacts, selftest: SelfTest) -> tuple[int, ...]:
+    """The smallest, usual and largest batch, and all of the self-test's clips together."""
+    return tuple(sorted({*facts.batch, len(selftest.clips)}))
+
+
+def engine_checks(
+    selftest: SelfTest, preprocess: Preprocess, runner: Runner, batches: Sequence[int], tolerance: Tolerance
+) -> list[Check]:
+    """What an artifact can be judged by that returns embeddings alone: level (c), at every batch."""
+    checks = check_batches(selftest, preprocess, runner, batches, tolerance)
+    frames = preprocess(selftest.clips[0])[None]
+    inputs: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]] = {"frames": frames}
+    if "frame_mask" in runner.inputs:
+        inputs["frame_mask"] = np.ones(frames.shape[:2], np.bool_)
+    length = np.linalg.norm(runner.infer(inputs)["video_embedding"].astype(np.float64), axis=-1)
+    return [*checks, Check("unit length, video: | length - 1 |", float(np.abs(length - 1).max()), UNIT_LENGTH)]
+
+
+def judge_engine(
+    path: Path, facts: EngineFacts, selftest: SelfTest, preprocess: Preprocess, device: str
+) -> ParityReport:
+    """Run an engine against the self-test by its precision's limits. Raises BackendError as `TensorRtRunner`."""
+    tolerance, batches = TOLERANCES[facts.precision], engine_batches(facts, selftest)
+    with TensorRtRunner(path, facts, device) as runner:
+        checks = engine_checks(selftest, preprocess, runner, batches, tolerance)
+    return ParityReport(path.name, f"TensorRT {facts.tensorrt}, {facts.gpu}", tuple(checks))

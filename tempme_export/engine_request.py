@@ -1,0 +1,59 @@
+"""What `--trt` asks for, before anything is built: the plan, and the graph alone for a machine that has TensorRT."""
+
+from pathlib import Path
+
+from tempme_export.bundle import MANIFEST, SUFFIX, building
+from tempme_export.engine_facts import SOURCE
+from tempme_export.errors import BackendError, BundleError, UsageError
+from tempme_export.export import to_tensorrt
+from tempme_export.export.engine_plan import EnginePlan, engine_plan
+from tempme_export.export.plugin_nodes import PluginNode, plugin_nodes
+from tempme_export.export.to_plugin_onnx import export_plugin_video
+from tempme_export.export.trt_plugin_builds import ptx_target
+from tempme_export.nvidia import engine_device, find_gpu
+from tempme_export.recipe import Recipe
+
+
+def engine_nodes(recipe: Recipe) -> tuple[PluginNode, ...]:
+    """What an engine's plugins are to take. Raises UsageError where that is nothing."""
+    nodes = plugin_nodes(recipe)
+    if not nodes:
+        raise UsageError(
+            f"profile {recipe.profile.name} merges no tokens, so an engine of it would hold no plugin of ours. Leave "
+            "out --trt and build its video.onnx with TensorRT itself, or choose a --profile that merges."
+        )
+    return nodes
+
+
+def requested_engine(recipe: Recipe, precision: str, frame_mask: bool, device: str) -> EnginePlan:
+    """What an export with `trt` would build, and what this machine lacks for it. Raises UsageError as it would."""
+    nodes = engine_nodes(recipe)
+    to_tensorrt.check_options(precision)
+    try:
+        target = ptx_target(find_gpu(engine_device(device)).compute)
+    except BackendError:  # told among what is missing
+        target = None
+    return engine_plan(recipe, precision, nodes, frame_mask, target, to_tensorrt.missing_for_engine(device))
+
+
+def source_path(out: Path) -> Path:
+    """Where a dry run leaves the graph: beside the bundle `out`, under its name."""
+    return out.with_name(f"{out.name.removesuffix(SUFFIX)}.{SOURCE}")
+
+
+def check_source(path: Path, force: bool) -> None:
+    """Raise BundleError for a path in a bundle, and for one that is taken: always by a folder, by a file without
+    `force`."""
+    if (path.absolute().parent / MANIFEST).is_file():
+        raise BundleError(f"{path.parent} is a bundle, which holds its own files only. Choose another --out.")
+    if path.is_dir():
+        raise BundleError(f"{path} is a folder, expected to write a file there. Choose another --out.")
+    if path.exists() and not force:
+        raise BundleError(f"{path} exists. Add --force to replace it, or choose another --out.")
+
+
+def write_source(recipe: Recipe, path: Path, precision: str, frame_mask: bool) -> None:
+    """The graph alone, complete or not at all. Raises ExportError as `export_plugin_video`."""
+    with building(path) as work:
+        export_plugin_video(recipe, work / SOURCE, precision, frame_mask)
+        (work / SOURCE).replace(path)

@@ -1,0 +1,213 @@
+"""A TensorRT engine as a Runner: it needs TensorRT, torch for memory and streams, and nothing of the encoder's code.
+
+Has not been run with TensorRT yet: written against the documentation of 10.9 to 11.4 and NVIDIA's published bindings.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tempme_export.devices import torch_device
+from tempme_export.engine_facts import EngineFacts
+from tempme_export.errors import BackendError, BundleError
+from tempme_export.nvidia import Gpu, find_gpu
+from tempme_export.runtime.base import Arrays, Runner
+from tempme_export.tensorrt_package import import_tensorrt, parse_version
+
+
+def check_engine(facts: EngineFacts, gpu: Gpu, version: str, path: Path) -> None:
+    """Raise BackendError for an engine of another GPU model, another TensorRT or a newer driver, with what rebuilds it.
+
+    Loading it would end in a message of TensorRT's about serialization, or in kernels chosen for another GPU.
+    """
+    found = []
+    if (facts.capability, facts.gpu) != (gpu.capability, gpu.name):
+        found.append(f"for {facts.gpu} ({facts.capability}), and this is {gpu.name} ({gpu.capability})")
+    if facts.tensorrt != version:
+        found.append(f"by TensorRT {facts.tensorrt}, and {version} is installed")
+    if facts.driver and gpu.driver and parse_version(gpu.driver) < parse_version(facts.driver):
+        found.append(f"with NVIDIA driver {facts.driver}, and {gpu.driver} is installed")
+    if found:
+        raise BackendError(
+            f"{path.name} was built {'; '.join(found)}. Build it again here: tempme-export --rebuild {path.parent}"
+        )
+
+
+class _Log:
+    """The last errors that TensorRT logs while an engine loads."""
+
+    def __init__(self, trt: Any) -> None:
+        self.lines: list[str] = []
+        lines = self.lines
+
+        class Logger(trt.ILogger):  # type: ignore[misc]
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+
+            def log(self, severity: Any, msg: str) -> None:
+                if "ERROR" in str(severity):
+                    lines.append(msg)
+
+        self.logger = Logger()
+
+    def text(self) -> str:
+        """What was logged, in one line."""
+        return "; ".join(self.lines[-3:]) or "TensorRT gives no reason"
+
+
+class TensorRtRunner(Runner):
+    """An engine on the GPU it was built for. Its buffers are pinned and made once, for the largest batch.
+
+    A batch above the engine's largest is run in parts, one below its smallest with its last row repeated. From its
+    second run in a row on, a batch size is replayed as a CUDA graph.
+
+    graphs  whether that is so: not where the caller does not want it, nor where an engine cannot be captured
+    """
+
+    def __init__(
+        self, path: Path, facts: EngineFacts, device: str = "cuda", name: str = "tensorrt", *, graphs: bool = True
+    ) -> None:
+        """graphs  whether to capture CUDA graphs.
+
+        Raises BackendError without TensorRT or the GPU and for an engine of another GPU, driver or version, BundleError
+        for a file that is no engine.
+        """
+        self.name, self.graphs = name, graphs
+        trt, gpu = import_tensorrt(), find_gpu(device)
+        check_engine(facts, gpu, str(trt.__version__), path)
+        self._device = torch_device(device)
+        self._smallest, _, self._largest = facts.batch
+        self.inputs = {key: (np.dtype(dtype), shape) for key, (dtype, shape) in facts.inputs.items()}
+        self._outputs = {key: (np.dtype(dtype), shape) for key, (dtype, shape) in facts.outputs.items()}
+        try:
+            plan = path.read_bytes()
+        except OSError as error:
+            raise BundleError(f"{path} cannot be read: {error}. {self._again(path)}") from error
+        with torch.cuda.device(self._device):
+            self._load(trt, plan, path)
+            self._stream = torch.cuda.Stream(self._device)
+            self._host, self._memory = self._buffers()
+        self._batch = 0  # that the context is set to
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    @staticmethod
+    def _again(path: Path) -> str:
+        return f"Build it again: tempme-export --rebuild {path.parent}"
+
+    def _load(self, trt: Any, plan: bytes, path: Path) -> None:
+        self._log = _Log(trt)
+        self._runtime = trt.Runtime(self._log.logger)
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise BundleError(f"{path} cannot be loaded: {self._log.text()}. {self._again(path)}")
+        names = {self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)}
+        if names != {*self.inputs, *self._outputs}:
+            raise BundleError(
+                f"{path} has the inputs and outputs {', '.join(sorted(names))}, and its manifest says "
+                f"{', '.join(sorted({*self.inputs, *self._outputs}))}. {self._again(path)}"
+            )
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise BackendError(
+                f"{path.name}: TensorRT cannot make a context: {self._log.text()}. Free memory on the GPU, or build "
+                "for a smaller largest batch."
+            )
+
+    def _buffers(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Pinned memory of the host and memory of the GPU, of every input and output, for the largest batch."""
+        host = {}
+        for name, (dtype, shape) in {**self.inputs, **self._outputs}.items():
+            kind = torch.from_numpy(np.empty(0, dtype)).dtype
+            sizes = tuple(self._largest if axis is None else axis for axis in shape)
+            host[name] = torch.empty(sizes, dtype=kind, pin_memory=self._device.type == "cuda")
+        return host, {name: torch.empty_like(tensor, device=self._device) for name, tensor in host.items()}
+
+    def _prepare(self, batch: int) -> None:
+        """Set the context's shapes and addresses; a graph of another batch size is worth nothing from then on."""
+        self._graph, self._batch = None, 0
+        for name, tensor in self._memory.items():
+            if name in self.inputs and not self._context.set_input_shape(name, (batch, *tensor.shape[1:])):
+                raise BackendError(f"{self.name}: TensorRT refuses a batch of {batch}: {self._log.text()}.")
+            self._context.set_tensor_address(name, tensor.data_ptr())
+
+    def _enqueue(self) -> None:
+        if not self._context.execute_async_v3(self._stream.cuda_stream):
+            raise BackendError(f"{self.name}: TensorRT could not run the engine: {self._log.text()}.")
+
+    def _capture(self) -> None:
+        """Record the engine for the context's batch, which has been run once: the first run may not be recorded.
+
+        An engine that cannot be recorded is run without graphs from then on, and `graphs` says so.
+        """
+        self._stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                self._enqueue()
+        except (RuntimeError, BackendError):
+            self.graphs = False
+        else:
+            self._graph = graph
+
+    def _launch(self, batch: int) -> None:
+        """Run the engine on what lies in the GPU's memory; the call may return before its work is done."""
+        if batch != self._batch:
+            self._prepare(batch)
+            self._enqueue()
+            self._batch = batch
+            return
+        if self.graphs and self._graph is None:
+            self._capture()
+        if self._graph is None:
+            self._enqueue()
+        else:
+            self._graph.replay()
+
+    def _run(self, part: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        """One batch of at most the largest."""
+        rows = len(next(iter(part.values())))
+        batch = max(rows, self._smallest)
+        for name, array in part.items():
+            host = self._host[name]
+            host[:rows].copy_(torch.from_numpy(np.ascontiguousarray(array)))
+            host[rows:batch] = host[rows - 1]
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            for name in part:
+                self._memory[name][:batch].copy_(self._host[name][:batch], non_blocking=True)
+            self._launch(batch)
+            for name in self._outputs:
+                self._host[name][:rows].copy_(self._memory[name][:rows], non_blocking=True)
+        self._stream.synchronize()
+        return {name: self._host[name][:rows].numpy().copy() for name in self._outputs}
+
+    @torch.inference_mode()
+    def _infer(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        batch = len(next(iter(inputs.values())))
+        starts = range(0, batch, self._largest)
+        parts = [self._run({k: array[at : at + self._largest] for k, array in inputs.items()}) for at in starts]
+        return {name: np.concatenate([part[name] for part in parts]) for name in self._outputs}
+
+    @torch.inference_mode()
+    def run_tensors(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The engine itself, without a copy from or to the host: its inputs in order and its outputs, on its GPU.
+
+        The batch lies within the engine's. What is returned holds until the next run. The call may return before its
+        work is done; what the caller launches next waits for it.
+        """
+        caller, batch = torch.cuda.current_stream(self._device), len(tensors[0])
+        self._stream.wait_stream(caller)
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            for name, tensor in zip(self.inputs, tensors, strict=True):
+                self._memory[name][:batch].copy_(tensor, non_blocking=True)
+            self._launch(batch)
+        caller.wait_stream(self._stream)
+        return {name: self._memory[name][:batch] for name in self._outputs}
+
+    def close(self) -> None:
+        """Free the engine and its memory, in the order that TensorRT wants."""
+        del self._graph, self._context, self._engine, self._runtime
+        del self._host, self._memory

@@ -1,0 +1,155 @@
+"""Bundle -> model repository of Triton Inference Server. The server itself has not been run with one yet.
+
+REPOSITORY/README.md, and for each model MODEL/config.pbtxt and MODEL/1/model.onnx or model.plan.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from tempme_export.bundle import Bundle, building, verify_files
+from tempme_export.engine_facts import ENGINE, KEY, EngineFacts
+from tempme_export.errors import BundleError, ExportError
+from tempme_export.profile import FROM_CHECKPOINT
+from tempme_export.serving.model_config import MARK, VERSION, ServedModel, TensorSpec, model_config, served_models
+
+CONFIG, README = "config.pbtxt", "README.md"
+
+
+def _failed(bundle: Bundle) -> list[str]:
+    gate = bundle.manifest.get("gate")
+    reports = [*bundle.manifest["parity"], *(gate["reports"] if gate else ())]
+    return sorted({report["artifact"] for report in reports if report["status"] == "failed"})
+
+
+def _check_bundle(bundle: Bundle) -> None:
+    failed = _failed(bundle)
+    if failed:
+        raise BundleError(
+            f"{bundle.path} was kept for inspection: {', '.join(failed)} did not agree with the oracle, so it is not "
+            "served. Export a bundle that passes."
+        )
+    verify_files(bundle)
+
+
+def _is_ours(entry: Path) -> bool:
+    marked = entry / CONFIG if entry.is_dir() else entry
+    if entry.name not in (README, "video", "text", "video_trt") or not marked.is_file():
+        return False
+    return MARK in marked.read_text(encoding="utf-8", errors="replace")
+
+
+def check_folder(folder: str | Path, bundle: Path, force: bool = False) -> Path:
+    """The folder of a repository of the bundle that lies, or will lie, at `bundle`, its links resolved.
+
+    Raises before anything is written what would fail after it: BundleError for a folder in the bundle, ExportError for
+    one that is in use, holds anything else or cannot be written. Other models in it are never removed.
+    """
+    folder = Path(folder).resolve()
+    if folder.is_relative_to(bundle.resolve()):
+        raise BundleError(f"{folder} lies in the bundle, which holds its own files only. Choose another folder.")
+    if folder.exists() and not folder.is_dir():
+        raise ExportError(f"{folder} is a file, expected a folder for the model repository. Choose another.")
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    if entries and not force:
+        raise ExportError(f"{folder} exists and is not empty. Add --force to replace it, or choose another folder.")
+    strange = [entry.name for entry in entries if not _is_ours(entry)]
+    if strange:
+        raise ExportError(
+            f"{folder} also holds {', '.join(strange)}, which tempme-export did not write there; it is left alone. "
+            "Choose another folder; a server takes several --model-repository."
+        )
+    if not folder.parent.is_dir():
+        raise ExportError(f"{folder.parent} is not a folder, so {folder.name} cannot be written there.")
+    return folder
+
+
+def _take(source: Path, target: Path) -> None:
+    """A hard link, or a copy where the file system has none."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _write_model(model: ServedModel, bundle: Bundle, work: Path) -> list[Path]:
+    config, version = work / model.name / CONFIG, work / model.name / VERSION
+    version.mkdir(parents=True)
+    config.write_text(model_config(model), encoding="utf-8")
+    _take(bundle.path / model.artifact, version / model.filename)
+    return [config, version / model.filename]
+
+
+def _describe(model: ServedModel) -> str:
+    def shapes(tensors: tuple[TensorSpec, ...]) -> str:
+        return ", ".join(f"`{t.name}` {t.data_type} [B, {', '.join(map(str, t.dims))}]" for t in tensors)
+
+    low, high = model.batch.min if model.artifact == ENGINE else 1, model.batch.max
+    batch = f"B from {low} to {high}"
+    return f"- `{model.name}`, {model.platform}, {batch}: {shapes(model.inputs)} -> {shapes(model.outputs)}"
+
+
+def _readme(bundle: Bundle, models: tuple[ServedModel, ...]) -> str:
+    """What a client must know that a config cannot say."""
+    manifest, image, backbone = bundle.manifest, bundle.manifest["image"], bundle.profile.backbone
+    tokenizer = "that the checkpoint was trained with" if backbone == FROM_CHECKPOINT else f"of {backbone}"
+    paragraphs = [
+        f"{MARK} A model repository for Triton Inference Server: `tritonserver --model-repository=$PWD`",
+        f"Bundle {manifest['sha256']}, profile {manifest['profile']['name']}, precision {manifest['precision']}.",
+        "\n".join(map(_describe, models)),
+        f"Frames are RGB, {image['size']} x {image['size']}, scaled to 0..1, less mean {image['mean']} and divided by "
+        f"{image['std']}. Token ids come from the tokenizer {tokenizer}: start, words, end, zeros. "
+        "Embeddings have unit length; a score is their product times the exponential of "
+        f"{manifest['logit_scale']}.",
+    ]
+    if manifest["frame_mask"]:
+        paragraphs.append("`frame_mask` belongs to every request: true for each frame that exists.")
+    if manifest.get("trace"):
+        paragraphs.append("The merges that `video.onnx` also returns are not served: they have no axis of requests.")
+    engine = next((model for model in models if model.artifact == ENGINE), None)
+    if engine is not None:
+        facts = EngineFacts.from_dict(manifest[KEY])
+        paragraphs.append(
+            f"`{engine.name}` runs on {facts.gpu} and needs a server release with TensorRT {facts.tensorrt}."
+        )
+        if engine.batch.min > 1:
+            paragraphs.append(
+                f"Smaller batches than {engine.batch.min} that find none to join are refused by `{engine.name}`: send "
+                "larger ones, or set `max_queue_delay_microseconds` in its config.pbtxt."
+            )
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def _publish(work: Path, folder: Path) -> None:
+    if not folder.exists() or not any(folder.iterdir()):
+        work.rename(folder)
+        return
+    old = work.with_suffix(".replaced")
+    folder.rename(old)
+    try:
+        work.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old)
+
+
+def write_repository(bundle: Bundle, folder: str | Path, force: bool = False) -> tuple[Path, ...]:
+    """Write a repository of the bundle's models: `video`, `text` and, where it holds an engine, `video_trt`.
+
+    folder  complete or not there at all: it is built beside and renamed. Its model files are hard links to the
+            bundle's where the file system has them.
+    force   replace a repository that this function wrote
+
+    Returns every file written. Raises BundleError for a bundle that is damaged or failed its checks, and ExportError
+    for a folder that is in use, holds anything else or cannot be written.
+    """
+    target = check_folder(folder, bundle.path, force)
+    _check_bundle(bundle)
+    models = served_models(bundle)
+    with building(target) as work:
+        written = [path for model in models for path in _write_model(model, bundle, work)]
+        (work / README).write_text(_readme(bundle, models), encoding="utf-8")
+        names = [path.relative_to(work) for path in (*written, work / README)]
+        _publish(work, target)
+    return tuple(target / name for name in names)

@@ -1,0 +1,71 @@
+"""The installed TensorRT: whether it imports, whether its version can be used, which CUDA it was made for.
+
+Quick deployable plugins built ahead of time came with 10.9 and are broken in 10.14.
+"""
+
+import importlib
+import importlib.metadata
+import re
+from typing import Any
+
+from tempme_export.errors import BackendError
+
+INDEX = "https://pypi.nvidia.com"
+WANTED = ">=10.9, not 10.14"
+_MINIMUM, _BROKEN = (10, 9), (10, 14)
+_USABLE = ("Builder", "OnnxParser", "Runtime", "__version__")
+_LIBRARIES = re.compile(r"tensorrt[-_]cu(\d+)[-_](?:libs|bindings)")
+
+
+def install_command(cuda: int | None = None) -> str:
+    """What installs a TensorRT that can be used; `cuda` is the driver's newest major version."""
+    package = "tensorrt" if cuda is None else f"tensorrt-cu{min(max(cuda, 12), 13)}"
+    return f"pip install '{package}>=10.9,!=10.14.*' --extra-index-url {INDEX}"
+
+
+def parse_version(text: str) -> tuple[int, ...]:
+    """The leading numbers of a version: 10.13.3.9.post1 -> (10, 13, 3, 9)."""
+    found = re.match(r"\d+(?:\.\d+)*", text)
+    return tuple(map(int, found[0].split("."))) if found else ()
+
+
+def check_version(version: str) -> None:
+    """Raise BackendError for a TensorRT that cannot hold the plugins."""
+    numbers = parse_version(version)
+    if numbers[:2] < _MINIMUM:
+        raise BackendError(
+            f"TensorRT {version} is installed, which has no plugins built ahead of time; expected {WANTED}. "
+            f"Run: {install_command()}"
+        )
+    if numbers[:2] == _BROKEN:
+        raise BackendError(
+            f"TensorRT {version} is installed, in which plugins built ahead of time are broken; expected {WANTED}. "
+            f"Run: {install_command()}"
+        )
+
+
+def made_for_cuda() -> int | None:
+    """The CUDA major version that the installed TensorRT packages are named after; None where none says."""
+    names = (distribution.metadata["Name"] or "" for distribution in importlib.metadata.distributions())
+    found = {int(match[1]) for name in names if (match := _LIBRARIES.fullmatch(name.lower()))}
+    return max(found) if found else None
+
+
+def import_tensorrt() -> Any:
+    """The tensorrt package. Raises BackendError where it is missing, does not load or has a version of no use."""
+    try:
+        trt = importlib.import_module("tensorrt")
+    except ModuleNotFoundError as error:
+        raise BackendError(f"TensorRT is not installed (no module {error.name}). Run: {install_command()}") from error
+    except (ImportError, OSError, RuntimeError) as error:  # a loader's own, a subprocess of NVIDIA's installer
+        raise BackendError(
+            f"TensorRT's Python bindings are installed and its libraries do not load: {error}. Run: {install_command()}"
+        ) from error
+    absent = [name for name in _USABLE if not hasattr(trt, name)]
+    if absent:
+        raise BackendError(
+            f"a package named tensorrt is installed that has no {', '.join(absent)}: a runtime alone, or what an "
+            f"uninstall left. Run: {install_command()}"
+        )
+    check_version(str(trt.__version__))
+    return trt

@@ -1,0 +1,217 @@
+"""The check with TensorRT-RTX: how it drives parser and builder and what it refuses, against a stand-in for both.
+
+With the real libraries in build/trt-rtx (`make trt-rtx-check` puts them there) one tiny graph is built for real.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from rich.console import Console
+
+from tempme_export.bench import rtx_builder, rtx_check
+from tempme_export.errors import BackendError, ExportError
+from tempme_export.profile import BatchRange
+
+ROOT = Path(__file__).resolve().parents[2]
+REAL = ROOT / rtx_check.FOLDER
+BATCH = BatchRange(1, 2, 5)
+LISTING = (
+    "Layers:\n"
+    "Name: a, LayerType: kgen, Inputs: [], Constants: [], Outputs: [ { Name: y, Datatype: Half }], TacticName: a, "
+    "StreamId: 0, Metadata: [ONNX Layer: mm1][ONNX Layer: soft][ONNX Layer: mm2]\n"
+)
+
+
+def write_graph(path):
+    """x -> softmax(x @ xᵀ) @ x, with a function of another domain behind it that adds nothing."""
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[0, 1, 3, 2], name="tr"),
+        helper.make_node("MatMul", ["x", "t"], ["l"], name="mm1"),
+        helper.make_node("Softmax", ["l"], ["s"], axis=-1, name="soft"),
+        helper.make_node("MatMul", ["s", "x"], ["z"], name="mm2"),
+        helper.make_node("Same", ["z"], ["y"], name="same", domain="tempme"),
+    ]
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("tempme", 1)]
+    same = helper.make_function(
+        "tempme", "Same", ["i"], ["o"], [helper.make_node("Identity", ["i"], ["o"])], opsets[:1]
+    )
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, ["b", 2, 17, 64]) for name in "xy"]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:])
+    onnx.save(helper.make_model(graph, opset_imports=opsets, functions=[same], ir_version=10), path)
+    return path
+
+
+class StandIn:
+    """As much of the bindings as the check uses; what it is asked is kept in `asked`."""
+
+    __version__ = "0.0-stand-in"
+    ProfilingVerbosity = SimpleNamespace(DETAILED="detailed")
+
+    class ILogger:
+        INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = "internal", "error", "warning", "info", "verbose"
+
+    def __init__(self, parses=True, builds=True, errors=0):
+        self.parses, self.builds, self.errors, self.asked = parses, builds, errors, {}
+
+    def OnnxParser(self, network, logger):
+        def error(i):
+            return SimpleNamespace(
+                node=lambda: i, node_name=lambda: f"n{i}", node_operator=lambda: "TopK", desc=lambda: "k is too large"
+            )
+
+        return SimpleNamespace(
+            parse_from_file=lambda path: Path(path).is_file() and self.parses, num_errors=self.errors, get_error=error
+        )
+
+    def Builder(self, logger):
+        layers = [SimpleNamespace(type=SimpleNamespace(name=name)) for name in ("SHUFFLE", "PLUGIN_V3", "SOFTMAX")]
+        frames = SimpleNamespace(name="frames", shape=(-1, 8, 3))
+        network = SimpleNamespace(
+            num_inputs=1, get_input=[frames].__getitem__, num_layers=3, get_layer=layers.__getitem__
+        )
+
+        def build(network, config):
+            self.asked["verbosity"] = config.profiling_verbosity
+            if not self.builds:
+                logger.log(self.ILogger.ERROR, "no tactic")
+                logger.log(self.ILogger.INFO, "and so on")
+                return None
+            logger.log(self.ILogger.VERBOSE, LISTING)
+            return SimpleNamespace(nbytes=1234)
+
+        def set_shape(*shape):
+            self.asked["profile"] = shape
+
+        profile = SimpleNamespace(set_shape=set_shape)
+        config = SimpleNamespace(add_optimization_profile=lambda one: self.asked.update(added=one is profile))
+        return SimpleNamespace(
+            create_network=lambda flags: network,
+            create_builder_config=lambda: config,
+            create_optimization_profile=lambda: profile,
+            build_serialized_network=build,
+        )
+
+
+def test_both_ends_of_a_graph_are_counted(tmp_path):
+    rtx = StandIn()
+    built = rtx_builder.build(rtx, write_graph(tmp_path / "g.onnx"), BATCH)
+    assert (built.file, built.onnx_nodes, built.functions, built.plugin_nodes) == ("g.onnx", 5, 1, 1)
+    assert (built.network_layers, built.plugin_layers, built.layers) == (3, 1, 1)
+    assert (built.attentions, built.fused, built.dtypes, built.engine_bytes) == (1, 1, {"Half": 1}, 1234)
+    assert rtx.asked == {
+        "verbosity": "detailed",
+        "profile": ("frames", [1, 8, 3], [2, 8, 3], [5, 8, 3]),
+        "added": True,
+    }
+
+
+def test_every_error_of_the_parser_is_told_with_its_node_up_to_a_few(tmp_path):
+    with pytest.raises(ExportError) as caught:
+        rtx_builder.build(StandIn(parses=False, errors=11), write_graph(tmp_path / "g.onnx"), BATCH)
+    assert "does not parse g.onnx: node 0 ('n0', TopK): k is too large; node 1" in str(caught.value)
+    assert str(caught.value).endswith("node 7 ('n7', TopK): k is too large; and 3 more.")
+
+
+def test_a_parser_without_a_reason_is_said_so(tmp_path):
+    with pytest.raises(ExportError, match=r"does not parse g\.onnx: it does not say why"):
+        rtx_builder.build(StandIn(parses=False), write_graph(tmp_path / "g.onnx"), BATCH)
+
+
+def test_an_engine_that_is_not_built_tells_the_errors_alone(tmp_path):
+    with pytest.raises(ExportError, match=r"parses g\.onnx and does not build it: no tactic\.$"):
+        rtx_builder.build(StandIn(builds=False), write_graph(tmp_path / "g.onnx"), BATCH)
+
+
+def test_a_folder_without_the_libraries_is_refused(tmp_path):
+    with pytest.raises(BackendError, match="Run make trt-rtx-check"):
+        rtx_builder.load_bindings(tmp_path)
+
+
+def test_a_library_that_does_not_load_is_named(tmp_path):
+    (tmp_path / rtx_builder.PROVIDER).mkdir()
+    (tmp_path / rtx_builder.PROVIDER / "libtensorrt_rtx.so.1.0").write_bytes(b"no library")
+    with pytest.raises(BackendError, match=r"libtensorrt_rtx\.so\.1\.0 does not load"):
+        rtx_builder.load_bindings(tmp_path)
+
+
+def test_bindings_for_another_python_are_refused(tmp_path, monkeypatch):
+    (tmp_path / rtx_builder.PROVIDER).mkdir()
+    for stem in ("libtensorrt_rtx.so", "libtensorrt_onnxparser_rtx.so"):
+        (tmp_path / rtx_builder.PROVIDER / f"{stem}.1").touch()
+    monkeypatch.setattr(rtx_builder.ctypes, "CDLL", lambda name: None)
+    monkeypatch.delitem(sys.modules, rtx_builder.BINDINGS, raising=False)
+    before = list(sys.path)
+    with pytest.raises(BackendError, match=f"holds no {rtx_builder.BINDINGS} for Python"):
+        rtx_builder.load_bindings(tmp_path)
+    assert sys.path == before
+
+
+def test_the_document_and_the_table_hold_both_graphs_and_the_warning(monkeypatch, tmp_path, capsys):
+    def write(recipe, path):
+        write_graph(path)
+
+    recipe = SimpleNamespace(
+        profile=SimpleNamespace(name="some-profile", batch=BATCH), checkpoint=SimpleNamespace(source="some.pth")
+    )
+    monkeypatch.setattr(rtx_check, "load_bindings", lambda folder: StandIn())
+    monkeypatch.setattr(rtx_check, "exporters", lambda precision: {"video.onnx": write, "video.plugin.onnx": write})
+    console = Console(stderr=True, markup=False, highlight=False, width=400)
+    document = json.loads(json.dumps(rtx_check.check(recipe, tmp_path, "fp16", console)))
+    assert [one["file"] for one in document["graphs"]] == ["video.onnx", "video.plugin.onnx"]
+    assert document["notice"] == rtx_check.NOTICE and "another product than TensorRT" in rtx_check.NOTICE
+    assert (document["batch"], document["tensorrt_rtx"]) == ({"min": 1, "opt": 2, "max": 5}, "0.0-stand-in")
+    told = capsys.readouterr().err
+    assert "some-profile, fp16, batch 1:2:5, TensorRT-RTX 0.0-stand-in" in told
+    assert "1 of 1" in told and rtx_check.NOTICE in told
+
+
+def test_the_command_answers_help_without_torch():
+    command = [sys.executable, "-X", "importtime", "-m", "tempme_export.bench.rtx_check"]
+    variables = {**os.environ, "PYTHONSAFEPATH": "1"}
+    told = subprocess.run([*command, "--help"], env=variables, capture_output=True, text=True, check=True, timeout=60)
+    assert "another product than TensorRT" in " ".join(told.stdout.split())
+    loaded = {line.split("|")[-1].strip() for line in told.stderr.splitlines()}
+    assert "tempme_export.bench.rtx_builder" in loaded
+    assert not loaded & {"torch", "onnx", rtx_builder.BINDINGS}
+
+
+def test_the_command_refuses_without_libraries_and_for_an_unknown_checkpoint(tmp_path, monkeypatch, capsys):
+    for arguments, code, message in (
+        ([str(ROOT / "examples" / "mini.pth"), "--libraries", str(tmp_path)], 4, "Run make trt-rtx-check"),
+        (["none.pth"], 3, "none.pth"),
+        (["none", "--random"], 3, "none"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["rtx_check", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            rtx_check.main()
+        assert caught.value.code == code
+        assert message in capsys.readouterr().err
+
+
+def real() -> ModuleType:
+    if not (REAL / rtx_builder.BINDINGS).is_dir():
+        pytest.skip(f"needs TensorRT-RTX in {rtx_check.FOLDER}: make trt-rtx-check")
+    return rtx_builder.load_bindings(REAL)
+
+
+def test_a_real_builder_takes_a_function_and_fuses_an_attention(tmp_path):
+    built = rtx_builder.build(real(), write_graph(tmp_path / "g.onnx"), BATCH)
+    assert (built.plugin_nodes, built.plugin_layers) == (1, 0)
+    assert (built.attentions, built.fused) == (1, 1)
+    assert built.dtypes["Half"] >= 1 and built.engine_bytes > 1000
+
+
+def test_a_real_parser_tells_the_node_it_does_not_know(tmp_path):
+    rtx = real()
+    model = onnx.load(write_graph(tmp_path / "g.onnx"))
+    del model.functions[:]
+    onnx.save(model, tmp_path / "g.onnx")
+    with pytest.raises(ExportError, match=r"node 4 \('same', Same\)"):
+        rtx_builder.build(rtx, tmp_path / "g.onnx", BATCH)

@@ -1,0 +1,135 @@
+"""`tempme-export --precision int8`: what it is refused with, and what stands in the bundle."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from tempme_export import cli, pipeline
+from tempme_export.bundle import TEXT, VIDEO, open_bundle, verify_files
+from tempme_export.quantization.products import products
+from tempme_export.selftest import draw_clip
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, small_checkpoint, small_profile, tmp_path):
+    """Export the small model to `tmp_path/out`; returns exit code, stdout and stderr."""
+
+    def export(*arguments):
+        options = [small_checkpoint, "--profile", small_profile, "--out", tmp_path / "out", *arguments]
+        monkeypatch.setattr(sys, "argv", ["tempme-export", *map(str, options)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        return caught.value.code or 0, *capsys.readouterr()
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory):
+    """Writes .npz files of so many clips, of so many frames."""
+    folder = tmp_path_factory.mktemp("clips")
+
+    def save(count, frames=4):
+        path = folder / f"{count}-{frames}.npz"
+        np.savez(path, clips=np.stack([draw_clip("moving", frames, 48, 70 + i) for i in range(count)]))
+        return path
+
+    return save
+
+
+def assert_refused(result, tmp_path, code, *words):
+    """One line of error on stderr with these words, and nothing left behind."""
+    found, out, err = result
+    assert found == code, err
+    assert out == "" and "Traceback" not in err
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    for word in words:
+        assert word in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+class TestUsage:
+    """Exit 2."""
+
+    def test_without_calibration(self, run, tmp_path, dry):
+        assert_refused(run("--precision", "int8", *dry), tmp_path, 2, "give --calibrate with a folder", "at least 8")
+
+    @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+    def test_calibration_without_int8(self, run, tmp_path, clips, dry, precision):
+        result = run("--precision", precision, "--calibrate", clips(2), *dry)
+        assert_refused(result, tmp_path, 2, f"precision {precision}", "Calibration is for --precision int8")
+
+    def test_unknown_ranges(self, run, tmp_path, clips, dry):
+        result = run("--precision", "int8", "--calibrate", clips(2), "--ranges", "widest", *dry)
+        assert_refused(result, tmp_path, 2, "'widest' is not one of minmax, percentile, entropy")
+
+    @pytest.mark.parametrize("flags", [["--pt2"], ["--device", "cuda"], ["--device", "cuda:1"]])
+    def test_not_on_a_cpu(self, run, tmp_path, clips, dry, flags):
+        result = run("--precision", "int8", "--calibrate", clips(2), *flags, *dry)
+        assert_refused(result, tmp_path, 2, "int8 is for ONNX on CPUs", " ".join(flags), "fp16 or bf16")
+
+
+class TestInput:
+    """Exit 3."""
+
+    def test_no_readable_clip(self, run, tmp_path, tmp_path_factory):
+        pytest.importorskip("av")
+        folder = tmp_path_factory.mktemp("broken")
+        (folder / "a.mp4").write_bytes(b"no video")
+        result = run("--precision", "int8", "--calibrate", folder)
+        assert_refused(result, tmp_path, 3, "found 0 calibration clips", "a.mp4")
+
+    def test_another_frame_count(self, run, tmp_path, clips):
+        result = run("--precision", "int8", "--calibrate", clips(2, frames=3))
+        assert_refused(result, tmp_path, 3, "[2, 3, 48, 48, 3]", "clips of 4 frames")
+
+    def test_no_such_folder(self, run, tmp_path):
+        assert_refused(run("--precision", "int8", "--calibrate", "no/such/folder"), tmp_path, 3, "no/such/folder")
+
+
+def test_help(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    for word in ("int8", "--calibrate", "VIDEOS_OR_DATA", "--ranges", "minmax, percentile or entropy"):
+        assert word in " ".join(out.split())
+
+
+def test_few_clips_are_warned_of_and_exported(run, clips, tmp_path, small_bundle, small_recipe):
+    code, out, err = run("--precision", "int8", "--calibrate", clips(3), "--ranges", "percentile", "--json")
+    assert code == 0, err
+    assert "warning: found 3 calibration clips, expected at least 8" in err
+    for word in (
+        "calibration",
+        "3 clips, 64 texts (random tokens)",
+        "int8       video: ",
+        "int8       text: ",
+        "processor",
+    ):
+        assert word in err
+    bundle = open_bundle(tmp_path / "out")
+    verify_files(bundle)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert json.loads(out)["manifest"] == bundle.manifest
+    assert bundle.manifest["precision"] == "int8"
+    said = bundle.manifest["quantization"]
+    assert said["method"] == "percentile"
+    assert said["calibration"]["clips"] == 3 and said["calibration"]["source"] == str(clips(3))
+    assert len(said["calibration"]["warnings"]) == 1 and said["calibration"]["skipped"] == {}
+    from tempme_export.model import TextEncoder
+
+    assert {one["product"] for one in said["text"]["sensitivities"]} == set(products(TextEncoder(small_recipe)))
+    assert said["video"]["ranges"]["conv1.linear"] == [0.0, 1.0]
+    assert {report["status"] for report in bundle.manifest["parity"]} == {"passed"}
+    for name in (VIDEO, TEXT):
+        assert (bundle.path / name).stat().st_size < 0.45 * (small_bundle / name).stat().st_size
+    reports = pipeline.verify(bundle.path)
+    assert {report.status for report in reports} == {"passed"}
+
+
+def test_other_precisions_say_that_nothing_is_quantised(small_bundle):
+    assert open_bundle(small_bundle).manifest["quantization"] is None

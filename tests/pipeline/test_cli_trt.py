@@ -1,0 +1,451 @@
+"""`tempme-export --trt`, `--rebuild` and `--triton-repo`: what is refused and when, what a dry run leaves, and what a
+bundle with an engine holds. The builder is a stand-in; its engine is run by ONNX Runtime from the graph beside it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import tempme_export
+from tempme_export import cli, console, engine_console, engine_judging, engine_request, judging, pipeline
+from tempme_export.bundle import MANIFEST, TEXT, VIDEO, open_bundle, verify_files
+from tempme_export.engine_facts import ENGINE, KEY, SOURCE, EngineFacts
+from tempme_export.engine_request import check_source, engine_nodes, source_path
+from tempme_export.errors import BackendError, BundleError, ExportError, ParityError, UsageError
+from tempme_export.export import to_tensorrt
+from tempme_export.export.build_reports import LOG, STEP, BuildStep
+from tempme_export.export.plugin_nodes import plugin_nodes
+from tempme_export.export.to_plugin_onnx import export_plugin_video
+from tempme_export.parity import Check, ParityReport
+from tempme_export.runtime.ort import OrtRunner
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+FACTS = EngineFacts(
+    tensorrt="11.4.0.106",
+    gpu="NVIDIA H100 80GB HBM3",
+    capability="sm_90",
+    driver="580.65.06",
+    precision="fp32",
+    batch=(1, 3, 8),
+    inputs={"frames": ("float32", (None, 4, 3, 48, 48))},
+    outputs={"video_embedding": ("float32", (None, 32))},
+    target="sm_90",
+    plugins={"MatchKeys": 3, "MergeNorm": 2},
+    engine_plugins=5,
+    layers={"fp32": 6, "none": 2},
+    products={"fp32": 4},
+    attentions=3,
+    seconds=61.0,
+)
+MISSING = ("TensorRT is not installed (no module tensorrt). Run: pip install tensorrt",)
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run `tempme-export` in this process; returns exit code, stdout and stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["tempme-export", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capsys.readouterr()
+        return caught.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def small_source(small_recipe, tmp_path_factory):
+    """The small model's graph for engines."""
+    path = tmp_path_factory.mktemp("source") / SOURCE
+    export_plugin_video(small_recipe, path)
+    return path
+
+
+@pytest.fixture
+def export(command, small_checkpoint, small_profile, quick_export, small_source, monkeypatch, tmp_path):
+    """Run it on the small model with graphs that were built before."""
+    for module in (pipeline, engine_request):
+        monkeypatch.setattr(
+            module, "export_plugin_video", lambda recipe, path, *rest: shutil.copyfile(small_source, path)
+        )
+
+    def run(*arguments):
+        return command(small_checkpoint, "--profile", small_profile, "--out", tmp_path / "out.tempme", *arguments)
+
+    return run
+
+
+@pytest.fixture
+def lacking(monkeypatch):
+    """A machine without TensorRT, whatever this one has."""
+    monkeypatch.setattr(to_tensorrt, "missing_for_engine", lambda device: MISSING)
+
+
+@pytest.fixture
+def builder(monkeypatch):
+    """The stand-in for building and running engines; `state` changes them and holds what was asked."""
+    state = SimpleNamespace(asked=None, error=None, run_error=None, missing=())
+
+    def build(source, engine, batch, precision, **options):
+        state.asked = SimpleNamespace(source=source, batch=batch, precision=precision, **options)
+        if state.error is not None:
+            raise state.error
+        options["progress"](STEP, BuildStep("Building Engine", 0.5))
+        if options["verbose"]:
+            options["progress"](LOG, "info: a line of the log")
+        engine.write_bytes(b"an engine")
+        return FACTS
+
+    def runner(path, facts, device):
+        state.ran = device
+        if state.run_error is not None:
+            raise state.run_error
+        return OrtRunner(path.with_name(SOURCE), "cpu")
+
+    monkeypatch.setattr(to_tensorrt, "missing_for_engine", lambda device: state.missing)
+    monkeypatch.setattr(to_tensorrt, "build", build)
+    monkeypatch.setattr(engine_judging, "TensorRtRunner", runner)
+    return state
+
+
+def refusal(result, code, *words):
+    """This exit code and these words in one error on stderr, nothing on stdout."""
+    found, out, err = result
+    assert found == code, err
+    assert out == "" and "Traceback" not in err and err.count("error: ") == 1
+    for word in words:
+        assert word in err
+
+
+class TestRefusals:
+    def test_a_machine_without_tensorrt(self, export, lacking, tmp_path):
+        refusal(export("--trt"), 4, "--trt cannot build an engine here", *MISSING, "Leave out --trt")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_an_existing_bundle_is_left_alone(self, command, lacking, small_checkpoint, bundle_copy):
+        before = contents(bundle_copy)
+        refusal(command(small_checkpoint, "--trt", "--out", bundle_copy, "--force"), 4, *MISSING)
+        refusal(command("--rebuild", bundle_copy), 4, *MISSING)
+        assert contents(bundle_copy) == before and list(bundle_copy.parent.iterdir()) == [bundle_copy]
+
+    def test_in_python_too(self, lacking, small_checkpoint, small_profile, tmp_path):
+        with pytest.raises(BackendError, match="cannot build an engine here"):
+            pipeline.export(small_checkpoint, small_profile, tmp_path / "out", trt=True)
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("more", [[], ["--dry-run"], ["--calibrate", "videos"]])
+    def test_int8(self, export, lacking, more, tmp_path):
+        refusal(export("--trt", "--precision", "int8", *more), 2, "int8 and --trt do not go together", "fp16")
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("gib", ["0", "-1"])
+    def test_a_workspace_of_nothing(self, export, lacking, gib):
+        refusal(export("--trt", "--workspace", gib), 2, f"a workspace of {gib} GiB")
+
+    @pytest.mark.parametrize("option", [["--workspace", "2"], ["--verbose"]])
+    def test_options_of_a_builder_that_is_not_asked_for(self, export, option):
+        refusal(export(*option), 2, "--workspace and --verbose are for the builder")
+
+    @pytest.mark.parametrize("more", [["--force"], ["--precision", "fp16"], ["--triton-repo", "r"], ["--dry-run"]])
+    def test_rebuild_takes_nothing_that_it_would_ignore(self, command, lacking, small_bundle, more):
+        refusal(command("--rebuild", small_bundle, *more), 2, f"{more[0]} cannot be combined with --rebuild")
+
+    @pytest.mark.parametrize("more", [[], ["--dry-run"]])
+    def test_a_profile_that_never_merges(self, export, builder, monkeypatch, more, tmp_path):
+        monkeypatch.setattr(engine_request, "plugin_nodes", lambda recipe: ())
+        refusal(export("--trt", *more), 2, "profile small merges no tokens", "no plugin of ours")
+        assert list(tmp_path.iterdir()) == [] and builder.asked is None
+
+    @pytest.mark.parametrize("arguments", [["CKPT", "--trt"], ["--rebuild", "BUNDLE"]])
+    def test_nothing_heavy_is_imported(self, small_checkpoint, small_bundle, arguments, tmp_path):
+        """Whatever this machine has: it is told to lack something."""
+        script = (
+            "import sys\n"
+            "from tempme_export.export import to_tensorrt\n"
+            "to_tensorrt.missing_for_engine = lambda device: ('a GPU',)\n"
+            "from tempme_export.cli import main\n"
+            "sys.argv = ['tempme-export', *sys.argv[1:]]\n"
+            "try:\n"
+            "    main()\n"
+            "except SystemExit as end:\n"
+            "    heavy = {'torch', 'onnx', 'onnxruntime', 'onnxscript', 'numpy', 'polars'} & sys.modules.keys()\n"
+            "    sys.stdout.write(f'{end.code} {sorted(heavy)}')\n"
+        )
+        names = {"CKPT": str(small_checkpoint), "BUNDLE": str(small_bundle)}
+        done = subprocess.run(
+            [sys.executable, "-c", script, *(names.get(one, one) for one in arguments)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=os.environ,
+            cwd=tmp_path,
+        )
+        assert done.stdout == "4 []" and "  - a GPU" in done.stderr, done.stderr
+
+
+class TestDryRun:
+    def test_the_plan_and_the_graph(self, export, lacking, small_recipe, tmp_path):
+        code, out, err = export("--trt", "--dry-run", "--batch", "1:2:4")
+        path = tmp_path / "out.video.plugin.onnx"
+        assert (code, out) == (0, "")
+        assert [one.name for one in tmp_path.iterdir()] == [path.name]
+        ours = [node.op_type for node in onnx.load(path).graph.node if node.domain == "tempme"]
+        assert ours == [node.op_type for node in plugin_nodes(small_recipe)]
+        for words in (
+            "strongly typed, fp32, batch 1:2:4",
+            "frames   [1, 4, 3, 48, 48], [2, 4, 3, 48, 48], [4, 4, 3, 48, 48]",
+            f"plugins    {len(ours)} nodes: ",
+            "sm_90",
+            f"missing    {MISSING[0]}",
+            f"dry run: wrote {path} and nothing else",
+            f"{SOURCE}, {ENGINE}",
+        ):
+            assert words in err
+
+    def test_json(self, export, lacking, tmp_path):
+        code, out, _ = export("--trt", "--dry-run", "--json", "--frame-mask", "--precision", "fp16")
+        document = json.loads(out)
+        assert code == 0 and document["written"] == str(tmp_path / "out.video.plugin.onnx")
+        engine = document["engine"]
+        assert engine["precision"] == "fp16" and engine["batch"] == [1, 3, 8] and engine["missing"] == list(MISSING)
+        assert engine["profile"]["frame_mask"] == [[1, 4], [3, 4], [8, 4]]
+        assert sum(engine["plugins"].values()) > 0 and "sm_90" in engine["targets"]
+        assert {SOURCE, ENGINE} < set(document["files"])
+
+    def test_a_graph_that_is_there(self, export, lacking, tmp_path):
+        path = tmp_path / "out.video.plugin.onnx"
+        path.write_bytes(b"something else")
+        refusal(export("--trt", "--dry-run"), 3, f"{path} exists. Add --force")
+        assert path.read_bytes() == b"something else"
+        assert export("--trt", "--dry-run", "--force")[0] == 0
+        assert onnx.load(path).graph.node
+
+    def test_an_existing_bundle_is_left_alone(self, command, lacking, small_checkpoint, small_profile, bundle_copy):
+        before = contents(bundle_copy)
+        arguments = (small_checkpoint, "--profile", small_profile, "--trt", "--dry-run", "--out")
+        refusal(command(*arguments, bundle_copy), 3, "exists. Add --force")
+        assert command(*arguments, bundle_copy, "--force")[0] == 0
+        assert contents(bundle_copy) == before
+        assert sorted(path.name for path in bundle_copy.parent.iterdir()) == ["copy.tempme", "copy.video.plugin.onnx"]
+        refusal(command(*arguments, bundle_copy / "inner.tempme"), 3, "is a bundle, which holds its own files only")
+        assert contents(bundle_copy) == before
+
+    def test_where_it_is_written(self, tmp_path):
+        assert source_path(tmp_path / "a.tempme") == tmp_path / "a.video.plugin.onnx"
+        assert source_path(tmp_path / "a.b") == tmp_path / "a.b.video.plugin.onnx"
+        (tmp_path / "folder").mkdir()
+        with pytest.raises(BundleError, match="is a folder"):
+            check_source(tmp_path / "folder", force=True)
+
+    def test_without_trt_there_is_no_engine_in_it(self, export, tmp_path):
+        code, out, err = export("--dry-run", "--json")
+        document = json.loads(out)
+        assert code == 0 and "engine" not in document and ENGINE not in document["files"] and "plugins" not in err
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestBuild:
+    def test_a_bundle_with_an_engine(self, export, builder, small_recipe, tmp_path):
+        code, out, err = export("--trt", "--workspace", "2", "--verbose", "--json")
+        assert code == 0, err
+        bundle = open_bundle(tmp_path / "out.tempme")
+        verify_files(bundle)
+        assert {SOURCE, ENGINE, VIDEO, TEXT} < set(bundle.manifest["files"])
+        assert EngineFacts.from_dict(json.loads(out)["manifest"][KEY]) == FACTS
+        reports = {report["artifact"]: report for report in bundle.manifest["parity"]}
+        assert list(reports) == [VIDEO, TEXT, SOURCE, ENGINE]
+        assert all(report["status"] == "passed" for report in reports.values())
+        names = [check["name"] for check in reports[ENGINE]["checks"]]
+        assert all(any(f"batch {n}:" in name for name in names) for n in (1, 3, 8))
+        names = [check["name"] for check in reports[SOURCE]["checks"]]
+        assert "decisions changed" in names and "merged tokens, relative RMS" in names
+
+        asked = builder.asked
+        assert (asked.device, asked.workspace_gib, asked.verbose, asked.precision) == ("cuda", 2.0, True, "fp32")
+        assert asked.nodes == plugin_nodes(small_recipe) == engine_nodes(small_recipe)
+        assert asked.timing_cache == tmp_path / "out.tempme.timing" and asked.source.name == SOURCE
+        assert builder.ran == "cuda"
+
+        for words in (
+            "engine     Building Engine",
+            "TensorRT   info: a line of the log",
+            "NVIDIA H100 80GB HBM3 (sm_90), driver 580.65.06, batch 1:3:8   built in 61 s",
+            "matrix products: fp32 4   layers: fp32 75%, none 25%",
+            "5 layers: MatchKeys 3, MergeNorm 2",
+            "attention  3 fused",
+        ):
+            assert words in err
+
+    def test_verification_here_and_elsewhere(self, export, command, builder, tmp_path):
+        assert export("--trt")[0] == 0
+        code, out, _ = command("--verify", tmp_path / "out.tempme", "--json")
+        assert code == 0 and {one["artifact"]: one["status"] for one in json.loads(out)["parity"]}[ENGINE] == "passed"
+        builder.run_error = BackendError("video.plan was built for another GPU")
+        code, _, err = command("--verify", tmp_path / "out.tempme")
+        assert code == 0 and "NOT RUN" in err and "another GPU" in err and "nothing is proven" in err
+
+    @pytest.mark.parametrize(
+        ("error", "code"), [(ExportError("the engine is not in fp16"), 6), (BackendError("no driver"), 4)]
+    )
+    def test_a_build_that_fails_leaves_nothing(self, export, builder, error, code, tmp_path):
+        builder.error = error
+        refusal(export("--trt"), code, str(error))
+        assert list(tmp_path.iterdir()) == []
+
+    def test_an_engine_that_cannot_be_run_where_it_was_built(self, export, builder, tmp_path):
+        builder.run_error = BackendError("no memory")
+        refusal(export("--trt"), 4, "no memory")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_an_engine_that_computes_something_else(self, export, builder, monkeypatch, tmp_path):
+        def failing(*arguments):
+            checks = (Check("video, batch 1: 1 - cosine", 0.5, 1e-6),)
+            return ParityReport(ENGINE, "TensorRT", checks)
+
+        monkeypatch.setattr(judging, "judge_engine", failing)
+        code, _, err = export("--trt")
+        assert code == ParityError.exit_code and f"{ENGINE}: video, batch 1: 1 - cosine is 0.5" in err
+        assert [path.name for path in tmp_path.iterdir()] == ["out.tempme.failed"]
+
+    def test_room_for_it_is_asked_for(self, small_recipe):
+        without, engine = (pipeline.estimate_bytes(small_recipe, "fp32", trt=trt) for trt in (False, True))
+        weights = 4 * sum(t.numel() for n, t in small_recipe.checkpoint.tensors.items() if n.startswith("visual."))
+        assert engine - without >= 2 * weights
+        assert pipeline.scratch_bytes(small_recipe, "fp32", trt=True) >= 3 * weights
+        assert pipeline.scratch_bytes(small_recipe, "fp32") == 0
+
+
+class TestRebuild:
+    def test_a_bundle_whose_engine_is_renewed(self, export, command, builder, tmp_path):
+        assert export("--trt")[0] == 0
+        code, out, err = command("--rebuild", tmp_path / "out.tempme", "--workspace", "1", "--json")
+        assert code == 0 and "has a new engine" in err
+        assert json.loads(out)["manifest"][KEY] == json.loads(json.dumps(FACTS.to_dict()))
+        assert builder.asked.workspace_gib == 1.0 and builder.asked.device == "cuda"
+
+    def test_a_bundle_without_the_graph(self, command, builder, small_bundle):
+        refusal(command("--rebuild", small_bundle), 3, f"has no {SOURCE}")
+
+    def test_no_bundle(self, command, builder, tmp_path):
+        refusal(command("--rebuild", tmp_path), 3, f"has no {MANIFEST}")
+
+
+class TestRepository:
+    def test_of_a_bundle(self, command, small_bundle, tmp_path):
+        before = contents(small_bundle)
+        code, out, err = command(small_bundle, "--triton-repo", tmp_path / "models", "--json")
+        document = json.loads(out)
+        assert code == 0 and "models video, text" in err and f"{tmp_path / 'models'} serves" in err
+        assert document["bundle"] == str(small_bundle)
+        assert all(os.path.isfile(path) for path in document["repository"])
+        assert (tmp_path / "models" / "video" / "config.pbtxt").is_file()
+        assert contents(small_bundle) == before
+
+    def test_after_an_export(self, export, builder, tmp_path):
+        code, _, err = export("--trt", "--triton-repo", tmp_path / "models")
+        assert code == 0 and "models video, text, video_trt" in err
+        assert (tmp_path / "models" / "video_trt" / "1" / "model.plan").read_bytes() == b"an engine"
+
+    @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+    def test_the_folder_is_checked_before_the_work(self, export, dry, monkeypatch, tmp_path):
+        monkeypatch.setattr(pipeline, "export", lambda *args, **options: pytest.fail("worked"))
+        (tmp_path / "models").mkdir()
+        (tmp_path / "models" / "notes.txt").write_text("a thesis")
+        refusal(export("--triton-repo", tmp_path / "models", *dry), 6, "is not empty")
+        refusal(export("--triton-repo", tmp_path / "models", "--force", *dry), 6, "also holds notes.txt")
+        refusal(export("--triton-repo", tmp_path / "out.tempme" / "models", *dry), 3, "lies in the bundle")
+
+    @pytest.mark.parametrize("more", [["--precision", "fp16"], ["--trt"], ["--dry-run"], ["--out", "x"]])
+    def test_nothing_is_built_from_a_bundle(self, command, lacking, small_bundle, more, tmp_path):
+        result = command(small_bundle, "--triton-repo", tmp_path / "models", *more)
+        refusal(result, 2, f"{more[0]} cannot be combined with --triton-repo of a bundle")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_force_replaces_its_own(self, command, small_bundle, tmp_path):
+        arguments = (small_bundle, "--triton-repo", tmp_path / "models")
+        assert command(*arguments)[0] == 0
+        refusal(command(*arguments), 6, "is not empty")
+        assert command(*arguments, "--force")[0] == 0
+
+
+class TestLoad:
+    def test_videos_by_the_engine_and_texts_by_onnx_runtime(self, export, builder, monkeypatch, tmp_path):
+        assert export("--trt")[0] == 0
+        ran = []
+
+        def runner(path, facts, device):
+            ran.append((path.name, facts, device))
+            return OrtRunner(path.with_name(SOURCE), "cpu")
+
+        monkeypatch.setattr("tempme_export.runtime.tensorrt.TensorRtRunner", runner)
+        monkeypatch.setattr("tempme_export.devices.torch_device", lambda device: device)
+        videos = np.random.default_rng(0).integers(0, 256, (4, 4, 48, 48, 3), np.uint8)
+        with tempme_export.load(tmp_path / "out.tempme") as plain:
+            expected = plain.encode_video(list(videos))
+        with tempme_export.load(tmp_path / "out.tempme", backend="tensorrt") as model:
+            np.testing.assert_allclose(model.encode_video(list(videos)), expected, rtol=0, atol=1e-5)
+        assert ran == [(ENGINE, FACTS, "cuda")]
+
+    def test_a_bundle_without_an_engine(self, small_bundle):
+        with pytest.raises(BackendError, match=rf"has no {ENGINE}. Export it with --trt"):
+            tempme_export.load(small_bundle, backend="tensorrt")
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+    def test_a_machine_without_a_gpu(self, export, builder, tmp_path):
+        assert export("--trt")[0] == 0
+        with pytest.raises(BackendError, match="CUDA"):
+            tempme_export.load(tmp_path / "out.tempme", backend="tensorrt")
+
+
+class TestConsole:
+    @pytest.fixture
+    def screen(self, monkeypatch):
+        """A terminal of 60 columns; its text so far."""
+        from io import StringIO
+
+        from rich.console import Console
+
+        written = StringIO()
+        terminal = Console(force_terminal=True, width=60, file=written, color_system=None)
+        for module in (console, engine_console):
+            monkeypatch.setattr(module, "STDERR", terminal)
+        return written
+
+    def test_a_bar_on_a_terminal(self, screen):
+        for fraction, phase in ((0.0, "compiling"), (0.5, "Building " + "x" * 80), (1.0, "engine built")):
+            console.show_progress(STEP, BuildStep(phase, fraction))
+        lines = screen.getvalue().split("\r")
+        assert all(len(line) == 59 for line in lines[:-1]) and lines[-1] == ""
+        assert f"[{'#' * 12}{' ' * 12}]  50%" in lines[1] and f"[{'#' * 24}] 100%  engine built" in lines[2]
+        console.show_error(ExportError("no tactic"))
+        assert screen.getvalue().endswith("\r\nerror: no tactic\n"), "the bar stays, the error has its own line"
+
+    def test_every_phase_once_elsewhere(self, capsys):
+        for fraction, phase in ((0.1, "a"), (0.2, "a"), (0.3, "b"), (0.4, "a")):
+            console.show_progress(STEP, BuildStep(phase, fraction))
+        assert capsys.readouterr().err.split() == ["engine", "a", "engine", "b"]
+        console.show_progress(LOG, "warning: [red]")
+        console.show_progress(STEP, BuildStep("a", 0.1))
+        assert capsys.readouterr().err.split() == ["TensorRT", "warning:", "[red]", "engine", "a"]
+
+
+def test_what_never_merges_has_no_engine(small_recipe):
+    import dataclasses
+
+    blocks = tuple(dataclasses.replace(block, r_cross=0, r_intra=0) for block in small_recipe.plan.blocks)
+    still = dataclasses.replace(small_recipe, plan=dataclasses.replace(small_recipe.plan, blocks=blocks))
+    with pytest.raises(UsageError, match="merges no tokens"):
+        engine_nodes(still)

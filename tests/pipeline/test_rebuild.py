@@ -1,0 +1,223 @@
+"""`--rebuild`: a bundle gets a new engine whole or keeps what it had. The builder is a stand-in; its engine is run by
+ONNX Runtime from the bundle's own graph, so that the judging is real."""
+
+import dataclasses
+import json
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tempme_export import engine_judging, rebuild
+from tempme_export.bundle import MANIFEST, VIDEO, open_bundle, verify_files, write_manifest
+from tempme_export.engine_facts import ENGINE, KEY, SOURCE, EngineFacts
+from tempme_export.engine_judging import engine_batches, engine_checks, judge_engine
+from tempme_export.errors import BackendError, BundleError, ExportError, ParityError
+from tempme_export.export import to_tensorrt
+from tempme_export.export.plugin_nodes import plugin_nodes
+from tempme_export.runtime.base import Runner
+from tempme_export.runtime.ort import OrtRunner
+from tempme_export.selftest import load_selftest, preprocess_for
+from tempme_export.tolerance import TOLERANCES
+
+FACTS = EngineFacts(
+    tensorrt="11.4.0.106",
+    gpu="NVIDIA H100 80GB HBM3",
+    capability="sm_90",
+    driver="580.65.06",
+    precision="fp32",
+    batch=(1, 3, 8),
+    inputs={"frames": ("float32", (None, 4, 3, 48, 48))},
+    outputs={"video_embedding": ("float32", (None, 32))},
+    target="sm_90",
+    plugins={"MergeNorm": 1},
+    engine_plugins=1,
+    layers={"fp32": 2},
+    products={"fp32": 1},
+    attentions=0,
+    seconds=1.0,
+)
+OLD = dataclasses.replace(FACTS, gpu="NVIDIA A100", capability="sm_80")
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def bundle(bundle_copy):
+    """A bundle with the plugin graph, and an engine of another GPU."""
+    manifest = json.loads((bundle_copy / MANIFEST).read_bytes())
+    shutil.copyfile(bundle_copy / VIDEO, bundle_copy / SOURCE)
+    (bundle_copy / ENGINE).write_bytes(b"the engine of an A100")
+    kept = {key: value for key, value in manifest.items() if key not in ("format", "files", "sha256")}
+    old = {"artifact": ENGINE, "backend": "an A100", "checks": [], "reason": "", "status": "passed"}
+    write_manifest(bundle_copy, {**kept, KEY: OLD.to_dict(), "parity": [*kept["parity"], old]})
+    return bundle_copy
+
+
+class Wrong(Runner):
+    """Embeddings of unit length that have nothing to do with the clips."""
+
+    name = "wrong"
+
+    def __init__(self, path, device="cpu"):
+        with OrtRunner(path, device) as good:
+            self.inputs = good.inputs
+
+    def _infer(self, inputs):
+        draw = np.random.default_rng(0).standard_normal((len(inputs["frames"]), 32)).astype(np.float32)
+        return {"video_embedding": draw / np.linalg.norm(draw, axis=1, keepdims=True)}
+
+
+@pytest.fixture
+def builder(monkeypatch):
+    """The stand-in for build and for the runner; `state` changes what they do and holds what they were asked."""
+    state = SimpleNamespace(error=None, runner=OrtRunner, asked=None, missing=())
+
+    def build(source, engine, batch, precision, **options):
+        if state.error:
+            raise state.error
+        state.asked = (source.name, (batch.min, batch.opt, batch.max), precision, options)
+        engine.write_bytes(b"the engine of an H100")
+        return FACTS
+
+    monkeypatch.setattr(to_tensorrt, "missing_for_engine", lambda device: state.missing)
+    monkeypatch.setattr(to_tensorrt, "build", build)
+    monkeypatch.setattr(
+        engine_judging,
+        "TensorRtRunner",
+        lambda path, facts, device: state.runner(path.with_name(VIDEO), "cpu"),
+    )
+    return state
+
+
+class TestRebuild:
+    def test_a_new_engine_with_its_manifest(self, bundle, builder):
+        before, stages = contents(bundle), []
+        renewed = rebuild.rebuild(bundle, progress=lambda stage, result: stages.append(stage))
+        after = contents(bundle)
+        verify_files(open_bundle(bundle))
+        assert after[ENGINE] == b"the engine of an H100"
+        assert {n for n in before if before[n] != after[n]} == {ENGINE, MANIFEST} and before.keys() == after.keys()
+        assert EngineFacts.from_dict(renewed.manifest[KEY]) == FACTS
+        reports = [report for report in renewed.manifest["parity"] if report["artifact"] == ENGINE]
+        assert [report["status"] for report in reports] == ["passed"] and "H100" in reports[0]["backend"]
+        assert {report["artifact"] for report in renewed.manifest["parity"]} > {ENGINE, VIDEO}
+        assert stages == ["files", "engine", "parity", "bundle"]
+        assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
+
+    def test_what_is_built(self, bundle, builder, small_recipe):
+        rebuild.rebuild(str(bundle), device="cuda:1", workspace_gib=2.0, verbose=True)
+        source, batch, precision, options = builder.asked
+        assert (source, batch, precision) == (SOURCE, (1, 3, 8), "fp32")
+        assert options["device"] == "cuda:1" and options["workspace_gib"] == 2.0 and options["verbose"] is True
+        assert options["timing_cache"] == bundle.with_name(bundle.name + ".timing")
+        assert options["nodes"] == plugin_nodes(small_recipe)
+
+    @pytest.mark.parametrize("spoil", ["missing", "changed"])
+    def test_the_old_engine_need_not_be_sound(self, bundle, builder, spoil):
+        if spoil == "missing":
+            (bundle / ENGINE).unlink()
+        else:
+            (bundle / ENGINE).write_bytes(b"cut off")
+        rebuild.rebuild(bundle)
+        verify_files(open_bundle(bundle))
+
+    def test_a_bundle_behind_a_link(self, bundle, builder):
+        link = bundle.with_name("link.tempme")
+        link.symlink_to(bundle)
+        rebuild.rebuild(link)
+        assert link.is_symlink() and (link / ENGINE).read_bytes() == b"the engine of an H100"
+
+    def test_a_file_system_without_links(self, bundle, builder, monkeypatch):
+        def refuse(*paths):
+            raise OSError("links are not supported")
+
+        monkeypatch.setattr(rebuild.os, "link", refuse)
+        rebuild.rebuild(bundle)
+        verify_files(open_bundle(bundle))
+
+
+class TestRefusals:
+    @pytest.fixture(autouse=True)
+    def untouched(self, bundle):
+        """Whatever is refused: the bundle stays byte for byte, and nothing lies beside it."""
+        before = contents(bundle)
+        yield
+        assert contents(bundle) == before
+        assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
+
+    def test_a_builder_that_fails(self, bundle, builder):
+        builder.error = ExportError("no tactic")
+        with pytest.raises(ExportError, match="no tactic"):
+            rebuild.rebuild(bundle)
+
+    def test_an_engine_that_computes_something_else(self, bundle, builder):
+        builder.runner = Wrong
+        with pytest.raises(
+            ParityError, match=rf"{ENGINE}: video, batch 1: 1 - cosine.* keeps the engine it had"
+        ) as caught:
+            rebuild.rebuild(bundle)
+        assert caught.value.exit_code == 5
+
+    def test_a_machine_that_lacks_something(self, bundle, builder):
+        builder.missing = ("TensorRT is not installed.",)
+        with pytest.raises(BackendError, match="TensorRT is not installed") as caught:
+            rebuild.rebuild(bundle)
+        assert caught.value.exit_code == 4 and builder.asked is None
+
+    def test_it_is_said_before_the_bundle_is_looked_at(self, builder, tmp_path):
+        builder.missing = ("TensorRT is not installed.",)
+        with pytest.raises(BackendError):
+            rebuild.rebuild(tmp_path / "no-bundle")
+
+
+@pytest.mark.parametrize("name", [SOURCE, VIDEO, "selftest.npz"])
+@pytest.mark.parametrize("spoil", ["missing", "changed"])
+def test_sources_that_are_not_the_manifests(bundle, builder, name, spoil):
+    if spoil == "missing":
+        (bundle / name).unlink()
+    else:
+        with (bundle / name).open("ab") as stream:
+            stream.write(b"more")
+    with pytest.raises(BundleError, match=rf"{name} is missing or was changed"):
+        rebuild.rebuild(bundle)
+    assert builder.asked is None
+
+
+def test_a_bundle_without_the_plugin_graph(bundle_copy, builder):
+    with pytest.raises(BundleError, match=r"has no video\.plugin\.onnx.*tempme-export CKPT --trt"):
+        rebuild.rebuild(bundle_copy)
+
+
+def test_a_folder_that_is_no_bundle(builder, tmp_path):
+    with pytest.raises(BundleError, match="has no manifest"):
+        rebuild.rebuild(tmp_path)
+
+
+class TestJudging:
+    def test_batches(self, small_selftest):
+        assert engine_batches(FACTS, small_selftest) == (1, 3, 6, 8)
+        assert engine_batches(dataclasses.replace(FACTS, batch=(6, 6, 6)), small_selftest) == (6,)
+
+    def test_every_batch_and_the_length_are_judged(self, small_bundle, small_recipe, small_selftest):
+        with OrtRunner(small_bundle / VIDEO) as runner:
+            checks = engine_checks(
+                small_selftest, preprocess_for(small_recipe), runner, (1, 3, 6, 8), TOLERANCES["fp32"]
+            )
+        assert all(check.passed for check in checks)
+        for batch in (1, 3, 6, 8):
+            assert any(check.name.startswith(f"video, batch {batch}: 1 - cosine") for check in checks)
+        assert any("unit length" in check.name for check in checks)
+
+    @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+    def test_an_engine_that_computes_something_else_fails_in_every_precision(
+        self, small_bundle, small_recipe, builder, precision
+    ):
+        builder.runner = Wrong
+        facts = dataclasses.replace(FACTS, precision=precision)
+        selftest = load_selftest(small_bundle / "selftest.npz")
+        report = judge_engine(small_bundle / ENGINE, facts, selftest, preprocess_for(small_recipe), "cuda")
+        assert report.status == "failed" and report.artifact == ENGINE

@@ -1,0 +1,153 @@
+"""The rounding to 8 bits, against its definition in numpy's float64."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from tempme_export.model import Linear
+from tempme_export.quantization.products import (
+    Range,
+    Seen,
+    corrected_bias,
+    hooked,
+    observe,
+    products,
+    rounded_weight,
+)
+
+ENDS = st.floats(-1e3, 1e3).map(lambda x: round(x, 6))  # ends of 1e-39 have no steps in float32
+
+
+def draw(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Small(nn.Module):
+    """Two products around an activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = Linear(draw(0, 5, 3), draw(1, 5))
+        self.last = Linear(draw(2, 2, 5))
+
+    def forward(self, x):
+        return self.last(torch.relu(self.first(x)))
+
+
+class TestRange:
+    @settings(max_examples=60, deadline=None)
+    @given(ENDS, ENDS)
+    def test_holds_zero_and_both_ends(self, a, b):
+        found = Range.of(min(a, b), max(a, b))
+        assert found.lowest <= 0 <= found.highest and found.lowest < found.highest
+        assert found.lowest <= min(a, b) and max(a, b) <= found.highest
+        assert found.scale > 0 and 0 <= found.zero_point <= 255
+        assert float(found.rounded(torch.zeros(1))) == 0
+
+    def test_is_no_wider_than_it_must(self):
+        assert Range.of(-1.0, 2.0) == Range(-1.0, 2.0)
+        assert Range.of(1.0, 2.0) == Range(0.0, 2.0)
+        assert Range.of(-2.0, -1.0) == Range(-2.0, 0.0)
+        assert Range.of(0.0, 0.0) == Range(0.0, 1.0)
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.floats(-50, -0.01), st.floats(0.01, 50), st.integers(0, 2**32 - 1))
+    def test_rounds_to_the_nearest_of_256_and_cuts_off(self, lowest, highest, seed):
+        one = Range.of(lowest, highest)
+        x = np.random.default_rng(seed).uniform(2 * lowest, 2 * highest, 257).astype(np.float32)
+        found = one.rounded(torch.from_numpy(x)).numpy().astype(np.float64)
+        steps = found / one.scale + one.zero_point
+        np.testing.assert_allclose(steps, np.rint(steps), atol=1e-3)
+        assert len(np.unique(np.rint(steps))) > 50 and np.rint(steps).min() >= 0 and np.rint(steps).max() <= 255
+        exact = (np.clip(np.rint(x / one.scale) + one.zero_point, 0, 255) - one.zero_point) * one.scale
+        assert np.abs(found - exact).max() <= 1.001 * one.scale, "a tie may go either way"
+        assert (np.abs(found - exact) > 1e-3 * one.scale).mean() < 0.01
+        np.testing.assert_array_equal(one.rounded(torch.from_numpy(found.astype(np.float32))).numpy(), found)
+
+    def test_zero_point_by_hand(self):
+        one = Range(-1.0, 4.1)  # a step is 0.02
+        assert one.scale == pytest.approx(0.02) and one.zero_point == 50
+        x = torch.tensor([-1.0, -9.0, 0.009, 0.011, 4.1, 9.0])
+        torch.testing.assert_close(one.rounded(x), torch.tensor([-1.0, -1.0, 0.0, 0.02, 4.1, 4.1]))
+
+
+class TestWeights:
+    @settings(max_examples=40, deadline=None)
+    @given(st.integers(0, 2**32 - 1), st.integers(1, 7), st.integers(1, 33))
+    def test_by_definition(self, seed, outputs, inputs):
+        rng = np.random.default_rng(seed)
+        weight = (rng.standard_normal((outputs, inputs)) * 10.0 ** rng.integers(-4, 4, (outputs, 1))).astype(np.float32)
+        scale = np.abs(weight).max(axis=1, keepdims=True).astype(np.float64) / 127
+        found = rounded_weight(torch.from_numpy(weight)).numpy()
+        steps = found / scale
+        np.testing.assert_allclose(steps, np.rint(steps), atol=1e-3)
+        assert np.abs(np.rint(steps)).max(axis=1).tolist() == [127] * outputs, "each channel uses all of its steps"
+        assert (np.abs(found - weight) <= 0.501 * scale).all()
+
+    def test_a_channel_of_zeros_stays(self):
+        weight = torch.tensor([[0.0, 0.0], [1.0, -127.0]])
+        torch.testing.assert_close(rounded_weight(weight), weight, rtol=1e-6, atol=0)
+
+    def test_symmetric(self):
+        weight = draw(5, 4, 9)
+        assert torch.equal(rounded_weight(-weight), -rounded_weight(weight))
+
+
+class TestBias:
+    def test_takes_back_the_average_error(self):
+        x = draw(3, 1000, 5) + 2
+        product = Linear(draw(4, 3, 5), draw(6, 3))
+        seen = observe(nn.Sequential(product), [x])["0"]
+        bias = corrected_bias(product, seen)
+        assert bias.dtype == torch.float32
+        exact = product(x).double().mean(dim=0)
+        rounded = x.double() @ rounded_weight(product.weight).double().T
+        torch.testing.assert_close((rounded + bias).mean(dim=0), exact, rtol=0, atol=1e-5)
+        uncorrected = (rounded + product.bias).mean(dim=0)
+        assert float((uncorrected - exact).abs().max()) > 1e-3, "there was an error to take back"
+
+    def test_none_where_there_is_none(self):
+        product = Linear(draw(4, 3, 5))
+        assert corrected_bias(product, Seen(*[torch.ones(5)] * 3, 1)) is None
+
+
+class TestSeen:
+    def test_is_of_all_rows_of_all_calls(self):
+        tower = Small()
+        calls = [draw(10, 1, 4, 3), draw(11, 2, 3, 3), draw(12, 1, 1, 3)]
+        seen = observe(tower, calls)
+        assert list(seen) == ["first", "last"] == list(products(tower))
+        rows = torch.cat([call.flatten(0, -2) for call in calls])
+        hidden = torch.relu(tower.first(rows))
+        for name, expected in (("first", rows), ("last", hidden)):
+            found = seen[name]
+            assert found.rows == 11
+            assert torch.equal(found.lowest, expected.amin(dim=0))
+            assert torch.equal(found.highest, expected.amax(dim=0))
+            torch.testing.assert_close(found.mean, expected.double().mean(dim=0))
+            assert torch.equal(found.largest, expected.abs().amax(dim=0))
+
+    def test_divided(self):
+        one = Seen(torch.tensor([-4.0, 1.0]), torch.tensor([2.0, 3.0]), torch.tensor([8.0, 4.0]).double(), 4)
+        found = one.divided(torch.tensor([2.0, 0.5]))
+        assert found.lowest.tolist() == [-2, 2] and found.highest.tolist() == [1, 6]
+        assert found.mean.tolist() == [1, 2] and found.largest.tolist() == [2, 6] and found.rows == 4
+
+
+class TestHooks:
+    def test_may_give_another_input(self):
+        tower, x = Small(), draw(20, 4, 3)
+        with hooked(tower, lambda name, given: given * 0 if name == "last" else None):
+            assert torch.equal(tower(x), torch.zeros(4, 2))
+        assert not torch.equal(tower(x), torch.zeros(4, 2))
+
+    def test_are_gone_after_an_error(self):
+        tower, seen = Small(), []
+        with pytest.raises(RuntimeError, match="enough"), hooked(tower, lambda name, x: seen.append(name)):
+            tower(draw(21, 1, 3))
+            raise RuntimeError("enough")
+        tower(draw(21, 1, 3))
+        assert seen == ["first", "last"]

@@ -1,0 +1,115 @@
+"""What each product costs alone, measured from the middle of a tower, is what the whole tower says."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity
+
+from tempme_export.model import TextEncoder, VideoEncoder
+from tempme_export.quantization import sensitivity
+from tempme_export.quantization.products import corrected_bias, hooked, observe, products, rounded_weight
+from tempme_export.quantization.ranges import choose_ranges
+from tempme_export.quantization.sensitivity import Sensitivity, centred_loss, choose_in_float, measure, rounded
+
+
+def case(tower, calls):
+    seen = observe(tower, calls)
+    return tower, choose_ranges(tower, seen, calls, "minmax"), seen, calls
+
+
+@pytest.fixture(scope="module")
+def video(planted_recipe, video_calls):
+    return case(VideoEncoder(planted_recipe).eval(), video_calls(planted_recipe)[:3])
+
+
+@pytest.fixture(scope="module")
+def text(planted_recipe, calibration_of):
+    return case(TextEncoder(planted_recipe).eval(), calibration_of(planted_recipe).text_calls())
+
+
+@torch.inference_mode()
+def by_definition(tower, ranges, seen, calls, names):
+    """The whole tower run with some products rounded."""
+    expected, tower = torch.cat([tower(call) for call in calls]), copy.deepcopy(tower)
+    for name, product in products(tower).items():
+        if name in names:
+            product.weight, product.bias = rounded_weight(product.weight), corrected_bias(product, seen[name])
+    with hooked(tower, lambda name, x: ranges[name].rounded(x) if name in names else None):
+        found = torch.cat([tower(call) for call in calls])
+    mean = expected.double().mean(dim=0)
+    return 1 - float(cosine_similarity(expected - mean, found - mean, dim=-1).median())
+
+
+@pytest.mark.parametrize("tower", ["video", "text"])
+def test_each_product_alone(tower, request):
+    one = request.getfixturevalue(tower)
+    before = {name: tensor.clone() for name, tensor in one[0].state_dict().items()}
+    found = measure(*one)
+    assert {each.product for each in found} == set(products(one[0]))
+    assert [each.cost for each in found] == sorted((each.cost for each in found), reverse=True)
+    for each in found:
+        assert each.cost == by_definition(*one, [each.product]), each.product
+    assert found[0].cost > 0
+    after = one[0].state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items()), "the tower is as it was"
+    assert not any(module._forward_pre_hooks for module in one[0].modules())
+
+
+def test_a_loss_of_nothing_and_of_everything():
+    x = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    assert centred_loss(x, x) == pytest.approx(0, abs=1e-6)
+    mean = x.mean(dim=0)
+    assert centred_loss(x, 2 * mean - x) == pytest.approx(2)
+    turned = x.clone()
+    turned[:2] = 2 * mean - x[:2]
+    assert centred_loss(x, turned) == pytest.approx(0, abs=1e-6), "the median: two of five may turn"
+    assert math.isnan(centred_loss(x, torch.full_like(x, torch.nan)))
+
+
+def test_too_costly():
+    costs = {0.0: False, sensitivity.LIMIT: False, sensitivity.LIMIT * 1.01: True, math.nan: True, -1e-9: False}
+    for cost, expected in costs.items():
+        assert Sensitivity("proj", cost).too_costly is expected
+
+
+def test_a_tower_within_its_limit_stays_whole(text):
+    found, cost = choose_in_float(*text, measure(*text))
+    assert found == ()
+    assert cost == by_definition(*text, list(products(text[0])))
+
+
+def test_the_costliest_go_first_until_the_limit_holds(text, monkeypatch):
+    sensitivities = measure(*text)
+    names = [one.product for one in sensitivities]
+    whole = by_definition(*text, names)
+    monkeypatch.setattr(sensitivity, "TOWER_LIMIT", whole / 2)
+    found, cost = choose_in_float(*text, sensitivities)
+    assert 0 < len(found) < len(names) and list(found) == names[: len(found)]
+    assert cost <= whole / 2 < by_definition(*text, names[len(found) - 1 :]), "not one more than it takes"
+    assert cost == by_definition(*text, names[len(found) :])
+
+
+def test_what_is_too_costly_alone_goes_whatever_the_tower_costs(text):
+    names = list(products(text[0]))
+    made = [Sensitivity(names[-1], math.nan), Sensitivity(names[0], 1.0)]
+    made += [Sensitivity(name, 0.0) for name in names[1:-1]]
+    assert choose_in_float(*text, made)[0] == (names[-1], names[0])
+
+
+def test_a_limit_that_nothing_keeps_leaves_all_in_float(text, monkeypatch):
+    monkeypatch.setattr(sensitivity, "TOWER_LIMIT", -1.0)
+    found, cost = choose_in_float(*text, measure(*text))
+    assert set(found) == set(products(text[0]))
+    assert cost == pytest.approx(0, abs=1e-6)
+
+
+def test_an_error_leaves_the_tower_as_it_was(text):
+    tower, ranges, seen, _ = text
+    weight = tower.text_projection.weight
+    with pytest.raises(RuntimeError, match="enough"), rounded(tower, ["text_projection"], ranges, seen):
+        assert tower.text_projection.weight is not weight
+        raise RuntimeError("enough")
+    assert tower.text_projection.weight is weight
+    assert not any(module._forward_pre_hooks for module in tower.modules())

@@ -1,0 +1,134 @@
+"""Towers made ready for 8 bits: whose weights they touch, what they compute, and that migration is worth it."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tempme_export.model import TextEncoder, VideoEncoder
+from tempme_export.parity import centred_cosine
+from tempme_export.quantization import towers
+from tempme_export.quantization.embedding import RoundedEmbedding
+from tempme_export.quantization.pixels import PIXELS
+from tempme_export.quantization.products import Range, corrected_bias, observe, products
+from tempme_export.quantization.ranges import choose_ranges
+from tempme_export.quantization.towers import prepare_text, prepare_video
+from tempme_export.selftest import draw_token_ids
+
+
+@pytest.mark.parametrize("tower", ["video", "text"])
+def test_the_recipe_is_left_alone(planted_recipe, video_calls, calibration_of, tower):
+    before = {name: tensor.clone() for name, tensor in planted_recipe.checkpoint.tensors.items()}
+    if tower == "video":
+        prepare_video(planted_recipe, video_calls(planted_recipe)[:2])
+    else:
+        prepare_text(planted_recipe, calibration_of(planted_recipe).text_calls())
+    for name, tensor in planted_recipe.checkpoint.tensors.items():
+        assert torch.equal(tensor, before[name]), name
+
+
+@torch.inference_mode()
+def test_in_float_a_prepared_video_tower_computes_what_the_encoder_does(planted_recipe, planted, all_kinds):
+    """But for the corrections of its biases, which are undone here."""
+    module = copy.deepcopy(planted.video.module)
+    encoder = VideoEncoder(planted_recipe).eval()
+    for name, product in products(module).items():
+        if name != "conv1.linear" and product.bias is not None:
+            product.bias.copy_(products(encoder)[name].bias)
+    for i, block in enumerate(encoder.blocks):  # the biases of the values moved too
+        width = len(block.attn.out_proj.bias)
+        moved = module.blocks[i].attn.in_proj.weight[-width:, 0] / block.attn.in_proj.weight[-width:, 0]
+        first = moved[0] / 2 ** torch.log2(moved[0]).round()
+        assert float(first) == pytest.approx(1)
+    assert set(products(module)) == {("conv1.linear" if name == "conv1" else name) for name in products(encoder)}
+    frames = torch.from_numpy(all_kinds(planted_recipe))
+    expected, found = encoder(frames).numpy(), planted.video.module(frames).numpy()
+    assert centred_cosine(expected[[0, 2, 5, 6]], found[[0, 2, 5, 6]]) > 0.97
+
+
+@torch.inference_mode()
+def test_a_prepared_text_tower_looks_up_8_bits(planted_recipe, planted):
+    module = planted.text.module
+    assert isinstance(module.embedding, RoundedEmbedding)
+    ids = torch.from_numpy(draw_token_ids(planted_recipe, 9))
+    assert centred_cosine(TextEncoder(planted_recipe).eval()(ids).numpy(), module(ids).numpy()) > 0.99
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
+def test_dim_clips_do_not_narrow_the_pixels(plain_recipe, video_calls, method):
+    """Rounding is lossless for each of 256 values, and no clip need show them all."""
+    mean = torch.tensor(plain_recipe.backbone.mean).view(3, 1, 1)
+    std = torch.tensor(plain_recipe.backbone.std).view(3, 1, 1)
+    dim = [((call * std + mean) / 2 - mean) / std for call in video_calls(plain_recipe)[:2]]
+    tower = prepare_video(plain_recipe, dim, method)
+    assert tower.ranges["conv1.linear"] == PIXELS == Range(0.0, 1.0)
+    assert tower.ranges.keys() == products(tower.module).keys()
+
+
+@pytest.mark.parametrize("name", ["video", "text"])
+def test_what_the_manifest_says(planted, name):
+    tower = getattr(planted, name)
+    document = json.loads(json.dumps(tower.to_dict()))
+    names = set(products(tower.module))
+    assert {one["product"] for one in document["sensitivities"]} == set(document["ranges"]) == names
+    assert document["in_float"] == list(tower.in_float) and set(tower.in_float) <= names
+    assert document["cost"] <= document["limits"]["tower"]
+    for product, (lowest, highest) in document["ranges"].items():
+        assert lowest <= 0 <= highest and Range(lowest, highest) == tower.ranges[product]
+
+
+def test_only_rounded_products_are_corrected(plain_recipe, calibration_of, monkeypatch):
+    """One that stays in float has nothing to take back."""
+    chosen = ("blocks.0.mlp.c_fc", "blocks.1.attn.in_proj")
+    monkeypatch.setattr(towers, "choose_in_float", lambda *_: (chosen, 0.0))
+    monkeypatch.setattr(towers, "migrate", lambda tower, seen: seen)
+    calls = calibration_of(plain_recipe).text_calls()
+    encoder = TextEncoder(plain_recipe).eval()
+    seen = observe(encoder, calls)
+    tower = prepare_text(plain_recipe, calls)
+    assert tower.in_float == chosen
+    for name, product in products(tower.module).items():
+        old = products(encoder)[name]
+        if old.bias is not None:
+            expected = old.bias if name in chosen else corrected_bias(old, seen[name])
+            assert torch.equal(product.bias, expected), name
+            assert torch.equal(product.bias, old.bias) is (name in chosen)
+
+
+@pytest.mark.parametrize("name", ["video", "text"])
+def test_migration_makes_planted_towers_better(
+    planted_recipe, planted, video_calls, calibration_of, all_kinds, fake_quantised, monkeypatch, name
+):
+    """Everything in 8 bits, with and without it."""
+    monkeypatch.setattr(towers, "choose_in_float", lambda *_: ((), 0.0))
+    if name == "video":
+        prepare, calls = prepare_video, video_calls(planted_recipe)
+        encoder, held_out = VideoEncoder(planted_recipe), torch.from_numpy(all_kinds(planted_recipe)[[0, 2, 5, 6]])
+    else:
+        prepare, calls = prepare_text, calibration_of(planted_recipe).text_calls()
+        encoder, held_out = TextEncoder(planted_recipe), torch.from_numpy(draw_token_ids(planted_recipe, 9))
+    with torch.inference_mode():
+        expected = encoder.eval()(held_out).numpy()
+    with_it = prepare(planted_recipe, calls)
+    monkeypatch.setattr(towers, "migrate", lambda tower, seen: seen)
+    without = prepare(planted_recipe, calls)
+    found = [fake_quantised(one.module, one.ranges, (), held_out).numpy() for one in (with_it, without)]
+    mean = expected.mean(axis=0)
+
+    def losses(embedding):
+        a, b = expected - mean, embedding - mean
+        return 1 - (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+
+    assert np.median(losses(found[0])) < 0.5 * np.median(losses(found[1]))
+    assert np.median(losses(found[0])) < 0.02
+
+
+def test_ranges_are_those_of_the_migrated_tower(planted, planted_recipe, video_calls):
+    calls = video_calls(planted_recipe)
+    encoder = VideoEncoder(planted_recipe).eval()
+    before = choose_ranges(encoder, observe(encoder, calls), calls, "minmax")
+    widths = {name: one.highest - one.lowest for name, one in before.items()}
+    found = planted.video.ranges["blocks.0.attn.in_proj"]
+    assert found.highest - found.lowest < widths["blocks.0.attn.in_proj"] / 2

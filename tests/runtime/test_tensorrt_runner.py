@@ -1,0 +1,351 @@
+"""Engines as Runners against a stand-in that reads and writes the very addresses it is given.
+
+torch's streams and graphs are stand-ins too: copies are immediate, and a graph replays what was enqueued while it was
+captured.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from tempme_export.engine_facts import ENGINE, EngineFacts
+from tempme_export.errors import BackendError, BundleError, InputError
+from tempme_export.nvidia import Gpu
+from tempme_export.runtime import tensorrt as runtime
+from tempme_export.runtime.tensorrt import TensorRtRunner, check_engine
+
+H100 = Gpu("NVIDIA H100 80GB HBM3", (9, 0), "580.65.06", (13, 0))
+FACTS = EngineFacts(
+    tensorrt="11.4.0.106",
+    gpu=H100.name,
+    capability="sm_90",
+    driver="580.65.06",
+    precision="fp16",
+    batch=(2, 3, 4),
+    inputs={"frames": ("float32", (None, 2, 3)), "frame_mask": ("bool", (None, 2))},
+    outputs={"video_embedding": ("float32", (None, 3))},
+    target="sm_90",
+    plugins={"MergeNorm": 1},
+    engine_plugins=1,
+    layers={"fp16": 2},
+    products={"fp16": 1},
+    attentions=0,
+    seconds=1.0,
+)
+
+
+def expected(inputs):
+    """What the stand-in computes: the frames that the mask keeps, summed."""
+    return {"video_embedding": (inputs["frames"] * inputs["frame_mask"][..., None]).sum(axis=1)}
+
+
+def at(address, shape, kind):
+    size = int(np.prod(shape)) * np.dtype(kind).itemsize
+    return np.frombuffer((ctypes.c_char * size).from_address(address), kind).reshape(shape)
+
+
+class FakeContext:
+    def __init__(self, log):
+        self.log, self.shapes, self.addresses, self.runs, self.fails = log, {}, {}, [], False
+
+    def set_input_shape(self, name, shape):
+        smallest, _, largest = FACTS.batch
+        if not smallest <= shape[0] <= largest:
+            self.log("Severity.ERROR", f"{shape[0]} is not in the profile")
+            return False
+        self.shapes[name] = shape
+        return True
+
+    def set_tensor_address(self, name, memory):
+        self.addresses[name] = memory
+        return True
+
+    def execute_async_v3(self, stream_handle):
+        assert stream_handle == FakeStream.cuda_stream, "the engine runs on the runner's own stream"
+        if self.fails:
+            self.log("Severity.ERROR", "illegal memory access")
+            return False
+        batch = self.shapes["frames"][0]
+        self.runs.append(batch)
+        FakeGraph.record(lambda: self.compute(batch))
+        return True
+
+    def compute(self, batch):
+        frames = at(self.addresses["frames"], (batch, 2, 3), np.float32)
+        mask = at(self.addresses["frame_mask"], (batch, 2), np.bool_)
+        out = at(self.addresses["video_embedding"], (batch, 3), np.float32)
+        out[:] = expected({"frames": frames, "frame_mask": mask})["video_embedding"]
+
+
+class FakeStream:
+    cuda_stream = 7
+
+    def __init__(self, device=None):
+        pass
+
+    def synchronize(self):
+        pass
+
+    def wait_stream(self, other):
+        pass
+
+
+class FakeGraph:
+    """Collects what is enqueued while one is captured; outside of a capture that happens at once."""
+
+    capturing = None
+
+    def __init__(self):
+        self.work, self.replays = [], 0
+
+    @classmethod
+    def record(cls, work):
+        if cls.capturing is None:
+            work()
+        else:
+            cls.capturing.work.append(work)
+
+    @classmethod
+    @contextlib.contextmanager
+    def capture(cls, graph, stream, capture_error_mode):
+        cls.capturing = graph
+        try:
+            yield
+        finally:
+            cls.capturing = None
+
+    def replay(self):
+        self.replays += 1
+        for work in self.work:
+            work()
+
+
+class FakeTrt:
+    __version__ = "11.4.0.106"
+
+    class ILogger:
+        def __init__(self):
+            pass
+
+    def __init__(self):
+        self.loads, self.with_context = True, True
+        self.tensors = ["frames", "frame_mask", "video_embedding"]
+
+    def Runtime(self, logger):
+        def load(plan):
+            if not self.loads:
+                logger.log("Severity.ERROR", "magic tag does not match")
+                return None
+            self.context = FakeContext(logger.log)
+            return SimpleNamespace(
+                num_io_tensors=len(self.tensors),
+                get_tensor_name=lambda index: self.tensors[index],
+                create_execution_context=lambda: self.context if self.with_context else None,
+            )
+
+        return SimpleNamespace(deserialize_cuda_engine=load)
+
+
+@pytest.fixture
+def trt(monkeypatch):
+    """TensorRT and a GPU, both stand-ins."""
+    fake = FakeTrt()
+    monkeypatch.setattr(runtime, "import_tensorrt", lambda: fake)
+    monkeypatch.setattr(runtime, "find_gpu", lambda device: H100)
+    monkeypatch.setattr(runtime, "torch_device", lambda device: torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: FakeStream())
+    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph", FakeGraph.capture)
+    return fake
+
+
+@pytest.fixture
+def engine(tmp_path):
+    path = tmp_path / "ckpt.tempme" / ENGINE
+    path.parent.mkdir()
+    path.write_bytes(b"an engine")
+    return path
+
+
+@pytest.fixture
+def runner(trt, engine):
+    with TensorRtRunner(engine, FACTS) as loaded:
+        yield loaded
+
+
+def draw(batch, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "frames": rng.standard_normal((batch, 2, 3), np.float32),
+        "frame_mask": rng.integers(0, 2, (batch, 2)).astype(np.bool_),
+    }
+
+
+class TestRunning:
+    @pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 8, 11])
+    def test_any_batch(self, runner, batch):
+        """1 is below the engine's smallest, 5, 8 and 11 are above its largest: 5 ends in a part of one."""
+        inputs = draw(batch)
+        found = runner.infer(inputs)
+        assert found.keys() == {"video_embedding"} and found["video_embedding"].dtype == np.float32
+        np.testing.assert_array_equal(found["video_embedding"], expected(inputs)["video_embedding"])
+
+    def test_parts_and_padding(self, runner, trt):
+        runner.infer(draw(9))
+        assert trt.context.runs == [4, 4, 2], "the second part of 4 is the run that was captured"
+        one = draw(1)
+        runner.infer(one)
+        assert trt.context.shapes == {"frames": (2, 2, 3), "frame_mask": (2, 2)}
+        padded = at(trt.context.addresses["frames"], (2, 2, 3), np.float32)
+        np.testing.assert_array_equal(padded, one["frames"].repeat(2, axis=0))
+
+    def test_results_are_the_callers_own(self, runner):
+        first, second = draw(3, seed=1), draw(3, seed=2)
+        found = runner.infer(first)
+        runner.infer(second)
+        np.testing.assert_array_equal(found["video_embedding"], expected(first)["video_embedding"])
+
+    def test_inputs_that_are_not_contiguous(self, runner):
+        inputs = draw(6)
+        inputs = {name: array[::2] for name, array in inputs.items()}
+        np.testing.assert_array_equal(runner.infer(inputs)["video_embedding"], expected(inputs)["video_embedding"])
+
+    def test_the_contract(self, runner):
+        assert runner.inputs["frames"] == (np.dtype(np.float32), (None, 2, 3))
+        with pytest.raises(InputError, match="expected frame_mask, frames"):
+            runner.infer({"frames": draw(2)["frames"]})
+
+    def test_on_the_gpu(self, runner):
+        inputs = draw(3)
+        tensors = [torch.from_numpy(array) for array in inputs.values()]
+        for _ in range(3):
+            found = runner.run_tensors(*tensors)["video_embedding"]
+            np.testing.assert_array_equal(found.numpy(), expected(inputs)["video_embedding"])
+
+    def test_a_run_that_fails(self, runner, trt):
+        trt.context.fails = True
+        with pytest.raises(BackendError, match=r"could not run the engine: illegal memory access"):
+            runner.infer(draw(2))
+
+    def test_a_failed_run_is_not_taken_for_a_prepared_one(self, runner, trt):
+        trt.context.fails = True
+        with pytest.raises(BackendError):
+            runner.infer(draw(2))
+        trt.context.fails = False
+        inputs = draw(2)
+        np.testing.assert_array_equal(runner.infer(inputs)["video_embedding"], expected(inputs)["video_embedding"])
+        assert runner._graph is None
+
+    def test_a_batch_that_tensorrt_refuses(self, trt, engine):
+        """The manifest promises more than the engine takes."""
+        with (
+            TensorRtRunner(engine, dataclasses.replace(FACTS, batch=(2, 3, 6))) as runner,
+            pytest.raises(BackendError, match="refuses a batch of 5: 5 is not in the profile"),
+        ):
+            runner.infer(draw(5))
+
+
+class TestGraphs:
+    def test_the_second_run_of_a_batch_is_captured_and_later_ones_replay(self, runner, trt):
+        for seed in range(4):
+            inputs = draw(3, seed)
+            np.testing.assert_array_equal(runner.infer(inputs)["video_embedding"], expected(inputs)["video_embedding"])
+        assert trt.context.runs == [3, 3], "once to prepare, once to capture"
+        assert runner._graph.replays == 3
+
+    def test_a_graph_is_dropped_with_its_batch(self, runner, trt):
+        """The context has been set to other shapes since: its graph would run on what is left of them."""
+        for batch in (3, 3, 4, 3):
+            inputs = draw(batch)
+            np.testing.assert_array_equal(runner.infer(inputs)["video_embedding"], expected(inputs)["video_embedding"])
+        assert runner._graph is None and trt.context.runs == [3, 3, 4, 3]
+
+    def test_without_graphs(self, trt, engine):
+        with TensorRtRunner(engine, FACTS, graphs=False) as runner:
+            for _ in range(3):
+                runner.infer(draw(2))
+            assert runner._graph is None and trt.context.runs == [2, 2, 2]
+
+    def test_an_engine_that_cannot_be_captured_runs_without(self, runner, trt, monkeypatch):
+        execute = trt.context.execute_async_v3
+        monkeypatch.setattr(
+            trt.context, "execute_async_v3", lambda handle: FakeGraph.capturing is None and execute(handle)
+        )
+        assert runner.graphs
+        for seed in range(3):
+            inputs = draw(3, seed)
+            np.testing.assert_array_equal(runner.infer(inputs)["video_embedding"], expected(inputs)["video_embedding"])
+        assert not runner.graphs and trt.context.runs == [3, 3, 3]
+
+
+class TestLoading:
+    def test_another_gpu_tensorrt_or_driver(self):
+        here = "11.4.0.106"
+        path = Path("out/ckpt.tempme") / ENGINE
+        check_engine(FACTS, H100, here, path)
+        again = r"Build it again here: tempme-export --rebuild out/ckpt\.tempme"
+        with pytest.raises(BackendError, match=rf"sm_90\), and this is A100 \(sm_80\)\. {again}") as caught:
+            check_engine(FACTS, dataclasses.replace(H100, name="A100", compute=(8, 0)), here, path)
+        assert caught.value.exit_code == 4
+        with pytest.raises(BackendError, match=r"for NVIDIA H100 80GB HBM3 .*, and this is NVIDIA H100 PCIe"):
+            check_engine(FACTS, dataclasses.replace(H100, name="NVIDIA H100 PCIe"), here, path)
+        with pytest.raises(BackendError, match=rf"by TensorRT 11\.4\.0\.106, and 10\.16\.1\.11 is installed\. {again}"):
+            check_engine(FACTS, H100, "10.16.1.11", path)
+        with pytest.raises(
+            BackendError, match=rf"with NVIDIA driver 580\.65\.06, and 570\.86\.10 is installed\. {again}"
+        ):
+            check_engine(FACTS, dataclasses.replace(H100, driver="570.86.10"), here, path)
+
+    @pytest.mark.parametrize("driver", ["580.65.06", "590.1", "1000.0", ""])
+    def test_drivers_that_are_new_enough_or_unknown(self, driver):
+        check_engine(FACTS, dataclasses.replace(H100, driver=driver), "11.4.0.106", Path(ENGINE))
+        check_engine(
+            dataclasses.replace(FACTS, driver=""), dataclasses.replace(H100, driver=driver), "11.4.0.106", Path(ENGINE)
+        )
+
+    def test_all_differences_are_named(self):
+        with pytest.raises(BackendError, match=r"for NVIDIA .*; by TensorRT .*; with NVIDIA driver"):
+            check_engine(FACTS, Gpu("A100", (8, 0), "535.1", (12, 2)), "10.9.0.34", Path(ENGINE))
+
+    def test_it_is_checked_before_loading(self, trt, engine, monkeypatch):
+        monkeypatch.setattr(runtime, "find_gpu", lambda device: Gpu("A100", (8, 0), "", (13, 0)))
+        trt.loads = False
+        with pytest.raises(BackendError, match="this is A100"):
+            TensorRtRunner(engine, FACTS)
+
+    def test_a_damaged_file(self, trt, engine):
+        trt.loads = False
+        with pytest.raises(
+            BundleError, match=r"cannot be loaded: magic tag does not match\. .*--rebuild .*ckpt\.tempme"
+        ):
+            TensorRtRunner(engine, FACTS)
+
+    def test_no_file(self, trt, engine):
+        engine.unlink()
+        with pytest.raises(BundleError, match=r"video\.plan cannot be read"):
+            TensorRtRunner(engine, FACTS)
+
+    def test_tensors_that_the_manifest_does_not_know(self, trt, engine):
+        trt.tensors.remove("frame_mask")
+        with pytest.raises(
+            BundleError, match="has the inputs and outputs frames, video_embedding, and its manifest says"
+        ):
+            TensorRtRunner(engine, FACTS)
+
+    def test_no_memory(self, trt, engine):
+        trt.with_context = False
+        with pytest.raises(BackendError, match="cannot make a context: TensorRT gives no reason"):
+            TensorRtRunner(engine, FACTS)
+
+    def test_without_tensorrt_or_gpu(self, engine):
+        with pytest.raises(BackendError, match=r"TensorRT|GPU"):
+            TensorRtRunner(engine, dataclasses.replace(FACTS, gpu="a GPU that nobody has"))

@@ -1,0 +1,74 @@
+"""Bundles whose manifest is written by hand, of stand-ins or of small graphs that were exported for real."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from tempme_export.bundle import SELFTEST, TEXT, VIDEO, open_bundle, write_manifest
+from tempme_export.checkpoint import from_state_dict
+from tempme_export.export.to_onnx import export_text, export_video
+from tempme_export.profile import FROM_CHECKPOINT, BatchRange, Profile
+from tempme_export.recipe import prepare
+from tempme_export.schedule import MergePolicy
+
+
+@pytest.fixture(scope="session")
+def recipe(checkpoint_maker):
+    """One block each, four frames of 48 pixels, joined two by two; text of 8 tokens."""
+    settings = checkpoint_maker.settings(
+        "tiny", image=48, layers=1, text_layers=1, merge_layer="0", merge_frame_num="2", max_frames=4
+    )
+    state = checkpoint_maker.make_state_dict(settings, seed=7)
+    tensors = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
+    profile = Profile("small", FROM_CHECKPOINT, 4, 8, MergePolicy(1, (0,), (2,), 30, 10), BatchRange(1, 3, 6))
+    return prepare(from_state_dict(tensors, source="small"), profile)
+
+
+@pytest.fixture(scope="session")
+def graphs(recipe, tmp_path_factory):
+    """Folder with video.onnx (frame mask, trace) and text.onnx. Do not write there."""
+    folder = tmp_path_factory.mktemp("graphs")
+    export_video(recipe, folder / VIDEO, frame_mask=True, trace=True)
+    export_text(recipe, folder / TEXT)
+    return folder
+
+
+@pytest.fixture
+def make_bundle(recipe, tmp_path):
+    """Write a bundle, with a frame mask and a trace: files by name, other manifest entries, another batch range.
+
+    The graphs are stand-ins unless a folder of real ones is given.
+    """
+
+    def make(name="small.tempme", graphs=None, files=None, batch=(1, 3, 6), **changes):
+        folder = tmp_path / name
+        folder.mkdir()
+        contents = {VIDEO: b"video", TEXT: b"text", SELFTEST: b"inputs"} | (files or {})
+        if graphs is not None:
+            contents |= {file: (graphs / file).read_bytes() for file in (VIDEO, TEXT)}
+        for file, content in contents.items():
+            (folder / file).write_bytes(content)
+        backbone, profile = recipe.backbone, dataclasses.replace(recipe.profile, batch=BatchRange(*batch))
+        manifest = {
+            "tool_version": "0.1.0",
+            "checkpoint": {"path": "small.pth", "sha256": "0" * 64},
+            "profile": profile.to_dict(),
+            "backbone": dataclasses.asdict(backbone),
+            "schedule": dataclasses.asdict(recipe.plan),
+            "precision": "fp32",
+            "frame_mask": True,
+            "trace": True,
+            "opset": 18,
+            "logit_scale": 4.6,
+            "image": {"size": backbone.image_size, "mean": list(backbone.mean), "std": list(backbone.std)},
+            "versions": {},
+            "tolerances": {},
+            "parity": [{"artifact": VIDEO, "status": "passed"}, {"artifact": TEXT, "status": "passed"}],
+            "gate": None,
+        }
+        write_manifest(folder, manifest | changes)
+        return open_bundle(folder)
+
+    return make
