@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from tempme_export.bench.cases import Case
 from tempme_export.bench.memory import measured
 from tempme_export.bench.timing import Progress
-from tempme_export.bundle import PT2, VIDEO
+from tempme_export.bundle import PT2, VIDEO, open_bundle
 from tempme_export.devices import quiet_torch, torch_device
+from tempme_export.engine_facts import ENGINE, KEY, EngineFacts
 from tempme_export.errors import BackendError, UsageError
 from tempme_export.hashing import file_sha256
 from tempme_export.model import VideoEncoder
@@ -25,6 +26,7 @@ from tempme_export.runtime.openvino import OpenVinoRunner, import_openvino
 from tempme_export.runtime.ort import OrtRunner, import_onnxruntime
 from tempme_export.runtime.pt2 import Pt2Runner
 from tempme_export.runtime.pytorch import TorchRunner
+from tempme_export.tensorrt_package import import_tensorrt
 
 ORIGINAL = "original"
 _INT8 = "video.int8.onnx"
@@ -189,8 +191,17 @@ def _load_pt2(case: Case, artifact: Path | None, device: str) -> Runner:
     return Pt2Runner(_artifact(artifact), device)
 
 
+def _refuse_engine(case: Case, folder: Path) -> Path:
+    where = f"{case.bundle} has no {ENGINE}" if case.bundle else f"there is no {ENGINE}, which takes minutes to build"
+    raise BackendError(f"{where}. Run tempme-export CKPT --trt and measure that bundle.")
+
+
 def _load_tensorrt(case: Case, artifact: Path | None, device: str) -> Runner:
-    raise BackendError("this version builds and runs no TensorRT engines.")
+    from tempme_export.runtime.tensorrt import TensorRtRunner
+
+    path = _artifact(artifact)
+    facts = EngineFacts.from_dict(open_bundle(path.parent).manifest.get(KEY))
+    return TensorRtRunner(path, facts, device)
 
 
 BACKENDS: Mapping[str, Backend] = MappingProxyType(
@@ -210,7 +221,9 @@ BACKENDS: Mapping[str, Backend] = MappingProxyType(
         "openvino-int8": Backend(
             _load_openvino, _build_int8, import_openvino, _INT8, precision="int8", device="cpu", slow_on="cpu"
         ),
-        "tensorrt": Backend(_load_tensorrt, device="cuda"),
+        "tensorrt": Backend(
+            _load_tensorrt, _refuse_engine, import_tensorrt, file=ENGINE, precision=None, device="cuda"
+        ),
     }
 )
 

@@ -7,6 +7,7 @@ and asks for none. Engines cannot be loaded or run without one, so nothing here 
 
 import ctypes
 import importlib
+import os
 import sys
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ from tempme_export.profile import BatchRange
 
 BINDINGS, PROVIDER = "tensorrt_rtx_bindings", "onnxruntime_ep_nv_tensorrt_rtx"
 _LIBRARIES = ("libtensorrt_rtx.so", "libtensorrt_onnxparser_rtx.so")
+_APART = os.RTLD_NOW | os.RTLD_LOCAL | getattr(os, "RTLD_DEEPBIND", 0)
 _PLUGIN_LAYERS = ("PLUGIN", "PLUGIN_V2", "PLUGIN_V3")
 _REPORTED_ERRORS = 8
 
@@ -56,8 +58,8 @@ class Built:
 def load_bindings(folder: Path) -> ModuleType:
     """The Python module over the libraries in `folder`, which pip filled.
 
-    Libraries that are loaded already are what the module links to, by their names; they stay hidden from the rest
-    of the process, whose TensorRT has functions of the same names.
+    Libraries that are loaded already are what the module links to, by their names. They and the rest of the process,
+    whose TensorRT has functions of the same names, do not see each other.
     Raises BackendError for a folder without them, or with some for another machine or Python.
     """
     for stem in _LIBRARIES:
@@ -68,10 +70,12 @@ def load_bindings(folder: Path) -> ModuleType:
                 "Run make trt-rtx-check, which installs it for Linux on x86-64."
             )
         try:
-            ctypes.CDLL(str(found[-1]))
+            ctypes.CDLL(str(found[-1]), _APART)
         except OSError as error:
             raise BackendError(f"{found[-1]} does not load: {error}. It is built for Linux on x86-64.") from error
     sys.path.append(str(folder))
+    flags = sys.getdlopenflags()
+    sys.setdlopenflags(_APART)
     try:
         return importlib.import_module(BINDINGS)
     except ImportError as error:
@@ -80,6 +84,7 @@ def load_bindings(folder: Path) -> ModuleType:
             "Remove the folder and run make trt-rtx-check."
         ) from error
     finally:
+        sys.setdlopenflags(flags)
         sys.path.remove(str(folder))
 
 

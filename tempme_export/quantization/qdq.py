@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
@@ -23,20 +24,23 @@ def _key(weight: np.ndarray) -> tuple[tuple[int, ...], str]:
 
 
 def find_products(proto: onnx.ModelProto, tower: nn.Module) -> dict[str, onnx.NodeProto]:
-    """The MatMul of every product, found by its weights: the names in a graph are the exporter's own.
+    """The MatMul of every product, found by its weights: the names in a graph are the exporter's own. Products with the
+    same weights are told apart by their order.
 
     Raises ExportError for a product that the graph does not hold exactly once.
     """
-    weights = {_key(module.weight.numpy().T): name for name, module in products(tower).items()}
+    waiting: dict[object, list[str]] = defaultdict(list)  # names of the products with these weights
+    for name, module in products(tower).items():
+        waiting[_key(module.weight.numpy().T)].append(name)
     constants = {one.name: one for one in proto.graph.initializer}
     found: dict[str, onnx.NodeProto] = {}
     for node in proto.graph.node:
         if node.op_type == "MatMul" and node.input[1] in constants:
-            name = weights.get(_key(numpy_helper.to_array(constants[node.input[1]])))
-            if name is not None:
-                if name in found:
-                    raise ExportError(f"the graph multiplies by {name} twice, expected once. {_VERSIONS}")
-                found[name] = node
+            key = _key(numpy_helper.to_array(constants[node.input[1]]))
+            if key in waiting:
+                if not waiting[key]:
+                    raise ExportError(f"{node.output[0]} multiplies by weights that are spoken for. {_VERSIONS}")
+                found[waiting[key].pop(0)] = node
     lost = [name for name in products(tower) if name not in found]
     if lost:
         raise ExportError(f"the graph has no product with the weights of {', '.join(lost)}. {_VERSIONS}")

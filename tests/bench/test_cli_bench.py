@@ -211,6 +211,19 @@ def test_a_checkpoint_from_command_to_files(tempme_bench, tiny, tiny_bundle, tmp
     assert tempme_bench(checkpoint, "--profile", profile, *quick, "--out", tmp_path)[0] == 2
 
 
+def test_int8_is_built_once_for_both_runtimes_when_it_is_named(tempme_bench, tiny, tiny_bundle, tmp_path):
+    checkpoint, profile = tiny
+    quick = ["--seconds", 0.05, "--samples", 5, "--backends", "ort-int8,openvino-int8"]
+    code, _, err = tempme_bench(checkpoint, "--profile", profile, *quick, "--out", tmp_path)
+    rows = pl.read_parquet(tmp_path / report.ROWS).filter(pl.col("contender") != "original")
+    assert code == 0, err
+    assert rows["contender"].to_list() == ["ort-int8", "openvino-int8"]
+    assert set(rows["precision"]) == {"int8"} and rows["artifact_sha256"].n_unique() == 1
+    assert rows["one_minus_cosine"].min() > 1e-7
+    code, _, err = tempme_bench(tiny_bundle, *quick)
+    assert code == 4 and "--precision int8" in err
+
+
 def test_what_is_missing_is_said_unless_it_was_named(tempme_bench, tiny, monkeypatch):
     few = {name: BACKENDS[name] for name in ("original", "ort-cuda", "pt2", "tensorrt")}
     monkeypatch.setattr("tempme_export.bench.backends.BACKENDS", few)

@@ -145,7 +145,7 @@ def test_bindings_for_another_python_are_refused(tmp_path, monkeypatch):
     (tmp_path / rtx_builder.PROVIDER).mkdir()
     for stem in ("libtensorrt_rtx.so", "libtensorrt_onnxparser_rtx.so"):
         (tmp_path / rtx_builder.PROVIDER / f"{stem}.1").touch()
-    monkeypatch.setattr(rtx_builder.ctypes, "CDLL", lambda name: None)
+    monkeypatch.setattr(rtx_builder.ctypes, "CDLL", lambda name, mode: None)
     monkeypatch.delitem(sys.modules, rtx_builder.BINDINGS, raising=False)
     before = list(sys.path)
     with pytest.raises(BackendError, match=f"holds no {rtx_builder.BINDINGS} for Python"):

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tempme_export.export.build_reports import (
@@ -53,6 +53,7 @@ class TestPhases:
         assert phases.complete("a", 3) == BuildStep("a", 0.0)
         assert phases.finish("b") == BuildStep("b", 0.0)
 
+    @settings(deadline=None)
     @given(
         st.lists(
             st.tuples(st.sampled_from(["start", "complete", "finish"]), st.integers(0, 3), st.integers(0, 5)),

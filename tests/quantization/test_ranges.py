@@ -21,7 +21,7 @@ def tower():
 @pytest.fixture(scope="module")
 def calls():
     """Normal values with one that is 40 times as large as the rest."""
-    calls = list(torch.randn(5, 1, 5000, 5, generator=torch.Generator().manual_seed(1)))
+    calls = list(torch.randn(5, 1, 60000, 5, generator=torch.Generator().manual_seed(1)))
     calls[3][0, 17, 2] = 40.0
     return calls
 

@@ -74,7 +74,9 @@ def test_too_costly():
         assert Sensitivity("proj", cost).too_costly is expected
 
 
-def test_a_tower_within_its_limit_stays_whole(text):
+def test_a_tower_within_its_limit_stays_whole(text, monkeypatch):
+    monkeypatch.setattr(sensitivity, "LIMIT", math.inf)
+    monkeypatch.setattr(sensitivity, "TOWER_LIMIT", 1.0)
     found, cost = choose_in_float(*text, measure(*text))
     assert found == ()
     assert cost == by_definition(*text, list(products(text[0])))
@@ -84,6 +86,7 @@ def test_the_costliest_go_first_until_the_limit_holds(text, monkeypatch):
     sensitivities = measure(*text)
     names = [one.product for one in sensitivities]
     whole = by_definition(*text, names)
+    monkeypatch.setattr(sensitivity, "LIMIT", math.inf)
     monkeypatch.setattr(sensitivity, "TOWER_LIMIT", whole / 2)
     found, cost = choose_in_float(*text, sensitivities)
     assert 0 < len(found) < len(names) and list(found) == names[: len(found)]
