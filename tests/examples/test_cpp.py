@@ -239,3 +239,27 @@ def test_embeddings_of_another_length_or_count_are_refused(compare, bundle, tmp_
     (tmp_path / "e").write_bytes(np.full_like(expected, np.nan).tobytes())
     with pytest.raises(ParityError, match="lengths"):
         compare.cosines(bundle, tmp_path / "e")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(CMAKE is None, reason="needs CMake")
+def test_a_real_engine_without_python(compare, tmp_path):
+    """The trained model's engine, through the C++ program, beside the original path in Python."""
+    from tempme_export.export.to_tensorrt import missing_for_engine
+
+    missing = missing_for_engine("cuda")
+    if missing:
+        pytest.skip("; ".join(missing))
+    from tempme_export.pipeline import export
+
+    built = run(CMAKE, "-S", EXAMPLE, "-B", tmp_path / "build")
+    assert built.returncode == 0, built.stderr
+    assert run(CMAKE, "--build", tmp_path / "build").returncode == 0
+    checkpoint = EXAMPLE.parent / "mini.pth"
+    bundle = export(checkpoint, out=tmp_path / "mini.tempme", trt=True, precision="fp16", device="cuda")
+    count = compare.write_frames(bundle, tmp_path / "f")
+    done = run(tmp_path / "build" / "encode", bundle.path / "video.plan", count, tmp_path / "f", tmp_path / "e")
+    assert done.returncode == 0, done.stderr
+    table = compare.cosines(bundle, tmp_path / "e")
+    compare.check_own(table)
+    assert table.diagonal().min() > 0.99
