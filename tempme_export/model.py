@@ -219,7 +219,7 @@ class VideoEncoder(nn.Module):
         weights, backbone = folded_weights(recipe, "visual.", dtype), recipe.backbone
         self.plan, self.dtype = recipe.plan, dtype
         self.image_size, self.patch = backbone.image_size, backbone.patch
-        self.conv1 = Linear(weights["conv1.weight"].flatten(1))
+        self.conv1: nn.Module = Linear(weights["conv1.weight"].flatten(1))
         position = weights["positional_embedding"].clone()
         position[0] += weights["class_embedding"]
         self.register_buffer("position", position)  # [P, D], the class embedding inside its row 0
@@ -303,7 +303,7 @@ class TextEncoder(nn.Module):
         check_supported(recipe)
         weights, backbone = folded_weights(recipe, "", dtype), recipe.backbone
         self.length, self.dtype = recipe.profile.text_length, dtype
-        self.embedding = nn.Embedding.from_pretrained(weights["token_embedding.weight"])
+        self.embedding: nn.Module = nn.Embedding.from_pretrained(weights["token_embedding.weight"])
         self.register_buffer("position", weights["positional_embedding"][: self.length])
         self.blocks = nn.ModuleList(
             TextBlock(weights, i, backbone.text_heads, backbone.activation) for i in range(backbone.text_layers)

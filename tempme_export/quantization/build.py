@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from tempme_export.model import TextEncoder, VideoEncoder
 from tempme_export.quantization.calibration import Calibration
 from tempme_export.quantization.ranges import DEFAULT_METHOD
 from tempme_export.quantization.towers import Tower, prepare_text, prepare_video
@@ -16,8 +17,8 @@ class Quantization:
 
     calibration: Calibration
     method: str
-    video: Tower
-    text: Tower
+    video: Tower[VideoEncoder]
+    text: Tower[TextEncoder]
 
     def to_dict(self) -> dict[str, Any]:
         """For the manifest."""

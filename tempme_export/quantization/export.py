@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 
 from tempme_export.export import to_onnx
+from tempme_export.model import TextEncoder, VideoEncoder
 from tempme_export.quantization.invariance import look_up_logarithms
 from tempme_export.quantization.qdq import quantise
 from tempme_export.quantization.towers import Tower
@@ -13,7 +15,7 @@ from tempme_export.recipe import Recipe
 from tempme_export.tolerance import INT8
 
 
-def _rewrite(tower: Tower, largest_size: int) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
+def _rewrite(tower: Tower[Any], largest_size: int) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
     def rewrite(proto: onnx.ModelProto) -> onnx.ModelProto:
         proto = quantise(proto, tower.module, tower.ranges, tower.in_float)
         look_up_logarithms(proto, largest_size)
@@ -24,7 +26,7 @@ def _rewrite(tower: Tower, largest_size: int) -> Callable[[onnx.ModelProto], onn
 
 def export_video(
     recipe: Recipe,
-    tower: Tower,
+    tower: Tower[VideoEncoder],
     path: Path,
     opset: int = to_onnx.DEFAULT_OPSET,
     frame_mask: bool = False,
@@ -36,6 +38,6 @@ def export_video(
     to_onnx.export_video(recipe, path, INT8, opset, frame_mask, trace, encoder=tower.module, rewrite=rewrite)
 
 
-def export_text(recipe: Recipe, tower: Tower, path: Path, opset: int = to_onnx.DEFAULT_OPSET) -> None:
+def export_text(recipe: Recipe, tower: Tower[TextEncoder], path: Path, opset: int = to_onnx.DEFAULT_OPSET) -> None:
     """Write the text tower in int8; the file's contract is that of `to_onnx.export_text`, whose errors it raises."""
     to_onnx.export_text(recipe, path, INT8, opset, encoder=tower.module, rewrite=_rewrite(tower, 0))

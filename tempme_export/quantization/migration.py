@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tempme_export.model import LayerNorm, Linear
-from tempme_export.quantization.products import Seen
+from tempme_export.model import LayerNorm, Linear, TextBlock, VideoBlock, VideoEncoder
+from tempme_export.quantization.products import Encoder, Seen
 
 _SHARE = 0.5  # of the difficulty that goes to the weights, SmoothQuant's alpha
 _FLOOR = 1e-5
@@ -40,16 +40,19 @@ def _after_values(name: str, in_proj: Linear, reads: Linear) -> _Step:
     return _Step(name, reads, (in_proj.weight[-width:], in_proj.bias[-width:]))
 
 
-def _steps(tower: nn.Module) -> list[_Step]:
+def _steps(tower: Encoder) -> list[_Step]:
     """Where a LayerNorm or an attention feeds a product and nothing else; behind an activation nothing can move."""
     found = []
-    for name, block in tower.get_submodule("blocks").named_children():
+    for index, block in enumerate(tower.blocks):
+        assert isinstance(block, VideoBlock | TextBlock), "towers are made of blocks"
         attn, mlp = block.attn, block.mlp
-        found.append(_after_norm(f"blocks.{name}.attn.in_proj", block.ln_1, attn.in_proj))
-        found.append(_after_values(f"blocks.{name}.attn.out_proj", attn.in_proj, attn.out_proj))
-        found.append(_after_norm(f"blocks.{name}.mlp.c_fc", block.ln_2, mlp.c_fc))
-    last = ("proj", "ln_post") if hasattr(tower, "proj") else ("text_projection", "ln_final")
-    found.append(_after_norm(last[0], tower.get_submodule(last[1]), tower.get_submodule(last[0])))
+        found.append(_after_norm(f"blocks.{index}.attn.in_proj", block.ln_1, attn.in_proj))
+        found.append(_after_values(f"blocks.{index}.attn.out_proj", attn.in_proj, attn.out_proj))
+        found.append(_after_norm(f"blocks.{index}.mlp.c_fc", block.ln_2, mlp.c_fc))
+    if isinstance(tower, VideoEncoder):
+        found.append(_after_norm("proj", tower.ln_post, tower.proj))
+    else:
+        found.append(_after_norm("text_projection", tower.ln_final, tower.text_projection))
     return found
 
 
@@ -61,7 +64,7 @@ def _factors(seen: Seen, weight: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def migrate(tower: nn.Module, seen: Mapping[str, Seen]) -> dict[str, Seen]:
+def migrate(tower: Encoder, seen: Mapping[str, Seen]) -> dict[str, Seen]:
     """Move outliers of every product whose input allows it, in place.
 
     tower  a VideoEncoder or TextEncoder in float32 that nobody else uses

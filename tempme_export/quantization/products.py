@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tempme_export.model import Linear
+from tempme_export.model import Linear, TextEncoder, VideoEncoder
 
 ACTIVATION_STEPS = 255
 WEIGHT_STEPS = 127
 
+Encoder = VideoEncoder | TextEncoder
 Calls = Sequence[Tensor]  # one input of the tower each
 
 

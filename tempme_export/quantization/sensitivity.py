@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tempme_export.model import Merges, Stages, VideoEncoder
 from tempme_export.quantization.products import (
     Calls,
+    Encoder,
     Range,
     Seen,
     corrected_bias,
@@ -47,7 +48,7 @@ def centred_loss(expected: Tensor, found: Tensor) -> float:
     return 1 - float(F.cosine_similarity(expected - mean, found - mean, dim=-1).median())
 
 
-def _stages(tower: nn.Module, call: Tensor) -> Stages:
+def _stages(tower: Encoder, call: Tensor) -> Stages:
     return tower.stages(Merges()) if isinstance(tower, VideoEncoder) else tower.stages(call)
 
 
@@ -95,7 +96,7 @@ def rounded(
 
 @torch.inference_mode()
 def measure(
-    tower: nn.Module, ranges: Mapping[str, Range], seen: Mapping[str, Seen], calls: Calls
+    tower: Encoder, ranges: Mapping[str, Range], seen: Mapping[str, Seen], calls: Calls
 ) -> tuple[Sensitivity, ...]:
     """Every product of a tower, the costliest first.
 

@@ -5,9 +5,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any
-
-from torch import nn
+from typing import Any, Generic, TypeVar
 
 from tempme_export.model import TextEncoder, VideoEncoder
 from tempme_export.quantization.embedding import RoundedEmbedding
@@ -21,8 +19,11 @@ from tempme_export.recipe import Recipe
 _JUDGED = 5  # calibration clips that every product is tried on; odd, for the median
 
 
+_Module = TypeVar("_Module", VideoEncoder, TextEncoder)
+
+
 @dataclass(frozen=True)
-class Tower:
+class Tower(Generic[_Module]):
     """module         in float32, computing what the encoder computes but for the corrections of the rounded weights
     ranges         of every product's input
     sensitivities  of every product, the costliest first
@@ -30,7 +31,7 @@ class Tower:
     cost           what the median centred cosine of the calibration data loses by all others together
     """
 
-    module: nn.Module
+    module: _Module
     ranges: Mapping[str, Range]
     sensitivities: tuple[Sensitivity, ...]
     in_float: tuple[str, ...]
@@ -47,7 +48,9 @@ class Tower:
         }
 
 
-def _prepare(tower: nn.Module, calls: Calls, method: str, known: Mapping[str, Range] = MappingProxyType({})) -> Tower:
+def _prepare(
+    tower: _Module, calls: Calls, method: str, known: Mapping[str, Range] = MappingProxyType({})
+) -> Tower[_Module]:
     """known  ranges that are not left to what the calibration data show"""
     seen = migrate(tower, observe(tower, calls))
     ranges = {**choose_ranges(tower, seen, calls, method), **known}
@@ -61,7 +64,7 @@ def _prepare(tower: nn.Module, calls: Calls, method: str, known: Mapping[str, Ra
     return Tower(tower, ranges, sensitivities, in_float, cost)
 
 
-def prepare_video(recipe: Recipe, clips: Calls, method: str = DEFAULT_METHOD) -> Tower:
+def prepare_video(recipe: Recipe, clips: Calls, method: str = DEFAULT_METHOD) -> Tower[VideoEncoder]:
     """The video tower of a recipe, whose weights are left alone.
 
     clips   normalised frames, float32 [1, F, 3, S, S] each, at least two
@@ -69,11 +72,12 @@ def prepare_video(recipe: Recipe, clips: Calls, method: str = DEFAULT_METHOD) ->
     """
     backbone = recipe.backbone
     encoder = copy.deepcopy(VideoEncoder(recipe)).eval()
-    encoder.conv1 = PixelPatches(encoder.conv1, backbone.mean, backbone.std)
+    conv1 = products(encoder)["conv1"]
+    encoder.conv1 = PixelPatches(conv1, backbone.mean, backbone.std)
     return _prepare(encoder, clips, method, {"conv1.linear": PIXELS})
 
 
-def prepare_text(recipe: Recipe, token_ids: Calls, method: str = DEFAULT_METHOD) -> Tower:
+def prepare_text(recipe: Recipe, token_ids: Calls, method: str = DEFAULT_METHOD) -> Tower[TextEncoder]:
     """The text tower of a recipe, with its embedding in 8 bits too.
 
     token_ids  int64 [T, L] each; texts of one call are run together
@@ -81,5 +85,5 @@ def prepare_text(recipe: Recipe, token_ids: Calls, method: str = DEFAULT_METHOD)
     """
     encoder = copy.deepcopy(TextEncoder(recipe)).eval()
     tower = _prepare(encoder, token_ids, method)
-    encoder.embedding = RoundedEmbedding(encoder.embedding.weight)
+    encoder.embedding = RoundedEmbedding(encoder.get_parameter("embedding.weight"))
     return tower
