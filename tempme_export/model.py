@@ -29,6 +29,15 @@ def _unit(x: Tensor) -> Tensor:
     return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-12)
 
 
+def _sum_of_frames(x: Tensor) -> Tensor:
+    """[B, F, E] -> [B, E], in pairs: runtimes sum an axis in another order when the batch is 1."""
+    while x.shape[1] > 1:
+        half = x.shape[1] // 2
+        pairs = x[:, :half] + x[:, half : 2 * half]
+        x = torch.cat([pairs, x[:, 2 * half :]], dim=1) if x.shape[1] % 2 else pairs
+    return x.squeeze(1)
+
+
 def check_supported(recipe: Recipe) -> None:
     """Raises CheckpointError for what the fast encoder, and so every artifact, leaves to the oracle: prompts."""
     prompts = recipe.checkpoint.facts.prompts
@@ -211,7 +220,6 @@ class VideoEncoder(nn.Module):
     """Video tower: normalised frames -> unit embedding."""
 
     position: Tensor
-    ones: Tensor
 
     def __init__(self, recipe: Recipe, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -229,8 +237,6 @@ class VideoEncoder(nn.Module):
             for plan in self.plan.blocks
         )
         self.proj = Linear(weights["proj"].T)
-        # The sum over frames is a product, because runtimes sum an axis in another order when the batch is 1.
-        self.register_buffer("ones", torch.ones(1, self.plan.frames, dtype=_wide(dtype)))
 
     def _stem(self, frames: Tensor) -> Tensor:
         """The convolution as a matrix product: its stride is its kernel, and ONNX has no bfloat16 Conv."""
@@ -248,7 +254,7 @@ class VideoEncoder(nn.Module):
         features = _unit(features.to(_wide(self.dtype)))
         if frame_mask is not None:
             features = features * frame_mask.to(features.dtype).unsqueeze(-1)
-        return _unit((self.ones @ features).squeeze(1))
+        return _unit(_sum_of_frames(features))
 
     def stages(self, merges: Merges, frame_mask: Tensor | None = None) -> Stages:
         """The encoder as steps: the first takes the frames, the last gives the embedding, the blocks lie between."""
