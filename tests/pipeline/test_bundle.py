@@ -114,8 +114,8 @@ class TestWhole:
         assert list(tmp_path.iterdir()) == []
 
     def test_unknown_precision_is_usage(self, export, tmp_path):
-        with pytest.raises(UsageError, match="'int8' is not one of fp32, fp16, bf16"):
-            export(tmp_path / "out", precision="int8")
+        with pytest.raises(UsageError, match="'int4' is not one of fp32, fp16, bf16, int8"):
+            export(tmp_path / "out", precision="int4")
         assert list(tmp_path.iterdir()) == []
 
     def test_default_output_lies_beside_the_checkpoint(self):
