@@ -63,7 +63,7 @@ _CORE_PARTS = ("torch", "open_clip_torch", "onnx", "onnxscript", "numpy", "polar
 _GPU = {"driver": _DRIVER, "torch on GPU": "pip install --force-reinstall torch"}
 _TRITON = {"triton": "pip install triton", "C compiler": "sudo apt install gcc python3-dev"}
 _ORT_GPU = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'tempme-export[gpu]'"
-_TRT = "pip install 'tempme-export[trt]' --extra-index-url https://pypi.nvidia.com"
+_TRT = "pip install 'tempme-export[trt]'"
 
 RULES = (
     _Rule("core", "train, export and run with torch", dict.fromkeys(_CORE_PARTS, _CORE)),

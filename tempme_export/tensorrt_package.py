@@ -10,7 +10,6 @@ from typing import Any
 
 from tempme_export.errors import BackendError
 
-INDEX = "https://pypi.nvidia.com"
 WANTED = ">=10.9, not 10.14"
 _MINIMUM, _BROKEN = (10, 9), (10, 14)
 _USABLE = ("Builder", "OnnxParser", "Runtime", "__version__")
@@ -20,7 +19,7 @@ _LIBRARIES = re.compile(r"tensorrt[-_]cu(\d+)[-_](?:libs|bindings)")
 def install_command(cuda: int | None = None) -> str:
     """What installs a TensorRT that can be used; `cuda` is the driver's newest major version."""
     package = "tensorrt" if cuda is None else f"tensorrt-cu{min(max(cuda, 12), 13)}"
-    return f"pip install '{package}>=10.9,!=10.14.*' --extra-index-url {INDEX}"
+    return f"pip install '{package}>=10.9,!=10.14.*'"
 
 
 def parse_version(text: str) -> tuple[int, ...]:

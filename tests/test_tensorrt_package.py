@@ -113,7 +113,7 @@ def test_versions_as_numbers():
 
 
 def test_install_commands():
-    assert install_command() == "pip install 'tensorrt>=10.9,!=10.14.*' --extra-index-url https://pypi.nvidia.com"
+    assert install_command() == "pip install 'tensorrt>=10.9,!=10.14.*'"
     assert "tensorrt-cu12>=" in install_command(12) and "tensorrt-cu12>=" in install_command(11)
     assert "tensorrt-cu13>=" in install_command(13) and "tensorrt-cu13>=" in install_command(14)
 
