@@ -35,7 +35,7 @@ LAYERS = (
     ("profile",),
     ("checkpoint",),
     ("recipe",),
-    ("random_weights", "outliers", "demo"),
+    ("random_weights", "demo"),
     ("kernels",),
     ("ops",),
     ("reference", "model"),

@@ -1,6 +1,6 @@
 """What each product costs in accuracy when it alone is computed in 8 bits, and which are therefore left in float."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,8 +27,9 @@ TOWER_LIMIT = 1e-2  # and all products of a tower together
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """One product. `cost` is what the median centred cosine of the calibration data loses when it alone is rounded.
+    """One product, or the text embedding.
 
+    `cost` is what the median centred cosine of the calibration data loses when it alone is rounded.
     The median, because a clip whose decisions nearly tie may turn with any rounding whatever, which is no product's
     fault and would put the first that turns it into float.
     """
@@ -40,6 +41,11 @@ class Sensitivity:
     def too_costly(self) -> bool:
         """Whether it costs more than LIMIT, or what cannot be told."""
         return not self.cost <= LIMIT
+
+
+def costliest_first(found: Iterable[Sensitivity]) -> tuple[Sensitivity, ...]:
+    """In the order in which they are given back to float."""
+    return tuple(sorted(found, key=lambda one: -one.cost))
 
 
 def centred_loss(expected: Tensor, found: Tensor) -> float:
@@ -110,7 +116,7 @@ def measure(
         with rounded(tower, [name], ranges, seen):
             parts = [_from(one, _stage_of(name), kept) for one, kept in zip(stages, states, strict=True)]
         found.append(Sensitivity(name, centred_loss(expected, torch.cat(parts))))
-    return tuple(sorted(found, key=lambda one: -one.cost))
+    return costliest_first(found)
 
 
 @torch.inference_mode()

@@ -3,9 +3,11 @@ float, with the reason."""
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
+
+import torch
 
 from tempme_export.model import TextEncoder, VideoEncoder
 from tempme_export.quantization.embedding import RoundedEmbedding
@@ -13,11 +15,19 @@ from tempme_export.quantization.migration import migrate
 from tempme_export.quantization.pixels import PIXELS, PixelPatches
 from tempme_export.quantization.products import Calls, Range, corrected_bias, observe, products
 from tempme_export.quantization.ranges import DEFAULT_METHOD, choose_ranges
-from tempme_export.quantization.sensitivity import LIMIT, TOWER_LIMIT, Sensitivity, choose_in_float, measure
+from tempme_export.quantization.sensitivity import (
+    LIMIT,
+    TOWER_LIMIT,
+    Sensitivity,
+    centred_loss,
+    choose_in_float,
+    costliest_first,
+    measure,
+)
 from tempme_export.recipe import Recipe
 
 _JUDGED = 5  # calibration clips that every product is tried on; odd, for the median
-
+_EMBEDDING = "embedding"
 
 _Module = TypeVar("_Module", VideoEncoder, TextEncoder)
 
@@ -26,9 +36,9 @@ _Module = TypeVar("_Module", VideoEncoder, TextEncoder)
 class Tower(Generic[_Module]):
     """module         in float32, computing what the encoder computes but for the corrections of the rounded weights
     ranges         of every product's input
-    sensitivities  of every product, the costliest first
-    in_float       the products that stay in float
-    cost           what the median centred cosine of the calibration data loses by all others together
+    sensitivities  of every product and of the text tower's embedding, the costliest first
+    in_float       what of these stays in float
+    cost           what the median centred cosine of the calibration data loses by all other products together
     """
 
     module: _Module
@@ -48,14 +58,18 @@ class Tower(Generic[_Module]):
         }
 
 
+def _judged(calls: Calls) -> Calls:
+    """Those that everything is tried on."""
+    return calls[:: -(-len(calls) // _JUDGED)]
+
+
 def _prepare(
     tower: _Module, calls: Calls, method: str, known: Mapping[str, Range] = MappingProxyType({})
 ) -> Tower[_Module]:
     """known  ranges that are not left to what the calibration data show"""
     seen = migrate(tower, observe(tower, calls))
     ranges = {**choose_ranges(tower, seen, calls, method), **known}
-    step = -(-len(calls) // _JUDGED)
-    judged = calls[::step]
+    judged = _judged(calls)
     sensitivities = measure(tower, ranges, seen, judged)
     in_float, cost = choose_in_float(tower, ranges, seen, judged, sensitivities)
     for name, product in products(tower).items():
@@ -77,6 +91,18 @@ def prepare_video(recipe: Recipe, clips: Calls, method: str = DEFAULT_METHOD) ->
     return _prepare(encoder, clips, method, {"conv1.linear": PIXELS})
 
 
+@torch.inference_mode()
+def _round_embedding(encoder: TextEncoder, token_ids: Calls) -> Sensitivity:
+    """Replace the embedding by one of 8 bits, unless that costs too much."""
+    embedding = encoder.embedding
+    expected = torch.cat([encoder(call) for call in token_ids])
+    encoder.embedding = RoundedEmbedding(encoder.get_parameter(f"{_EMBEDDING}.weight"))
+    found = Sensitivity(_EMBEDDING, centred_loss(expected, torch.cat([encoder(call) for call in token_ids])))
+    if found.too_costly:
+        encoder.embedding = embedding
+    return found
+
+
 def prepare_text(recipe: Recipe, token_ids: Calls, method: str = DEFAULT_METHOD) -> Tower[TextEncoder]:
     """The text tower of a recipe, with its embedding in 8 bits too.
 
@@ -84,6 +110,10 @@ def prepare_text(recipe: Recipe, token_ids: Calls, method: str = DEFAULT_METHOD)
     method     as for `prepare_video`
     """
     encoder = copy.deepcopy(TextEncoder(recipe)).eval()
+    embedding = _round_embedding(encoder, _judged(token_ids))
     tower = _prepare(encoder, token_ids, method)
-    encoder.embedding = RoundedEmbedding(encoder.get_parameter("embedding.weight"))
-    return tower
+    return replace(
+        tower,
+        sensitivities=costliest_first([embedding, *tower.sensitivities]),
+        in_float=(*tower.in_float, *([_EMBEDDING] if embedding.too_costly else [])),
+    )

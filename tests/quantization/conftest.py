@@ -12,10 +12,10 @@ import torch
 from tempme_export.checkpoint import from_state_dict, load_checkpoint
 from tempme_export.data.synthetic import all_scenes, draw_pictures
 from tempme_export.export import to_onnx
-from tempme_export.outliers import plant_outliers
 from tempme_export.profile import FROM_CHECKPOINT, BatchRange, Profile
 from tempme_export.quantization.build import prepare as quantize
 from tempme_export.quantization.calibration import Calibration
+from tempme_export.quantization.outliers import plant_outliers
 from tempme_export.quantization.products import hooked, products, rounded_weight
 from tempme_export.quantization.qdq import quantise
 from tempme_export.recipe import prepare
@@ -52,7 +52,7 @@ def plain_recipe(small_state, small_profile):
 @pytest.fixture(scope="session")
 def planted_recipe(small_state, small_profile):
     """The small model with five channels of each tower that are 20 to 100 times as large as the rest."""
-    return prepare(from_state_dict(plant_outliers(small_state, seed=3), source="planted"), small_profile)
+    return prepare(from_state_dict(plant_outliers(small_state, small_profile, seed=3), source="planted"), small_profile)
 
 
 @pytest.fixture(scope="session")

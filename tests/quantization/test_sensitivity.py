@@ -94,7 +94,8 @@ def test_the_costliest_go_first_until_the_limit_holds(text, monkeypatch):
     assert cost == by_definition(*text, names[len(found) :])
 
 
-def test_what_is_too_costly_alone_goes_whatever_the_tower_costs(text):
+def test_what_is_too_costly_alone_goes_whatever_the_tower_costs(text, monkeypatch):
+    monkeypatch.setattr(sensitivity, "TOWER_LIMIT", 1.0)
     names = list(products(text[0]))
     made = [Sensitivity(names[-1], math.nan), Sensitivity(names[0], 1.0)]
     made += [Sensitivity(name, 0.0) for name in names[1:-1]]

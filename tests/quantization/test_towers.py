@@ -8,7 +8,7 @@ import torch
 
 from tempme_export.model import TextEncoder, VideoEncoder
 from tempme_export.parity import centred_cosine
-from tempme_export.quantization import towers
+from tempme_export.quantization import sensitivity, towers
 from tempme_export.quantization.embedding import RoundedEmbedding
 from tempme_export.quantization.pixels import PIXELS
 from tempme_export.quantization.products import Range, corrected_bias, observe, products
@@ -36,6 +36,15 @@ def test_a_prepared_text_tower_looks_up_8_bits(planted_recipe, planted):
     assert centred_cosine(TextEncoder(planted_recipe).eval()(ids).numpy(), module(ids).numpy()) > 0.99
 
 
+@torch.inference_mode()
+def test_an_embedding_that_costs_too_much_stays(plain_recipe, calibration_of, monkeypatch):
+    calls = calibration_of(plain_recipe).text_calls()
+    monkeypatch.setattr(sensitivity, "LIMIT", -1.0)
+    tower = prepare_text(plain_recipe, calls)
+    assert "embedding" in tower.in_float and set(products(tower.module)) < set(tower.in_float)
+    torch.testing.assert_close(tower.module(calls[0]), TextEncoder(plain_recipe).eval()(calls[0]), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
 def test_dim_clips_do_not_narrow_the_pixels(plain_recipe, video_calls, method):
     """Rounding is lossless for each of 256 values, and no clip need show them all."""
@@ -52,7 +61,10 @@ def test_what_the_manifest_says(planted, name):
     tower = getattr(planted, name)
     document = json.loads(json.dumps(tower.to_dict()))
     names = set(products(tower.module))
-    assert {one["product"] for one in document["sensitivities"]} == set(document["ranges"]) == names
+    tried = names | {"embedding"} if name == "text" else names
+    assert {one["product"] for one in document["sensitivities"]} == tried and set(document["ranges"]) == names
+    costs = [one["cost"] for one in document["sensitivities"]]
+    assert costs == sorted(costs, reverse=True)
     assert document["in_float"] == list(tower.in_float) and set(tower.in_float) <= names
     assert document["cost"] <= document["limits"]["tower"]
     for product, (lowest, highest) in document["ranges"].items():
@@ -66,6 +78,7 @@ def test_only_rounded_products_are_corrected(plain_recipe, calibration_of, monke
     monkeypatch.setattr(towers, "migrate", lambda tower, seen: seen)
     calls = calibration_of(plain_recipe).text_calls()
     encoder = TextEncoder(plain_recipe).eval()
+    encoder.embedding = RoundedEmbedding(encoder.get_parameter("embedding.weight"))
     seen = observe(encoder, calls)
     tower = prepare_text(plain_recipe, calls)
     assert tower.in_float == chosen
