@@ -115,8 +115,8 @@ def _build_int8(case: Case, folder: Path) -> Path:
 
     if case.bundle is not None:
         raise BackendError(
-            f"{case.bundle} is in {case.precision}. Export the checkpoint with --precision int8 and measure that "
-            "bundle with ort and openvino."
+            f"{case.bundle} is measured as it is, in {case.precision}: --backends ort,openvino. For int8, export the "
+            "checkpoint with --precision int8 and measure that bundle so."
         )
     path = folder / _INT8
     if not path.is_file():

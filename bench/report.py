@@ -39,6 +39,7 @@ class Row:
     build_s           from weights to the artifact; None where the artifact was there or none is needed
     load_s            from weights or artifact to a runner that is ready
     one_minus_cosine  largest distance of an embedding from the original path's, on the inputs measured
+    centred_loss      the same distance after the inputs' mean embedding is subtracted from both
     parity            whether that lies within the tolerance
     artifact_sha256   of the file the backend runs; None where it runs from weights
     handicap_percent  by how much it was slowed down on purpose, to test the harness itself
@@ -79,6 +80,7 @@ class Row:
     build_s: float | None
     load_s: float
     one_minus_cosine: float
+    centred_loss: float
     parity: bool
     artifact_sha256: str | None
     handicap_percent: float

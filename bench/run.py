@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from tempme_export.bench.memory import device_peak_mb, is_out_of_memory, measure
 from tempme_export.bench.report import Measured, Report, Row
 from tempme_export.bench.timing import Comparison, Progress, Protocol, compare
 from tempme_export.errors import BackendError, UsageError
-from tempme_export.parity import Floats, cosine_distance, embedding_checks
+from tempme_export.parity import Floats, centred_cosine, cosine_distance, embedding_checks
 from tempme_export.profile import Profile
 from tempme_export.tolerance import TOLERANCES
 
@@ -100,6 +100,13 @@ class _Memory:
     device_peak: float | None = None
 
 
+class _Distance(NamedTuple):
+    """Largest 1 - cosine from the original path's embeddings, as they are and after their mean is subtracted."""
+
+    plain: float
+    centred: float
+
+
 class Bench:
     """Contenders that are still in, and the videos they are shown."""
 
@@ -137,8 +144,8 @@ class Bench:
             memory.kept += max(0.0, took.kept)
         return np.concatenate([first, *rest])
 
-    def judge(self, batch: int) -> tuple[dict[str, float], list[NDArray[np.float32]]]:
-        """Largest distance of every contender from what it has to give, and the batches that were shown.
+    def judge(self, batch: int) -> tuple[dict[str, _Distance], list[NDArray[np.float32]]]:
+        """How far every contender is from what it has to give, and the batches that were shown.
 
         Those that are wrong are out, and all are where the first is, which the others are compared with.
         Raises OutOfMemoryError.
@@ -146,10 +153,10 @@ class Bench:
         self.stage(f"batch {batch}: parity")
         inputs = batches_of(self.clips, batch)
         which = np.arange(len(inputs) * batch) % len(self.clips)
-        first, distances = self.contenders[0], dict[str, float]()
+        first, distances = self.contenders[0], dict[str, _Distance]()
         for one in list(self.contenders):
             expected, found = self._expect(one.expect)[which], self._embed(one, inputs)
-            distances[one.name] = cosine_distance(expected, found)
+            distances[one.name] = _Distance(cosine_distance(expected, found), 1 - centred_cosine(expected, found))
             wrong = disagreement(expected, found, one.loaded.precision)
             if wrong:
                 self.failed[one.name] = f"batch {batch}: {wrong}"
@@ -181,7 +188,7 @@ class Bench:
                 calls[one.name + RESIDENT] = resident
         return calls
 
-    def _row(self, one: Contender, batch: int, distance: float, comparison: Comparison) -> Row:
+    def _row(self, one: Contender, batch: int, distance: _Distance, comparison: Comparison) -> Row:
         timing, profile, memory = comparison.timings[one.name], one.recipe.profile, self.memory[one.name]
         resident = comparison.timings.get(one.name + RESIDENT)
         device = resident.device_samples if resident is not None else ()
@@ -219,7 +226,8 @@ class Bench:
             device_mb=memory.device_peak,
             build_s=one.loaded.build_s,
             load_s=one.loaded.load_s,
-            one_minus_cosine=distance,
+            one_minus_cosine=distance.plain,
+            centred_loss=distance.centred,
             parity=True,
             artifact_sha256=one.loaded.artifact_sha256,
             handicap_percent=dict(self.request.handicap).get(one.name, 0.0),

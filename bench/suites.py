@@ -144,7 +144,7 @@ def _whole_way(
                 transfer=transfer,
                 progress=progress,
             )
-            tables.append({**table.to_dict(), "one_minus_cosine": distances[one.name], **_origin(case, wanted)})
+            tables.append({**table.to_dict(), "one_minus_cosine": distances[one.name].plain, **_origin(case, wanted)})
     return Report(stages=tuple(tables), failed=bench.failed)
 
 

@@ -72,8 +72,9 @@ def command(
         ),
     ] = None,
     ranges: Annotated[
-        str, typer.Option(help="For int8: activations' ranges by minmax, percentile or entropy.")
-    ] = "minmax",
+        str | None,
+        typer.Option(help="For int8: activations' ranges by minmax, percentile or entropy. Default: minmax."),
+    ] = None,
     batch: Annotated[str | None, typer.Option(metavar="MIN:OPT:MAX", help="Videos per call.")] = None,
     frame_mask: Annotated[bool, typer.Option("--frame-mask", help="Add the input frame_mask.")] = False,
     trace: Annotated[

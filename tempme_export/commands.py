@@ -7,6 +7,7 @@ from pathlib import Path
 from tempme_export import console, engine_request, pipeline
 from tempme_export.bundle import PT2, SELFTEST, TEXT, VIDEO, Bundle, check_destination, open_bundle
 from tempme_export.engine_facts import ENGINE, SOURCE
+from tempme_export.quantization.calibration import read_calibration
 from tempme_export.rebuild import rebuild
 from tempme_export.serving.repository import check_folder, write_repository
 
@@ -27,7 +28,7 @@ class Request:
     device: str
     opset: int
     calibrate: str | None
-    ranges: str
+    ranges: str | None
     gate: str | None
     gate_videos: Path | None
     workspace_gib: float | None
@@ -116,7 +117,10 @@ def plan_bundle(request: Request, repository: Path | None, as_json: bool) -> Non
     target, trt = request.target, request.trt
     recipe = pipeline.requested_recipe(request.checkpoint, request.profile, request.batch, request.trace)
     gate = pipeline.requested_gate(request.gate, request.gate_videos, recipe)
+    calibration = None if request.calibrate is None else read_calibration(request.calibrate, recipe)
     console.show_recipe(recipe)
+    if calibration is not None:
+        console.show_calibration(calibration)
     if gate is not None:
         console.show_gate_data(gate)
     engine = None
@@ -138,8 +142,9 @@ def plan_bundle(request: Request, repository: Path | None, as_json: bool) -> Non
     if as_json:
         document = {"out": str(target), "profile": recipe.profile.to_dict(), "schedule": asdict(recipe.plan)}
         asked = {} if gate is None else {"gate": gate.to_dict()}
+        scales = {} if calibration is None else {"calibration": calibration.to_dict()}
         planned = {} if engine is None else {"engine": engine.to_dict(), "written": str(source)}
-        console.write_json({**document, "files": files, **asked, **planned})
+        console.write_json({**document, "files": files, **asked, **scales, **planned})
     wrote = f"wrote {source} and nothing else" if trt else "nothing written"
     console.show_done(
         f"dry run: {wrote}. {target} would take about {needed / 1e6:.0f} MB: {', '.join(files)}, manifest.json"

@@ -172,7 +172,7 @@ def decision_checks(
     if forked.any():
         detail += f"; {int(forked.sum())} of {videos} videos turned at a near tie"
     checks = [Check("decisions changed", changed / tokens, tolerance.changed_decisions, detail=detail)]
-    if with_tokens:
+    if with_tokens and (compared or tolerance.changed_decisions == 0):
         value = worst if compared else float("nan")
         detail = f"{compared} of {videos * len(plan.merges)} merges compared"
         checks.append(Check("merged tokens, relative RMS", value, tolerance.merged_tokens, detail=detail))

@@ -132,11 +132,14 @@ def _width(precision: str) -> int:
     return {"fp32": 4, "int8": 1}.get(precision, 2)
 
 
-def _check_int8(precision: str, calibrate: str | Path | None, method: str, device: str, pt2: bool) -> None:
-    check_method(method)
+def _check_int8(precision: str, calibrate: str | Path | None, method: str | None, device: str, pt2: bool) -> None:
+    if method is not None:
+        check_method(method)
     if precision != INT8:
         if calibrate is not None:
             raise UsageError(f"found calibration data and precision {precision}. Calibration is for --precision int8.")
+        if method is not None:
+            raise UsageError(f"found --ranges {method} and precision {precision}. Ranges are for --precision int8.")
         return
     if calibrate is None:
         raise UsageError(
@@ -155,7 +158,7 @@ def check_request(
     device: str,
     pt2: bool = False,
     calibrate: str | Path | None = None,
-    ranges: str = DEFAULT_METHOD,
+    ranges: str | None = None,
     trt: bool = False,
     workspace_gib: float | None = None,
 ) -> None:
@@ -273,7 +276,7 @@ def export(
     device: str = "cpu",
     opset: int = DEFAULT_OPSET,
     calibrate: str | Path | None = None,
-    ranges: str = DEFAULT_METHOD,
+    ranges: str | None = None,
     force: bool = False,
     gate: RetrievalData | str | Path | None = None,
     gate_videos: str | Path | None = None,
@@ -293,7 +296,8 @@ def export(
     trt         also write `video.plugin.onnx` and build the TensorRT engine `video.plan` from it, for `device`, or
                 for the first GPU where that is the CPU
     calibrate   for precision int8, and only for it: what `quantization.calibration.read_calibration` reads
-    ranges      how int8 takes the ranges of activations from it: one of `quantization.ranges.METHODS`
+    ranges      for precision int8, and only for it: how the ranges of activations are taken from `calibrate`, one of
+                `quantization.ranges.METHODS`; None: `DEFAULT_METHOD`
     gate        videos and captions on which the bundle must retrieve what the original path does: what
                 `tempme_export.data.annotations.open_data` reads (its test split), or data already read
     gate_videos the folder of the gate's video files; None: where the data says
@@ -316,7 +320,7 @@ def export(
     if calibrate is not None:
         calibration = read_calibration(calibrate, recipe)
         progress("calibration", calibration)
-        quantization = quantize(recipe, calibration, ranges)
+        quantization = quantize(recipe, calibration, ranges or DEFAULT_METHOD)
         progress("quantization", quantization)
     with building(out) as work:
         selftest = make_selftest(recipe)

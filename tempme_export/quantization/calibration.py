@@ -1,11 +1,12 @@
 """The clips and captions whose activations fix the scales of an int8 encoder."""
 
 import hashlib
-import zipfile
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from tempme_export.profile import FROM_CHECKPOINT
 from tempme_export.quantization.products import Calls
 from tempme_export.recipe import Recipe
 from tempme_export.selftest import TEXTS, draw_clip, draw_token_ids, preprocess_for
-from tempme_export.tokenizer import Tokenizer
+from tempme_export.tokenizer import TextTruncatedWarning, Tokenizer
 
 CLIPS = 32  # used at most, spread evenly over what is given
 FEWEST = 8  # below, scales are believed less
@@ -99,23 +100,27 @@ def _built_in() -> list[str]:
     return [f"{subject} {action}" for subject in _SUBJECTS for action in _ACTIONS]
 
 
-def _texts(recipe: Recipe, captions: Sequence[str] | None) -> tuple[NDArray[np.int64], str]:
+def _texts(recipe: Recipe, captions: Sequence[str]) -> tuple[NDArray[np.int64], str]:
     if recipe.profile.backbone == FROM_CHECKPOINT:
         drawn = [draw_token_ids(recipe, seed) for seed in range(_CAPTIONS // TEXTS)]
         return np.concatenate(drawn), "random tokens"
     tokenizer = Tokenizer(recipe.profile.backbone, recipe.profile.text_length)
-    if captions is None:
+    distinct = list(dict.fromkeys(captions))
+    if len(distinct) < FEWEST:
         return tokenizer(_built_in()), "built in"
-    return tokenizer(_spread(captions, _CAPTIONS)), "data"
+    with catch_warnings():
+        simplefilter("ignore", TextTruncatedWarning)  # the beginning of a text is as good
+        return tokenizer(_spread(distinct, _CAPTIONS)), "data"
 
 
 def _from_arrays(path: Path, recipe: Recipe) -> NDArray[np.uint8]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             clips = arrays["clips"]
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # numpy and zipfile have no common root for what damaged files give
+        reason = str(error) or type(error).__name__
         raise InputError(
-            f"{path}: found no array `clips` ({error}); expected a .npz file with clips, uint8 [V, F, S, S, 3], as a "
+            f"{path}: found no array `clips` ({reason}); expected a .npz file with clips, uint8 [V, F, S, S, 3], as a "
             "bundle's selftest.npz has"
         ) from error
     frames, size = recipe.profile.frames, recipe.backbone.image_size
@@ -128,13 +133,19 @@ def _from_arrays(path: Path, recipe: Recipe) -> NDArray[np.uint8]:
 
 
 def _decoded(paths: Sequence[Path], recipe: Recipe) -> tuple[NDArray[np.uint8], dict[str, str]]:
-    wanted = _spread(paths, CLIPS)
-    clips, skipped = [], {}
-    for i, found in decode(wanted, recipe.profile.frames, preprocess_for(recipe), workers=0):
-        if isinstance(found, VideoError):
-            skipped[str(wanted[i])] = str(found)
-        else:
-            clips.append(found)
+    """CLIPS videos that can be read; for those that cannot, others are taken."""
+    first = _spread(paths, CLIPS)
+    others = sorted(set(paths) - set(first))
+    wanted = [*first, *_spread(others, CLIPS)]
+    clips, skipped = [], dict[str, str]()
+    with closing(decode(wanted, recipe.profile.frames, preprocess_for(recipe), workers=0)) as answers:
+        for i, found in answers:
+            if isinstance(found, VideoError):
+                skipped[str(wanted[i])] = str(found)
+            else:
+                clips.append(found)
+            if len(clips) == CLIPS:
+                break
     shape = (0, recipe.profile.frames, recipe.backbone.image_size, recipe.backbone.image_size, 3)
     return np.stack(clips) if clips else np.zeros(shape, np.uint8), skipped
 
@@ -150,15 +161,19 @@ def read_calibration(spec: str | Path, recipe: Recipe) -> Calibration:
 
     spec  a folder of videos; what `data.annotations.open_data` reads (its training split); or a .npz file with the
           array `clips`, uint8 [V, F, S, S, 3]
-    Without captions, 64 built-in ones are used. Raises InputError where fewer than two clips can be read, and what
-    `open_data` raises.
+    With fewer than FEWEST different captions, 64 built-in ones are used. Raises InputError where fewer than two clips
+    can be read, and what `open_data` raises.
     """
     path = Path(spec).expanduser()
     skipped: dict[str, str] = {}
-    captions = None
+    captions: Sequence[str] = ()
     if path.suffix.lower() == ".npz":
         clips = _from_arrays(path, recipe)
     else:
+        if not path.exists() and ":" not in str(spec):
+            raise InputError(
+                f"{spec}: found nothing there; expected a folder of videos, a .npz file of clips, or DATA as for --gate"
+            )
         if path.is_dir():
             paths = [path / name for names in index_videos(path).values() for name in names]
         else:

@@ -8,9 +8,6 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import onnx
 from onnx import numpy_helper
-from onnxruntime.quantization import CalibrationMethod, QuantType
-from onnxruntime.quantization.calibrate import TensorData, TensorsData
-from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from torch import nn
 
 from tempme_export.errors import ExportError
@@ -77,6 +74,10 @@ def quantise(
     in_float  products that keep their float32 weights
     Raises ExportError where graph and tower do not belong together.
     """
+    from onnxruntime.quantization import CalibrationMethod, QuantType  # other precisions do without the package
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
     order = [node.name for node in proto.graph.node]
     nodes = {name: node for name, node in find_products(proto, tower).items() if name not in in_float}
     if not nodes:

@@ -1,5 +1,6 @@
 """What each product costs in accuracy when it alone is computed in 8 bits, and which are therefore left in float."""
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,8 +45,8 @@ class Sensitivity:
 
 
 def costliest_first(found: Iterable[Sensitivity]) -> tuple[Sensitivity, ...]:
-    """In the order in which they are given back to float."""
-    return tuple(sorted(found, key=lambda one: -one.cost))
+    """In the order in which they are given back to float: what cannot be told comes first."""
+    return tuple(sorted(found, key=lambda one: -math.inf if math.isnan(one.cost) else -one.cost))
 
 
 def centred_loss(expected: Tensor, found: Tensor) -> float:
@@ -55,6 +56,7 @@ def centred_loss(expected: Tensor, found: Tensor) -> float:
 
 
 def _stages(tower: Encoder, call: Tensor) -> Stages:
+    """For one run: what a video encoder merges is kept as long as its stages are."""
     return tower.stages(Merges()) if isinstance(tower, VideoEncoder) else tower.stages(call)
 
 
@@ -108,13 +110,14 @@ def measure(
 
     calls  at least two inputs: one alone has no centre
     """
-    stages = [_stages(tower, call) for call in calls]
-    states = [_states(one, call) for one, call in zip(stages, calls, strict=True)]
+    states = [_states(_stages(tower, call), call) for call in calls]
     expected = torch.cat([one[-1] for one in states])
     found = []
     for name in products(tower):
         with rounded(tower, [name], ranges, seen):
-            parts = [_from(one, _stage_of(name), kept) for one, kept in zip(stages, states, strict=True)]
+            parts = [
+                _from(_stages(tower, call), _stage_of(name), kept) for call, kept in zip(calls, states, strict=True)
+            ]
         found.append(Sensitivity(name, centred_loss(expected, torch.cat(parts))))
     return costliest_first(found)
 

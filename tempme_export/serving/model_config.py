@@ -12,6 +12,7 @@ from tempme_export.bundle import TEXT, VIDEO, Bundle
 from tempme_export.engine_facts import ENGINE, KEY, EngineFacts
 from tempme_export.errors import BundleError
 from tempme_export.profile import BatchRange
+from tempme_export.tolerance import INT8
 
 MARK = "# Written by tempme-export."
 VERSION = "1"
@@ -112,8 +113,8 @@ def served_models(bundle: Bundle) -> tuple[ServedModel, ...]:
     """
     manifest, profile = bundle.manifest, bundle.profile
     size, embed = manifest["image"]["size"], (manifest["backbone"]["embed"],)
-    # ONNX Runtime has no bfloat16 kernels for processors.
-    kind = "KIND_GPU" if manifest["precision"] == "bf16" else "KIND_AUTO"
+    # ONNX Runtime has no bfloat16 kernels for processors, and int8 is proven on processors only.
+    kind = {"bf16": "KIND_GPU", INT8: "KIND_CPU"}.get(manifest["precision"], "KIND_AUTO")
     mask = (TensorSpec("frame_mask", "TYPE_BOOL", (profile.frames,)),) if manifest["frame_mask"] else ()
     frames = (TensorSpec("frames", "TYPE_FP32", (profile.frames, 3, size, size)), *mask)
     tokens = (TensorSpec("token_ids", "TYPE_INT64", (profile.text_length,)),)

@@ -49,6 +49,7 @@ def row(**changes):
         "build_s": None,
         "load_s": 0.125,
         "one_minus_cosine": 0.0,
+        "centred_loss": 0.0,
         "parity": True,
         "artifact_sha256": None,
         "handicap_percent": 0.0,
