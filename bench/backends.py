@@ -20,12 +20,14 @@ from tempme_export.engine_facts import ENGINE, KEY, EngineFacts
 from tempme_export.errors import BackendError, UsageError
 from tempme_export.hashing import file_sha256
 from tempme_export.model import VideoEncoder
+from tempme_export.parity import inputs_for
 from tempme_export.reference import ReferenceVideo
 from tempme_export.runtime.base import Runner
 from tempme_export.runtime.openvino import OpenVinoRunner, import_openvino
 from tempme_export.runtime.ort import OrtRunner, import_onnxruntime
 from tempme_export.runtime.pt2 import Pt2Runner
 from tempme_export.runtime.pytorch import TorchRunner
+from tempme_export.runtime.tensorrt import TensorRtRunner
 from tempme_export.tensorrt_package import import_tensorrt
 
 ORIGINAL = "original"
@@ -75,19 +77,19 @@ class Loaded:
 
     def embed(self, frames: NDArray[np.float32]) -> NDArray[Any]:
         """[B, F, 3, S, S] normalised pixels -> [B, E], every frame counting."""
-        inputs: dict[str, NDArray[Any]] = {"frames": frames}
-        if "frame_mask" in self.runner.inputs:
-            inputs["frame_mask"] = np.ones(frames.shape[:2], np.bool_)
-        return self.runner.infer(inputs)["video_embedding"]
+        return self.runner.infer(inputs_for(self.runner, frames))["video_embedding"]
 
     def timed_on_gpu(self, frames: NDArray[np.float32]) -> Callable[[], float] | None:
         """A call that encodes videos which already lie on the GPU and returns the seconds between its device events.
 
         None on a CPU, and for a backend whose inputs cannot be put there beforehand.
         """
-        if not (isinstance(self.runner, TorchRunner) and self.runner.on_gpu):
-            return None
-        return self.runner.timed(self.runner.to_device({"frames": frames}))
+        runner = self.runner
+        if isinstance(runner, TensorRtRunner):
+            return runner.timed(inputs_for(runner, frames))
+        if isinstance(runner, TorchRunner) and runner.on_gpu:
+            return runner.timed(runner.to_device({"frames": frames}))
+        return None
 
     def split(self) -> tuple[Callable[[Any], Any] | None, Callable[[Any], Any]]:
         """Copying videos to the GPU, and encoding them there; on a CPU, and where a backend copies by itself, None and
@@ -197,8 +199,6 @@ def _refuse_engine(case: Case, folder: Path) -> Path:
 
 
 def _load_tensorrt(case: Case, artifact: Path | None, device: str) -> Runner:
-    from tempme_export.runtime.tensorrt import TensorRtRunner
-
     path = _artifact(artifact)
     facts = EngineFacts.from_dict(open_bundle(path.parent).manifest.get(KEY))
     return TensorRtRunner(path, facts, device)

@@ -96,7 +96,7 @@ def command(
             "the first GPU, or cuda:N.",
         ),
     ] = "cpu",
-    opset: Annotated[int, typer.Option(help="ONNX opset: 18, 20 or 23.")] = 18,
+    opset: Annotated[int, typer.Option(help="ONNX opset of video.onnx and text.onnx: 18, 20 or 23.")] = 18,
     workspace: Annotated[
         float | None, typer.Option(metavar="GIB", help="Most GPU memory for the scratch of a layer of the engine.")
     ] = None,
@@ -153,9 +153,10 @@ def command(
             ("rebuild", "device", "workspace", "verbose"),
             "everything else is as the bundle was built",
         )
-        from tempme_export.export.to_tensorrt import check_builder
+        from tempme_export.export.to_tensorrt import BUNDLE_STAYS, check_builder, check_workspace
 
-        check_builder(device)
+        check_workspace(workspace)
+        check_builder(device, BUNDLE_STAYS)
         from tempme_export.commands import rebuild_engine
 
         rebuild_engine(rebuild, device, workspace, verbose, as_json)

@@ -79,7 +79,11 @@ RULES = (
     _Rule("gpu", "train and run on a GPU with torch", _GPU),
     _Rule("kernels", "fused kernels on a GPU", {**_GPU, **_TRITON, "fused kernels": "pip install --upgrade triton"}),
     _Rule("ort-gpu", "ONNX Runtime on a GPU", {"driver": _DRIVER, "onnxruntime": _ORT_GPU, CUDA_PROVIDER: _ORT_GPU}),
-    _Rule("trt", "build and run TensorRT engines (--trt)", {"driver": _DRIVER, "tensorrt": _TRT}),
+    _Rule(
+        "trt",
+        "build and run TensorRT engines (--trt)",
+        {**_GPU, "triton": _TRITON["triton"], "tensorrt": _TRT},
+    ),
 )
 NAMES = tuple(rule.name for rule in RULES)
 

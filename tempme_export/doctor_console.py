@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
+from tempme_export.processor import INT8_ADVICE
 from tempme_export.terminal import STDERR
 from tempme_export.terminal import show_line as _line
 
@@ -33,6 +34,7 @@ def _show_machine(machine: "Machine") -> None:
     host = machine.host
     memory = f", {host.memory / 1e9:.0f} GB memory" if host.memory else ""
     _line("machine", f"Python {host.python}, {host.system}, {host.cores} cores{memory}")
+    _line("processor", INT8_ADVICE[host.int8])
     _line("package", f"tempme-export {host.package or 'not installed, run from its source'}")
     sizes = (f"{disk.path} {disk.free / 1e9:.1f} GB" if disk.free is not None else disk.path for disk in machine.disks)
     _line("disk", f"free in {', '.join(sizes)}")

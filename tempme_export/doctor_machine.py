@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tempme_export.doctor_process import TIME_LIMIT, ask_probe
+from tempme_export.processor import Int8Products, int8_products
+from tempme_export.tensorrt_package import parse_version
 
 PACKAGE = "tempme-export"
 CUDA_PROVIDER = "CUDAExecutionProvider"
@@ -22,13 +24,15 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 
 @dataclass(frozen=True)
 class Host:
-    """The machine as Python sees it; `cores` are those this process may use, `memory` is in bytes."""
+    """The machine as Python sees it; `cores` are those this process may use, `memory` is in bytes, `int8` is how the
+    processor sums products of 8 bits."""
 
     python: str
     system: str
     cores: int
     memory: int | None
     package: str | None
+    int8: Int8Products = "unknown"
 
 
 @dataclass(frozen=True)
@@ -76,11 +80,6 @@ class Machine:
         return next((part for part in self.parts if part.name == name), None)
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    found = re.match(r"\d+(\.\d+)*", version)
-    return tuple(map(int, found[0].split("."))) if found else ()
-
-
 def floors(requirements: Iterable[str]) -> dict[str, str]:
     """Distribution -> its `>=` version, of requirement lines such as `torch>=2.11; extra == "gpu"`."""
     lowest = {}
@@ -118,7 +117,7 @@ def _part(name: str, answer: Mapping[str, Any], version: str | None = None, floo
     report = answer["report"]
     version = report["version"] or version
     problem = None
-    if floor and version and _numbers(version) < _numbers(floor):
+    if floor and version and parse_version(version) < parse_version(floor):
         problem = f"version {version} is installed, {floor} or newer is needed"
     return Part(name, version, tuple(report["notes"]), problem)
 
@@ -182,7 +181,7 @@ def probe_host() -> Host:
     except (AttributeError, ValueError, OSError):
         memory = None
     system = f"{platform.system()} {platform.machine()}"
-    return Host(platform.python_version(), system, cores, memory, installed_version(PACKAGE))
+    return Host(platform.python_version(), system, cores, memory, installed_version(PACKAGE), int8_products())
 
 
 def probe_disk(path: Path) -> Disk:

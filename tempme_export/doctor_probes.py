@@ -175,8 +175,11 @@ def probe_av() -> Report:
 
 
 def probe_tensorrt(with_builder: str) -> Report:
-    """Load TensorRT's bindings and libraries; with a GPU ("yes") also its builder, which needs one."""
+    """Load TensorRT's bindings and libraries; with a GPU ("yes") also see whether that will do, and start the
+    builder."""
     from tempme_export.errors import BackendError
+    from tempme_export.export.to_tensorrt import unfit_for_engine
+    from tempme_export.nvidia import find_gpu
     from tempme_export.tensorrt_package import import_tensorrt
 
     try:
@@ -184,8 +187,12 @@ def probe_tensorrt(with_builder: str) -> Report:
     except BackendError as error:
         raise ProbeError(_finding(error)) from error
     importlib.import_module("tensorrt.plugin")
-    if with_builder == "yes" and not trt.Builder(trt.Logger(trt.Logger.ERROR)):
-        raise ProbeError("its builder does not start")
+    if with_builder == "yes":
+        unfit = list(unfit_for_engine(find_gpu(), str(trt.__version__)))
+        if unfit:
+            raise ProbeError(" ".join(unfit))
+        if not trt.Builder(trt.Logger(trt.Logger.ERROR)):
+            raise ProbeError("its builder does not start")
     return {"version": _version(trt), "notes": ["bindings and libraries"]}
 
 

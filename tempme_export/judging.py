@@ -14,6 +14,7 @@ from tempme_export.parity import ParityReport, check_batches, check_text, check_
 from tempme_export.preprocess import Preprocess
 from tempme_export.runtime.ort import OrtRunner
 from tempme_export.runtime.pt2 import Pt2Runner
+from tempme_export.runtime.tensorrt import find_engine_gpu
 from tempme_export.schedule import Schedule
 from tempme_export.selftest import SelfTest
 from tempme_export.tolerance import TOLERANCES
@@ -81,11 +82,12 @@ def _judge_engine(
     folder: Path, facts: EngineFacts, selftest: SelfTest, preprocess: Preprocess, device: str, elsewhere: bool
 ) -> ParityReport:
     try:
-        return judge_engine(folder / ENGINE, facts, selftest, preprocess, engine_device(device))
+        find_engine_gpu(folder / ENGINE, facts, engine_device(device))
     except BackendError as error:
         if not elsewhere:
             raise
         return ParityReport(ENGINE, f"TensorRT {facts.tensorrt}, {facts.gpu}", (), reason=str(error))
+    return judge_engine(folder / ENGINE, facts, selftest, preprocess, engine_device(device))
 
 
 def raise_if_failed(reports: Sequence[ParityReport], where: str) -> None:

@@ -172,14 +172,15 @@ def decision_checks(
     if forked.any():
         detail += f"; {int(forked.sum())} of {videos} videos turned at a near tie"
     checks = [Check("decisions changed", changed / tokens, tolerance.changed_decisions, detail=detail)]
-    if with_tokens and (compared or tolerance.changed_decisions == 0):
+    if with_tokens:
         value = worst if compared else float("nan")
         detail = f"{compared} of {videos * len(plan.merges)} merges compared"
         checks.append(Check("merged tokens, relative RMS", value, tolerance.merged_tokens, detail=detail))
     return checks, forked
 
 
-def _unit_length(label: str, embedding: Floats) -> Check:
+def unit_length(label: str, embedding: Floats) -> Check:
+    """How far the length of any row is from 1."""
     worst = np.abs(np.linalg.norm(embedding.astype(np.float64), axis=-1) - 1).max()
     return Check(f"unit length, {label}: | length - 1 |", float(worst), UNIT_LENGTH)
 
@@ -189,7 +190,8 @@ def _frames(selftest: SelfTest, preprocess: Preprocess, rows: NDArray[np.intp]) 
     return distinct[rows]
 
 
-def _video_inputs(runner: Runner, frames: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+def inputs_for(runner: Runner, frames: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    """Normalised frames [B, F, 3, S, S] as a runner of a video tower takes them, every frame counting."""
     inputs: dict[str, NDArray[Any]] = {"frames": frames}
     if "frame_mask" in runner.inputs:
         inputs["frame_mask"] = np.ones(frames.shape[:2], np.bool_)
@@ -210,7 +212,7 @@ def check_video(
     with_tokens  False for an artifact that exposes its decisions only
     """
     rows = np.arange(len(selftest.clips))
-    found = exposing.infer(_video_inputs(exposing, _frames(selftest, preprocess, rows)))
+    found = exposing.infer(inputs_for(exposing, _frames(selftest, preprocess, rows)))
     checks, forked = decision_checks(selftest, plan, found, tolerance, with_tokens)
     embedding = found["video_embedding"]
     checks += embedding_checks(
@@ -221,24 +223,49 @@ def check_video(
         selftest.text_embedding,
         forked,
     )
-    return [*checks, _unit_length("video", embedding)]
+    return [*checks, unit_length("video", embedding)]
+
+
+def _change(one: Floats, other: Floats) -> float:
+    return float(np.abs(one - other).max())
+
+
+def _independence(label: str, dependence: float, tolerance: Tolerance) -> list[Check]:
+    if tolerance.dependence is None:
+        return []
+    return [Check(f"{label}: change by what else is in the batch", dependence, tolerance.dependence)]
 
 
 def check_batches(
-    selftest: SelfTest, preprocess: Preprocess, runner: Runner, batches: Sequence[int], tolerance: Tolerance
+    selftest: SelfTest,
+    preprocess: Preprocess,
+    runner: Runner,
+    batches: Sequence[int],
+    tolerance: Tolerance,
+    runs_before: int = 0,
 ) -> list[Check]:
-    """Judge the same clips in batches of other sizes, in another order: neighbours must not matter."""
-    checks = []
+    """Judge the same clips in batches of other sizes, in another order: neighbours must not matter.
+
+    runs_before  how often a batch runs on black frames before the run that is judged, for a runner that records its
+                 work and replays it from some run on
+    """
+    checks, alone, dependence = [], dict[int, Floats](), 0.0
     for batch in batches:
         rows = np.arange(batch)[::-1] % len(selftest.clips)
-        found = runner.infer(_video_inputs(runner, _frames(selftest, preprocess, rows)))["video_embedding"]
+        frames = _frames(selftest, preprocess, rows)
+        for _ in range(runs_before):
+            runner.infer(inputs_for(runner, np.zeros_like(frames)))
+        found = runner.infer(inputs_for(runner, frames))["video_embedding"]
+        for row, embedding in zip(rows, found, strict=True):
+            dependence = max(dependence, _change(alone.setdefault(int(row), embedding), embedding))
         expected, fragile = selftest.video_embedding[rows], selftest.fragile[rows]
+        against = selftest.text_embedding if batch == len(selftest.clips) else None  # a repeated clip has no rank
         if batch < len(selftest.clips):  # too few to subtract a mean
             found = np.concatenate([found, selftest.video_embedding])
             expected = np.concatenate([expected, selftest.video_embedding])
             fragile = np.concatenate([fragile, selftest.fragile])
-        checks += embedding_checks(f"video, batch {batch}", expected, found, tolerance, fragile=fragile)
-    return checks
+        checks += embedding_checks(f"video, batch {batch}", expected, found, tolerance, against, fragile)
+    return [*checks, *_independence("video", dependence, tolerance)]
 
 
 def check_text(selftest: SelfTest, runner: Runner, tolerance: Tolerance) -> list[Check]:
@@ -249,5 +276,6 @@ def check_text(selftest: SelfTest, runner: Runner, tolerance: Tolerance) -> list
     return [
         *embedding_checks(f"text, batch {count}", selftest.text_embedding, together, tolerance),
         *embedding_checks("text, batch 1", selftest.text_embedding, alone, tolerance),
-        _unit_length("text", alone),
+        *_independence("text", _change(alone, together), tolerance),
+        unit_length("text", alone),
     ]

@@ -305,7 +305,8 @@ def export(
     verbose     also pass on the log of the engine's builder
     progress    called with a stage's name and its result
 
-    Raises any TempMeExportError; on ParityError the build is kept as `OUT.failed`, otherwise nothing stays.
+    Raises any TempMeExportError; on ParityError the build is kept as `OUT.failed`, otherwise nothing stays but
+    the timings of an engine that was built.
     """
     check_request(precision, batch, opset, device, pt2, calibrate, ranges, trt, workspace_gib)
     recipe = requested_recipe(checkpoint, profile, batch, trace)

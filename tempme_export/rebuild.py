@@ -4,10 +4,11 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from tempme_export.backbone import Backbone
 from tempme_export.bundle import (
+    MANIFEST,
     SELFTEST,
     Bundle,
     building,
@@ -27,7 +28,6 @@ from tempme_export.nvidia import engine_device
 from tempme_export.parity import ParityReport
 from tempme_export.preprocess import Preprocess
 from tempme_export.profile import Profile
-from tempme_export.recipe import Recipe
 from tempme_export.schedule import Schedule
 from tempme_export.selftest import load_selftest
 
@@ -50,6 +50,12 @@ def _check_sources(bundle: Bundle) -> None:
         path = bundle.path / name
         if name != ENGINE and (not path.is_file() or file_sha256(path) != entry["sha256"]):
             raise BundleError(f"{path} is missing or was changed. Export the bundle again.")
+    unknown = sorted({path.name for path in bundle.path.iterdir()} - {*files, MANIFEST, ENGINE})
+    if unknown:
+        raise BundleError(
+            f"{bundle.path} holds what does not belong to the bundle and would be lost: {', '.join(unknown)}. "
+            "Move it elsewhere."
+        )
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ def _nodes(bundle: Bundle) -> tuple[PluginNode, ...]:
     fields: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in bundle.manifest["backbone"].items()
     }
-    return plugin_nodes(cast(Recipe, _Planned(bundle.profile, Backbone(**fields), bundle.plan)))
+    return plugin_nodes(_Planned(bundle.profile, Backbone(**fields), bundle.plan))
 
 
 def _carry_over(bundle: Bundle, work: Path) -> None:
@@ -96,10 +102,12 @@ def rebuild(
     """Build `video.plan` again from the bundle's `video.plugin.onnx`, judge it, and put it and its manifest in place.
 
     The bundle changes at the end and at once: until the new engine is accepted, the old one stays.
-    Raises BackendError, before any work, where no engine can be built here; BundleError for a bundle that is damaged or
-    has no such graph; ExportError where building fails, ParityError where the new engine computes something else.
+    Raises BackendError, before any work, where no engine can be built here; UsageError for a workspace that is none;
+    BundleError for a bundle that is damaged, holds other files or has no such graph; ExportError where building fails,
+    ParityError where the new engine computes something else.
     """
-    to_tensorrt.check_builder(device)
+    to_tensorrt.check_workspace(workspace_gib)
+    to_tensorrt.check_builder(device, to_tensorrt.BUNDLE_STAYS)
     bundle = open_bundle(Path(bundle_path).resolve())
     _check_sources(bundle)
     progress("files", bundle)

@@ -12,7 +12,7 @@ from PIL import Image
 from tempme_export.bundle import PT2, TEXT, VIDEO, Bundle, open_bundle
 from tempme_export.engine_facts import ENGINE, KEY, EngineFacts
 from tempme_export.errors import BackendError, InputError
-from tempme_export.nvidia import engine_device
+from tempme_export.nvidia import gpu_index
 from tempme_export.preprocess import Preprocess
 from tempme_export.profile import FROM_CHECKPOINT
 from tempme_export.runtime.base import Runner
@@ -42,7 +42,8 @@ def _device_for(bundle: Bundle, backend: str, device: str | None) -> str:
     if backend == "tensorrt":
         if ENGINE not in bundle.manifest["files"]:
             raise BackendError(f"{bundle.path} has no {ENGINE}. Export it with --trt, or use another backend.")
-        return str(torch_device(engine_device(device or "cuda")))
+        gpu_index(device or "cuda")
+        return str(torch_device(device or "cuda"))
     package = bundle.manifest.get("pt2")
     if package is None:
         raise BackendError(f"{bundle.path} has no {PT2}. Export it with --pt2, or use another backend.")

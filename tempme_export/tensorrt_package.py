@@ -50,6 +50,16 @@ def made_for_cuda() -> int | None:
     return max(found) if found else None
 
 
+def start(factory: Any, logger: Any) -> Any:
+    """One of TensorRT's own objects. Raises BackendError where it gives none, which is how CUDA's failure shows."""
+    try:
+        return factory(logger)
+    except (TypeError, RuntimeError) as error:
+        raise BackendError(
+            f"TensorRT's {factory.__name__} does not start: {error}. Run nvidia-smi to see whether the GPU is well."
+        ) from error
+
+
 def import_tensorrt() -> Any:
     """The tensorrt package. Raises BackendError where it is missing, does not load or has a version of no use."""
     try:

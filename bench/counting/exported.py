@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from tempme_export.export.common import DTYPES, video_inputs
-from tempme_export.export.to_onnx import DEFAULT_OPSET, _to_proto, _TracedVideo, check_graph
+from tempme_export.export.to_onnx import DEFAULT_OPSET, TracedVideo, check_graph, to_proto
 from tempme_export.model import VideoEncoder
 from tempme_export.recipe import Recipe
 
@@ -17,7 +17,7 @@ def graph_of(recipe: Recipe, precision: str = "fp32") -> "onnx.ModelProto":
     Saves the checks of the written file, a third of an export. Raises ExportError for operators that do not belong.
     """
     merges = [name for merge in recipe.plan.merges for name in (merge.assign_name, merge.tokens_name)]
-    encoder = _TracedVideo(VideoEncoder(recipe, DTYPES[precision]))
-    proto = _to_proto(encoder, video_inputs(recipe, 1, False), ["video_embedding", *merges], DEFAULT_OPSET)
+    encoder = TracedVideo(VideoEncoder(recipe, DTYPES[precision]))
+    proto = to_proto(encoder, video_inputs(recipe, 1, False), ["video_embedding", *merges], DEFAULT_OPSET)
     check_graph(proto)
     return proto

@@ -1,7 +1,7 @@
 """The C++ example beside Python: the same clips, the same embeddings?
 
     python examples/cpp/compare.py frames BUNDLE FRAMES.BIN
-    build/encode BUNDLE/video.plan 6 FRAMES.BIN EMBEDDINGS.BIN
+    build/cpp/encode BUNDLE/video.plan 6 FRAMES.BIN EMBEDDINGS.BIN
     python examples/cpp/compare.py embeddings BUNDLE EMBEDDINGS.BIN
 
 The clips are those of the bundle's self-test, the embeddings to compare with those of the original path in float32.

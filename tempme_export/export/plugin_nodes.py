@@ -13,10 +13,12 @@ would otherwise have to read off shapes.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
+from tempme_export.backbone import Backbone
 from tempme_export.kernels.launch import check_counts, match_config
-from tempme_export.recipe import Recipe
+from tempme_export.profile import Profile
+from tempme_export.schedule import Schedule
 
 Kind = Literal["T", "float16", "float32", "int32"]
 
@@ -155,7 +157,23 @@ def merge_norm(tokens: Tokens, n_cls: int, r: int, *, sized: bool, positions: in
     return PluginNode(name, attributes, tuple(inputs), tuple(outputs))
 
 
-def plugin_nodes(recipe: Recipe) -> tuple[PluginNode, ...]:
+class Planned(Protocol):
+    """What of a recipe the nodes depend on: all but its weights."""
+
+    @property
+    def profile(self) -> Profile:
+        """Names the kind of clip positions."""
+
+    @property
+    def backbone(self) -> Backbone:
+        """Heads and width."""
+
+    @property
+    def plan(self) -> Schedule:
+        """What every block merges."""
+
+
+def plugin_nodes(recipe: Planned) -> tuple[PluginNode, ...]:
     """Every node of ours in the video graph of a recipe, in execution order; empty for one that never merges."""
     heads, width = recipe.backbone.heads, recipe.backbone.width
     nodes: list[PluginNode] = []

@@ -31,10 +31,10 @@ FORBIDDEN = ("Shape", "Size", "Range", "Scatter", "NonZero", "Loop", "If", "Scan
 _PROTOBUF_LIMIT = 2**31 - 1
 _INT64_MAX = 2**63 - 1
 Rewrite = Callable[[onnx.ModelProto], onnx.ModelProto]
-_TRACED_BATCH = 3  # tracing a symbolic batch takes twice as long; `_free_batch` makes it one
+TRACED_BATCH = 3  # tracing a symbolic batch takes twice as long; `_free_batch` makes it one
 
 
-class _TracedVideo(nn.Module):
+class TracedVideo(nn.Module):
     """The encoder with its merges as further outputs."""
 
     def __init__(self, encoder: VideoEncoder) -> None:
@@ -95,7 +95,7 @@ def _simplify(model: onnx_ir.Model) -> None:
     )(model)
 
 
-def _to_proto(
+def to_proto(
     module: nn.Module,
     inputs: Mapping[str, Tensor],
     outputs: list[str],
@@ -130,7 +130,7 @@ def _to_proto(
     return proto
 
 
-def _finish(
+def finish(
     proto: onnx.ModelProto, metadata: Mapping[str, Any], kept: Mapping[str, str] = MappingProxyType({})
 ) -> onnx.ModelProto:
     """Keep the first output, name the batch axis, and write the metadata in.
@@ -173,7 +173,7 @@ def check_graph(proto: onnx.ModelProto) -> None:
         )
 
 
-def _save(proto: onnx.ModelProto, path: Path, check: Callable[[onnx.ModelProto], None] = check_graph) -> None:
+def save(proto: onnx.ModelProto, path: Path, check: Callable[[onnx.ModelProto], None] = check_graph) -> None:
     size = proto.ByteSize()
     if size > _PROTOBUF_LIMIT:
         raise ExportError(
@@ -213,13 +213,13 @@ def export_video(
     follow in execution order: `assign_00`, ... int32 [batch * clips, N], the row that every token goes to.
     Raises ExportError for an untested opset, a graph above 2 GB or one with operators that do not belong.
     """
-    inputs = video_inputs(recipe, _TRACED_BATCH, frame_mask)
+    inputs = video_inputs(recipe, TRACED_BATCH, frame_mask)
     names = [name for merge in recipe.plan.merges for name in (merge.assign_name, merge.tokens_name)]
     encoder = VideoEncoder(recipe, DTYPES[precision]) if encoder is None else encoder
-    proto = _to_proto(_TracedVideo(encoder), inputs, ["video_embedding", *names], opset)
+    proto = to_proto(TracedVideo(encoder), inputs, ["video_embedding", *names], opset)
     proto = proto if rewrite is None else rewrite(proto)
     kept = _trace_axes(recipe) if trace else {}
-    _save(_finish(proto, {"profile": recipe.profile.to_dict(), "precision": precision}, kept), path)
+    save(finish(proto, {"profile": recipe.profile.to_dict(), "precision": precision}, kept), path)
 
 
 def export_text(
@@ -236,8 +236,8 @@ def export_text(
     encoder, rewrite  as for `export_video`, whose errors it raises
     """
     length = recipe.profile.text_length
-    inputs = {"token_ids": torch.zeros(_TRACED_BATCH, length, dtype=torch.int64)}
+    inputs = {"token_ids": torch.zeros(TRACED_BATCH, length, dtype=torch.int64)}
     encoder = TextEncoder(recipe, DTYPES[precision]) if encoder is None else encoder
-    proto = _to_proto(encoder, inputs, ["text_embedding"], opset)
+    proto = to_proto(encoder, inputs, ["text_embedding"], opset)
     proto = proto if rewrite is None else rewrite(proto)
-    _save(_finish(proto, {"profile": recipe.profile.to_dict(), "precision": precision}), path)
+    save(finish(proto, {"profile": recipe.profile.to_dict(), "precision": precision}), path)

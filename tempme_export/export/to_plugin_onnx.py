@@ -17,13 +17,9 @@ from tempme_export import ops
 from tempme_export.errors import ExportError
 from tempme_export.export import plugin_nodes as nodes_of
 from tempme_export.export.common import DTYPES, video_inputs
-from tempme_export.export.plugin_functions import DOMAIN as DOMAIN
-from tempme_export.export.plugin_functions import PLUGIN_ATTRIBUTES, functions_of
-from tempme_export.export.plugin_functions import VERSION as VERSION
-from tempme_export.export.plugin_nodes import PluginNode as PluginNode
-from tempme_export.export.plugin_nodes import Tokens
-from tempme_export.export.plugin_nodes import plugin_nodes as plugin_nodes
-from tempme_export.export.to_onnx import _TRACED_BATCH, _finish, _save, _to_proto, _TracedVideo, check_graph
+from tempme_export.export.plugin_functions import DOMAIN, PLUGIN_ATTRIBUTES, VERSION, functions_of
+from tempme_export.export.plugin_nodes import PluginNode, Tokens, plugin_nodes
+from tempme_export.export.to_onnx import TRACED_BATCH, TracedVideo, check_graph, finish, save, to_proto
 from tempme_export.model import VideoEncoder
 from tempme_export.recipe import Recipe
 
@@ -139,9 +135,9 @@ def export_plugin_video(
             "Export it without --trt: its video.onnx holds the whole encoder; or choose a profile that merges."
         )
     names = [name for merge in recipe.plan.merges for name in (merge.assign_name, merge.tokens_name)]
-    encoder = _TracedVideo(VideoEncoder(recipe, DTYPES[precision]))
-    inputs = video_inputs(recipe, _TRACED_BATCH, frame_mask)
-    proto = _to_proto(encoder, inputs, ["video_embedding", *names], opset, _PLUGIN_FORMS)
-    _finish(proto, {"profile": recipe.profile.to_dict(), "precision": precision})
+    encoder = TracedVideo(VideoEncoder(recipe, DTYPES[precision]))
+    inputs = video_inputs(recipe, TRACED_BATCH, frame_mask)
+    proto = to_proto(encoder, inputs, ["video_embedding", *names], opset, _PLUGIN_FORMS)
+    finish(proto, {"profile": recipe.profile.to_dict(), "precision": precision})
     proto.functions.extend(functions_of(nodes, opset))
-    _save(proto, path, lambda graph: check_plugin_graph(graph, nodes))
+    save(proto, path, lambda graph: check_plugin_graph(graph, nodes))

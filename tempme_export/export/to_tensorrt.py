@@ -7,6 +7,7 @@ Has not been run with TensorRT yet: written against the documentation of 10.9 to
 """
 
 import importlib.util
+import math
 import os
 import re
 import shutil
@@ -34,7 +35,7 @@ from tempme_export.export.build_reports import (
 from tempme_export.export.engine_layers import EngineLayers, prove, read_layers
 from tempme_export.nvidia import Gpu, engine_device, find_gpu
 from tempme_export.profile import BatchRange
-from tempme_export.tensorrt_package import import_tensorrt, install_command, made_for_cuda, parse_version
+from tempme_export.tensorrt_package import import_tensorrt, install_command, made_for_cuda, parse_version, start
 
 if TYPE_CHECKING:
     from tempme_export.export.plugin_nodes import PluginNode
@@ -45,8 +46,10 @@ _GIB = 2**30
 _LEAST_COMPUTE = (8, 0)
 _BLACKWELL = (10, 0)
 _DYNAMIC = -1
+_ONNX_STAYS = "Leave out --trt to export what runs anywhere."
+BUNDLE_STAYS = "The bundle keeps the engine that it has."
+_DRIVERS = {(12, 0): 525, (12, 2): 535, (12, 8): 570, (13, 0): 580}  # the first that run this CUDA
 _NO_CUDA = re.compile(r"^cuda\b.*=\s*None\s*$", re.MULTILINE)
-_WITHOUT = "Leave out --trt to export what runs anywhere."
 
 
 def timing_cache_path(out: Path) -> Path:
@@ -66,19 +69,26 @@ def check_options(precision: str, workspace_gib: float | None = None) -> None:
             f"--precision {precision} and --trt do not go together: engines are built, and proven, in "
             f"{', '.join(PRECISIONS)}."
         )
-    if workspace_gib is not None and not workspace_gib > 0:
+    check_workspace(workspace_gib)
+
+
+def check_workspace(workspace_gib: float | None) -> None:
+    """Raise UsageError for a size that is none."""
+    if workspace_gib is not None and not 0 < workspace_gib < math.inf:
         raise UsageError(f"a workspace of {workspace_gib:g} GiB was asked for, expected more than 0.")
 
 
-def check_builder(device: str) -> None:
+def check_builder(device: str, otherwise: str = _ONNX_STAYS) -> None:
     """Raise BackendError naming everything that is missing here to build an engine, and how to get it.
 
     Imports TensorRT where it is installed, and nothing else of weight. A device of "cpu" stands for the first GPU.
+
+    otherwise  what can be done without an engine
     """
     missing = missing_for_engine(device)
     if missing:
         listed = "".join(f"\n  - {one}" for one in missing)
-        raise BackendError(f"--trt cannot build an engine here. {_WITHOUT}{listed}")
+        raise BackendError(f"no engine can be built here. {otherwise}{listed}")
 
 
 def missing_for_engine(device: str) -> tuple[str, ...]:
@@ -94,7 +104,7 @@ def missing_for_engine(device: str) -> tuple[str, ...]:
         fitting = "" if gpu is None or gpu.cuda >= (13, 0) else f" (for this driver: {install_command(gpu.cuda[0])})"
         missing.append(f"{error}{fitting}")
     if gpu is not None:
-        missing += _unfit(gpu, version)
+        missing += unfit_for_engine(gpu, version)
     if importlib.util.find_spec("triton") is None:
         missing.append("Triton, which compiles the plugins, is not installed. Run: pip install triton")
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
@@ -116,8 +126,8 @@ def _torch_lacks_cuda() -> bool:
     return version.is_file() and _NO_CUDA.search(version.read_text()) is not None
 
 
-def _unfit(gpu: Gpu, version: str) -> Iterator[str]:
-    """What the GPU or its driver is too old for."""
+def unfit_for_engine(gpu: Gpu, version: str) -> Iterator[str]:
+    """What the GPU or its driver is too old for; `version` is TensorRT's, empty where there is none."""
     if gpu.compute < _LEAST_COMPUTE:
         yield f"{gpu.name} has compute capability {gpu.compute[0]}.{gpu.compute[1]}; the plugins need 8.0 or newer."
     if not version:
@@ -127,11 +137,12 @@ def _unfit(gpu: Gpu, version: str) -> Iterator[str]:
     if made_for == 12:  # 535 and newer for TensorRT 11; PTX of Blackwell is of CUDA 12.8
         wanted = (12, 8) if gpu.compute >= _BLACKWELL else (12, 2) if parse_version(version) >= (11,) else (12, 0)
     if gpu.cuda < wanted:
-        driver = {(12, 0): 525, (12, 2): 535, (12, 8): 570, (13, 0): 580}[wanted]
+        release = _DRIVERS.get(wanted)
+        driver = f"driver {release} or newer" if release else "a newer driver"
         other = f", or a TensorRT for CUDA 12: {install_command(12)}" if made_for > 12 else ""
         yield (
             f"the NVIDIA driver {gpu.driver or 'here'} runs CUDA {gpu.cuda[0]}.{gpu.cuda[1]}, and TensorRT {version} "
-            f"needs {wanted[0]}.{wanted[1]} on {gpu.name}. Install driver {driver} or newer{other}."
+            f"needs {wanted[0]}.{wanted[1]} on {gpu.name}. Install {driver}{other}."
         )
 
 
@@ -353,7 +364,7 @@ class _Job:
     def build(self, names: PluginNames, timing_cache: Path, workspace_gib: float | None) -> Any:
         """The serialized engine."""
         trt = self._trt
-        builder = trt.Builder(self._logger)
+        builder = start(trt.Builder, self._logger)
         network, _parser = _network(trt, builder, self._logger, self._source)
         _check_plugins(trt, network, names)
         config = builder.create_builder_config()
@@ -377,7 +388,7 @@ class _Job:
     def inspect(self, plan: Any, names: PluginNames) -> tuple[EngineLayers, dict[str, Any], dict[str, Any]]:
         """Layers, inputs and outputs of the serialized engine."""
         trt = self._trt
-        runtime = trt.Runtime(self._logger)
+        runtime = start(trt.Runtime, self._logger)
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise ExportError(f"TensorRT cannot load the engine it has just built.{self._complaints.text()}")

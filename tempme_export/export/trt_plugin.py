@@ -21,6 +21,7 @@ from tempme_export.export.trt_plugin_builds import build
 from tempme_export.export.trt_plugin_launches import PluginCall, PluginLaunch, Quantity, Scaled, plugin_launches
 from tempme_export.export.trt_plugin_operations import OPERATIONS, Operation
 from tempme_export.kernels import aot
+from tempme_export.tensorrt_package import install_command
 
 _WARP = 32
 _TYPES = {"FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16, "INT32": torch.int32}
@@ -196,8 +197,7 @@ def register(target: str = aot.UNIVERSAL) -> None:
         import tensorrt.plugin as trtp
     except ImportError as error:
         raise BackendError(
-            f"plugins need TensorRT's Python package with tensorrt.plugin ({error}). Install it with "
-            'pip install "tempme-export[trt]".'
+            f"plugins need TensorRT's Python package with tensorrt.plugin ({error}). Run: {install_command()}"
         ) from error
     with _registration.lock:
         _registration.target = target

@@ -129,7 +129,7 @@ def record(call: PluginCall, clips: int) -> tuple[aot.Launch, ...]:
     except ImportError as error:
         raise BackendError(
             f"plugins are built from Triton kernels: {error}. Install them with pip install triton."
-        ) from (error)
+        ) from error
     return tuple(found)
 
 

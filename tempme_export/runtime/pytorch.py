@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tempme_export.devices import torch_device
 from tempme_export.recipe import Recipe
 from tempme_export.runtime.base import Arrays, Runner
+from tempme_export.runtime.device_time import timed
 
 
 class TorchRunner(Runner):
@@ -47,17 +48,5 @@ class TorchRunner(Runner):
         return self.encode(self.to_device(inputs))
 
     def timed(self, tensors: Sequence[Tensor]) -> Callable[[], float]:
-        """A call that runs the module on `to_device`'s tensors on a GPU, waits, and returns the seconds between two of
-        the device's own events around it."""
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        stream = torch.cuda.current_stream(self._device)
-
-        @torch.inference_mode()
-        def call() -> float:
-            start.record(stream)
-            self.module(*tensors)
-            end.record(stream)
-            end.synchronize()
-            return float(start.elapsed_time(end)) / 1e3
-
-        return call
+        """A call that runs the module on `to_device`'s tensors on a GPU, and returns the device's seconds for it."""
+        return timed(lambda: self.module(*tensors), self._device)

@@ -3,7 +3,7 @@
 Has not been run with TensorRT yet: written against the documentation of 10.9 to 11.4 and NVIDIA's published bindings.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from tempme_export.engine_facts import EngineFacts
 from tempme_export.errors import BackendError, BundleError
 from tempme_export.nvidia import Gpu, find_gpu
 from tempme_export.runtime.base import Arrays, Runner
-from tempme_export.tensorrt_package import import_tensorrt, parse_version
+from tempme_export.runtime.device_time import timed
+from tempme_export.tensorrt_package import import_tensorrt, parse_version, start
 
 
 def check_engine(facts: EngineFacts, gpu: Gpu, version: str, path: Path) -> None:
@@ -35,6 +36,12 @@ def check_engine(facts: EngineFacts, gpu: Gpu, version: str, path: Path) -> None
         raise BackendError(
             f"{path.name} was built {'; '.join(found)}. Build it again here: tempme-export --rebuild {path.parent}"
         )
+
+
+def find_engine_gpu(path: Path, facts: EngineFacts, device: str) -> None:
+    """Raise BackendError unless TensorRT and the GPU are here, and are those that the engine was built for."""
+    trt, gpu = import_tensorrt(), find_gpu(device)
+    check_engine(facts, gpu, str(trt.__version__), path)
 
 
 class _Log:
@@ -73,12 +80,11 @@ class TensorRtRunner(Runner):
     ) -> None:
         """graphs  whether to capture CUDA graphs.
 
-        Raises BackendError without TensorRT or the GPU and for an engine of another GPU, driver or version, BundleError
-        for a file that is no engine.
+        Raises BackendError as `find_engine_gpu` and where the GPU has no memory left, BundleError for a file that is no
+        engine.
         """
         self.name, self.graphs = name, graphs
-        trt, gpu = import_tensorrt(), find_gpu(device)
-        check_engine(facts, gpu, str(trt.__version__), path)
+        find_engine_gpu(path, facts, device)
         self._device = torch_device(device)
         self._smallest, _, self._largest = facts.batch
         self.inputs = {key: (np.dtype(dtype), shape) for key, (dtype, shape) in facts.inputs.items()}
@@ -88,9 +94,16 @@ class TensorRtRunner(Runner):
         except OSError as error:
             raise BundleError(f"{path} cannot be read: {error}. {self._again(path)}") from error
         with torch.cuda.device(self._device):
-            self._load(trt, plan, path)
-            self._stream = torch.cuda.Stream(self._device)
-            self._host, self._memory = self._buffers()
+            self._load(import_tensorrt(), plan, path)
+            try:
+                self._stream = torch.cuda.Stream(self._device)
+                self._host, self._memory = self._buffers()
+                self._stream.wait_stream(torch.cuda.current_stream(self._device))  # what the memory was used for before
+            except RuntimeError as error:
+                raise BackendError(
+                    f"{path.name}: there is no memory for {self._largest} videos: {error}. Free memory, or build for a "
+                    "smaller largest batch."
+                ) from error
         self._batch = 0  # that the context is set to
         self._graph: torch.cuda.CUDAGraph | None = None
 
@@ -100,7 +113,7 @@ class TensorRtRunner(Runner):
 
     def _load(self, trt: Any, plan: bytes, path: Path) -> None:
         self._log = _Log(trt)
-        self._runtime = trt.Runtime(self._log.logger)
+        self._runtime = start(trt.Runtime, self._log.logger)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise BundleError(f"{path} cannot be loaded: {self._log.text()}. {self._again(path)}")
@@ -188,7 +201,10 @@ class TensorRtRunner(Runner):
     def _infer(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
         batch = len(next(iter(inputs.values())))
         starts = range(0, batch, self._largest)
-        parts = [self._run({k: array[at : at + self._largest] for k, array in inputs.items()}) for at in starts]
+        try:
+            parts = [self._run({k: array[at : at + self._largest] for k, array in inputs.items()}) for at in starts]
+        except RuntimeError as error:  # CUDA's, which torch passes on where a result is waited for
+            raise BackendError(f"{self.name}: the GPU failed while the engine ran: {error}") from error
         return {name: np.concatenate([part[name] for part in parts]) for name in self._outputs}
 
     @torch.inference_mode()
@@ -206,6 +222,14 @@ class TensorRtRunner(Runner):
             self._launch(batch)
         caller.wait_stream(self._stream)
         return {name: self._memory[name][:batch] for name in self._outputs}
+
+    def timed(self, inputs: Mapping[str, NDArray[np.generic]]) -> Callable[[], float]:
+        """A call that runs the engine on inputs which lie on the GPU already, and returns the device's seconds for it.
+
+        The batch lies within the engine's.
+        """
+        tensors = [torch.from_numpy(np.ascontiguousarray(inputs[name])).to(self._device) for name in self.inputs]
+        return timed(lambda: self.run_tensors(*tensors), self._device)
 
     def close(self) -> None:
         """Free the engine and its memory, in the order that TensorRT wants."""

@@ -12,6 +12,7 @@ from tempme_export.engine_facts import ENGINE, KEY, EngineFacts
 from tempme_export.errors import BundleError, ExportError
 from tempme_export.profile import FROM_CHECKPOINT
 from tempme_export.serving.model_config import MARK, VERSION, ServedModel, TensorSpec, model_config, served_models
+from tempme_export.tolerance import INT8
 
 CONFIG, README = "config.pbtxt", "README.md"
 
@@ -106,6 +107,11 @@ def _readme(bundle: Bundle, models: tuple[ServedModel, ...]) -> str:
         paragraphs.append("`frame_mask` belongs to every request: true for each frame that exists.")
     if manifest.get("trace"):
         paragraphs.append("The merges that `video.onnx` also returns are not served: they have no axis of requests.")
+    if manifest["precision"] == INT8:
+        paragraphs.append(
+            "The models are for processors. On one without int8 dot products ONNX Runtime lets sums of products "
+            "saturate unless its sessions have the entry `session.x64quantprecision` = 1; accuracy was judged with it."
+        )
     engine = next((model for model in models if model.artifact == ENGINE), None)
     if engine is not None:
         facts = EngineFacts.from_dict(manifest[KEY])

@@ -72,7 +72,7 @@ def recipe_of(checkpoint_maker):
 @pytest.fixture(scope="module")
 def file_of(recipe_of, tmp_path_factory):
     """Variant, traced or not -> path of its video tower. A model is turned into a graph once, which takes seconds."""
-    to_proto, graphs = to_onnx._to_proto, {}
+    to_proto, graphs = to_onnx.to_proto, {}
 
     @functools.cache
     def export(variant, trace):
@@ -83,7 +83,7 @@ def file_of(recipe_of, tmp_path_factory):
 
         path = tmp_path_factory.mktemp("video") / "video.onnx"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(to_onnx, "_to_proto", once)
+            patch.setattr(to_onnx, "to_proto", once)
             export_video(recipe_of(variant), path, frame_mask=variant.frame_mask, trace=trace)
         return path
 

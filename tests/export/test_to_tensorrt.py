@@ -451,7 +451,7 @@ class TestRefusals:
     def test_nothing_is_begun_where_something_is_missing(self, run, machine, monkeypatch):
         monkeypatch.setattr(to_tensorrt, "missing_for_engine", lambda device: ("TensorRT is not installed.", "no GPU."))
         with pytest.raises(
-            BackendError, match=r"cannot build an engine here.*\n  - TensorRT is not.*\n  - no GPU"
+            BackendError, match=r"no engine can be built here.*\n  - TensorRT is not.*\n  - no GPU"
         ) as caught:
             run()
         assert caught.value.exit_code == 4 and machine.registered == []
@@ -512,6 +512,7 @@ class TestChecks:
             ((9, 0), (12, 1), 12, "11.4.0", r"needs 12\.2 .*driver 535 or newer\."),
             ((9, 0), (11, 8), 12, "10.9.0", r"needs 12\.0 .*driver 525"),
             ((12, 0), (12, 6), 12, "11.4.0", r"needs 12\.8 .*driver 570"),
+            ((9, 0), (13, 2), 14, "12.0.0", r"needs 14\.0 .*Install a newer driver, or a TensorRT for CUDA 12"),
             ((7, 5), (13, 0), 13, "11.4.0", r"compute capability 7\.5; the plugins need 8\.0"),
         ],
     )

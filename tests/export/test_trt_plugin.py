@@ -362,7 +362,7 @@ def test_without_tensorrt_the_install_command_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setitem(sys.modules, "tensorrt.plugin", None)
     monkeypatch.setattr(trt_plugin, "_registration", trt_plugin._Registration())
-    with pytest.raises(BackendError, match=r'tensorrt.* pip install "tempme-export\[trt\]"'):
+    with pytest.raises(BackendError, match=r"tensorrt\.plugin.* Run: pip install 'tensorrt>="):
         trt_plugin.register(aot.UNIVERSAL)
 
 

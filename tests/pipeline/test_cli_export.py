@@ -418,6 +418,13 @@ class TestProcess:
         assert "Usage:" in done.stdout
         assert done.stderr == "0 []"
 
+    def test_without_onnxruntime(self, small_checkpoint, small_profile, tmp_path):
+        """In a process that has imported nothing yet, as on a machine where only the core is installed."""
+        script = "import sys\nsys.modules['onnxruntime'] = None\nfrom tempme_export.cli import main\nmain()\n"
+        done = run_python("-c", script, small_checkpoint, "--profile", small_profile, "--out", tmp_path / "out")
+        assert done.returncode == 4 and "ONNX Runtime is not installed" in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr and list(tmp_path.iterdir()) == []
+
     def test_module_is_the_command(self):
         done = run_python("-m", "tempme_export", "--help")
         assert done.returncode == 0 and done.stderr == ""

@@ -64,6 +64,11 @@ class TestUsage:
         result = run("--precision", precision, "--calibrate", clips(2), *dry)
         assert_refused(result, tmp_path, 2, f"precision {precision}", "Calibration is for --precision int8")
 
+    @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+    def test_ranges_without_int8(self, run, tmp_path, dry, precision):
+        result = run("--precision", precision, "--ranges", "minmax", *dry)
+        assert_refused(result, tmp_path, 2, "--ranges minmax", f"precision {precision}", "for --precision int8")
+
     def test_unknown_ranges(self, run, tmp_path, clips, dry):
         result = run("--precision", "int8", "--calibrate", clips(2), "--ranges", "widest", *dry)
         assert_refused(result, tmp_path, 2, "'widest' is not one of minmax, percentile, entropy")
@@ -74,22 +79,31 @@ class TestUsage:
         assert_refused(result, tmp_path, 2, "int8 is for ONNX on CPUs", " ".join(flags), "fp16 or bf16")
 
 
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
 class TestInput:
     """Exit 3."""
 
-    def test_no_readable_clip(self, run, tmp_path, tmp_path_factory):
+    def test_no_readable_clip(self, run, tmp_path, tmp_path_factory, dry):
         pytest.importorskip("av")
         folder = tmp_path_factory.mktemp("broken")
         (folder / "a.mp4").write_bytes(b"no video")
-        result = run("--precision", "int8", "--calibrate", folder)
+        result = run("--precision", "int8", "--calibrate", folder, *dry)
         assert_refused(result, tmp_path, 3, "found 0 calibration clips", "a.mp4")
 
-    def test_another_frame_count(self, run, tmp_path, clips):
-        result = run("--precision", "int8", "--calibrate", clips(2, frames=3))
+    def test_another_frame_count(self, run, tmp_path, clips, dry):
+        result = run("--precision", "int8", "--calibrate", clips(2, frames=3), *dry)
         assert_refused(result, tmp_path, 3, "[2, 3, 48, 48, 3]", "clips of 4 frames")
 
-    def test_no_such_folder(self, run, tmp_path):
-        assert_refused(run("--precision", "int8", "--calibrate", "no/such/folder"), tmp_path, 3, "no/such/folder")
+    def test_no_such_folder(self, run, tmp_path, dry):
+        result = run("--precision", "int8", "--calibrate", "no/such/folder", *dry)
+        assert_refused(result, tmp_path, 3, "no/such/folder", "expected a folder of videos")
+
+
+def test_a_dry_run_says_what_scales_would_come_from(run, clips, tmp_path):
+    code, out, err = run("--precision", "int8", "--calibrate", clips(3), "--dry-run", "--json")
+    assert code == 0, err
+    assert json.loads(out)["calibration"]["clips"] == 3 and "found 3 calibration clips" in err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_help(run):

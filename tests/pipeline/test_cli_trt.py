@@ -97,7 +97,7 @@ def lacking(monkeypatch):
 @pytest.fixture
 def builder(monkeypatch):
     """The stand-in for building and running engines; `state` changes them and holds what was asked."""
-    state = SimpleNamespace(asked=None, error=None, run_error=None, missing=())
+    state = SimpleNamespace(asked=None, error=None, place_error=None, run_error=None, missing=())
 
     def build(source, engine, batch, precision, **options):
         state.asked = SimpleNamespace(source=source, batch=batch, precision=precision, **options)
@@ -115,6 +115,11 @@ def builder(monkeypatch):
             raise state.run_error
         return OrtRunner(path.with_name(SOURCE), "cpu")
 
+    def find(path, facts, device):
+        if state.place_error is not None:
+            raise state.place_error
+
+    monkeypatch.setattr(judging, "find_engine_gpu", find)
     monkeypatch.setattr(to_tensorrt, "missing_for_engine", lambda device: state.missing)
     monkeypatch.setattr(to_tensorrt, "build", build)
     monkeypatch.setattr(engine_judging, "TensorRtRunner", runner)
@@ -132,17 +137,17 @@ def refusal(result, code, *words):
 
 class TestRefusals:
     def test_a_machine_without_tensorrt(self, export, lacking, tmp_path):
-        refusal(export("--trt"), 4, "--trt cannot build an engine here", *MISSING, "Leave out --trt")
+        refusal(export("--trt"), 4, "no engine can be built here", *MISSING, "Leave out --trt")
         assert list(tmp_path.iterdir()) == []
 
     def test_an_existing_bundle_is_left_alone(self, command, lacking, small_checkpoint, bundle_copy):
         before = contents(bundle_copy)
         refusal(command(small_checkpoint, "--trt", "--out", bundle_copy, "--force"), 4, *MISSING)
-        refusal(command("--rebuild", bundle_copy), 4, *MISSING)
+        refusal(command("--rebuild", bundle_copy), 4, *MISSING, "The bundle keeps the engine that it has")
         assert contents(bundle_copy) == before and list(bundle_copy.parent.iterdir()) == [bundle_copy]
 
     def test_in_python_too(self, lacking, small_checkpoint, small_profile, tmp_path):
-        with pytest.raises(BackendError, match="cannot build an engine here"):
+        with pytest.raises(BackendError, match="no engine can be built here"):
             pipeline.export(small_checkpoint, small_profile, tmp_path / "out", trt=True)
         assert list(tmp_path.iterdir()) == []
 
@@ -293,7 +298,9 @@ class TestBuild:
         assert export("--trt")[0] == 0
         code, out, _ = command("--verify", tmp_path / "out.tempme", "--json")
         assert code == 0 and {one["artifact"]: one["status"] for one in json.loads(out)["parity"]}[ENGINE] == "passed"
-        builder.run_error = BackendError("video.plan was built for another GPU")
+        builder.run_error = BackendError("the GPU failed while the engine ran")
+        refusal(command("--verify", tmp_path / "out.tempme"), 4, "the GPU failed while the engine ran")
+        builder.place_error = BackendError("video.plan was built for another GPU")
         code, _, err = command("--verify", tmp_path / "out.tempme")
         assert code == 0 and "NOT RUN" in err and "another GPU" in err and "nothing is proven" in err
 
@@ -335,6 +342,10 @@ class TestRebuild:
         assert code == 0 and "has a new engine" in err
         assert json.loads(out)["manifest"][KEY] == json.loads(json.dumps(FACTS.to_dict()))
         assert builder.asked.workspace_gib == 1.0 and builder.asked.device == "cuda"
+
+    @pytest.mark.parametrize("workspace", ["0", "-1", "inf", "nan"])
+    def test_a_workspace_that_is_none(self, command, builder, small_bundle, workspace):
+        refusal(command("--rebuild", small_bundle, "--workspace", workspace), 2, "expected more than 0")
 
     def test_a_bundle_without_the_graph(self, command, builder, small_bundle):
         refusal(command("--rebuild", small_bundle), 3, f"has no {SOURCE}")

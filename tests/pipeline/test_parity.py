@@ -28,7 +28,7 @@ from tempme_export.preprocess import Preprocess
 from tempme_export.runtime.base import Runner
 from tempme_export.runtime.ort import OrtRunner
 from tempme_export.selftest import SAFE_GAP, preprocess_for
-from tempme_export.tolerance import PRECISIONS, TOLERANCES, Tolerance
+from tempme_export.tolerance import INT8, PRECISIONS, TOLERANCES, Tolerance
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -416,7 +416,22 @@ def test_output_that_depends_on_neighbours_fails(small_selftest, preprocess, hon
     runner, tolerance = Fake(answer, FRAMES), TOLERANCES[precision]
     assert failures(check_batches(small_selftest, preprocess, runner, [1], tolerance)) == []
     checks = check_batches(small_selftest, preprocess, runner, [1, 3, 8], tolerance)
-    assert {name.split(":")[0] for name in failures(checks)} == {"video, batch 3", "video, batch 8"}
+    expected = {"video, batch 3", "video, batch 8"}
+    assert {name.split(":")[0] for name in failures(checks)} == (
+        expected | {"video"} if precision == INT8 else expected
+    )
+
+
+def test_int8_must_not_depend_on_neighbours_by_a_last_bit(small_selftest, preprocess, honest):
+    """Within every other limit, and no embedding for an index."""
+
+    def answer(inputs, largest):
+        found = honest(inputs)["video_embedding"]
+        return {"video_embedding": np.nextafter(found, 1) if len(found) == largest else found}
+
+    for largest, failed in ((8, ["video: change by what else is in the batch"]), (0, [])):
+        runner = Fake(lambda inputs, largest=largest: answer(inputs, largest), FRAMES)
+        assert failures(check_batches(small_selftest, preprocess, runner, [1, 3, 8], TOLERANCES[INT8])) == failed
 
 
 def test_batches_are_right_for_the_right_artifact(small_selftest, preprocess, honest):
@@ -428,7 +443,8 @@ def test_batches_are_right_for_the_right_artifact(small_selftest, preprocess, ho
 
     for precision in PRECISIONS:
         checks = check_batches(small_selftest, preprocess, Fake(answer, FRAMES), [1, 3, 8], TOLERANCES[precision])
-        assert len(checks) == 3 and failures(checks) == []
+        judged_by_itself = TOLERANCES[precision].dependence is not None
+        assert len(checks) == 3 + judged_by_itself and failures(checks) == []
     assert seen == [1, 3, 8] * len(PRECISIONS)
 
 
@@ -465,6 +481,13 @@ def test_text_together_and_alone(small_selftest):
         FP32,
     )
     assert failures(alone) == ["text, batch 1: 1 - cosine"]
+
+    def shifted(inputs):
+        found = answer(inputs, 0)["text_embedding"]
+        return {"text_embedding": np.nextafter(found, 1) if len(found) == 1 else found}
+
+    checks = check_text(small_selftest, Fake(shifted, TOKENS), TOLERANCES[INT8])
+    assert failures(checks) == ["text: change by what else is in the batch"]
 
 
 def judge(folder, selftest, recipe, precision="fp32"):

@@ -13,9 +13,10 @@ from tempme_export import engine_judging, rebuild
 from tempme_export.bundle import MANIFEST, VIDEO, open_bundle, verify_files, write_manifest
 from tempme_export.engine_facts import ENGINE, KEY, SOURCE, EngineFacts
 from tempme_export.engine_judging import engine_batches, engine_checks, judge_engine
-from tempme_export.errors import BackendError, BundleError, ExportError, ParityError
+from tempme_export.errors import BackendError, BundleError, ExportError, ParityError, UsageError
 from tempme_export.export import to_tensorrt
 from tempme_export.export.plugin_nodes import plugin_nodes
+from tempme_export.retrieval import load
 from tempme_export.runtime.base import Runner
 from tempme_export.runtime.ort import OrtRunner
 from tempme_export.selftest import load_selftest, preprocess_for
@@ -91,6 +92,22 @@ def builder(monkeypatch):
         lambda path, facts, device: state.runner(path.with_name(VIDEO), "cpu"),
     )
     return state
+
+
+class Stale(Runner):
+    """Right, but from the third run of a batch size on it gives what it gave in the second: a replay that reads what
+    the graph was recorded with."""
+
+    name = "stale"
+
+    def __init__(self, path):
+        self._good, self._runs = OrtRunner(path), {}
+        self.inputs = self._good.inputs
+
+    def _infer(self, inputs):
+        runs = self._runs.setdefault(len(inputs["frames"]), [])
+        runs.append(runs[1] if len(runs) > 1 else self._good.infer(inputs))
+        return runs[-1]
 
 
 class TestRebuild:
@@ -187,9 +204,29 @@ def test_sources_that_are_not_the_manifests(bundle, builder, name, spoil):
     assert builder.asked is None
 
 
+def test_files_of_somebody_else_are_not_thrown_away(bundle, builder):
+    (bundle / "notes.txt").write_text("mine")
+    before = contents(bundle)
+    with pytest.raises(BundleError, match=r"would be lost: notes\.txt\. Move it elsewhere"):
+        rebuild.rebuild(bundle)
+    assert contents(bundle) == before and builder.asked is None
+
+
+@pytest.mark.parametrize("workspace", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_workspace_that_is_none(bundle, builder, workspace):
+    with pytest.raises(UsageError, match="expected more than 0"):
+        rebuild.rebuild(bundle, workspace_gib=workspace)
+    assert builder.asked is None
+
+
 def test_a_bundle_without_the_plugin_graph(bundle_copy, builder):
     with pytest.raises(BundleError, match=r"has no video\.plugin\.onnx.*tempme-export CKPT --trt"):
         rebuild.rebuild(bundle_copy)
+
+
+def test_an_engine_is_never_run_on_another_device_than_was_asked_for(bundle):
+    with pytest.raises(BackendError, match="device 'cpu' is no NVIDIA GPU"):
+        load(bundle, backend="tensorrt", device="cpu")
 
 
 def test_a_folder_that_is_no_bundle(builder, tmp_path):
@@ -211,6 +248,19 @@ class TestJudging:
         for batch in (1, 3, 6, 8):
             assert any(check.name.startswith(f"video, batch {batch}: 1 - cosine") for check in checks)
         assert any("unit length" in check.name for check in checks)
+
+    @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+    def test_a_replay_is_judged(self, small_bundle, small_recipe, small_selftest, precision):
+        stale = Stale(small_bundle / VIDEO)
+        for batch in (1, 3, 6, 8):
+            checks = engine_checks(small_selftest, preprocess_for(small_recipe), stale, (batch,), TOLERANCES[precision])
+            assert not all(check.passed for check in checks), batch
+
+    def test_texts_rank_the_clips_as_before(self, small_bundle, small_recipe, small_selftest):
+        with OrtRunner(small_bundle / VIDEO) as runner:
+            checks = engine_checks(small_selftest, preprocess_for(small_recipe), runner, (6, 8), TOLERANCES["fp16"])
+        ranked = [check for check in checks if "rank agreement" in check.name]
+        assert [check.name for check in ranked] == ["video, batch 6: rank agreement"] and ranked[0].passed
 
     @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
     def test_an_engine_that_computes_something_else_fails_in_every_precision(

@@ -70,7 +70,12 @@ class TestArrays:
         with pytest.raises(InputError, match="found no array `clips`"):
             read_calibration(save(frames=numbered(3)), plain_recipe)
         (tmp_path / "noise.npz").write_bytes(b"no archive")
-        for name in ("noise.npz", "missing.npz"):
+        (tmp_path / "empty.npz").write_bytes(b"")
+        np.save(tmp_path / "one.npy", numbered(3))
+        (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+        whole = save(clips=numbered(9)).read_bytes()
+        (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+        for name in ("noise.npz", "empty.npz", "one.npz", "cut.npz", "missing.npz"):
             with pytest.raises(InputError, match="found no array `clips`"):
                 read_calibration(tmp_path / name, plain_recipe)
 
@@ -101,12 +106,39 @@ class TestVideos:
         assert len(np.unique(found.texts, axis=0)) == 64
 
     def test_captions_of_the_data(self, videos, mini_recipe):
-        rows = [("a.avi", "one thing"), ("b.avi", "two things"), ("gone.avi", "lost"), ("below/c.avi", "one thing")]
-        pl.DataFrame(rows, schema=["video", "caption"], orient="row").write_csv(videos / "data.csv")
+        names = ("a.avi", "b.avi", "gone.avi", "below/c.avi")
+        rows = [
+            (names[i % 4], f"{word} things")
+            for i, word in enumerate(("one", "two", "three", "four", "five", "six", "ten", "no"))
+        ]
+        pl.DataFrame([*rows, ("b.avi", "one things")], schema=["video", "caption"], orient="row").write_csv(
+            videos / "data.csv"
+        )
         found = read_calibration(videos / "data.csv", mini_recipe)
         assert found.captions == "data" and len(found.clips) == 3
-        assert len(np.unique(found.texts, axis=0)) >= 2 and len(found.texts) <= 4
+        assert len(np.unique(found.texts, axis=0)) == len(found.texts) >= 6, "equal captions are one"
         assert found.skipped == {}, "a video without a file is no video that cannot be read"
+
+    def test_captions_that_say_nothing(self, videos, mini_recipe):
+        """From one text over and over nothing could be told: the centre would be the text itself."""
+        rows = [(name, "a video") for name in ("a.avi", "b.avi", "below/c.avi")]
+        pl.DataFrame(rows, schema=["video", "caption"], orient="row").write_csv(videos / "same.csv")
+        found = read_calibration(videos / "same.csv", mini_recipe)
+        assert found.captions == "built in" and len(np.unique(found.texts, axis=0)) == 64
+
+    def test_long_captions_are_cut_without_a_word(self, videos, mini_recipe, recwarn):
+        rows = [("a.avi", f"{i} " + "and on " * 60) for i in range(FEWEST)] + [("b.avi", "short")]
+        pl.DataFrame(rows, schema=["video", "caption"], orient="row").write_csv(videos / "long.csv")
+        assert read_calibration(videos / "long.csv", mini_recipe).captions == "data"
+        assert not [one for one in recwarn if "cut" in str(one.message)]
+
+    def test_others_are_taken_for_those_that_cannot_be_read(self, videos, plain_recipe, tmp_path):
+        """The first picks are all broken, as a folder's oldest third may be."""
+        for i in range(2 * CLIPS):
+            good = i in (1, 6, 33)
+            (tmp_path / f"{i:03}.avi").write_bytes((videos / "a.avi").read_bytes() if good else b"broken")
+        found = read_calibration(tmp_path, plain_recipe)
+        assert len(found.clips) == 3 and len(found.skipped) == 2 * CLIPS - 3
 
     def test_nothing_to_read(self, tmp_path, plain_recipe):
         with pytest.raises(InputError, match="found 0 calibration clips"):
@@ -116,7 +148,7 @@ class TestVideos:
             read_calibration(tmp_path, plain_recipe)
 
     def test_no_such_data(self, tmp_path, plain_recipe):
-        with pytest.raises(InputError):
+        with pytest.raises(InputError, match=r"missing: found nothing there; expected a folder of videos, a \.npz"):
             read_calibration(tmp_path / "missing", plain_recipe)
 
 

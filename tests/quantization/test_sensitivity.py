@@ -7,11 +7,18 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from tempme_export.model import TextEncoder, VideoEncoder
+from tempme_export.model import Merges, TextEncoder, VideoEncoder
 from tempme_export.quantization import sensitivity
 from tempme_export.quantization.products import corrected_bias, hooked, observe, products, rounded_weight
 from tempme_export.quantization.ranges import choose_ranges
-from tempme_export.quantization.sensitivity import Sensitivity, centred_loss, choose_in_float, measure, rounded
+from tempme_export.quantization.sensitivity import (
+    Sensitivity,
+    centred_loss,
+    choose_in_float,
+    costliest_first,
+    measure,
+    rounded,
+)
 
 
 def case(tower, calls):
@@ -100,6 +107,27 @@ def test_what_is_too_costly_alone_goes_whatever_the_tower_costs(text, monkeypatc
     made = [Sensitivity(names[-1], math.nan), Sensitivity(names[0], 1.0)]
     made += [Sensitivity(name, 0.0) for name in names[1:-1]]
     assert choose_in_float(*text, made)[0] == (names[-1], names[0])
+
+
+def test_what_cannot_be_told_comes_first():
+    costs = [0.5, math.nan, 0.1, math.nan, -0.2, 0.9]
+    found = [one.cost for one in costliest_first([Sensitivity("proj", cost) for cost in costs])]
+    assert all(map(math.isnan, found[:2])) and found[2:] == [0.9, 0.5, 0.1, -0.2]
+
+
+def test_nothing_of_one_trial_is_kept_for_the_next(video, monkeypatch):
+    """Merged tokens of every trial together would take gigabytes."""
+    kept = []
+
+    class Counting(Merges):
+        def append(self, merge):
+            super().append(merge)
+            kept.append(len(self))
+
+    monkeypatch.setattr(sensitivity, "Merges", Counting)
+    measure(*video)
+    merges = len(video[0].plan.merges)
+    assert len(kept) > 5 * merges and max(kept) <= merges
 
 
 def test_a_limit_that_nothing_keeps_leaves_all_in_float(text, monkeypatch):

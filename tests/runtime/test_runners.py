@@ -231,3 +231,35 @@ class TestTorch:
             with pytest.raises(BackendError, match=rf"torch sees {count} CUDA devices") as caught:
                 torch_device(device)
             assert caught.value.exit_code == 4
+
+
+def test_int8_products_do_not_saturate(tmp_path):
+    """Largest activations and weights: sums of two products pass 16 bits, in which processors without int8 dot products
+    would hold them."""
+    rows, depth, columns, step = 3, 64, 8, 1 / 255
+    weight = np.full((depth, columns), 127, np.int8)
+    constants = {
+        "scale": np.float32(step),
+        "zero": np.uint8(0),
+        "weight": weight,
+        "weight_scale": np.full(columns, 0.5, np.float32),
+        "weight_zero": np.zeros(columns, np.int8),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["steps"]),
+        helper.make_node("DequantizeLinear", ["steps", "scale", "zero"], ["rounded"]),
+        helper.make_node("DequantizeLinear", ["weight", "weight_scale", "weight_zero"], ["w"], axis=1),
+        helper.make_node("MatMul", ["rounded", "w"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "product",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", depth])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", columns])],
+        [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    path = tmp_path / "product.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    with OrtRunner(path) as runner:
+        found = runner.infer({"x": np.ones((rows, depth), np.float32)})["y"]
+    np.testing.assert_allclose(found, np.full((rows, columns), depth * 127 * 0.5), rtol=1e-6)

@@ -231,9 +231,36 @@ class TestRunning:
             found = runner.run_tensors(*tensors)["video_embedding"]
             np.testing.assert_array_equal(found.numpy(), expected(inputs)["video_embedding"])
 
+    def test_timed_on_the_gpu(self, runner, trt, monkeypatch):
+        class Event:
+            """The device's clock ticks 3 ms with every run."""
+
+            def __init__(self, enable_timing):
+                assert enable_timing
+
+            def record(self, stream):
+                self.runs = len(trt.context.runs)
+
+            def synchronize(self):
+                pass
+
+            def elapsed_time(self, other):
+                return 3.0 * (other.runs - self.runs)
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        assert runner.timed(draw(3))() == pytest.approx(3e-3)
+
     def test_a_run_that_fails(self, runner, trt):
         trt.context.fails = True
         with pytest.raises(BackendError, match=r"could not run the engine: illegal memory access"):
+            runner.infer(draw(2))
+
+    def test_a_gpu_that_fails_while_it_is_waited_for(self, runner, monkeypatch):
+        def fail(stream):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+        monkeypatch.setattr(FakeStream, "synchronize", fail)
+        with pytest.raises(BackendError, match="the GPU failed while the engine ran: CUDA error: an illegal"):
             runner.infer(draw(2))
 
     def test_a_failed_run_is_not_taken_for_a_prepared_one(self, runner, trt):
@@ -344,6 +371,22 @@ class TestLoading:
     def test_no_memory(self, trt, engine):
         trt.with_context = False
         with pytest.raises(BackendError, match="cannot make a context: TensorRT gives no reason"):
+            TensorRtRunner(engine, FACTS)
+
+    def test_no_memory_for_the_largest_batch(self, trt, engine, monkeypatch):
+        def refuse(*args, **kwargs):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(torch, "empty", refuse)
+        with pytest.raises(BackendError, match=r"no memory for 4 videos: CUDA out of memory.*smaller largest batch"):
+            TensorRtRunner(engine, FACTS)
+
+    def test_a_runtime_that_does_not_start(self, trt, engine, monkeypatch):
+        def Runtime(logger):
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+
+        monkeypatch.setattr(trt, "Runtime", Runtime)
+        with pytest.raises(BackendError, match=r"TensorRT's Runtime does not start: pybind11.*nvidia-smi"):
             TensorRtRunner(engine, FACTS)
 
     def test_without_tensorrt_or_gpu(self, engine):

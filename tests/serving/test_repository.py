@@ -141,6 +141,9 @@ class TestConfig:
     def test_bfloat16_graphs_need_a_gpu(self, make_bundle):
         assert [model.kind for model in served_models(make_bundle(precision="bf16"))] == ["KIND_GPU", "KIND_GPU"]
 
+    def test_int8_graphs_stay_on_processors(self, make_bundle):
+        assert [model.kind for model in served_models(make_bundle(precision="int8"))] == ["KIND_CPU", "KIND_CPU"]
+
     @pytest.mark.parametrize(
         ("batch", "preferred"), [((1, 1, 1), ()), ((1, 1, 8), (8,)), ((2, 8, 8), (8,)), ((1, 4, 32), (4, 32))]
     )
@@ -242,8 +245,12 @@ class TestRepository:
     def test_a_plain_readme(self, make_bundle, tmp_path):
         write_repository(make_bundle(frame_mask=False, trace=False), tmp_path / "models")
         text = (tmp_path / "models/README.md").read_text()
-        for words in ("frame_mask", "merges", "TensorRT", "Smaller"):
+        for words in ("frame_mask", "merges", "TensorRT", "Smaller", "x64quantprecision"):
             assert words not in text
+
+    def test_an_int8_readme(self, make_bundle, tmp_path):
+        write_repository(make_bundle(precision="int8"), tmp_path / "models")
+        assert "`session.x64quantprecision` = 1" in (tmp_path / "models/README.md").read_text()
 
 
 class TestDestination:

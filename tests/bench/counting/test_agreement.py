@@ -132,7 +132,7 @@ def test_as_a_json_object():
 def test_an_operator_that_does_not_belong_is_no_graph_to_count(tiny_recipe, monkeypatch):
     proto = onnx.ModelProto()
     proto.graph.node.add(op_type="FusedMatMul", domain="com.microsoft")
-    monkeypatch.setattr(exported, "_to_proto", lambda *_: proto)
+    monkeypatch.setattr(exported, "to_proto", lambda *_: proto)
     with pytest.raises(ExportError, match=r"com\.microsoft\.FusedMatMul"):
         exported.graph_of(tiny_recipe("none", "cpu"))
 
