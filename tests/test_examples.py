@@ -1,10 +1,13 @@
-"""The trained model that lies beside the demonstration."""
+"""The trained model that lies beside the demonstration, and the example with outliers."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tempme_export.bundle import open_bundle
 from tempme_export.checkpoint import load_checkpoint
 from tempme_export.data.annotations import open_data
 from tempme_export.data.frames import FrameFiles
@@ -12,8 +15,10 @@ from tempme_export.data.synthetic import write_world
 from tempme_export.evaluation.encoders import open_encoder
 from tempme_export.evaluation.evaluate import evaluate
 from tempme_export.profile import load_profile
+from tempme_export.quantization.calibration import CLIPS
 
-MINI = Path(__file__).parents[1] / "examples/mini.pth"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+MINI = EXAMPLES / "mini.pth"
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +53,23 @@ def test_the_order_of_frames_is_what_it_reads(unseen):
     forth, back = (encoder.encode_frames(f) for f in (frames, np.ascontiguousarray(frames[:, ::-1])))
     texts = encoder.encode_text([unseen.captions[i] for i in turning])
     assert ((texts * forth).sum(-1) > (texts * back).sum(-1) + 0.05).all()
+
+
+def test_outliers_are_exported_and_judged(tmp_path):
+    """The example with the small backbone, as its docstring runs it."""
+    script = EXAMPLES / "outliers.py"
+    done = subprocess.run(
+        [sys.executable, script, "mini-8f", "--batch", "1:2:4"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    manifest = open_bundle(tmp_path / "demo" / "outliers.tempme").manifest
+    assert manifest["precision"] == "int8" and manifest["quantization"]["calibration"]["clips"] == CLIPS
+    checks = {check["name"]: check for report in manifest["parity"] for check in report["checks"]}
+    for tower in ("video", "text"):
+        assert checks[f"{tower}: change by what else is in the batch"]["value"] == 0
+    assert checks["text, batch 8: centred cosine"]["value"] > 0.99

@@ -9,11 +9,13 @@ import polars as pl
 import pytest
 import torch
 
+from tempme_export import pipeline
 from tempme_export.bench import cli, paper, report, suites
 from tempme_export.bench.adapters import ADAPTER_CLAIMS
 from tempme_export.bench.backends import BACKENDS
 from tempme_export.bench.counting import flops
 from tempme_export.export import to_onnx
+from tempme_export.export.to_tensorrt import missing_for_engine
 from tempme_export.hashing import file_sha256
 
 
@@ -371,6 +373,25 @@ def test_a_bundle_is_measured_as_it_is(tempme_bench, tiny, tiny_bundle):
     assert original["weights"] == ort["weights"] == str(tiny[0])
     assert ort["artifact_sha256"] == file_sha256(tiny_bundle / "video.onnx")
     assert ort["build_s"] is None
+
+
+@pytest.mark.gpu
+def test_an_engine_is_measured_beside_torch_and_the_original(tempme_bench, tiny, tmp_path):
+    """Built for real. How fast it is, is for whoever reads the rows; here it must compute the same and be timed."""
+    missing = missing_for_engine("cuda")
+    if missing:
+        pytest.skip("; ".join(missing))
+    bundle = pipeline.export(*tiny, out=tmp_path / "tiny.tempme", trt=True)
+    quick = ["--seconds", 0.05, "--samples", 5]
+    code, out, err = tempme_bench(
+        bundle.path, "--backends", "torch,tensorrt", "--device", "cuda", "--batch", "1,4", *quick, "--json", "-"
+    )
+    assert code == 0, err
+    rows = json.loads(out)["rows"]
+    assert [(row["contender"], row["batch"]) for row in rows] == [
+        (name, batch) for batch in (1, 4) for name in ("original", "torch", "tensorrt")
+    ]
+    assert all(row["parity"] and row["resident_ms"] > 0 and row["device_ms"] > 0 for row in rows)
 
 
 def test_a_bundle_without_its_checkpoint_names_the_command(tempme_bench, tiny, tiny_bundle, monkeypatch):

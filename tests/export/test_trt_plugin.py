@@ -318,19 +318,30 @@ def test_a_kernel_is_launched_as_its_launcher_would(trt, no_compiler, node, prec
         assert drawn(expected.variant, "").parameters == passed
 
 
-@pytest.mark.parametrize(("node", "precision"), [(KEYS, "bf16"), (PLACED, "fp16")], ids=["match", "merge"])
+@every_precision
+@every_node
 def test_the_built_kernel_takes_what_tensorrt_passes(trt, node, precision):
-    """PTX of two small kernels: the parameters in its text, the name, the threads and the shared memory."""
+    """PTX of every tactic: the parameters in its text, the name, the threads, the shared memory, nothing spilled."""
     asked = Asked(trt, node, precision)
     _, _, tactics = asked.tactics()
-    params, scalars = asked.launch(min(tactics))
-    name, text = asked.kernel()
-    passed = ("u64",) * len(node.inputs) + ("u32",) * len(scalars) + ("u64",) * len(node.outputs)
-    assert aot.parameters(text.decode()) == passed
-    assert f".entry {name}(" in text.decode() and ".target sm_80" in text.decode()
-    assert f".reqntid {number(params.block_x, 1)}" in text.decode()
-    assert 0 <= number(params.shared_mem, 1) <= trt_plugin_builds.MAX_SHARED
-    cubin, _ = aot.assemble(text.decode(), "sm_90")
+    call = launches.call_of(node, precision)
+    for tactic, expected in zip(sorted(tactics), launches.plugin_launches(call), strict=True):
+        params, scalars = asked.launch(tactic)
+        name, text = asked.kernel()
+        passed = ("u64",) * len(node.inputs) + ("u32",) * len(scalars) + ("u64",) * len(node.outputs)
+        assert aot.parameters(text.decode()) == passed
+        assert f".entry {name}(" in text.decode() and ".target sm_80" in text.decode()
+        assert f".reqntid {number(params.block_x, 1)}" in text.decode()
+        built = trt_plugin_builds.build(expected.variant, aot.UNIVERSAL)
+        assert built.ptx.encode() == text
+        assert number(params.shared_mem, 1) == built.resources.shared <= trt_plugin_builds.MAX_SHARED
+        assert built.resources.spill_stores == built.resources.spill_loads == 0
+
+
+def test_a_universal_build_runs_on_a_newer_gpu(trt):
+    asked = Asked(trt, KEYS, "bf16")
+    asked.launch(min(asked.tactics()[2]))
+    cubin, _ = aot.assemble(asked.kernel()[1].decode(), "sm_90")
     assert cubin.startswith(b"\x7fELF")
 
 
