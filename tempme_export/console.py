@@ -90,7 +90,7 @@ def show_quantization(quantization: "Quantization") -> None:
         kept, costs = tower.in_float, tower.sensitivities
         named = f"in float: {', '.join(kept)}" if kept else "none in float"
         cost = f"together they cost {tower.cost:.4f} of centred cosine; costliest {costs[0].product}"
-        _line("int8", f"{name}: {len(costs) - len(kept)} products, {named}; {cost}")
+        _line("int8", f"{name}: {len(costs) - len(kept)} of {len(costs)} in 8 bits, {named}; {cost}")
     _line("processor", INT8_ADVICE[int8_products()])
 
 
