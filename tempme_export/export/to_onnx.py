@@ -42,6 +42,7 @@ class TracedVideo(nn.Module):
         self.encoder = encoder
 
     def forward(self, frames: Tensor, frame_mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        """The embedding [B, E], then assign and merged tokens of every merge."""
         merges = Merges()
         embedding = self.encoder.encode(frames, frame_mask, merges)
         return embedding, *(tensor for merge in merges for tensor in merge)
@@ -102,7 +103,12 @@ def to_proto(
     opset: int,
     forms: Mapping[Any, Any] = MappingProxyType(DENSE_FORMS),
 ) -> onnx.ModelProto:
-    """The graph of `module`; `forms` says what each of our operators becomes."""
+    """The graph of `module`, traced on inputs whose batch stands for any.
+
+    forms  what each of our operators becomes
+
+    Raises ExportError for an untested opset.
+    """
     if opset not in OPSETS:
         raise ExportError(f"opset {opset} is not one of {', '.join(map(str, OPSETS))}, which are tested.")
     exporter_log = logging.getLogger("torch.onnx")
@@ -174,6 +180,7 @@ def check_graph(proto: onnx.ModelProto) -> None:
 
 
 def save(proto: onnx.ModelProto, path: Path, check: Callable[[onnx.ModelProto], None] = check_graph) -> None:
+    """Write a graph that passes `check`. Raises ExportError for one above 2 GB, and what `check` raises."""
     size = proto.ByteSize()
     if size > _PROTOBUF_LIMIT:
         raise ExportError(
