@@ -47,18 +47,24 @@ def _deviations(tower: torch.nn.Module, call: Tensor) -> list[float]:
 
 
 def _plant(
-    state: dict[str, Tensor], prefix: str, start: str, last: str, times: Tensor, deviations: list[float]
+    state: dict[str, Tensor],
+    prefix: str,
+    start: str,
+    norm: str,
+    projection: str,
+    times: Tensor,
+    deviations: list[float],
 ) -> None:
     """One tower, in place.
 
     start       what is added to every token before the first block
-    last        the LayerNorm behind the last block and the projection that reads it
+    norm        the LayerNorm behind the last block
+    projection  what reads it
     times       [D]: each channel's constant in deviations of the stream
     deviations  of the stream at every LayerNorm from the first block's on
     """
-    norm, projection = last.split()
     blocks = [f"{prefix}transformer.resblocks.{i}." for i in range(len(deviations) // 2)]
-    writes = [start, *(f"{block}{name}.bias" for block in blocks for name in ("attn.out_proj", "mlp.c_proj"))]
+    writes = [prefix + start, *(f"{block}{name}.bias" for block in blocks for name in ("attn.out_proj", "mlp.c_proj"))]
     reads = [*(f"{block}{name}" for block in blocks for name in ("ln_1", "ln_2")), prefix + norm]
     before = 0.0
     for write, deviation in zip(writes, deviations, strict=True):
@@ -96,14 +102,7 @@ def plant_outliers(state: Mapping[str, Tensor], profile: Profile, seed: int) -> 
         drawn[torch.randperm(width, generator=generator)[:CHANNELS]] = sign * size
         return drawn
 
-    planted, visual = dict(state), "clip.visual."
-    _plant(planted, visual, f"{visual}ln_pre.bias", "ln_post proj", times(recipe.backbone.width), video[1:])
-    _plant(
-        planted,
-        "clip.",
-        "clip.positional_embedding",
-        "ln_final text_projection",
-        times(recipe.backbone.text_width),
-        text,
-    )
+    planted, widths = dict(state), (recipe.backbone.width, recipe.backbone.text_width)
+    _plant(planted, "clip.visual.", "ln_pre.bias", "ln_post", "proj", times(widths[0]), video[1:])
+    _plant(planted, "clip.", "positional_embedding", "ln_final", "text_projection", times(widths[1]), text)
     return planted

@@ -312,7 +312,7 @@ class TestDone:
             "trace": False,
             "trt": False,
             "calibrate": None,
-            "ranges": "minmax",
+            "ranges": None,
             "workspace_gib": None,
             "verbose": False,
         }
