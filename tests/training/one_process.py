@@ -3,6 +3,7 @@
 FOLDER has clips/, mini.pth and small.toml. Every process writes FOLDER/SIZE-RANK.pt: what it found, by name.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -139,6 +140,8 @@ def main(folder):
         found["model"] = take_steps(model, world, preprocess, batches(frames, size, 49408, 12))
     data = open_data(folder / "clips" / "train.csv", "train")
     stages = []
+    # Whoever is first to meet again could still find the store of the first meeting, which is about to close.
+    os.environ["MASTER_PORT"] = os.environ["NEXT_PORT"]
     config = TrainConfig(
         out=folder / f"out-{world.size}",
         epochs=1,

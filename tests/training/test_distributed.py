@@ -26,16 +26,18 @@ def environment(**changes):
     return {**inherited, "OMP_NUM_THREADS": "1", **changes}
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+def free_ports():
+    """Two different ones."""
+    with socket.socket() as first, socket.socket() as second:
+        for probe in (first, second):
+            probe.bind(("127.0.0.1", 0))
+        return str(first.getsockname()[1]), str(second.getsockname()[1])
 
 
-def start(folder, rank, size, port):
-    """One process as torchrun would start it; alone, as a person would."""
+def start(folder, rank, size, port, next_port):
+    """One process as torchrun would start it; alone, as a person would. It meets the others twice."""
     told = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)} if size > 1 else {}
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NEXT_PORT": next_port}
     return subprocess.Popen(
         [sys.executable, str(SCRIPT), str(folder)],
         env=environment(**told, **address),
@@ -51,8 +53,8 @@ def folder(tmp_path_factory, clips, checkpoint, profile):
     shutil.copytree(clips, folder / "clips")
     shutil.copy(checkpoint, folder / "mini.pth")
     shutil.copy(profile, folder / "small.toml")
-    port = free_port()
-    running = [start(folder, rank, size, port) for size in SIZES for rank in range(size)]
+    ports = free_ports()
+    running = [start(folder, rank, size, *ports) for size in SIZES for rank in range(size)]
     try:
         for process in running:
             _, err = process.communicate(timeout=600)
