@@ -17,7 +17,6 @@ from tempme_export.quantization.products import Calls, Range, corrected_bias, ob
 from tempme_export.quantization.ranges import DEFAULT_METHOD, choose_ranges
 from tempme_export.quantization.sensitivity import (
     LIMIT,
-    TOWER_LIMIT,
     Sensitivity,
     centred_loss,
     choose_in_float,
@@ -28,6 +27,7 @@ from tempme_export.recipe import Recipe
 
 _JUDGED = 5  # calibration clips that every product is tried on; odd, for the median
 _EMBEDDING = "embedding"
+_EMBEDDING_LIMIT = 2e-3  # of centred cosine
 
 _Module = TypeVar("_Module", VideoEncoder, TextEncoder)
 
@@ -52,7 +52,7 @@ class Tower(Generic[_Module]):
         return {
             "in_float": list(self.in_float),
             "cost": self.cost,
-            "limits": {"product": LIMIT, "tower": TOWER_LIMIT},
+            "limit": LIMIT,
             "sensitivities": [asdict(one) for one in self.sensitivities],
             "ranges": {name: [one.lowest, one.highest] for name, one in self.ranges.items()},
         }
@@ -98,7 +98,7 @@ def _round_embedding(encoder: TextEncoder, token_ids: Calls) -> Sensitivity:
     expected = torch.cat([encoder(call) for call in token_ids])
     encoder.embedding = RoundedEmbedding(encoder.get_parameter(f"{_EMBEDDING}.weight"))
     found = Sensitivity(_EMBEDDING, centred_loss(expected, torch.cat([encoder(call) for call in token_ids])))
-    if found.too_costly:
+    if not found.cost <= _EMBEDDING_LIMIT:  # nor what cannot be told
         encoder.embedding = embedding
     return found
 
@@ -111,9 +111,10 @@ def prepare_text(recipe: Recipe, token_ids: Calls, method: str = DEFAULT_METHOD)
     """
     encoder = copy.deepcopy(TextEncoder(recipe)).eval()
     embedding = _round_embedding(encoder, _judged(token_ids))
+    left = () if isinstance(encoder.embedding, RoundedEmbedding) else (_EMBEDDING,)
     tower = _prepare(encoder, token_ids, method)
     return replace(
         tower,
         sensitivities=costliest_first([embedding, *tower.sensitivities]),
-        in_float=(*tower.in_float, *([_EMBEDDING] if embedding.too_costly else [])),
+        in_float=(*tower.in_float, *left),
     )
