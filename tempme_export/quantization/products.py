@@ -26,13 +26,23 @@ class Seen:
     """The input of a product over the calibration data.
 
     lowest, highest, total  of each channel, [I]
+    scatter                 sum of the outer products of all vectors less their mean, [I, I]
     rows                    how many vectors were summed
     """
 
     lowest: Tensor
     highest: Tensor
     total: Tensor
+    scatter: Tensor
     rows: int
+
+    @classmethod
+    def of(cls, rows: Tensor) -> "Seen":
+        """What vectors [R, I] of one run are."""
+        total = rows.sum(dim=0, dtype=torch.float64)
+        # About the mean from the start: in float32, squares of a large mean would drown what is about it.
+        apart = rows - (total / len(rows)).to(rows.dtype)
+        return cls(rows.amin(dim=0), rows.amax(dim=0), total, apart.T @ apart, len(rows))
 
     @property
     def mean(self) -> Tensor:
@@ -41,16 +51,20 @@ class Seen:
 
     def joined(self, other: "Seen") -> "Seen":
         """What was seen by both."""
+        rows = self.rows + other.rows
+        apart = (self.mean - other.mean).to(self.scatter.dtype)
         return Seen(
             torch.minimum(self.lowest, other.lowest),
             torch.maximum(self.highest, other.highest),
             self.total + other.total,
-            self.rows + other.rows,
+            self.scatter + other.scatter + torch.outer(apart, apart) * (self.rows * other.rows / rows),
+            rows,
         )
 
     def divided(self, factors: Tensor) -> "Seen":
         """What is seen once the channels are divided by `factors` [I] > 0."""
-        return Seen(self.lowest / factors, self.highest / factors, self.total / factors, self.rows)
+        scatter = self.scatter / torch.outer(factors, factors)
+        return Seen(self.lowest / factors, self.highest / factors, self.total / factors, scatter, self.rows)
 
     @property
     def largest(self) -> Tensor:
@@ -86,24 +100,10 @@ class Range:
         return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, 0, ACTIVATION_STEPS)
 
 
-def rounded_weight(weight: Tensor) -> Tensor:
-    """[O, I] as its 8 bits give it back, one scale for each output channel."""
-    scale = weight.abs().amax(dim=1) / WEIGHT_STEPS
-    scale = torch.where(scale == 0, 1.0, scale)
-    zero = torch.zeros_like(scale, dtype=torch.int32)
-    return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -WEIGHT_STEPS, WEIGHT_STEPS)
-
-
-def corrected_bias(product: Linear, seen: Seen) -> Tensor | None:
-    """The bias with what the rounding of the weights takes from the average input, [O]; None where there is no bias.
-
-    An error that has the same sign in every video is no noise but an offset: the mean brightness alone made up half
-    of the error of a ViT-B/32's embeddings (centred cosine 0.989 without the correction, 0.994 with it).
-    """
-    if product.bias is None:
-        return None
-    lost = (product.weight - rounded_weight(product.weight)).double() @ seen.mean
-    return (product.bias + lost).to(product.bias.dtype)
+def weight_scales(weight: Tensor) -> Tensor:
+    """[O]: distance of two neighbouring steps of each output channel, of which the largest weight is the last."""
+    largest = weight.abs().amax(dim=1)
+    return torch.where(largest == 0, 1.0, largest / WEIGHT_STEPS)
 
 
 def products(tower: nn.Module) -> dict[str, Linear]:
@@ -132,8 +132,7 @@ def observe(tower: nn.Module, calls: Calls) -> dict[str, Seen]:
     seen: dict[str, Seen] = {}
 
     def note(name: str, x: Tensor) -> None:
-        rows = x.flatten(0, -2)
-        here = Seen(rows.amin(dim=0), rows.amax(dim=0), rows.sum(dim=0, dtype=torch.float64), len(rows))
+        here = Seen.of(x.flatten(0, -2))
         seen[name] = seen[name].joined(here) if name in seen else here
 
     with hooked(tower, note):

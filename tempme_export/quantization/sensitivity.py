@@ -1,7 +1,7 @@
 """What each product costs in accuracy when it alone is computed in 8 bits, and which are therefore left in float."""
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,16 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tempme_export.model import Merges, Stages, VideoEncoder
-from tempme_export.quantization.products import (
-    Calls,
-    Encoder,
-    Range,
-    Seen,
-    corrected_bias,
-    hooked,
-    products,
-    rounded_weight,
-)
+from tempme_export.quantization.products import Calls, Encoder, Range, hooked, products
+from tempme_export.quantization.rounding import Rounded
 
 LIMIT = 1e-2  # of centred cosine that all rounded products of a tower together may cost
 
@@ -79,37 +71,39 @@ def _from(stages: Stages, first: int, states: Sequence[Any]) -> Tensor:
     return x
 
 
+def put(tower: nn.Module, parameters: Mapping[str, Rounded]) -> None:
+    """Give products of a tower other parameters."""
+    known = products(tower)
+    for name, one in parameters.items():
+        known[name].weight, known[name].bias = one.weight, one.bias
+
+
 @contextmanager
-def rounded(
-    tower: nn.Module, names: Collection[str], ranges: Mapping[str, Range], seen: Mapping[str, Seen]
-) -> Iterator[None]:
-    """While the context is open, the named products compute in 8 bits, their biases corrected."""
-    before = {name: (one.weight, one.bias) for name, one in products(tower).items() if name in names}
-    for name in before:
-        product = products(tower)[name]
-        product.weight, product.bias = rounded_weight(product.weight), corrected_bias(product, seen[name])
+def rounded(tower: nn.Module, parameters: Mapping[str, Rounded], ranges: Mapping[str, Range]) -> Iterator[None]:
+    """While the context is open, the products named by `parameters` compute in 8 bits."""
+    before = {name: Rounded(one.weight, one.bias) for name, one in products(tower).items() if name in parameters}
+    put(tower, parameters)
     try:
-        with hooked(tower, lambda name, x: ranges[name].rounded(x) if name in before else None):
+        with hooked(tower, lambda name, x: ranges[name].rounded(x) if name in parameters else None):
             yield
     finally:
-        for name, (weight, bias) in before.items():
-            product = products(tower)[name]
-            product.weight, product.bias = weight, bias
+        put(tower, before)
 
 
 @torch.inference_mode()
 def measure(
-    tower: Encoder, ranges: Mapping[str, Range], seen: Mapping[str, Seen], calls: Calls
+    tower: Encoder, parameters: Mapping[str, Rounded], ranges: Mapping[str, Range], calls: Calls
 ) -> tuple[Sensitivity, ...]:
     """Every product of a tower, the costliest first.
 
-    calls  at least two inputs: one alone has no centre
+    parameters  of every product in 8 bits
+    calls       at least two inputs: one alone has no centre
     """
     states = [_states(_stages(tower, call), call) for call in calls]
     expected = torch.cat([one[-1] for one in states])
     found = []
-    for name in products(tower):
-        with rounded(tower, [name], ranges, seen):
+    for name, one in parameters.items():
+        with rounded(tower, {name: one}, ranges):
             parts = [
                 _from(_stages(tower, call), _stage_of(name), kept) for call, kept in zip(calls, states, strict=True)
             ]
@@ -120,8 +114,8 @@ def measure(
 @torch.inference_mode()
 def choose_in_float(
     tower: nn.Module,
+    parameters: Mapping[str, Rounded],
     ranges: Mapping[str, Range],
-    seen: Mapping[str, Seen],
     calls: Calls,
     sensitivities: Sequence[Sensitivity],
 ) -> tuple[tuple[str, ...], float]:
@@ -132,9 +126,10 @@ def choose_in_float(
     count = 0
     expected = torch.cat([tower(call) for call in calls])
     while True:
-        names = [one.product for one in sensitivities[count:]]
-        with rounded(tower, names, ranges, seen):
+        in_float = tuple(one.product for one in sensitivities[:count])
+        kept = {name: one for name, one in parameters.items() if name not in in_float}
+        with rounded(tower, kept, ranges):
             cost = centred_loss(expected, torch.cat([tower(call) for call in calls]))
-        if cost <= LIMIT or not names:
-            return tuple(one.product for one in sensitivities[:count]), cost
+        if cost <= LIMIT or not kept:
+            return in_float, cost
         count += 1

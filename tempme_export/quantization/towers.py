@@ -1,4 +1,4 @@
-"""A tower made ready for 8 bits: its weights migrated and corrected, the ranges of its activations, and what stays in
+"""A tower made ready for 8 bits: its weights migrated and rounded, the ranges of its activations, and what stays in
 float, with the reason."""
 
 import copy
@@ -13,8 +13,9 @@ from tempme_export.model import TextEncoder, VideoEncoder
 from tempme_export.quantization.embedding import RoundedEmbedding
 from tempme_export.quantization.migration import migrate
 from tempme_export.quantization.pixels import PIXELS, PixelPatches
-from tempme_export.quantization.products import Calls, Range, corrected_bias, observe, products
+from tempme_export.quantization.products import Calls, Range, observe, products
 from tempme_export.quantization.ranges import DEFAULT_METHOD, choose_ranges
+from tempme_export.quantization.rounding import round_product
 from tempme_export.quantization.sensitivity import (
     LIMIT,
     Sensitivity,
@@ -22,6 +23,7 @@ from tempme_export.quantization.sensitivity import (
     choose_in_float,
     costliest_first,
     measure,
+    put,
 )
 from tempme_export.recipe import Recipe
 
@@ -69,12 +71,11 @@ def _prepare(
     """known  ranges that are not left to what the calibration data show"""
     seen = migrate(tower, observe(tower, calls))
     ranges = {**choose_ranges(tower, seen, calls, method), **known}
+    parameters = {name: round_product(product, seen[name]) for name, product in products(tower).items()}
     judged = _judged(calls)
-    sensitivities = measure(tower, ranges, seen, judged)
-    in_float, cost = choose_in_float(tower, ranges, seen, judged, sensitivities)
-    for name, product in products(tower).items():
-        if name not in in_float:
-            product.bias = corrected_bias(product, seen[name])
+    sensitivities = measure(tower, parameters, ranges, judged)
+    in_float, cost = choose_in_float(tower, parameters, ranges, judged, sensitivities)
+    put(tower, {name: one for name, one in parameters.items() if name not in in_float})
     return Tower(tower, ranges, sensitivities, in_float, cost)
 
 

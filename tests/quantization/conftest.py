@@ -1,6 +1,5 @@
 """A tiny model with planted outliers, the trained mini model, and both made ready for 8 bits once for all tests."""
 
-import copy
 import dataclasses
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from tempme_export.profile import FROM_CHECKPOINT, BatchRange, Profile
 from tempme_export.quantization.build import prepare as quantize
 from tempme_export.quantization.calibration import Calibration
 from tempme_export.quantization.outliers import plant_outliers
-from tempme_export.quantization.products import hooked, products, rounded_weight
+from tempme_export.quantization.products import hooked
 from tempme_export.quantization.qdq import quantise
 from tempme_export.recipe import prepare
 from tempme_export.schedule import MergePolicy
@@ -175,10 +174,6 @@ def fake_quantised():
 
     @torch.inference_mode()
     def run(module, ranges, in_float, call):
-        module = copy.deepcopy(module)
-        for name, product in products(module).items():
-            if name not in in_float:
-                product.weight = rounded_weight(product.weight)
         with hooked(module, lambda name, x: None if name in in_float else ranges[name].rounded(x)):
             return module(call)
 

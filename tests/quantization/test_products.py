@@ -11,11 +11,9 @@ from tempme_export.model import Linear
 from tempme_export.quantization.products import (
     Range,
     Seen,
-    corrected_bias,
     hooked,
     observe,
     products,
-    rounded_weight,
 )
 
 ENDS = st.floats(-1e3, 1e3).map(lambda x: round(x, 6))  # ends of 1e-39 have no steps in float32
@@ -74,46 +72,6 @@ class TestRange:
         torch.testing.assert_close(one.rounded(x), torch.tensor([-1.0, -1.0, 0.0, 0.02, 4.1, 4.1]))
 
 
-class TestWeights:
-    @settings(max_examples=40, deadline=None)
-    @given(st.integers(0, 2**32 - 1), st.integers(1, 7), st.integers(1, 33))
-    def test_by_definition(self, seed, outputs, inputs):
-        rng = np.random.default_rng(seed)
-        weight = (rng.standard_normal((outputs, inputs)) * 10.0 ** rng.integers(-4, 4, (outputs, 1))).astype(np.float32)
-        scale = np.abs(weight).max(axis=1, keepdims=True).astype(np.float64) / 127
-        found = rounded_weight(torch.from_numpy(weight)).numpy()
-        steps = found / scale
-        np.testing.assert_allclose(steps, np.rint(steps), atol=1e-3)
-        assert np.abs(np.rint(steps)).max(axis=1).tolist() == [127] * outputs, "each channel uses all of its steps"
-        assert (np.abs(found - weight) <= 0.501 * scale).all()
-
-    def test_a_channel_of_zeros_stays(self):
-        weight = torch.tensor([[0.0, 0.0], [1.0, -127.0]])
-        torch.testing.assert_close(rounded_weight(weight), weight, rtol=1e-6, atol=0)
-
-    def test_symmetric(self):
-        weight = draw(5, 4, 9)
-        assert torch.equal(rounded_weight(-weight), -rounded_weight(weight))
-
-
-class TestBias:
-    def test_takes_back_the_average_error(self):
-        x = draw(3, 1000, 5) + 2
-        product = Linear(draw(4, 3, 5), draw(6, 3))
-        seen = observe(nn.Sequential(product), [x])["0"]
-        bias = corrected_bias(product, seen)
-        assert bias.dtype == torch.float32
-        exact = product(x).double().mean(dim=0)
-        rounded = x.double() @ rounded_weight(product.weight).double().T
-        torch.testing.assert_close((rounded + bias).mean(dim=0), exact, rtol=0, atol=1e-5)
-        uncorrected = (rounded + product.bias).mean(dim=0)
-        assert float((uncorrected - exact).abs().max()) > 1e-3, "there was an error to take back"
-
-    def test_none_where_there_is_none(self):
-        product = Linear(draw(4, 3, 5))
-        assert corrected_bias(product, Seen(*[torch.ones(5)] * 3, 1)) is None
-
-
 class TestSeen:
     def test_is_of_all_rows_of_all_calls(self):
         tower = Small()
@@ -129,12 +87,29 @@ class TestSeen:
             assert torch.equal(found.highest, expected.amax(dim=0))
             torch.testing.assert_close(found.mean, expected.double().mean(dim=0))
             assert torch.equal(found.largest, expected.abs().amax(dim=0))
+            scatter = torch.cov(expected.double().T, correction=0) * 11
+            torch.testing.assert_close(found.scatter, scatter.float(), rtol=1e-5, atol=1e-5)
+
+    def test_scatter_is_not_drowned_by_a_large_mean(self):
+        """Outlier channels are large in every token, by nearly as much."""
+        rows = draw(13, 900, 4) + torch.tensor([3e3, 0.0, -1e3, 0.0])
+        parts = [Seen.of(part) for part in rows.split([500, 1, 399])]
+        found = parts[0].joined(parts[1]).joined(parts[2]).scatter
+        expected = torch.cov(rows.double().T, correction=0) * 900
+        torch.testing.assert_close(found, expected.float(), rtol=1e-3, atol=0.5)
 
     def test_divided(self):
-        one = Seen(torch.tensor([-4.0, 1.0]), torch.tensor([2.0, 3.0]), torch.tensor([8.0, 4.0]).double(), 4)
+        one = Seen(
+            torch.tensor([-4.0, 1.0]),
+            torch.tensor([2.0, 3.0]),
+            torch.tensor([8.0, 4.0]).double(),
+            torch.tensor([[8.0, 2.0], [2.0, 1.0]]),
+            4,
+        )
         found = one.divided(torch.tensor([2.0, 0.5]))
         assert found.lowest.tolist() == [-2, 2] and found.highest.tolist() == [1, 6]
         assert found.mean.tolist() == [1, 2] and found.largest.tolist() == [2, 6] and found.rows == 4
+        assert found.scatter.tolist() == [[2, 2], [2, 4]]
 
 
 class TestHooks:

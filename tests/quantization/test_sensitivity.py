@@ -9,8 +9,9 @@ from torch.nn.functional import cosine_similarity
 
 from tempme_export.model import Merges, TextEncoder, VideoEncoder
 from tempme_export.quantization import sensitivity
-from tempme_export.quantization.products import corrected_bias, hooked, observe, products, rounded_weight
+from tempme_export.quantization.products import hooked, observe, products
 from tempme_export.quantization.ranges import choose_ranges
+from tempme_export.quantization.rounding import Rounded, round_product
 from tempme_export.quantization.sensitivity import (
     Sensitivity,
     centred_loss,
@@ -23,7 +24,8 @@ from tempme_export.quantization.sensitivity import (
 
 def case(tower, calls):
     seen = observe(tower, calls)
-    return tower, choose_ranges(tower, seen, calls, "minmax"), seen, calls
+    parameters = {name: round_product(product, seen[name]) for name, product in products(tower).items()}
+    return tower, parameters, choose_ranges(tower, seen, calls, "minmax"), calls
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +39,12 @@ def text(planted_recipe, calibration_of):
 
 
 @torch.inference_mode()
-def by_definition(tower, ranges, seen, calls, names):
+def by_definition(tower, parameters, ranges, calls, names):
     """The whole tower run with some products rounded."""
     expected, tower = torch.cat([tower(call) for call in calls]), copy.deepcopy(tower)
     for name, product in products(tower).items():
         if name in names:
-            product.weight, product.bias = rounded_weight(product.weight), corrected_bias(product, seen[name])
+            product.weight, product.bias = parameters[name].weight, parameters[name].bias
     with hooked(tower, lambda name, x: ranges[name].rounded(x) if name in names else None):
         found = torch.cat([tower(call) for call in calls])
     mean = expected.double().mean(dim=0)
@@ -93,6 +95,15 @@ def test_the_costliest_go_first_until_the_limit_holds(text, monkeypatch):
     assert cost == by_definition(*text, names[len(found) :])
 
 
+def test_a_product_that_gives_nan_goes_first_and_alone(text, monkeypatch):
+    monkeypatch.setattr(sensitivity, "LIMIT", 1.0)
+    tower, parameters, ranges, calls = text
+    name = "text_projection"
+    broken = {**parameters, name: Rounded(torch.full_like(parameters[name].weight, math.nan), None)}
+    found, cost = choose_in_float(tower, broken, ranges, calls, measure(tower, broken, ranges, calls))
+    assert found == (name,) and 0 < cost < 1
+
+
 def test_what_costs_much_alone_stays_rounded_where_the_tower_keeps_its_limit(text, monkeypatch):
     """Alone it may have met a decision that nearly ties."""
     monkeypatch.setattr(sensitivity, "LIMIT", 1.0)
@@ -130,9 +141,9 @@ def test_a_limit_that_nothing_keeps_leaves_all_in_float(text, monkeypatch):
 
 
 def test_an_error_leaves_the_tower_as_it_was(text):
-    tower, ranges, seen, _ = text
+    tower, parameters, ranges, _ = text
     weight = tower.text_projection.weight
-    with pytest.raises(RuntimeError, match="enough"), rounded(tower, ["text_projection"], ranges, seen):
+    with pytest.raises(RuntimeError, match="enough"), rounded(tower, parameters, ranges):
         assert tower.text_projection.weight is not weight
         raise RuntimeError("enough")
     assert tower.text_projection.weight is weight

@@ -8,11 +8,12 @@ import torch
 
 from tempme_export.model import TextEncoder, VideoEncoder
 from tempme_export.parity import centred_cosine
-from tempme_export.quantization import sensitivity, towers
+from tempme_export.quantization import towers
 from tempme_export.quantization.embedding import RoundedEmbedding
 from tempme_export.quantization.pixels import PIXELS
-from tempme_export.quantization.products import Range, corrected_bias, observe, products
+from tempme_export.quantization.products import Range, observe, products
 from tempme_export.quantization.ranges import choose_ranges
+from tempme_export.quantization.rounding import round_product
 from tempme_export.quantization.towers import prepare_text, prepare_video
 from tempme_export.selftest import draw_token_ids
 
@@ -71,8 +72,8 @@ def test_what_the_manifest_says(planted, name):
         assert lowest <= 0 <= highest and Range(lowest, highest) == tower.ranges[product]
 
 
-def test_only_rounded_products_are_corrected(plain_recipe, calibration_of, monkeypatch):
-    """One that stays in float has nothing to take back."""
+def test_only_products_in_8_bits_are_rounded(plain_recipe, calibration_of, monkeypatch):
+    """One that stays in float keeps its weights, and has nothing to take back."""
     chosen = ("blocks.0.mlp.c_fc", "blocks.1.attn.in_proj")
     monkeypatch.setattr(towers, "choose_in_float", lambda *_: (chosen, 0.0))
     monkeypatch.setattr(towers, "migrate", lambda tower, seen: seen)
@@ -84,9 +85,11 @@ def test_only_rounded_products_are_corrected(plain_recipe, calibration_of, monke
     assert tower.in_float == chosen
     for name, product in products(tower.module).items():
         old = products(encoder)[name]
+        expected = old if name in chosen else round_product(old, seen[name])
+        assert torch.equal(product.weight, expected.weight), name
+        assert torch.equal(product.weight, old.weight) is (name in chosen)
         if old.bias is not None:
-            expected = old.bias if name in chosen else corrected_bias(old, seen[name])
-            assert torch.equal(product.bias, expected), name
+            assert torch.equal(product.bias, expected.bias), name
             assert torch.equal(product.bias, old.bias) is (name in chosen)
 
 
