@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tempme_export.errors import CheckpointError
 from tempme_export.model import Linear, TextEncoder, VideoEncoder
 
 ACTIVATION_STEPS = 255
@@ -128,7 +129,10 @@ def hooked(tower: nn.Module, hook: Callable[[str, Tensor], Tensor | None]) -> It
 
 @torch.inference_mode()
 def observe(tower: nn.Module, calls: Calls) -> dict[str, Seen]:
-    """Run the calibration data through a tower and note what each product is given."""
+    """Run the calibration data through a tower and note what each product is given.
+
+    Raises CheckpointError where a product reads or holds what is not a number: 8 bits have no value for it.
+    """
     seen: dict[str, Seen] = {}
 
     def note(name: str, x: Tensor) -> None:
@@ -138,4 +142,10 @@ def observe(tower: nn.Module, calls: Calls) -> dict[str, Seen]:
     with hooked(tower, note):
         for call in calls:
             tower(call)
+    for name, product in products(tower).items():
+        if not (seen[name].total.isfinite().all() and product.weight.isfinite().all()):
+            raise CheckpointError(
+                f"found infinities or NaN in the weights or the input of {name}, expected numbers: the checkpoint does "
+                "not compute in float32 what could be quantised. Use one whose training did not diverge."
+            )
     return seen

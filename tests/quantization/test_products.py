@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from tempme_export.errors import CheckpointError
 from tempme_export.model import Linear
 from tempme_export.quantization.products import (
     Range,
@@ -110,6 +111,18 @@ class TestSeen:
         assert found.lowest.tolist() == [-2, 2] and found.highest.tolist() == [1, 6]
         assert found.mean.tolist() == [1, 2] and found.largest.tolist() == [2, 6] and found.rows == 4
         assert found.scatter.tolist() == [[2, 2], [2, 4]]
+
+    @pytest.mark.parametrize("where", ["weight", "input"])
+    @pytest.mark.parametrize("value", [torch.inf, torch.nan])
+    def test_what_is_not_finite_is_refused(self, where, value):
+        tower, calls = Small(), [draw(10, 4, 3), draw(11, 4, 3)]
+        if where == "weight":
+            tower.last.weight[1, 2] = value
+        else:
+            calls[1][2, 0] = value
+        name = "last" if where == "weight" else "first"
+        with pytest.raises(CheckpointError, match=f"in the weights or the input of {name}, expected numbers"):
+            observe(tower, calls)
 
 
 class TestHooks:
