@@ -60,10 +60,11 @@ class Backend:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A backend ready to run. `build_s` and `artifact_sha256` are None where it runs from weights.
+    """A backend ready to run. `build_s`, `artifact_mb` and `artifact_sha256` are None where it runs from weights.
 
-    load_mb  resident memory that loading added, in 1e6 bytes
-    onnx     the file, where it runs an ONNX graph
+    load_mb      resident memory that loading added, in 1e6 bytes
+    artifact_mb  size of the file that it runs, in 1e6 bytes
+    onnx         the file, where it runs an ONNX graph
     """
 
     name: str
@@ -72,6 +73,7 @@ class Loaded:
     load_s: float
     load_mb: float | None
     build_s: float | None
+    artifact_mb: float | None
     artifact_sha256: str | None
     onnx: Path | None = None
 
@@ -241,6 +243,7 @@ def ready(
     load: Callable[[], Runner],
     precision: str = "fp32",
     build_s: float | None = None,
+    artifact_mb: float | None = None,
     artifact_sha256: str | None = None,
     onnx: Path | None = None,
 ) -> Loaded:
@@ -249,7 +252,7 @@ def ready(
     runner, memory = measured(load)
     load_s = time.perf_counter() - start
     kept = None if memory is None else memory.kept
-    return Loaded(name, runner, precision, load_s, kept, build_s, artifact_sha256, onnx)
+    return Loaded(name, runner, precision, load_s, kept, build_s, artifact_mb, artifact_sha256, onnx)
 
 
 def load(name: str, case: Case, device: str, folder: Path) -> Loaded:
@@ -261,17 +264,17 @@ def load(name: str, case: Case, device: str, folder: Path) -> Loaded:
     if backend.device not in (None, kind):
         raise BackendError(f"it runs on {backend.device} only, and this measurement on {kind}.")
     backend.require()
-    artifact, build_s, sha256 = None, None, None
+    artifact, build_s, size, sha256 = None, None, None, None
     if backend.build is not None:
         artifact = case.artifact(backend.file)
         if artifact is None:
             start = time.perf_counter()
             artifact = backend.build(case, folder)
             build_s = time.perf_counter() - start
-        sha256 = file_sha256(artifact)
+        size, sha256 = artifact.stat().st_size / 1e6, file_sha256(artifact)
     precision = backend.precision or case.precision
     onnx = artifact if backend.file in (VIDEO, _INT8) else None
-    return ready(name, lambda: backend.load(case, artifact, device), precision, build_s, sha256, onnx)
+    return ready(name, lambda: backend.load(case, artifact, device), precision, build_s, size, sha256, onnx)
 
 
 def load_all(

@@ -41,7 +41,8 @@ class Row:
     one_minus_cosine  largest distance of an embedding from the original path's, on the inputs measured
     centred_loss      the same distance after the inputs' mean embedding is subtracted from both
     parity            whether that lies within the tolerance
-    artifact_sha256   of the file the backend runs; None where it runs from weights
+    artifact_mb, artifact_sha256
+                      of the file the backend runs; None where it runs from weights
     handicap_percent  by how much it was slowed down on purpose, to test the harness itself
     time              when the measurement was done, ISO 8601 in UTC
     """
@@ -82,6 +83,7 @@ class Row:
     one_minus_cosine: float
     centred_loss: float
     parity: bool
+    artifact_mb: float | None
     artifact_sha256: str | None
     handicap_percent: float
     cpu: str

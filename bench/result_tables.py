@@ -66,9 +66,9 @@ def _speed_table(rows: Sequence["Row"]) -> Table:
 
 def _cost_table(rows: Sequence["Row"]) -> Table:
     table = new_table(
-        "Operations and final tokens of a video; getting ready; memory that loading and encoding add.",
+        "Operations and final tokens of a video; getting ready; the file; memory that loading and encoding add.",
         [""],
-        ["batch", "GMACs", "GFLOPs", "tokens", "build s", "load s", "load MB", "encode MB"],
+        ["batch", "GMACs", "GFLOPs", "tokens", "build s", "file MB", "load s", "load MB", "encode MB"],
     )
     for row in rows:
         table.add_row(
@@ -78,6 +78,7 @@ def _cost_table(rows: Sequence["Row"]) -> Table:
             f"{row.gflops:.2f}",
             times((row.final_clips, row.final_tokens)),
             _or_empty(row.build_s, ".1f"),
+            _or_empty(row.artifact_mb, ".1f"),
             f"{row.load_s:.1f}",
             _or_empty(row.load_mb, ".0f"),
             _or_empty(row.encode_mb, ".0f"),

@@ -229,6 +229,7 @@ class Bench:
             one_minus_cosine=distance.plain,
             centred_loss=distance.centred,
             parity=True,
+            artifact_mb=one.loaded.artifact_mb,
             artifact_sha256=one.loaded.artifact_sha256,
             handicap_percent=dict(self.request.handicap).get(one.name, 0.0),
             **dataclasses.asdict(machine(self.request.device)),

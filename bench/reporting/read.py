@@ -23,7 +23,7 @@ _NUMBERS = frozenset(
     (
         *("frames", "batch", "videos_per_s", "frames_per_s", "ratio", "ratio_low", "ratio_high"),
         *("p50_ms", "p90_ms", "p99_ms", "mean_ms", "cov", "samples", "warmup", "resident_ms", "device_ms"),
-        *("gmacs", "gflops", "final_clips", "final_tokens", "load_mb", "encode_mb", "device_mb"),
+        *("gmacs", "gflops", "final_clips", "final_tokens", "load_mb", "encode_mb", "device_mb", "artifact_mb"),
         *("build_s", "load_s", "one_minus_cosine", "centred_loss", "handicap_percent", "threads", "load_average"),
     )
 )

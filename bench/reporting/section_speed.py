@@ -263,6 +263,7 @@ def _cost_table(groups: Set) -> Html:
     sides = _sides(groups)
     keys = {
         "build s": "build_s",
+        "file MB": "artifact_mb",
         "load s": "load_s",
         "loading MB": "load_mb",
         "encoding MB": "encode_mb",
@@ -271,5 +272,5 @@ def _cost_table(groups: Set) -> Html:
     whole = [_figures(sides, key) for key in keys.values()]
     columns = [Column("contender", figures=False), Column("batch"), *(Column(head) for head in keys)]
     rows = [[side.name, str(side.row["batch"]), *(column[i] for column in whole)] for i, side in enumerate(sides)]
-    caption = "Getting ready, and memory of this process beyond what it held before (1 MB is 1e6 bytes)"
+    caption = "Getting ready, the file, and memory of this process beyond what it held before (1 MB is 1e6 bytes)"
     return full_table(f"{caption}: {_title(groups)}", columns, rows)

@@ -209,6 +209,7 @@ def test_a_checkpoint_from_command_to_files(tempme_bench, tiny, tiny_bundle, tmp
     assert pl.read_csv(tmp_path / report.CSV)["contender"].to_list() == names * 2
     ort = rows.filter(pl.col("backend").is_in(["ort", "openvino"]))
     assert set(ort["artifact_sha256"]) == {file_sha256(tiny_bundle / "video.onnx")}
+    assert set(ort["artifact_mb"]) == {(tiny_bundle / "video.onnx").stat().st_size / 1e6}
     assert ort["build_s"].min() > 0
     assert tempme_bench(checkpoint, "--profile", profile, *quick, "--out", tmp_path)[0] == 2
 

@@ -51,6 +51,7 @@ def row(**changes):
         "one_minus_cosine": 0.0,
         "centred_loss": 0.0,
         "parity": True,
+        "artifact_mb": None,
         "artifact_sha256": None,
         "handicap_percent": 0.0,
         "time": "2026-01-02T03:04:05+00:00",
@@ -69,6 +70,7 @@ ROWS = (
         ratio_low=1.2,
         ratio_high=1.3,
         build_s=3.5,
+        artifact_mb=14.5,
         artifact_sha256="ab" * 32,
     ),
 )

@@ -75,7 +75,7 @@ def test_rows_hold_speed_accuracy_and_counts(case, tmp_path):
         assert (row.final_clips, row.final_tokens) == (1, case.recipe.plan.final_tokens)
         assert row.method == "tempme" and row.backend == row.contender
         assert row.parity and row.one_minus_cosine <= 1e-6 and 0 <= row.centred_loss <= 1e-3
-        assert row.load_s > 0 and row.build_s is None and row.artifact_sha256 is None
+        assert row.load_s > 0 and row.build_s is None and row.artifact_mb is None and row.artifact_sha256 is None
         assert row.ratio_low <= row.ratio <= row.ratio_high
         assert row.handicap_percent == 0
         assert (row.resident_ms, row.device_ms, row.device_mb) == (None, None, None)
