@@ -1,4 +1,4 @@
-"""The clips and captions whose activations fix the scales of an int8 encoder."""
+"""The clips and captions whose activations fix the scales of an int8 encoder, and what its weights are rounded for."""
 
 import hashlib
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ _ACTIONS = (
 
 @dataclass(frozen=True)
 class Calibration:
-    """What scales are taken from.
+    """What scales are taken from, and weights rounded for.
 
     source    as it was given
     clips     uint8 [V, F, S, S, 3]
@@ -65,7 +65,8 @@ class Calibration:
             return ()
         return (
             f"found {len(self.clips)} calibration clips, expected at least {FEWEST}: what no clip shows is cut off at "
-            "the ends of the ranges. Give more, of the kind that will be indexed.",
+            "the ends of the ranges, and weights are rounded for what they show. Give more, of the kind that will be "
+            "indexed.",
         )
 
     def video_calls(self, preprocess: Preprocess) -> Calls:

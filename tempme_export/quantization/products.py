@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tempme_export.errors import CheckpointError
 from tempme_export.model import Linear, TextEncoder, VideoEncoder
 
 ACTIVATION_STEPS = 255
@@ -26,9 +25,10 @@ Calls = Sequence[Tensor]  # one input of the tower each
 class Seen:
     """The input of a product over the calibration data.
 
-    lowest, highest, total  of each channel, [I]
-    scatter                 sum of the outer products of all vectors less their mean, [I, I]
-    rows                    how many vectors were summed
+    lowest, highest  of each channel, float32 [I]
+    total            of each channel, float64 [I]
+    scatter          sum of the outer products of all vectors less their mean, float32 [I, I]
+    rows             how many vectors these are
     """
 
     lowest: Tensor
@@ -39,11 +39,16 @@ class Seen:
 
     @classmethod
     def of(cls, rows: Tensor) -> "Seen":
-        """What vectors [R, I] of one run are."""
+        """Of one run's vectors, float32 [R, I] with R >= 1."""
         total = rows.sum(dim=0, dtype=torch.float64)
         # About the mean from the start: in float32, squares of a large mean would drown what is about it.
         apart = rows - (total / len(rows)).to(rows.dtype)
         return cls(rows.amin(dim=0), rows.amax(dim=0), total, apart.T @ apart, len(rows))
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether numbers can be drawn from it: no infinity, no NaN, and none by squaring."""
+        return bool(self.total.isfinite().all() and self.scatter.isfinite().all())
 
     @property
     def mean(self) -> Tensor:
@@ -103,8 +108,8 @@ class Range:
 
 def weight_scales(weight: Tensor) -> Tensor:
     """[O]: distance of two neighbouring steps of each output channel, of which the largest weight is the last."""
-    largest = weight.abs().amax(dim=1)
-    return torch.where(largest == 0, 1.0, largest / WEIGHT_STEPS)
+    scale = weight.abs().amax(dim=1) / WEIGHT_STEPS
+    return torch.where(scale == 0, 1.0, scale)
 
 
 def products(tower: nn.Module) -> dict[str, Linear]:
@@ -127,25 +132,29 @@ def hooked(tower: nn.Module, hook: Callable[[str, Tensor], Tensor | None]) -> It
             handle.remove()
 
 
-@torch.inference_mode()
-def observe(tower: nn.Module, calls: Calls) -> dict[str, Seen]:
-    """Run the calibration data through a tower and note what each product is given.
+def _counted(call: Tensor, x: Tensor) -> Tensor:
+    """[R, I]: the rows of a product's input [..., I] that count. Of a text they end with its end token, the largest id:
+    no embedding depends on what lies behind, and that is most of what there is."""
+    if call.is_floating_point() or x.shape[1] != call.shape[1]:
+        return x.flatten(0, -2)
+    return x[torch.arange(call.shape[1]) <= call.argmax(dim=-1, keepdim=True)]
 
-    Raises CheckpointError where a product reads or holds what is not a number: 8 bits have no value for it.
-    """
+
+@torch.inference_mode()
+def watch(tower: nn.Module, calls: Calls, note: Callable[[str, Tensor], None]) -> None:
+    """Run the calibration data through a tower. `note` is given every product's name and its input [R, I]."""
+    for call in calls:
+        with hooked(tower, lambda name, x, call=call: note(name, _counted(call, x))):
+            tower(call)
+
+
+def observe(tower: nn.Module, calls: Calls) -> dict[str, Seen]:
+    """What each product is given over the calibration data, at least one call."""
     seen: dict[str, Seen] = {}
 
-    def note(name: str, x: Tensor) -> None:
-        here = Seen.of(x.flatten(0, -2))
+    def note(name: str, rows: Tensor) -> None:
+        here = Seen.of(rows)
         seen[name] = seen[name].joined(here) if name in seen else here
 
-    with hooked(tower, note):
-        for call in calls:
-            tower(call)
-    for name, product in products(tower).items():
-        if not (seen[name].total.isfinite().all() and product.weight.isfinite().all()):
-            raise CheckpointError(
-                f"found infinities or NaN in the weights or the input of {name}, expected numbers: the checkpoint does "
-                "not compute in float32 what could be quantised. Use one whose training did not diverge."
-            )
+    watch(tower, calls, note)
     return seen

@@ -9,11 +9,10 @@ import contextlib
 import os
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from tempme_export.errors import UsageError
-from tempme_export.quantization.products import Calls, Range, Seen, hooked
+from tempme_export.quantization.products import Calls, Range, Seen, watch
 
 METHODS = ("minmax", "percentile", "entropy")
 DEFAULT_METHOD = "minmax"
@@ -32,7 +31,6 @@ def _whole(seen: Mapping[str, Seen]) -> dict[str, Range]:
     return {name: Range.of(float(one.lowest.min()), float(one.highest.max())) for name, one in seen.items()}
 
 
-@torch.inference_mode()
 def _by_histogram(tower: nn.Module, calls: Calls, method: str) -> dict[str, Range]:
     from onnxruntime.quantization.calibrate import HistogramCollector
 
@@ -45,14 +43,12 @@ def _by_histogram(tower: nn.Module, calls: Calls, method: str) -> dict[str, Rang
         scenario="same",
     )
 
-    def note(name: str, x: Tensor) -> None:
-        collector.collect({name: x.numpy()})
+    def note(name: str, rows: Tensor) -> None:
+        collector.collect({name: rows.numpy()})
 
     # It prints its progress, and stdout is for data.
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        with hooked(tower, note):
-            for call in calls:
-                tower(call)
+        watch(tower, calls, note)
         found = collector.compute_collection_result()
     return {name: Range.of(float(one[0]), float(one[1])) for name, one in found.items()}
 

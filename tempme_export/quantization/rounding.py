@@ -47,7 +47,7 @@ def _influence(costs: Tensor) -> Tensor:
 def _fit(weight: Tensor, costs: Tensor) -> Tensor:
     """weight [O, I] on its own steps, the most used columns first."""
     scale = weight_scales(weight).double()
-    order = torch.argsort(costs.diagonal(), descending=True)
+    order = torch.argsort(costs.diagonal(), descending=True, stable=True)
     influence = _influence(costs[order][:, order])
     rest = weight.double()[:, order]
     # The largest weight of a channel is its last step by definition, and stays there: it is what tells the scale.

@@ -14,7 +14,7 @@ from tempme_export.model import Merges, Stages, VideoEncoder
 from tempme_export.quantization.products import Calls, Encoder, Range, hooked, products
 from tempme_export.quantization.rounding import Rounded
 
-LIMIT = 1e-2  # of centred cosine that all rounded products of a tower together may cost
+LIMIT = 1e-2  # of centred cosine that all that is rounded in a tower may cost together
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,12 @@ class Sensitivity:
 
     product: str
     cost: float
+
+
+@torch.inference_mode()
+def embed(tower: nn.Module, calls: Calls) -> Tensor:
+    """[n, E]: what a tower gives for all calls."""
+    return torch.cat([tower(call) for call in calls])
 
 
 def costliest_first(found: Iterable[Sensitivity]) -> tuple[Sensitivity, ...]:
@@ -117,19 +123,20 @@ def choose_in_float(
     parameters: Mapping[str, Rounded],
     ranges: Mapping[str, Range],
     calls: Calls,
+    expected: Tensor,
     sensitivities: Sequence[Sensitivity],
 ) -> tuple[tuple[str, ...], float]:
     """Leave the costliest in float, one after another, until the tower keeps within LIMIT; none if it does at once.
 
-    Returns the products and what all others together cost.
+    expected  [n, E]: what `calls` gave before anything was rounded
+    Returns the products and what all that is rounded costs together.
     """
     count = 0
-    expected = torch.cat([tower(call) for call in calls])
     while True:
         in_float = tuple(one.product for one in sensitivities[:count])
         kept = {name: one for name, one in parameters.items() if name not in in_float}
         with rounded(tower, kept, ranges):
-            cost = centred_loss(expected, torch.cat([tower(call) for call in calls]))
+            cost = centred_loss(expected, embed(tower, calls))
         if cost <= LIMIT or not kept:
             return in_float, cost
         count += 1

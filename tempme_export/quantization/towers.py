@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
-import torch
+from torch import Tensor
 
+from tempme_export.errors import CheckpointError
 from tempme_export.model import TextEncoder, VideoEncoder
 from tempme_export.quantization.embedding import RoundedEmbedding
 from tempme_export.quantization.migration import migrate
 from tempme_export.quantization.pixels import PIXELS, PixelPatches
-from tempme_export.quantization.products import Calls, Range, observe, products
+from tempme_export.quantization.products import Calls, Range, Seen, observe, products
 from tempme_export.quantization.ranges import DEFAULT_METHOD, choose_ranges
 from tempme_export.quantization.rounding import round_product
 from tempme_export.quantization.sensitivity import (
@@ -22,12 +23,13 @@ from tempme_export.quantization.sensitivity import (
     centred_loss,
     choose_in_float,
     costliest_first,
+    embed,
     measure,
     put,
 )
 from tempme_export.recipe import Recipe
 
-_JUDGED = 5  # calibration clips that every product is tried on; odd, for the median
+_JUDGED = 5  # at most so many calls of the calibration data are what every product is tried on
 _EMBEDDING = "embedding"
 _EMBEDDING_LIMIT = 2e-3  # of centred cosine
 
@@ -36,11 +38,11 @@ _Module = TypeVar("_Module", VideoEncoder, TextEncoder)
 
 @dataclass(frozen=True)
 class Tower(Generic[_Module]):
-    """module         in float32, computing what the encoder computes but for the corrections of the rounded weights
+    """module         in float32; products in 8 bits have weights on their steps already, and biases that make up for it
     ranges         of every product's input
     sensitivities  of every product and of the text tower's embedding, the costliest first
     in_float       what of these stays in float
-    cost           what the median centred cosine of the calibration data loses by all other products together
+    cost           what the median centred cosine of the calibration data loses by all the rest together
     """
 
     module: _Module
@@ -61,22 +63,42 @@ class Tower(Generic[_Module]):
 
 
 def _judged(calls: Calls) -> Calls:
-    """Those that everything is tried on."""
+    """Those that everything is tried on, spread evenly."""
     return calls[:: -(-len(calls) // _JUDGED)]
 
 
 def _prepare(
-    tower: _Module, calls: Calls, method: str, known: Mapping[str, Range] = MappingProxyType({})
+    tower: _Module,
+    calls: Calls,
+    method: str,
+    expected: Tensor,
+    source: str,
+    known: Mapping[str, Range] = MappingProxyType({}),
 ) -> Tower[_Module]:
-    """known  ranges that are not left to what the calibration data show"""
-    seen = migrate(tower, observe(tower, calls))
+    """expected  what the judged calls gave before anything was rounded
+    source    whose weights these are, for errors
+    known     ranges that are not left to what the calibration data show
+    """
+    seen = migrate(tower, _finite(tower, observe(tower, calls), source))
     ranges = {**choose_ranges(tower, seen, calls, method), **known}
-    parameters = {name: round_product(product, seen[name]) for name, product in products(tower).items()}
+    # Popped, because the moments of all products of a large tower take gigabytes.
+    parameters = {name: round_product(one, seen.pop(name)) for name, one in products(tower).items()}
     judged = _judged(calls)
     sensitivities = measure(tower, parameters, ranges, judged)
-    in_float, cost = choose_in_float(tower, parameters, ranges, judged, sensitivities)
+    in_float, cost = choose_in_float(tower, parameters, ranges, judged, expected, sensitivities)
     put(tower, {name: one for name, one in parameters.items() if name not in in_float})
     return Tower(tower, ranges, sensitivities, in_float, cost)
+
+
+def _finite(tower: _Module, seen: dict[str, Seen], source: str) -> dict[str, Seen]:
+    """What was seen, if all of it is numbers: 8 bits have no value for anything else."""
+    for name, product in products(tower).items():
+        if not (seen[name].is_finite and product.weight.isfinite().all()):
+            raise CheckpointError(
+                f"{source}: found infinities or NaN in the weights or the input of {name}, expected numbers: what does "
+                "not compute in float32 cannot be quantised. Use a checkpoint whose training did not diverge."
+            )
+    return seen
 
 
 def prepare_video(recipe: Recipe, clips: Calls, method: str = DEFAULT_METHOD) -> Tower[VideoEncoder]:
@@ -84,21 +106,22 @@ def prepare_video(recipe: Recipe, clips: Calls, method: str = DEFAULT_METHOD) ->
 
     clips   normalised frames, float32 [1, F, 3, S, S] each, at least two
     method  one of `ranges.METHODS`
+    Raises CheckpointError for weights that do not compute in float32, UsageError for another method.
     """
     backbone = recipe.backbone
     encoder = copy.deepcopy(VideoEncoder(recipe)).eval()
+    expected = embed(encoder, _judged(clips))
     conv1 = products(encoder)["conv1"]
     encoder.conv1 = PixelPatches(conv1, backbone.mean, backbone.std)
-    return _prepare(encoder, clips, method, {"conv1.linear": PIXELS})
+    source = f"{recipe.checkpoint.source}, video tower"
+    return _prepare(encoder, clips, method, expected, source, {"conv1.linear": PIXELS})
 
 
-@torch.inference_mode()
-def _round_embedding(encoder: TextEncoder, token_ids: Calls) -> Sensitivity:
+def _round_embedding(encoder: TextEncoder, calls: Calls, expected: Tensor) -> Sensitivity:
     """Replace the embedding by one of 8 bits, unless that costs too much."""
     embedding = encoder.embedding
-    expected = torch.cat([encoder(call) for call in token_ids])
-    encoder.embedding = RoundedEmbedding(encoder.get_parameter(f"{_EMBEDDING}.weight"))
-    found = Sensitivity(_EMBEDDING, centred_loss(expected, torch.cat([encoder(call) for call in token_ids])))
+    encoder.embedding = RoundedEmbedding(encoder.get_parameter(f"{_EMBEDDING}.weight").detach())
+    found = Sensitivity(_EMBEDDING, centred_loss(expected, embed(encoder, calls)))
     if not found.cost <= _EMBEDDING_LIMIT:  # nor what cannot be told
         encoder.embedding = embedding
     return found
@@ -108,12 +131,13 @@ def prepare_text(recipe: Recipe, token_ids: Calls, method: str = DEFAULT_METHOD)
     """The text tower of a recipe, with its embedding in 8 bits too.
 
     token_ids  int64 [T, L] each; texts of one call are run together
-    method     as for `prepare_video`
+    method     as for `prepare_video`, and so are the errors
     """
     encoder = copy.deepcopy(TextEncoder(recipe)).eval()
-    embedding = _round_embedding(encoder, _judged(token_ids))
+    expected = embed(encoder, _judged(token_ids))
+    embedding = _round_embedding(encoder, _judged(token_ids), expected)
     left = () if isinstance(encoder.embedding, RoundedEmbedding) else (_EMBEDDING,)
-    tower = _prepare(encoder, token_ids, method)
+    tower = _prepare(encoder, token_ids, method, expected, f"{recipe.checkpoint.source}, text tower")
     return replace(
         tower,
         sensitivities=costliest_first([embedding, *tower.sensitivities]),

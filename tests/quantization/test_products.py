@@ -1,4 +1,4 @@
-"""The rounding to 8 bits, against its definition in numpy's float64."""
+"""Ranges of 8 bits against their definition in numpy's float64, and what is seen of a product's input."""
 
 import numpy as np
 import pytest
@@ -7,15 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tempme_export.errors import CheckpointError
-from tempme_export.model import Linear
+from tempme_export.model import Linear, TextEncoder, VideoEncoder
 from tempme_export.quantization.products import (
     Range,
     Seen,
     hooked,
     observe,
     products,
+    watch,
 )
+from tempme_export.selftest import draw_token_ids
 
 ENDS = st.floats(-1e3, 1e3).map(lambda x: round(x, 6))  # ends of 1e-39 have no steps in float32
 
@@ -112,17 +113,37 @@ class TestSeen:
         assert found.mean.tolist() == [1, 2] and found.largest.tolist() == [2, 6] and found.rows == 4
         assert found.scatter.tolist() == [[2, 2], [2, 4]]
 
-    @pytest.mark.parametrize("where", ["weight", "input"])
-    @pytest.mark.parametrize("value", [torch.inf, torch.nan])
-    def test_what_is_not_finite_is_refused(self, where, value):
-        tower, calls = Small(), [draw(10, 4, 3), draw(11, 4, 3)]
-        if where == "weight":
-            tower.last.weight[1, 2] = value
-        else:
-            calls[1][2, 0] = value
-        name = "last" if where == "weight" else "first"
-        with pytest.raises(CheckpointError, match=f"in the weights or the input of {name}, expected numbers"):
-            observe(tower, calls)
+    @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan, 1e30])
+    def test_is_not_finite(self, value):
+        """1e30 is, and its square is not."""
+        rows = draw(10, 4, 3)
+        assert Seen.of(rows).is_finite
+        rows[2, 0] = value
+        assert not Seen.of(rows).is_finite
+
+
+class TestWatch:
+    def test_of_texts_only_what_an_embedding_depends_on(self, plain_recipe):
+        """Other padding behind the end token, which is the largest id: nothing that is seen may change."""
+        encoder = TextEncoder(plain_recipe).eval()
+        ids = torch.from_numpy(draw_token_ids(plain_recipe, 5))
+        ends = ids.argmax(dim=-1, keepdim=True)
+        behind = torch.arange(ids.shape[1]) > ends
+        assert behind.any() and not behind.all(), "some padding"
+        other = torch.where(behind, (ids + 7) % 11, ids)
+        assert not torch.equal(other, ids) and torch.equal(other.argmax(dim=-1, keepdim=True), ends)
+        expected, found = observe(encoder, [ids]), observe(encoder, [other])
+        for name, one in expected.items():
+            assert one.rows == (len(ids) if name == "text_projection" else int((~behind).sum())), name
+            torch.testing.assert_close(found[name].scatter, one.scatter, msg=name)
+            torch.testing.assert_close(found[name].highest, one.highest, msg=name)
+
+    def test_of_videos_everything(self, plain_recipe, video_calls):
+        encoder, calls, rows = VideoEncoder(plain_recipe).eval(), video_calls(plain_recipe)[:2], {}
+        watch(encoder, calls, lambda name, x: rows.setdefault(name, []).append(x.shape))
+        assert rows.keys() == products(encoder).keys() and all(len(shapes) == 2 for shapes in rows.values())
+        frames, tokens = plain_recipe.plan.frames, plain_recipe.plan.tokens_per_frame
+        assert rows["blocks.0.attn.in_proj"][0] == (frames * tokens, plain_recipe.backbone.width)
 
 
 class TestHooks:

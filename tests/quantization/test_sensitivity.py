@@ -17,6 +17,7 @@ from tempme_export.quantization.sensitivity import (
     centred_loss,
     choose_in_float,
     costliest_first,
+    embed,
     measure,
     rounded,
 )
@@ -36,6 +37,11 @@ def video(planted_recipe, video_calls):
 @pytest.fixture(scope="module")
 def text(planted_recipe, calibration_of):
     return case(TextEncoder(planted_recipe).eval(), calibration_of(planted_recipe).text_calls())
+
+
+def chosen(tower, parameters, ranges, calls, sensitivities):
+    """`choose_in_float` of a tower in which nothing is rounded yet."""
+    return choose_in_float(tower, parameters, ranges, calls, embed(tower, calls), sensitivities)
 
 
 @torch.inference_mode()
@@ -79,7 +85,7 @@ def test_a_loss_of_nothing_and_of_everything():
 
 def test_a_tower_within_its_limit_stays_whole(text, monkeypatch):
     monkeypatch.setattr(sensitivity, "LIMIT", 1.0)
-    found, cost = choose_in_float(*text, measure(*text))
+    found, cost = chosen(*text, measure(*text))
     assert found == ()
     assert cost == by_definition(*text, list(products(text[0])))
 
@@ -89,7 +95,7 @@ def test_the_costliest_go_first_until_the_limit_holds(text, monkeypatch):
     names = [one.product for one in sensitivities]
     whole = by_definition(*text, names)
     monkeypatch.setattr(sensitivity, "LIMIT", whole / 2)
-    found, cost = choose_in_float(*text, sensitivities)
+    found, cost = chosen(*text, sensitivities)
     assert 0 < len(found) < len(names) and list(found) == names[: len(found)]
     assert cost <= whole / 2 < by_definition(*text, names[len(found) - 1 :]), "not one more than it takes"
     assert cost == by_definition(*text, names[len(found) :])
@@ -100,7 +106,7 @@ def test_a_product_that_gives_nan_goes_first_and_alone(text, monkeypatch):
     tower, parameters, ranges, calls = text
     name = "text_projection"
     broken = {**parameters, name: Rounded(torch.full_like(parameters[name].weight, math.nan), None)}
-    found, cost = choose_in_float(tower, broken, ranges, calls, measure(tower, broken, ranges, calls))
+    found, cost = chosen(tower, broken, ranges, calls, measure(tower, broken, ranges, calls))
     assert found == (name,) and 0 < cost < 1
 
 
@@ -109,7 +115,7 @@ def test_what_costs_much_alone_stays_rounded_where_the_tower_keeps_its_limit(tex
     monkeypatch.setattr(sensitivity, "LIMIT", 1.0)
     names = list(products(text[0]))
     made = [Sensitivity(names[0], 0.9), *(Sensitivity(name, 0.0) for name in names[1:])]
-    assert choose_in_float(*text, made)[0] == ()
+    assert chosen(*text, made)[0] == ()
 
 
 def test_what_cannot_be_told_comes_first():
@@ -135,7 +141,7 @@ def test_nothing_of_one_trial_is_kept_for_the_next(video, monkeypatch):
 
 def test_a_limit_that_nothing_keeps_leaves_all_in_float(text, monkeypatch):
     monkeypatch.setattr(sensitivity, "LIMIT", -1.0)
-    found, cost = choose_in_float(*text, measure(*text))
+    found, cost = chosen(*text, measure(*text))
     assert set(found) == set(products(text[0]))
     assert cost == pytest.approx(0, abs=1e-6)
 

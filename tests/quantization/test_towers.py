@@ -1,19 +1,23 @@
 """Towers made ready for 8 bits: whose weights they touch, what they compute, and that migration is worth it."""
 
 import json
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from tempme_export.errors import CheckpointError
 from tempme_export.model import TextEncoder, VideoEncoder
 from tempme_export.parity import centred_cosine
-from tempme_export.quantization import towers
+from tempme_export.quantization import sensitivity, towers
+from tempme_export.quantization.build import prepare as quantize
 from tempme_export.quantization.embedding import RoundedEmbedding
 from tempme_export.quantization.pixels import PIXELS
-from tempme_export.quantization.products import Range, observe, products
+from tempme_export.quantization.products import Range, observe, products, weight_scales
 from tempme_export.quantization.ranges import choose_ranges
-from tempme_export.quantization.rounding import round_product
+from tempme_export.quantization.rounding import Rounded, round_product
 from tempme_export.quantization.towers import prepare_text, prepare_video
 from tempme_export.selftest import draw_token_ids
 
@@ -44,6 +48,32 @@ def test_an_embedding_that_costs_too_much_stays(plain_recipe, calibration_of, mo
     tower = prepare_text(plain_recipe, calls)
     assert tower.in_float == ("embedding",)
     assert torch.equal(tower.module.embedding.weight, TextEncoder(plain_recipe).embedding.weight)
+
+
+def test_an_embedding_of_which_nothing_can_be_told_stays(plain_recipe, calibration_of, monkeypatch):
+    monkeypatch.setattr(towers, "centred_loss", lambda *_: math.nan)
+    tower = prepare_text(plain_recipe, calibration_of(plain_recipe).text_calls())
+    assert "embedding" in tower.in_float and math.isnan(tower.sensitivities[0].cost)
+
+
+def test_what_a_text_tower_costs_holds_its_embedding(planted_recipe, calibration_of, monkeypatch):
+    """The limit is for all that is rounded."""
+    monkeypatch.setattr(sensitivity, "LIMIT", -1.0)  # every product goes back to float
+    tower = prepare_text(planted_recipe, calibration_of(planted_recipe).text_calls())
+    (alone,) = [one.cost for one in tower.sensitivities if one.product == "embedding"]
+    assert set(tower.in_float) == set(products(tower.module)) and alone > 1e-5
+    assert tower.cost == pytest.approx(alone, rel=1e-3)
+
+
+@pytest.mark.parametrize("tower", ["video", "text"])
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_weights_that_are_not_finite_are_refused(plain_recipe, small_profile, calibration_of, tower, value):
+    state = {name: tensor.clone() for name, tensor in plain_recipe.checkpoint.tensors.items()}
+    name = "visual.proj" if tower == "video" else "text_projection"
+    state[name][2, 1] = value
+    broken = replace(plain_recipe, checkpoint=replace(plain_recipe.checkpoint, tensors=state))
+    with pytest.raises(CheckpointError, match=f"^small, {tower} tower: found infinities or NaN in .*proj.*, expected"):
+        quantize(broken, calibration_of(plain_recipe))
 
 
 @pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
@@ -119,6 +149,29 @@ def test_migration_makes_planted_towers_better(
 
     assert np.median(losses(found[0])) < 0.5 * np.median(losses(found[1]))
     assert np.median(losses(found[0])) < 0.02
+
+
+@torch.inference_mode()
+def test_towers_rounded_for_what_they_return_are_nearer(
+    planted_recipe, planted, video_calls, calibration_of, all_kinds, fake_quantised, monkeypatch
+):
+    """Than those whose weights take their nearest step, on clips that nobody rounded for."""
+
+    def nearest(product, seen):
+        scale = weight_scales(product.weight).unsqueeze(-1)
+        weight = (product.weight / scale).round() * scale
+        bias = None if product.bias is None else (product.bias + (product.weight - weight).double() @ seen.mean).float()
+        return Rounded(weight, bias)
+
+    monkeypatch.setattr(towers, "round_product", nearest)
+    other = prepare_video(planted_recipe, video_calls(planted_recipe))
+    held_out = torch.from_numpy(all_kinds(planted_recipe)[[0, 2, 5, 6]])
+    expected = VideoEncoder(planted_recipe).eval()(held_out)
+
+    def loss(module):
+        return float((1 - torch.cosine_similarity(module(held_out), expected)).mean())
+
+    assert loss(planted.video.module) < 0.6 * loss(other.module)
 
 
 def test_ranges_are_those_of_the_migrated_tower(planted, planted_recipe, video_calls):
