@@ -2,8 +2,12 @@
 
 Rounding every weight to its nearest step is best for inputs whose channels know nothing of each other. A transformer's
 do, and then an error in one column can be taken back by the columns that are rounded after it (GPTQ, Frantar et al.
-2023, algorithm 1). On a ViT-B/32 with planted outliers this leaves a sixth to an eighth of the squared error of most
-products, and of the loss by all weights together 0.0013 instead of 0.0029 (median centred cosine of 16 clips).
+2023, algorithm 1; the order by use and the largest weights that stay are ours). On clips and captions that it was not
+rounded for, products of the trained examples/mini.pth return 1 to 29 % of the squared error of nearest steps, with 28
+calibration clips as with 8; ten times the damping was worse everywhere.
+
+ONNX Runtime's own GPTQ, for weights that are unpacked to float, has other steps than its QDQ quantizer: what it rounded
+would be rounded again.
 """
 
 from dataclasses import dataclass
@@ -14,13 +18,13 @@ from torch import Tensor
 from tempme_export.model import Linear
 from tempme_export.quantization.products import WEIGHT_STEPS, Seen, weight_scales
 
-_DAMPING = 0.01  # of the mean variance of a channel, as in the paper: directions that no calibration clip shows
+_DAMPING = 0.01  # of the channels' mean second moment, as in the paper: for directions that no calibration clip shows
 _COLUMNS = 128  # rounded before all columns behind them are corrected at once
 
 
 @dataclass(frozen=True)
 class Rounded:
-    """A product's parameters as its 8 bits give them back: weight [O, I], bias [O] or None, both float32."""
+    """A product's weight [O, I] as its 8 bits give it back, and the bias [O] or None that goes with it, both float32."""
 
     weight: Tensor
     bias: Tensor | None
