@@ -144,7 +144,11 @@ def _counted(call: Tensor, x: Tensor) -> Tensor:
 def watch(tower: nn.Module, calls: Calls, note: Callable[[str, Tensor], None]) -> None:
     """Run the calibration data through a tower. `note` is given every product's name and its input [R, I]."""
     for call in calls:
-        with hooked(tower, lambda name, x, call=call: note(name, _counted(call, x))):
+
+        def counted(name: str, x: Tensor, call: Tensor = call) -> None:
+            note(name, _counted(call, x))
+
+        with hooked(tower, counted):
             tower(call)
 
 
