@@ -33,7 +33,7 @@ class Quantization:
 def prepare(recipe: Recipe, calibration: Calibration, method: str = DEFAULT_METHOD) -> Quantization:
     """Calibrate both towers.
 
-    Raises UsageError for a method that does not exist, CheckpointError for weights that are not finite.
+    Raises UsageError for a method that does not exist, CheckpointError where activations overflow.
     """
     video = prepare_video(recipe, calibration.video_calls(preprocess_for(recipe)), method)
     return Quantization(calibration, method, video, prepare_text(recipe, calibration.text_calls(), method))

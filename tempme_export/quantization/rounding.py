@@ -10,13 +10,14 @@ ONNX Runtime's own GPTQ, for weights that are unpacked to float, has other steps
 would be rounded again.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tempme_export.model import Linear
-from tempme_export.quantization.products import WEIGHT_STEPS, Seen, weight_scales
+from tempme_export.quantization.products import WEIGHT_STEPS, Seen, products, weight_scales
 
 _DAMPING = 0.01  # of the channels' mean second moment, as in the paper: for directions that no calibration clip shows
 _COLUMNS = 128  # rounded before all columns behind them are corrected at once
@@ -87,3 +88,10 @@ def round_product(product: Linear, seen: Seen) -> Rounded:
         return Rounded(weight, None)
     lost = (product.weight - weight).double() @ seen.mean
     return Rounded(weight, (product.bias + lost).to(product.bias.dtype))
+
+
+def put(tower: nn.Module, parameters: Mapping[str, Rounded]) -> None:
+    """Give products of a tower other parameters, in place. Products are named as `products` names them."""
+    known = products(tower)
+    for name, one in parameters.items():
+        known[name].weight, known[name].bias = one.weight, one.bias

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tempme_export.model import Merges, Stages, VideoEncoder
 from tempme_export.quantization.products import Calls, Encoder, Range, hooked, products
-from tempme_export.quantization.rounding import Rounded
+from tempme_export.quantization.rounding import Rounded, put
 
 # Of centred cosine, what all that is rounded in a tower may cost together. bfloat16 alone costs a ViT-B/16 of random
 # weights 0.016: below that, products would go back to float for decisions that turn at any rounding.
@@ -77,13 +77,6 @@ def _from(stages: Stages, first: int, states: Sequence[Any]) -> Tensor:
     for stage in stages[first:]:
         x = stage(x)
     return x
-
-
-def put(tower: nn.Module, parameters: Mapping[str, Rounded]) -> None:
-    """Give products of a tower other parameters."""
-    known = products(tower)
-    for name, one in parameters.items():
-        known[name].weight, known[name].bias = one.weight, one.bias
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from tempme_export.quantization.migration import migrate
 from tempme_export.quantization.pixels import PIXELS, PixelPatches
 from tempme_export.quantization.products import Calls, Range, Seen, observe, products
 from tempme_export.quantization.ranges import DEFAULT_METHOD, choose_ranges
-from tempme_export.quantization.rounding import round_product
+from tempme_export.quantization.rounding import put, round_product
 from tempme_export.quantization.sensitivity import (
     LIMIT,
     Sensitivity,
@@ -25,7 +25,6 @@ from tempme_export.quantization.sensitivity import (
     costliest_first,
     embed,
     measure,
-    put,
 )
 from tempme_export.recipe import Recipe
 
@@ -79,7 +78,7 @@ def _prepare(
     source    whose weights these are, for errors
     known     ranges that are not left to what the calibration data show
     """
-    seen = migrate(tower, _finite(tower, observe(tower, calls), source))
+    seen = migrate(tower, _finite(observe(tower, calls), source))
     ranges = {**choose_ranges(tower, seen, calls, method), **known}
     # Popped, because the moments of all products of a large tower take gigabytes.
     parameters = {name: round_product(one, seen.pop(name)) for name, one in products(tower).items()}
@@ -90,13 +89,13 @@ def _prepare(
     return Tower(tower, ranges, sensitivities, in_float, cost)
 
 
-def _finite(tower: _Module, seen: dict[str, Seen], source: str) -> dict[str, Seen]:
+def _finite(seen: dict[str, Seen], source: str) -> dict[str, Seen]:
     """What was seen, if all of it is numbers: 8 bits have no value for anything else."""
-    for name, product in products(tower).items():
-        if not (seen[name].is_finite and product.weight.isfinite().all()):
+    for name, one in seen.items():
+        if not one.is_finite:
             raise CheckpointError(
-                f"{source}: found infinities or NaN in the weights or the input of {name}, expected numbers: what does "
-                "not compute in float32 cannot be quantised. Use a checkpoint whose training did not diverge."
+                f"{source}: found an input of {name} that is not finite, or not when squared, expected numbers: what "
+                "overflows in float32 cannot be quantised. Use a checkpoint whose training did not diverge."
             )
     return seen
 
@@ -106,7 +105,7 @@ def prepare_video(recipe: Recipe, clips: Calls, method: str = DEFAULT_METHOD) ->
 
     clips   normalised frames, float32 [1, F, 3, S, S] each, at least two
     method  one of `ranges.METHODS`
-    Raises CheckpointError for weights that do not compute in float32, UsageError for another method.
+    Raises CheckpointError where activations overflow, UsageError for another method.
     """
     backbone = recipe.backbone
     encoder = copy.deepcopy(VideoEncoder(recipe)).eval()

@@ -213,6 +213,13 @@ def rendered(rows):
     return capture.get()
 
 
+def test_the_file_stands_with_what_getting_ready_took():
+    lines = rendered(ROWS).splitlines()
+    (head,) = [line for line in lines if "file MB" in line]
+    costs = lines[lines.index(head) + 2 :]
+    assert " 14.5 " in costs[1] and "14.5" not in costs[0], "the original runs from weights"
+
+
 def test_a_gpu_has_a_table_of_its_own_and_none_is_wider_than_100():
     gpu = row(device="cuda", gpu="NVIDIA H200", device_mb=812.5, resident_ms=0.742, device_ms=0.7215)
     text = rendered([gpu])

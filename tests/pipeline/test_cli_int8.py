@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from tempme_export import cli, pipeline
 from tempme_export.bundle import TEXT, VIDEO, open_bundle, verify_files
@@ -18,14 +19,25 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def run(monkeypatch, capsys, small_checkpoint, small_profile, tmp_path):
     """Export the small model to `tmp_path/out`; returns exit code, stdout and stderr."""
 
-    def export(*arguments):
-        options = [small_checkpoint, "--profile", small_profile, "--out", tmp_path / "out", *arguments]
+    def export(*arguments, checkpoint=small_checkpoint):
+        options = [checkpoint, "--profile", small_profile, "--out", tmp_path / "out", *arguments]
         monkeypatch.setattr(sys, "argv", ["tempme-export", *map(str, options)])
         with pytest.raises(SystemExit) as caught:
             cli.main()
         return caught.value.code or 0, *capsys.readouterr()
 
     return export
+
+
+@pytest.fixture(scope="session")
+def diverged(small_checkpoint, tmp_path_factory):
+    """The small checkpoint with weights that are numbers and activations that overflow."""
+    state = torch.load(small_checkpoint, weights_only=True)
+    (name,) = [name for name in state if name.endswith("visual.transformer.resblocks.1.ln_2.weight")]
+    state[name] *= 1e25
+    path = tmp_path_factory.mktemp("diverged") / "diverged.pth"
+    torch.save(state, path)
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -97,6 +109,13 @@ class TestInput:
     def test_no_such_folder(self, run, tmp_path, dry):
         result = run("--precision", "int8", "--calibrate", "no/such/folder", *dry)
         assert_refused(result, tmp_path, 3, "no/such/folder", "expected a folder of videos")
+
+
+def test_a_checkpoint_that_diverged(run, clips, diverged, tmp_path):
+    code, _, err = run("--precision", "int8", "--calibrate", clips(2), checkpoint=diverged)
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 3 and "Traceback" not in err and list(tmp_path.iterdir()) == []
+    assert "diverged.pth, video tower: found an input of blocks.1.mlp.c_fc that is not finite" in line
 
 
 def test_a_dry_run_says_what_scales_would_come_from(run, clips, tmp_path):
