@@ -121,11 +121,19 @@ def judged(world, recipe, folder):
     return [vars(one) for one in both]
 
 
+def meet_at(port):
+    """Every meeting has a port of its own: whoever comes first to a second one at the same port may still find the
+    store of the first, which is about to close, and wait for those who left."""
+    os.environ["MASTER_PORT"] = port
+
+
 def main(folder):
     torch.set_num_threads(1)
+    ports = iter(os.environ["MEETING_PORTS"].split())
     step._BUCKET = 30  # several messages for one model
     recipe = prepare(load_checkpoint(folder / "mini.pth"), folder / "small.toml")
     frames, size = recipe.profile.frames, recipe.backbone.image_size
+    meet_at(next(ports))
     with join_world("cpu") as world:
         name = f"{world.size}-{world.rank}"
         found = {
@@ -140,8 +148,6 @@ def main(folder):
         found["model"] = take_steps(model, world, preprocess, batches(frames, size, 49408, 12))
     data = open_data(folder / "clips" / "train.csv", "train")
     stages = []
-    # Whoever is first to meet again could still find the store of the first meeting, which is about to close.
-    os.environ["MASTER_PORT"] = os.environ["NEXT_PORT"]
     config = TrainConfig(
         out=folder / f"out-{world.size}",
         epochs=1,
@@ -154,8 +160,10 @@ def main(folder):
         max_minutes=1e-9,
     )
     val = open_data(folder / "clips" / "val.csv", "test")
+    meet_at(next(ports))
     first = train(config, recipe, data, val, lambda stage, what: stages.append(stage))
     config = TrainConfig(**{**vars(config), "max_minutes": None, "resume": True})
+    meet_at(next(ports))
     second = train(config, recipe, data, val, lambda stage, what: stages.append(stage))
     found["run"] = {"first": first.to_dict(), "second": second.to_dict(), "stages": stages}
     torch.save(found, folder / f"{name}.pt")

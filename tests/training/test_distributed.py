@@ -1,11 +1,13 @@
 """Several processes do what one does: gradients, weights, evaluation, and the files of a run."""
 
+import contextlib
 import dataclasses
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from tempme_export.training.state import load_state
 
 SCRIPT = Path(__file__).with_name("one_process.py")
 SIZES = (1, 2)
+MEETINGS = 3  # of the processes of one_process.py
 
 
 def environment(**changes):
@@ -26,24 +29,35 @@ def environment(**changes):
     return {**inherited, "OMP_NUM_THREADS": "1", **changes}
 
 
-def free_ports():
-    """Two different ones."""
-    with socket.socket() as first, socket.socket() as second:
-        for probe in (first, second):
+def free_ports(n):
+    """n different ones, as `one_process.py` wants them."""
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(n)]
+        for probe in probes:
             probe.bind(("127.0.0.1", 0))
-        return str(first.getsockname()[1]), str(second.getsockname()[1])
+        return " ".join(str(probe.getsockname()[1]) for probe in probes)
 
 
-def start(folder, rank, size, port, next_port):
-    """One process as torchrun would start it; alone, as a person would. It meets the others twice."""
+def start(folder, rank, size, ports):
+    """One process as torchrun would start it; alone, as a person would. What it says goes to a file."""
     told = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)} if size > 1 else {}
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NEXT_PORT": next_port}
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(folder)],
-        env=environment(**told, **address),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    with (folder / f"{size}-{rank}.err").open("w") as said:
+        return subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(folder)],
+            env=environment(**told, MASTER_ADDR="127.0.0.1", MEETING_PORTS=ports),
+            stderr=said,
+        )
+
+
+def wait(processes, said, limit):
+    """Until all have ended well. The first that fails fails all: the others would wait for it."""
+    end = time.monotonic() + limit
+    codes = [None]
+    while None in codes and not any(codes) and time.monotonic() < end:
+        time.sleep(0.2)
+        codes = [process.poll() for process in processes]
+    told = [f"{path.name}: {code}: {path.read_text()[-2000:]}" for path, code in zip(said, codes, strict=True)]
+    assert codes == [0] * len(processes), "\n".join(told)
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +67,15 @@ def folder(tmp_path_factory, clips, checkpoint, profile):
     shutil.copytree(clips, folder / "clips")
     shutil.copy(checkpoint, folder / "mini.pth")
     shutil.copy(profile, folder / "small.toml")
-    ports = free_ports()
-    running = [start(folder, rank, size, *ports) for size in SIZES for rank in range(size)]
+    ports = free_ports(MEETINGS)
+    ranks = [(size, rank) for size in SIZES for rank in range(size)]
+    running = [start(folder, rank, size, ports) for size, rank in ranks]
     try:
-        for process in running:
-            _, err = process.communicate(timeout=600)
-            assert process.returncode == 0, err[-2000:]
+        wait(running, [folder / f"{size}-{rank}.err" for size, rank in ranks], limit=600)
     finally:
         for process in running:
             process.kill()
+            process.wait()
     return folder
 
 
