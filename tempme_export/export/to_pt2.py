@@ -137,17 +137,23 @@ def _check_alone(package: Path) -> None:
         )
 
 
+def _reason(stderr: str) -> str:
+    """The line of a failed load that says most. Where a tensor cannot be made of a weight, torch says so and goes on
+    with a null pointer: what comes last is the address at which the process ended."""
+    lines = stderr.strip().splitlines() or ["It said nothing."]
+    return next((line for line in lines if "Exception in aoti_torch" in line), lines[-1])
+
+
 def _check_loads(package: Path) -> None:
     """Raise ExportError where a fresh process cannot load the package: machine code can end the process that tries."""
     program = "import sys, torch; torch._inductor.aoti_load_package(sys.argv[1])"
     done = subprocess.run([sys.executable, "-c", program, str(package)], capture_output=True, text=True, check=False)
     if done.returncode:
         how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
-        last = (done.stderr.strip().splitlines() or ["It said nothing."])[-1]
         raise ExportError(
-            f"{package.name} was compiled, and a process that loaded it ended by {how}. {last} This is a fault between "
-            f"torch {torch.__version__} and this machine's C++ compiler or driver. Leave out --pt2, or name another "
-            "compiler in the environment variable CXX."
+            f"{package.name} was compiled, and a process that loaded it ended by {how}. {_reason(done.stderr)} "
+            f"This is a fault between torch {torch.__version__} and this machine's C++ compiler or driver. Leave out "
+            "--pt2, or name another compiler in the environment variable CXX."
         )
 
 

@@ -233,6 +233,13 @@ class TestRefusals:
         with pytest.raises(ExportError, match=r"ended by signal 11\. It said nothing\."):
             to_pt2._check_loads(tmp_path / "video.pt2")
 
+    def test_what_torch_said_before_the_crash(self, tmp_path, monkeypatch):
+        said = "[E shim_common.cpp:1] Exception in aoti_torch: host memory\nframe #0: one\nframe #33: _start + 0x21\n"
+        crashed = subprocess.CompletedProcess([], -11, "", said)
+        monkeypatch.setattr(to_pt2.subprocess, "run", lambda *args, **options: crashed)
+        with pytest.raises(ExportError, match=r"ended by signal 11\. .*Exception in aoti_torch: host memory This"):
+            to_pt2._check_loads(tmp_path / "video.pt2")
+
     def test_settings_that_reach_the_compiler(self, recipe, tmp_path, uncompiled, monkeypatch):
         seen = {}
         monkeypatch.setattr(to_pt2, "_check_loads", lambda package: None)
