@@ -21,6 +21,7 @@ from tempme_export.errors import BackendError, UsageError
 from tempme_export.hashing import file_sha256
 from tempme_export.model import VideoEncoder
 from tempme_export.parity import inputs_for
+from tempme_export.processor import videos_at_once
 from tempme_export.reference import ReferenceVideo
 from tempme_export.runtime.base import Runner
 from tempme_export.runtime.openvino import OpenVinoRunner, import_openvino
@@ -29,6 +30,7 @@ from tempme_export.runtime.pt2 import Pt2Runner
 from tempme_export.runtime.pytorch import TorchRunner
 from tempme_export.runtime.tensorrt import TensorRtRunner
 from tempme_export.tensorrt_package import import_tensorrt
+from tempme_export.tolerance import INT8
 
 ORIGINAL = "original"
 _INT8 = "video.int8.onnx"
@@ -178,12 +180,22 @@ def _artifact(path: Path | None) -> Path:
     return path
 
 
+def _max_batch(case: Case, artifact: Path) -> int | None:
+    """As `tempme_export.load` has it: an int8 graph takes large batches in parts."""
+    if artifact.name != _INT8 and case.precision != INT8:
+        return None
+    plan = case.recipe.plan
+    return videos_at_once(plan.frames * plan.tokens_per_frame)
+
+
 def _load_ort(case: Case, artifact: Path | None, device: str) -> Runner:
-    return OrtRunner(_artifact(artifact), device, threads=torch.get_num_threads())
+    path = _artifact(artifact)
+    return OrtRunner(path, device, threads=torch.get_num_threads(), max_batch=_max_batch(case, path))
 
 
 def _load_openvino(case: Case, artifact: Path | None, device: str) -> Runner:
-    return OpenVinoRunner(_artifact(artifact), device, threads=torch.get_num_threads())
+    path = _artifact(artifact)
+    return OpenVinoRunner(path, device, threads=torch.get_num_threads(), max_batch=_max_batch(case, path))
 
 
 def _refuse_pt2(case: Case, folder: Path) -> Path:

@@ -1,12 +1,11 @@
 """Memory that loading and encoding take, of this process and of a CUDA device. None where the system does not tell."""
 
-import ctypes
-import gc
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+
+from tempme_export.heap import give_back
 
 T = TypeVar("T")
 
@@ -33,13 +32,6 @@ def _status_mb(field: str) -> float:
     raise OSError(f"{_STATUS} has no field {field}")
 
 
-def _give_back() -> None:
-    """Return freed memory to the system, which glibc otherwise keeps for the next allocation."""
-    gc.collect()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def measured(step: Callable[[], T]) -> tuple[T, Memory | None]:
     """Run `step`; its result and the memory of this process it took.
 
@@ -47,7 +39,7 @@ def measured(step: Callable[[], T]) -> tuple[T, Memory | None]:
     step runs all the same. Memory that was freed before is given back first, so that taking it again counts; what
     torch or ONNX Runtime keep in pools of their own cannot be.
     """
-    _give_back()
+    give_back()
     try:
         _RESET.write_text("5", encoding="ascii")
         before = _status_mb("VmRSS")

@@ -14,10 +14,12 @@ from tempme_export.engine_facts import ENGINE, KEY, EngineFacts
 from tempme_export.errors import BackendError, InputError
 from tempme_export.nvidia import gpu_index
 from tempme_export.preprocess import Preprocess
+from tempme_export.processor import videos_at_once
 from tempme_export.profile import FROM_CHECKPOINT
 from tempme_export.runtime.base import Runner
 from tempme_export.runtime.ort import OrtRunner, check_device
 from tempme_export.tokenizer import Tokenizer
+from tempme_export.tolerance import INT8
 from tempme_export.video import read_frames
 
 BACKENDS = ("ort", "pt2", "tensorrt")
@@ -78,10 +80,16 @@ class RetrievalModel:
                 facts = EngineFacts.from_dict(self.bundle.manifest.get(KEY))
                 self._runners[file] = TensorRtRunner(self.bundle.path / file, facts, self.device)
             else:
-                self._runners[file] = OrtRunner(
-                    self.bundle.path / file, self.device if self.backend == "ort" else "cpu"
-                )
+                device = self.device if self.backend == "ort" else "cpu"
+                self._runners[file] = OrtRunner(self.bundle.path / file, device, max_batch=self._max_batch(file))
         return self._runners[file]
+
+    def _max_batch(self, file: str) -> int | None:
+        """An int8 graph takes large batches of videos in parts."""
+        if file != VIDEO or self.bundle.manifest["precision"] != INT8:
+            return None
+        plan = self.bundle.plan
+        return videos_at_once(plan.frames * plan.tokens_per_frame)
 
     def _pixels(self, video: Any) -> NDArray[np.float32]:
         """One video -> float32 [F, 3, S, S]."""

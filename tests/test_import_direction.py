@@ -29,6 +29,7 @@ LAYERS = (
         "nvidia",
         "tensorrt_package",
         "processor",
+        "heap",
     ),
     ("video", "video_writer", "preprocess", "tokenizer"),
     ("data",),

@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 
 from tempme_export import processor
-from tempme_export.processor import INT8_ADVICE, Int8Products, flags, int8_products
+from tempme_export.processor import INT8_ADVICE, Int8Products, flags, int8_products, videos_at_once
 
 X86 = "processor\t: 0\nmodel name\t: Some CPU @ 2.00GHz\nflags\t\t: fpu avx2 avx512f {}\nbugs\t\t: spectre_v1\n\n"
 ARM = "processor\t: 0\nFeatures\t: fp asimd {}\nCPU part\t: 0xd0c\n"
@@ -22,6 +22,14 @@ def cpuinfo(tmp_path, monkeypatch):
         return path
 
     return write
+
+
+@pytest.mark.parametrize(
+    ("tokens", "videos"), [(12 * 50, 4), (12 * 197, 1), (64 * 197, 1), (8 * 17, 17), (2400, 1), (2401, 1)]
+)
+def test_videos_at_once(tokens, videos):
+    """ViT-B/32, ViT-B/16 with 12 and 64 frames, tempme-mini."""
+    assert videos_at_once(tokens) == videos
 
 
 def test_flags():

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tempme_export.quantization.products import WEIGHT_STEPS
+_STEPS = 127
 
 
 def _scales(x: Tensor, dim: int) -> Tensor:
@@ -24,7 +24,7 @@ class RoundedEmbedding(nn.Module):
         """weight  [V, D] float32"""
         super().__init__()
         channel_scale = _scales(weight, dim=0)
-        token_scale = _scales(weight / channel_scale, dim=1) / WEIGHT_STEPS
+        token_scale = _scales(weight / channel_scale, dim=1) / _STEPS
         table = (weight / channel_scale / token_scale).round().to(torch.int8)
         self.register_buffer("table", table)
         self.register_buffer("token_scale", token_scale)

@@ -16,10 +16,12 @@ Arrays = dict[str, NDArray[np.generic]]
 class Runner(ABC):
     """Runs one tower: named numpy arrays in, named numpy arrays out. A context manager.
 
-    `inputs` maps each input to its dtype and shape, None for the batch.
+    `inputs` maps each input to its dtype and shape, None for the batch. A batch of more than `max_batch` rows is run
+    in parts; None: at once, whatever its size.
     """
 
     name: str
+    max_batch: int | None = None
     inputs: Mapping[str, tuple[np.dtype[np.generic], tuple[int | None, ...]]]
 
     @abstractmethod
@@ -44,7 +46,13 @@ class Runner(ABC):
             batches.add(len(array))
         if len(batches) != 1 or 0 in batches:
             raise InputError(f"{self.name}: batch sizes are {sorted(batches)}, expected one size of at least 1.")
-        return self._infer(inputs)
+        (batch,) = batches
+        step = self.max_batch or batch
+        starts = range(0, batch, step)
+        parts = [self._infer({name: array[at : at + step] for name, array in inputs.items()}) for at in starts]
+        if len(parts) == 1:
+            return parts[0]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def close(self) -> None:  # noqa: B027 - most backends hold nothing
         """Free what the backend holds."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tempme_export.errors import BackendError, BundleError
-from tempme_export.processor import int8_products
+from tempme_export.heap import give_back
 from tempme_export.runtime.base import Arrays, Runner
 
 
@@ -24,17 +24,23 @@ def import_openvino() -> Any:
 class OpenVinoRunner(Runner):
     """An ONNX file compiled for the CPU."""
 
-    def __init__(self, path: Path, device: str = "cpu", threads: int | None = None, name: str = "openvino") -> None:
-        """Raises BackendError without OpenVINO or for another device, and BundleError for a file it cannot read."""
+    def __init__(
+        self,
+        path: Path,
+        device: str = "cpu",
+        threads: int | None = None,
+        name: str = "openvino",
+        max_batch: int | None = None,
+    ) -> None:
+        """max_batch  as of every Runner.
+
+        Raises BackendError without OpenVINO or for another device, and BundleError for a file it cannot read.
+        """
         openvino = import_openvino()
-        self.name = name
+        self.name, self.max_batch = name, max_batch
         if device != "cpu":
             raise BackendError(f"OpenVINO runs on the CPU here, and {device} was asked for. Use --device cpu.")
         settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-        if int8_products() != "dot product":
-            # Without int8 dot products OpenVINO's saturate in 16 bits: 1 - cosine 5e-3 of a small quantised encoder,
-            # and 2e-6 in float32, which is no slower there.
-            settings["LP_TRANSFORMS_MODE"] = "NO"
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = str(threads)
         core = openvino.Core()
@@ -53,6 +59,7 @@ class OpenVinoRunner(Runner):
         except RuntimeError as error:
             raise BundleError(f"{path} cannot be loaded by OpenVINO: {error}") from error
         self._request = compiled.create_infer_request()
+        give_back()
 
     def _infer(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
         self._request.infer(dict(inputs), share_inputs=True)

@@ -47,10 +47,7 @@ def check_package(facts: PackageFacts, device: torch.device, name: str) -> None:
 
 
 class Pt2Runner(Runner):
-    """A package on the device it was compiled for. Returns the embedding and every merge's decision.
-
-    A batch above the package's largest is run in parts.
-    """
+    """A package on the device it was compiled for. Returns the embedding and every merge's decision."""
 
     def __init__(self, path: Path, device: str | None = None, name: str = "pt2") -> None:
         """device  None: the one it was compiled for.
@@ -61,7 +58,7 @@ class Pt2Runner(Runner):
         self.name, facts = name, read_facts(path)
         self._device = torch_device(device or facts.device)
         check_package(facts, self._device, path.name)
-        self._max_batch = facts.max_batch
+        self.max_batch = facts.max_batch
         self.inputs = {key: (np.dtype(dtype), shape) for key, (dtype, shape) in facts.inputs.items()}
         index = -1 if self._device.index is None else self._device.index
         try:
@@ -74,12 +71,8 @@ class Pt2Runner(Runner):
 
     @torch.inference_mode()
     def _infer(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
-        tensors = [torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in self.inputs]
-        parts = []
-        for chunk in zip(*(tensor.split(self._max_batch) for tensor in tensors), strict=True):
-            found = self._model(*(tensor.to(self._device) for tensor in chunk))
-            parts.append({key: value.cpu().numpy() for key, value in found.items()})
-        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        tensors = [torch.from_numpy(np.ascontiguousarray(inputs[name])).to(self._device) for name in self.inputs]
+        return {key: value.cpu().numpy() for key, value in self._model(*tensors).items()}
 
     @torch.inference_mode()
     def run_tensors(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:

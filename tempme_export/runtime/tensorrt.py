@@ -69,8 +69,8 @@ class _Log:
 class TensorRtRunner(Runner):
     """An engine on the GPU it was built for. Its buffers are pinned and made once, for the largest batch.
 
-    A batch above the engine's largest is run in parts, one below its smallest with its last row repeated. From its
-    second run in a row on, a batch size is replayed as a CUDA graph.
+    A batch below the engine's smallest is run with its last row repeated. From its second run in a row on, a batch size
+    is replayed as a CUDA graph.
 
     graphs  whether that is so: not where the caller does not want it, nor where an engine cannot be captured
     """
@@ -87,6 +87,7 @@ class TensorRtRunner(Runner):
         find_engine_gpu(path, facts, device)
         self._device = torch_device(device)
         self._smallest, _, self._largest = facts.batch
+        self.max_batch = self._largest
         self.inputs = {key: (np.dtype(dtype), shape) for key, (dtype, shape) in facts.inputs.items()}
         self._outputs = {key: (np.dtype(dtype), shape) for key, (dtype, shape) in facts.outputs.items()}
         try:
@@ -180,16 +181,15 @@ class TensorRtRunner(Runner):
         else:
             self._graph.replay()
 
-    def _run(self, part: Mapping[str, NDArray[np.generic]]) -> Arrays:
-        """One batch of at most the largest."""
-        rows = len(next(iter(part.values())))
+    def _run(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        rows = len(next(iter(inputs.values())))
         batch = max(rows, self._smallest)
-        for name, array in part.items():
+        for name, array in inputs.items():
             host = self._host[name]
             host[:rows].copy_(torch.from_numpy(np.ascontiguousarray(array)))
             host[rows:batch] = host[rows - 1]
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
-            for name in part:
+            for name in inputs:
                 self._memory[name][:batch].copy_(self._host[name][:batch], non_blocking=True)
             self._launch(batch)
             for name in self._outputs:
@@ -199,13 +199,10 @@ class TensorRtRunner(Runner):
 
     @torch.inference_mode()
     def _infer(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
-        batch = len(next(iter(inputs.values())))
-        starts = range(0, batch, self._largest)
         try:
-            parts = [self._run({k: array[at : at + self._largest] for k, array in inputs.items()}) for at in starts]
+            return self._run(inputs)
         except RuntimeError as error:  # CUDA's, which torch passes on where a result is waited for
             raise BackendError(f"{self.name}: the GPU failed while the engine ran: {error}") from error
-        return {name: np.concatenate([part[name] for part in parts]) for name in self._outputs}
 
     @torch.inference_mode()
     def run_tensors(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:

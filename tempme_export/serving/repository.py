@@ -108,10 +108,7 @@ def _readme(bundle: Bundle, models: tuple[ServedModel, ...]) -> str:
     if manifest.get("trace"):
         paragraphs.append("The merges that `video.onnx` also returns are not served: they have no axis of requests.")
     if manifest["precision"] == INT8:
-        paragraphs.append(
-            "The models are for processors. On one without int8 dot products ONNX Runtime lets sums of products "
-            "saturate unless its sessions have the entry `session.x64quantprecision` = 1; accuracy was judged with it."
-        )
+        paragraphs.append("The models are for processors, best ones with int8 dot products (VNNI, AMX, Arm dotprod).")
     engine = next((model for model in models if model.artifact == ENGINE), None)
     if engine is not None:
         facts = EngineFacts.from_dict(manifest[KEY])

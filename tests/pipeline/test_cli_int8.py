@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from tempme_export import cli, pipeline
+import tempme_export
+from tempme_export import cli, pipeline, processor
 from tempme_export.bundle import TEXT, VIDEO, open_bundle, verify_files
 from tempme_export.quantization.products import products
 from tempme_export.selftest import draw_clip
@@ -163,6 +164,29 @@ def test_few_clips_are_warned_of_and_exported(run, clips, tmp_path, small_bundle
         assert (bundle.path / name).stat().st_size < 0.45 * (small_bundle / name).stat().st_size
     reports = pipeline.verify(bundle.path)
     assert {report.status for report in reports} == {"passed"}
+
+
+def test_a_batch_is_encoded_in_parts(run, clips, tmp_path, monkeypatch):
+    """As many videos in one run as memory says, and no embedding changes by it."""
+    code, _, err = run("--precision", "int8", "--calibrate", clips(3))
+    assert code == 0, err
+    bundle = open_bundle(tmp_path / "out")
+    tokens = bundle.plan.frames * bundle.plan.tokens_per_frame
+    videos = [draw_clip("moving", 4, 48, 90 + i) for i in range(5)]
+    found = []
+    for at_once in (1, 2, 5):
+        monkeypatch.setattr(processor, "_TOKENS_AT_ONCE", at_once * tokens)
+        with tempme_export.load(bundle) as model:
+            assert [model._runner(name).max_batch for name in (VIDEO, TEXT)] == [at_once, None]
+            found.append(model.encode_video(videos))
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+    assert len(np.unique(found[0], axis=0)) == 5
+
+
+def test_other_precisions_are_run_as_they_come(small_bundle):
+    with tempme_export.load(small_bundle) as model:
+        assert model._runner(VIDEO).max_batch is None
 
 
 def test_other_precisions_say_that_nothing_is_quantised(small_bundle):

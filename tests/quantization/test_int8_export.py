@@ -74,9 +74,7 @@ def test_products_compute_what_the_rounded_numbers_give(mini_video, mini_recipe,
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in exposed)
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     values = dict(zip(exposed, session.run(exposed, {"frames": frames}), strict=True))
     for name, (x, steps) in given.items():
         chosen, module = tower.ranges[name], products(tower.module)[name]

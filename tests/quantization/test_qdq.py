@@ -47,7 +47,7 @@ def by_weights(graphs):
     found = {}
     for name, module in products(graphs.tower.module).items():
         weight = module.weight.numpy()
-        scale = np.abs(weight).max(axis=1, keepdims=True).astype(np.float64) / 127
+        scale = np.abs(weight).max(axis=1, keepdims=True).astype(np.float64) / 64
         found[np.rint(weight / scale).T.astype(np.int8).tobytes()] = name
     return found
 
@@ -58,12 +58,13 @@ def test_scales_zero_points_and_weights(graphs):
     for _, given, weights in reading.quantised():
         steps, scale, zero = (reading.constants[name] for name in weights.input)
         assert steps.dtype == np.int8 and not zero.any()
+        assert np.abs(steps.astype(int)).max() == 64, "two products with 255 fit 16 bits"
         name = names[steps.tobytes()]
         module, chosen = products(graphs.tower.module)[name], graphs.tower.ranges[name]
         (axis,) = [one.i for one in weights.attribute if one.name == "axis"]
         assert axis == 1 and scale.shape == (module.weight.shape[0],), "one scale for each output channel"
         largest = np.abs(module.weight.numpy()).max(axis=1)
-        np.testing.assert_allclose(scale, np.where(largest == 0, 1, largest / 127), rtol=3e-7)
+        np.testing.assert_allclose(scale, np.where(largest == 0, 1, largest / 64), rtol=3e-7)
         np.testing.assert_allclose(
             steps * scale, module.weight.numpy().T, rtol=3e-7, atol=0, err_msg="they were on steps"
         )

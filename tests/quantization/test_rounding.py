@@ -11,7 +11,7 @@ from tempme_export.model import Linear
 from tempme_export.quantization.products import Seen, observe
 from tempme_export.quantization.rounding import round_product
 
-STEPS = 127
+STEPS = 64
 
 
 def draw(seed, *shape):

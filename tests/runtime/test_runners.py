@@ -9,9 +9,11 @@ from onnx import TensorProto, helper
 from tempme_export.devices import torch_device
 from tempme_export.errors import BackendError, BundleError, InputError, PrecisionError
 from tempme_export.model import TextEncoder, VideoEncoder
+from tempme_export.quantization.products import WEIGHT_STEPS
 from tempme_export.reference import ReferenceText, ReferenceVideo
 from tempme_export.runtime import ort as ort_module
 from tempme_export.runtime.base import Runner
+from tempme_export.runtime.openvino import OpenVinoRunner
 from tempme_export.runtime.ort import OrtRunner
 from tempme_export.runtime.pytorch import TorchRunner
 
@@ -22,12 +24,14 @@ class Fake(Runner):
     name = "fake"
     inputs = {"x": (np.dtype(np.float32), (None, 3)), "keep": (np.dtype(np.bool_), (None, 2))}  # noqa: RUF012
 
-    def __init__(self):
-        self.calls, self.closed = 0, False
+    def __init__(self, max_batch=None):
+        self.calls, self.closed, self.max_batch = 0, False, max_batch
+        self.batches = []
 
     def _infer(self, inputs):
         self.calls += 1
-        return {"y": inputs["x"].sum(axis=1)}
+        self.batches.append([len(array) for array in inputs.values()])
+        return {"y": inputs["x"].sum(axis=1), "kept": inputs["keep"]}
 
     def close(self):
         self.closed = True
@@ -42,6 +46,18 @@ class TestContract:
         runner = Fake()
         np.testing.assert_array_equal(runner.infer(good(5))["y"], np.full(5, 3.0))
         assert runner.calls == 1
+
+    @pytest.mark.parametrize(
+        ("max_batch", "batches"), [(None, [7]), (1, [1] * 7), (3, [3, 3, 1]), (7, [7]), (8, [7])], ids=str
+    )
+    def test_a_larger_batch_is_run_in_parts(self, max_batch, batches):
+        runner, inputs = Fake(max_batch), good(7)
+        inputs["x"] *= np.arange(7, dtype=np.float32)[:, None]
+        inputs["keep"][::2] = False
+        found = runner.infer(inputs)
+        assert runner.batches == [[batch, batch] for batch in batches], "all inputs are cut alike"
+        np.testing.assert_array_equal(found["y"], 3.0 * np.arange(7))
+        np.testing.assert_array_equal(found["kept"], inputs["keep"])
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -233,11 +249,13 @@ class TestTorch:
             assert caught.value.exit_code == 4
 
 
-def test_int8_products_do_not_saturate(tmp_path):
-    """Largest activations and weights: sums of two products pass 16 bits, in which processors without int8 dot products
-    would hold them."""
+@pytest.mark.parametrize("runner", [OrtRunner, OpenVinoRunner])
+def test_int8_products_do_not_saturate(tmp_path, runner):
+    """Largest activations and weights of an int8 bundle: sums of two products just fit the 16 bits in which processors
+    without int8 dot products hold them."""
     rows, depth, columns, step = 3, 64, 8, 1 / 255
-    weight = np.full((depth, columns), 127, np.int8)
+    weight = np.full((depth, columns), WEIGHT_STEPS, np.int8)
+    weight[:, 1::2] *= -1
     constants = {
         "scale": np.float32(step),
         "zero": np.uint8(0),
@@ -260,6 +278,7 @@ def test_int8_products_do_not_saturate(tmp_path):
     )
     path = tmp_path / "product.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
-    with OrtRunner(path) as runner:
-        found = runner.infer({"x": np.ones((rows, depth), np.float32)})["y"]
-    np.testing.assert_allclose(found, np.full((rows, columns), depth * 127 * 0.5), rtol=1e-6)
+    with runner(path) as running:
+        found = running.infer({"x": np.ones((rows, depth), np.float32)})["y"]
+    expected = 0.5 * weight.astype(np.float32).sum(axis=0)
+    np.testing.assert_allclose(found, np.tile(expected, (rows, 1)), rtol=1e-6)

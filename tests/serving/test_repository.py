@@ -245,12 +245,12 @@ class TestRepository:
     def test_a_plain_readme(self, make_bundle, tmp_path):
         write_repository(make_bundle(frame_mask=False, trace=False), tmp_path / "models")
         text = (tmp_path / "models/README.md").read_text()
-        for words in ("frame_mask", "merges", "TensorRT", "Smaller", "x64quantprecision"):
+        for words in ("frame_mask", "merges", "TensorRT", "Smaller", "processors"):
             assert words not in text
 
     def test_an_int8_readme(self, make_bundle, tmp_path):
         write_repository(make_bundle(precision="int8"), tmp_path / "models")
-        assert "`session.x64quantprecision` = 1" in (tmp_path / "models/README.md").read_text()
+        assert "models are for processors" in (tmp_path / "models/README.md").read_text()
 
 
 class TestDestination:
