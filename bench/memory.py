@@ -1,5 +1,6 @@
 """Memory that loading and encoding take, of this process and of a CUDA device. None where the system does not tell."""
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ def measured(step: Callable[[], T]) -> tuple[T, Memory | None]:
     step runs all the same. Memory that was freed before is given back first, so that taking it again counts; what
     torch or ONNX Runtime keep in pools of their own cannot be.
     """
+    gc.collect()
     give_back()
     try:
         _RESET.write_text("5", encoding="ascii")

@@ -1,7 +1,6 @@
 """Memory of this process that nothing uses any more."""
 
 import ctypes
-import gc
 from contextlib import suppress
 
 
@@ -11,6 +10,5 @@ def give_back() -> None:
     A runtime that has loaded a graph has freed as much again as it uses: a ViT-B/32 under ONNX Runtime keeps 603 MB
     resident in float32 and 283 MB in int8, of which it uses 369 and 108 (1.31.1, glibc 2.36).
     """
-    gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
