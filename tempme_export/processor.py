@@ -9,8 +9,8 @@ Int8Products = Literal["dot product", "pairs", "unknown"]
 _DOT_PRODUCT = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
 INT8_ADVICE: dict[Int8Products, str] = {
     "dot product": "has int8 dot products, which --precision int8 is for",
-    "pairs": "has no int8 dot products (VNNI, AMX, Arm dotprod): --precision int8 was 1.4 to 1.7 times as fast as float32 "
-    "on such a one; results are the same",
+    "pairs": "has no int8 dot products (VNNI, AMX, Arm dotprod): --precision int8 was 1.4 to 1.7 times as fast as "
+    "float32 on such a one; results are the same",
     "unknown": "unknown; --precision int8 is worth its while with int8 dot products (VNNI, AMX, Arm dotprod)",
 }
 _TOKENS_AT_ONCE = 2400
