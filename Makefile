@@ -24,7 +24,7 @@ unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-main test-kernels test-floor test-gpu gpu-check trt-rtx-check check format-check lint types imports fmt clean
+.PHONY: help setup demo test test-export test-bench test-main test-kernels test-floor test-gpu gpu-check trt-rtx-check check format-check lint types imports fmt clean
 
 # A suite in which ARGS selects nothing has not failed.
 suite = $(1) $(ARGS) || { code=$$?; [ $$code -eq 5 ] && [ -n '$(ARGS)' ]; }
@@ -38,11 +38,18 @@ demo: $(STAMP) ## trained weights -> judged bundle -> search by text; ViT-B/32 -
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP) $(if $(HAS_FLOOR),$(FLOOR_STAMP)) ## every suite that needs no GPU, two at a time; ARGS="-k schedule" narrows
-	@$(MAKE) --no-print-directory -j2 test-main test-kernels $(if $(HAS_FLOOR),test-floor)
+	@$(MAKE) --no-print-directory -j2 test-export test-main test-bench test-kernels $(if $(HAS_FLOOR),test-floor)
 	@$(if $(HAS_FLOOR),,echo "NOT TESTED: the oldest supported set, for want of Python 3.12 (PYTHON_FLOOR=...)" >&2)
 
-test-main: $(STAMP) ## everything but the kernels' own tests
-	$(call suite,$(BIN)/pytest --ignore=tests/kernels/triton)
+# Exports and the bench take half of the time, and go beside the rest.
+test-export: $(STAMP) ## what is written: graphs, packages, bundles
+	$(call suite,$(BIN)/pytest tests/export tests/pipeline)
+
+test-bench: $(STAMP) ## the benchmark harness
+	$(call suite,$(BIN)/pytest tests/bench)
+
+test-main: $(STAMP) ## everything else but the kernels' own tests
+	$(call suite,$(BIN)/pytest --ignore=tests/export --ignore=tests/pipeline --ignore=tests/bench --ignore=tests/kernels/triton)
 
 test-kernels: $(STAMP) ## the kernels' own tests, in Triton's interpreter
 	$(call suite,TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels/triton)

@@ -22,7 +22,7 @@ def tower():
 def calls():
     """Normal values with one that is 40 times as large as the rest."""
     calls = list(torch.randn(5, 1, 60000, 5, generator=torch.Generator().manual_seed(1)))
-    calls[3][0, 17, 2] = 40.0
+    calls[0][0, 17, 2] = 40.0  # in the first, because a histogram that must grow gets more bins, and takes as long
     return calls
 
 
