@@ -40,55 +40,107 @@ def import_av() -> ModuleType:
     return av
 
 
-def sample_positions(n_frames: int, fps: float, frames: int) -> list[int]:
+def decoder_version() -> str:
+    """What turns a file into pixels: "PyAV 18.1.0, libavcodec 62.28.102, libswscale 9.5.102".
+
+    Raises BackendError without PyAV.
+    """
+    av = import_av()
+    numbers = {name: ".".join(map(str, av.library_versions[name])) for name in ("libavcodec", "libswscale")}
+    return ", ".join([f"PyAV {av.__version__}", *(f"{name} {number}" for name, number in numbers.items())])
+
+
+def sample_positions(
+    n_frames: int, fps: float, frames: int, start: float | None = None, end: float | None = None
+) -> list[int]:
     """Choose which frames of a video to read, as the original's loader does (spec section 5).
 
     One frame a second; more than wanted are thinned out evenly. When there are too few, the
     positions are spread evenly over all frames instead and may repeat. Nothing is ever padded.
 
-    n_frames  frames in the file
-    fps       average frame rate, frames per second
-    frames    positions wanted
-    Returns `frames` rising positions in [0, n_frames). Raises InputError.
+    n_frames    frames in the file
+    fps         average frame rate, frames per second
+    frames      positions wanted
+    start, end  seconds; only frames floor(start * fps) to floor(end * fps) are chosen from, both included. An end
+                beyond the last frame means the last frame, as in the original: who annotates rounds up.
+    Returns `frames` rising positions in [0, n_frames). Raises InputError, also for a range that starts after the
+    last frame.
     """
-    if n_frames < 1 or frames < 1:
-        raise InputError(f"found {n_frames} frames in the video and {frames} wanted; expected at least 1 of each")
+    _check_request(frames, start, end)
+    if n_frames < 1:
+        raise InputError(f"found {n_frames} frames in the video; expected at least 1")
     if not (math.isfinite(fps) and fps > 0):
         raise InputError(f"found a frame rate of {fps}; expected a positive number of frames per second")
+    first = 0 if start is None else math.floor(start * fps)
+    last = n_frames - 1 if end is None else min(math.floor(end * fps), n_frames - 1)
+    if first >= n_frames:
+        raise InputError(
+            f"found {n_frames / fps:.2f} s of video; expected more than {start:g} s, where the range starts; mend the "
+            "range, or see whether this is the right video"
+        )
     stride = max(1, round(fps))
-    seconds = np.arange(0, n_frames, stride)
+    seconds = np.arange(first, last + 1, stride)
     if len(seconds) < frames:
-        return [int(position) for position in np.linspace(0, n_frames - 1, frames, dtype=int)]
+        return [int(position) for position in np.linspace(first, last, frames, dtype=int)]
     return [int(position) for position in seconds[np.linspace(0, len(seconds) - 1, frames, dtype=int)]]
 
 
-def read_frames(path: str | os.PathLike[str], frames: int) -> NDArray[np.uint8]:
+def _check_request(frames: int, start: float | None, end: float | None) -> None:
+    """Refuse what no video can give: no frames, or an empty range of seconds."""
+    if frames < 1:
+        raise InputError(f"found {frames} frames wanted; expected at least 1; ask for more")
+    for name, second in (("start", start), ("end", end)):
+        if second is not None and not (math.isfinite(second) and second >= 0):
+            raise InputError(f"found a range whose {name} is {second} s; expected a number of seconds from 0 on")
+    if end is not None and (start or 0) >= end:
+        raise InputError(f"found a range from {start or 0:g} s to {end:g} s; expected a start before the end")
+
+
+def read_frames(
+    path: str | os.PathLike[str],
+    frames: int,
+    start: float | None = None,
+    end: float | None = None,
+    allow_damaged: bool = False,
+) -> NDArray[np.uint8]:
     """Read the sampled frames of a video file, upright.
 
     The file is read twice: once without decoding, to count its frames, and once decoding in order
     up to the last wanted frame. Only wanted frames are kept.
 
+    start, end     seconds, as in `sample_positions`; None for the beginning, or the end, of the video
+    allow_damaged  take damaged pictures as the decoder shows them
     Returns uint8 [frames, H, W, 3], RGB. Raises VideoError when the file is missing, is not a video,
-    or is cut short or damaged; BackendError without PyAV; InputError when frames < 1.
+    is cut short or damaged, or ends before the range starts; BackendError without PyAV; InputError when frames < 1
+    or the range is none.
     """
     path = Path(path)
+    _check_request(frames, start, end)
     _check_file(path)
     n_frames, fps = _count_frames(path)
-    positions = sample_positions(n_frames, fps, frames)
-    pictures, n_decoded = _decode(path, positions)
+    positions = _positions(path, n_frames, fps, frames, start, end)
+    pictures, n_decoded = _decode(path, positions, allow_damaged)
     if len(pictures) < len(set(positions)):
         if n_decoded < _LEAST_DECODED * n_frames:
             raise VideoError(
                 f"{path}: found {n_decoded} decodable frames; expected {n_frames}, which the file holds; "
                 "it is damaged, copy it again or re-encode it"
             )
-        positions = sample_positions(n_decoded, fps, frames)
-        pictures, _ = _decode(path, positions)
+        positions = _positions(path, n_decoded, fps, frames, start, end)
+        pictures, _ = _decode(path, positions, allow_damaged)
     shapes = {picture.shape for picture in pictures.values()}
     if len(shapes) > 1:
         sizes = ", ".join(f"{width}x{height}" for height, width, _ in sorted(shapes))
         raise VideoError(f"{path}: found frames of several sizes ({sizes}); expected one size; re-encode the video")
     return np.stack([pictures[position] for position in positions])
+
+
+def _positions(path: Path, n_frames: int, fps: float, frames: int, start: float | None, end: float | None) -> list[int]:
+    """`sample_positions` of a file: what the file forbids is said of the file."""
+    try:
+        return sample_positions(n_frames, fps, frames, start, end)
+    except InputError as error:
+        raise VideoError(f"{path}: {error}") from error
 
 
 def check_video(path: str | os.PathLike[str]) -> int:
@@ -193,7 +245,7 @@ def _check_length(container: Any, stream: Any, ends: dict[int, float], fps: floa
         )
 
 
-def _decode(path: Path, positions: list[int]) -> tuple[dict[int, NDArray[np.uint8]], int]:
+def _decode(path: Path, positions: list[int], allow_damaged: bool = False) -> tuple[dict[int, NDArray[np.uint8]], int]:
     """Decode in order up to the last position; return the wanted pictures and how many frames were seen."""
     wanted = set(positions)
     pictures: dict[int, NDArray[np.uint8]] = {}
@@ -203,7 +255,7 @@ def _decode(path: Path, positions: list[int]) -> tuple[dict[int, NDArray[np.uint
         for position, frame in enumerate(container.decode(stream)):
             n_decoded += 1
             if position in wanted:
-                if frame.is_corrupt:
+                if frame.is_corrupt and not allow_damaged:
                     raise VideoError(
                         f"{path}: found frame {position} damaged; expected whole frames; copy the file again"
                     )

@@ -14,7 +14,7 @@ from PIL import Image
 from tempme_export import video
 from tempme_export.demo import render_clip
 from tempme_export.errors import BackendError, InputError, VideoError
-from tempme_export.video import check_video, read_frames, sample_positions
+from tempme_export.video import check_video, decoder_version, read_frames, sample_positions
 
 av = pytest.importorskip("av")
 
@@ -105,11 +105,46 @@ def test_positions_by_hand():
 
 
 @pytest.mark.parametrize(
-    "arguments", [(0, 25.0, 4), (-1, 25.0, 4), (9, 0.0, 4), (9, -1.0, 4), (9, float("nan"), 4), (9, 25.0, 0)]
+    "arguments",
+    [
+        (0, 25.0, 4),
+        (-1, 25.0, 4),
+        (9, 0.0, 4),
+        (9, -1.0, 4),
+        (9, float("nan"), 4),
+        (9, 25.0, 0),
+        (9, 25.0, 4, -1.0, None),
+        (9, 25.0, 4, float("nan"), None),
+        (9, 25.0, 4, None, float("inf")),
+        (9, 25.0, 4, None, 0.0),
+        (9, 25.0, 4, 0.2, 0.2),
+        (9, 25.0, 4, 0.2, 0.1),
+        (9, 25.0, 4, 0.36, None),
+    ],
 )
 def test_positions_refuse_nonsense(arguments):
     with pytest.raises(InputError, match=r"found .* expected"):
         sample_positions(*arguments)
+
+
+@pytest.mark.parametrize(
+    "start, end, expected",
+    [
+        (3, 9, [75, 125, 175, 225]),  # both ends belong to the range: 75, 100, ... 225
+        (3.99, None, [99, 124, 149, 199]),
+        (None, 1, [0, 8, 16, 25]),  # two seconds, spread
+        (9, 40, [225, 233, 241, 249]),  # an end beyond the video is the video's
+        (9.97, 9.98, [249] * 4),
+    ],
+)
+def test_positions_of_a_range(start, end, expected):
+    assert sample_positions(250, 25.0, 4, start, end) == expected
+
+
+def test_positions_of_a_range_at_an_odd_rate():
+    """Bounds are floored and the step is rounded, as the original does at 29.97 frames a second."""
+    assert sample_positions(1000, 30000 / 1001, 6, 5, 10) == [149, 179, 209, 239, 269, 299]
+    assert sample_positions(1000, 30000 / 1001, 3, 5, 10) == [149, 209, 299]
 
 
 # which frames
@@ -200,6 +235,21 @@ def test_audio_is_passed_over(tmp_path):
 def test_odd_file_names(tmp_path):
     path = render(tmp_path / "a.mp4", 30).rename(tmp_path / "http:é %02d [x].mp4")
     assert index_of(read_frames(str(path), 1)[0]) == 0
+
+
+def test_range_of_a_file(tmp_path):
+    path = render(tmp_path / "a.mp4", 130)
+    found = [index_of(frame) for frame in read_frames(path, 3, start=1, end=4.2)]
+    assert found == [25, 50, 100] == sample_positions(130, 25.0, 3, 1, 4.2)
+    with pytest.raises(VideoError, match=r"a\.mp4: found 5\.20 s of video; expected more than 6 s"):
+        read_frames(path, 3, start=6)
+    for nonsense in ((2, 1), (-1, None), (None, 0)):
+        with pytest.raises(InputError, match="found a range"):
+            read_frames(path, 3, *nonsense)
+
+
+def test_decoder_version_names_what_makes_pixels():
+    assert decoder_version().startswith(f"PyAV {av.__version__}, libavcodec ") and "libswscale" in decoder_version()
 
 
 # upright
