@@ -131,7 +131,7 @@ def test_positions_refuse_nonsense(arguments):
     "start, end, expected",
     [
         (3, 9, [75, 125, 175, 225]),  # both ends belong to the range: 75, 100, ... 225
-        (3.99, None, [99, 124, 149, 199]),
+        (3.99, None, [99, 149, 199, 249]),
         (None, 1, [0, 8, 16, 25]),  # two seconds, spread
         (9, 40, [225, 233, 241, 249]),  # an end beyond the video is the video's
         (9.97, 9.98, [249] * 4),
