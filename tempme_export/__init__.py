@@ -5,8 +5,12 @@ model = tempme_export.load(bundle)
 model.similarity(["a dog runs"], ["dog.mp4", "cat.mp4"])
 """
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+# ONNX Runtime reads it once, when it is imported: without it a thread looks up a host and writes to the home folder.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # The sub-package `export` and the function `export` share a name. Imported here first, the sub-package is
 # found in sys.modules from then on and does not replace the function.

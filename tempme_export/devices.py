@@ -33,6 +33,11 @@ def capability(device: torch.device) -> str:
     return torch.backends.cpu.get_cpu_capability()
 
 
+def after_fork() -> None:
+    """Let a child forget the threads that torch had in its parent: without this it crashes when it exits."""
+    torch.set_num_threads(1)
+
+
 @contextmanager
 def quiet_torch() -> Iterator[None]:
     """Keep the compiler's remarks off the terminal, such as that there is no GPU; its errors are exceptions."""

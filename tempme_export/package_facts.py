@@ -1,12 +1,14 @@
 """What a compiled package (`video.pt2`) says about itself: the exporter writes it in, the runtime reads it."""
 
 import json
+import os
+import shutil
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tempme_export.errors import BundleError
+from tempme_export.errors import BackendError, BundleError
 
 KEY = "tempme"
 
@@ -65,3 +67,24 @@ def read_facts(path: Path) -> PackageFacts:
         return PackageFacts(**facts, inputs=inputs)
     except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{path} is no package that can be read: {error}. Export the bundle again.") from error
+
+
+def check_unpacking(name: str, needed_bytes: int = 0) -> None:
+    """Raise BackendError where torch cannot unpack a package's code into the folder for temporary files and run it."""
+    if os.name != "posix":
+        return
+    folder = Path(os.environ.get("TMPDIR", "/tmp"))
+    if not folder.is_dir():
+        problem = "is not there"
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        problem = "cannot be written to"
+    elif os.statvfs(folder).f_flag & os.ST_NOEXEC:
+        problem = "is mounted noexec, so that no code in it may run"
+    elif shutil.disk_usage(folder).free < needed_bytes:
+        problem = f"has {shutil.disk_usage(folder).free / 1e6:.0f} MB free of the {needed_bytes / 1e6:.0f} it takes"
+    else:
+        return
+    raise BackendError(
+        f"{name}: torch unpacks its code into {folder}, which {problem}. Set TMPDIR to another folder, such as "
+        f"TMPDIR={Path.home()}."
+    )

@@ -26,7 +26,7 @@ from tempme_export.devices import capability, quiet_torch, torch_device
 from tempme_export.errors import BackendError, ExportError
 from tempme_export.export.common import DTYPES, video_inputs
 from tempme_export.model import Merges, VideoEncoder
-from tempme_export.package_facts import PackageFacts
+from tempme_export.package_facts import PackageFacts, check_unpacking
 from tempme_export.recipe import Recipe
 
 _MESSAGE_LINES = 8
@@ -49,8 +49,10 @@ class _Deciding(nn.Module):
 
 
 def check_builder(device: str) -> None:
-    """Raise BackendError where a package cannot be built here: no such device, or no C++ compiler."""
+    """Raise BackendError where a package cannot be built and tried here: no such device, no C++ compiler, or no folder
+    to unpack code in."""
     torch_device(device)
+    check_unpacking("a .pt2 package")
     with quiet_torch():
         from torch._inductor import config
         from torch._inductor.cpp_builder import get_cpp_compiler

@@ -2,26 +2,41 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import nullcontext
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tempme_export.errors import InputError
+from tempme_export.errors import InputError, UsageError
+from tempme_export.runtime.process import ProcessBound
 
 Arrays = dict[str, NDArray[np.generic]]
 
 
-class Runner(ABC):
+def check_threads(threads: int | None) -> None:
+    """Raises UsageError for anything but a whole number of at least 1, or None, which leaves it to the runtime."""
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise UsageError(
+            f"threads: found {threads!r}, expected a whole number of at least 1. Leave it out for the runtime's own."
+        )
+
+
+class Runner(ProcessBound, ABC):
     """Runs one tower: named numpy arrays in, named numpy arrays out. A context manager.
 
+    It may be called from several threads at once: calls run side by side, or one after another where the runtime
+    cannot do that. It can be pickled and copied: what arrives opens its file again at its first use, and so does a
+    child after a fork, or refuses where its runtime cannot (BackendError).
+
     `inputs` maps each input to its dtype and shape, None for the batch. A batch of more than `max_batch` rows is run
-    in parts; None: at once, whatever its size.
+    in parts; None: at once, whatever its size. `one_at_a_time` is set where the runtime cannot run two calls at once.
     """
 
     name: str
     max_batch: int | None = None
+    one_at_a_time: bool = False
     inputs: Mapping[str, tuple[np.dtype[np.generic], tuple[int | None, ...]]]
 
     @abstractmethod
@@ -49,13 +64,13 @@ class Runner(ABC):
         (batch,) = batches
         step = self.max_batch or batch
         starts = range(0, batch, step)
-        parts = [self._infer({name: array[at : at + step] for name, array in inputs.items()}) for at in starts]
+        parts = []
+        for at in starts:
+            with self._lock if self.one_at_a_time else nullcontext():
+                parts.append(self._infer({name: array[at : at + step] for name, array in inputs.items()}))
         if len(parts) == 1:
             return parts[0]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-    def close(self) -> None:  # noqa: B027 - most backends hold nothing
-        """Free what the backend holds."""
 
     def __enter__(self) -> Self:
         return self

@@ -1,6 +1,8 @@
 """OpenVINO on the CPU as a Runner. Float32 is in full: its own bfloat16 on some processors is switched off."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +11,45 @@ from numpy.typing import NDArray
 
 from tempme_export.errors import BackendError, BundleError
 from tempme_export.heap import give_back
-from tempme_export.runtime.base import Arrays, Runner
+from tempme_export.runtime.base import Arrays, Runner, check_threads
+
+_TELEMETRY = "openvino_telemetry"
+
+
+@contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """OpenVINO reports its import to a server, and has no setting against it that does not write to the home folder.
+
+    It does without the package that does the reporting where that cannot be imported.
+    """
+    if _TELEMETRY in sys.modules:
+        yield
+        return
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.modules.pop(_TELEMETRY, None)
 
 
 def import_openvino() -> Any:
     """The openvino package. Raises BackendError without it."""
     try:
-        import openvino
+        with _without_telemetry():
+            import openvino
     except ImportError as error:
         raise BackendError("OpenVINO is not installed. Run: pip install 'tempme-export[openvino]'.") from error
     return openvino
 
 
 class OpenVinoRunner(Runner):
-    """An ONNX file compiled for the CPU."""
+    """An ONNX file compiled for the CPU.
+
+    Calls run one after another: compiled for the lowest latency, the model has one stream, in which further requests
+    would wait for each other too.
+    """
+
+    one_at_a_time = True
 
     def __init__(
         self,
@@ -32,20 +59,28 @@ class OpenVinoRunner(Runner):
         name: str = "openvino",
         max_batch: int | None = None,
     ) -> None:
-        """max_batch  as of every Runner.
+        """threads    of one call; None: as many as the processor has cores
+        max_batch  as of every Runner
 
-        Raises BackendError without OpenVINO or for another device, and BundleError for a file it cannot read.
+        Raises UsageError for `threads` below 1, BackendError without OpenVINO or for another device, and BundleError
+        for a file it cannot read.
         """
-        openvino = import_openvino()
+        check_threads(threads)
         self.name, self.max_batch = name, max_batch
-        if device != "cpu":
-            raise BackendError(f"OpenVINO runs on the CPU here, and {device} was asked for. Use --device cpu.")
+        self._path, self._device, self._threads = path.absolute(), device, threads
+        self.opened()
+
+    def _open(self) -> Any:
+        """The compiled model's request."""
+        openvino = import_openvino()
+        if self._device != "cpu":
+            raise BackendError(f"OpenVINO runs on the CPU here, and {self._device} was asked for. Use --device cpu.")
         settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-        if threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = str(threads)
+        if self._threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = str(self._threads)
         core = openvino.Core()
         try:
-            model = core.read_model(str(path))
+            model = core.read_model(str(self._path))
             # Before compiling: afterwards a value next to a cast may answer to two names.
             self._outputs = [port.any_name for port in model.outputs]
             self.inputs = {
@@ -57,15 +92,13 @@ class OpenVinoRunner(Runner):
             }
             compiled = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
-            raise BundleError(f"{path} cannot be loaded by OpenVINO: {error}") from error
-        self._request = compiled.create_infer_request()
+            raise BundleError(f"{self._path} cannot be loaded by OpenVINO: {error}") from error
+        request = compiled.create_infer_request()
         give_back()
+        return request
 
     def _infer(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
-        self._request.infer(dict(inputs), share_inputs=True)
-        tensors = (self._request.get_output_tensor(i) for i in range(len(self._outputs)))
+        request = self.opened()
+        request.infer(dict(inputs), share_inputs=True)
+        tensors = (request.get_output_tensor(i) for i in range(len(self._outputs)))
         return {name: tensor.data.copy() for name, tensor in zip(self._outputs, tensors, strict=True)}
-
-    def close(self) -> None:
-        """Drop the compiled model and its memory."""
-        del self._request

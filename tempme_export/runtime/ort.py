@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tempme_export.errors import BackendError, BundleError, PrecisionError
 from tempme_export.heap import give_back
-from tempme_export.runtime.base import Arrays, Runner
+from tempme_export.runtime.base import Arrays, Runner, check_threads
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(bool)": np.bool_}
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -67,24 +68,34 @@ class OrtRunner(Runner):
         name: str = "ort",
         max_batch: int | None = None,
     ) -> None:
-        """max_batch  as of every Runner.
+        """threads    of one call; None: as many as the processor has cores
+        max_batch  as of every Runner
 
-        Raises BackendError when the provider does not load, PrecisionError when it cannot run the graph's
-        types, and BundleError for a file that is no ONNX model."""
+        Raises UsageError for `threads` below 1, BackendError when the provider does not load, PrecisionError when it
+        cannot run the graph's types, and BundleError for a file that is no ONNX model."""
+        check_threads(threads)
+        self.name, self.max_batch = name, max_batch
+        self._path, self._device, self._expose, self._threads = path.absolute(), device, tuple(expose), threads
+        if device != "cpu":
+            self.not_after_fork = "CUDA"
+        self.opened()
+
+    def _open(self) -> Any:
+        """The session."""
+        path, device = self._path, self._device
         check_device(device)
         ort = import_onnxruntime()
-        self.name, self.max_batch = name, max_batch
         kind, _, index = device.partition(":")
         provider = _PROVIDERS[kind]
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        model = _with_outputs(path, expose) if expose else str(path)
+        if self._threads is not None:
+            options.intra_op_num_threads = self._threads
+        model = _with_outputs(path, self._expose) if self._expose else str(path)
         errors = ort.capi.onnxruntime_pybind11_state
         try:
             settings = [(provider, {"device_id": index or "0"})] if kind == "cuda" else [provider]
-            self._session = ort.InferenceSession(model, options, providers=settings)
+            session = ort.InferenceSession(model, options, providers=settings)
         except errors.NotImplemented as error:
             raise PrecisionError(f"ONNX Runtime on {device} cannot run {path.name}: {error}") from error
         except (
@@ -95,9 +106,9 @@ class OrtRunner(Runner):
             errors.Fail,
         ) as error:
             raise BundleError(f"{path} cannot be loaded by ONNX Runtime: {error}") from error
-        if provider not in self._session.get_providers():
+        if provider not in session.get_providers():
             raise BackendError(
-                f"ONNX Runtime fell back to {', '.join(self._session.get_providers())}: {provider} does not load. "
+                f"ONNX Runtime fell back to {', '.join(session.get_providers())}: {provider} does not load. "
                 "Install onnxruntime-gpu with its CUDA libraries, or use --device cpu."
             )
         self.inputs = {
@@ -105,14 +116,11 @@ class OrtRunner(Runner):
                 np.dtype(_DTYPES[value.type]),
                 tuple(axis if isinstance(axis, int) else None for axis in value.shape),
             )
-            for value in self._session.get_inputs()
+            for value in session.get_inputs()
         }
-        self._outputs = [value.name for value in self._session.get_outputs()]
+        self._outputs = [value.name for value in session.get_outputs()]
         give_back()
+        return session
 
     def _infer(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
-        return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))
-
-    def close(self) -> None:
-        """Drop the session and its memory."""
-        del self._session
+        return dict(zip(self._outputs, self.opened().run(self._outputs, dict(inputs)), strict=True))

@@ -3,15 +3,16 @@
 import platform
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.torch_version import TorchVersion
 
-from tempme_export.devices import capability, quiet_torch, torch_device
-from tempme_export.errors import BackendError, BundleError
-from tempme_export.package_facts import PackageFacts, read_facts
+from tempme_export.devices import after_fork, capability, quiet_torch, torch_device
+from tempme_export.errors import BackendError, BundleError, UsageError
+from tempme_export.package_facts import PackageFacts, check_unpacking, read_facts
 from tempme_export.runtime.base import Arrays, Runner
 
 _X86 = ("DEFAULT", "AVX2", "AVX512")  # rising: each runs the code of those before it
@@ -49,30 +50,46 @@ def check_package(facts: PackageFacts, device: torch.device, name: str) -> None:
 class Pt2Runner(Runner):
     """A package on the device it was compiled for. Returns the embedding and every merge's decision."""
 
-    def __init__(self, path: Path, device: str | None = None, name: str = "pt2") -> None:
+    not_after_fork = "torch"
+
+    def __init__(self, path: Path, device: str | None = None, name: str = "pt2", threads: int | None = None) -> None:
         """device  None: the one it was compiled for.
 
-        Raises BundleError for a file that is no package, BackendError where this machine, torch or device cannot
-        run it.
+        Raises UsageError for `threads`, which torch counts for the whole process; BundleError for a file that is no
+        package, BackendError where this machine, torch or device cannot run it, or code may not be unpacked.
         """
-        self.name, facts = name, read_facts(path)
-        self._device = torch_device(device or facts.device)
-        check_package(facts, self._device, path.name)
+        if threads is not None:
+            raise UsageError(
+                f"threads: found {threads!r}, and {path.name} runs on torch's threads, which all of a process shares. "
+                "Leave it out, and call torch.set_num_threads or set OMP_NUM_THREADS."
+            )
+        facts = read_facts(path)
+        self.name, self._path, self._device = name, path.absolute(), torch_device(device or facts.device)
         self.max_batch = facts.max_batch
         self.inputs = {key: (np.dtype(dtype), shape) for key, (dtype, shape) in facts.inputs.items()}
+        self.opened()
+
+    def _open(self) -> Any:
+        """The package's code and weights."""
+        check_package(read_facts(self._path), self._device, self._path.name)
+        check_unpacking(self._path.name, self._path.stat().st_size)
         index = -1 if self._device.index is None else self._device.index
         try:
             with quiet_torch():
                 from torch._inductor import aoti_load_package
 
-                self._model = aoti_load_package(str(path), device_index=index)
+                return aoti_load_package(str(self._path), device_index=index)
         except RuntimeError as error:
-            raise BundleError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error
+            raise BundleError(f"{self._path} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+    def _leave_behind(self) -> None:
+        super()._leave_behind()
+        after_fork()
 
     @torch.inference_mode()
     def _infer(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
         tensors = [torch.from_numpy(np.ascontiguousarray(inputs[name])).to(self._device) for name in self.inputs]
-        return {key: value.cpu().numpy() for key, value in self._model(*tensors).items()}
+        return {key: value.cpu().numpy() for key, value in self.opened()(*tensors).items()}
 
     @torch.inference_mode()
     def run_tensors(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -80,9 +97,5 @@ class Pt2Runner(Runner):
 
         Nothing is checked: the batch is at most the package's largest. The call may return before its work is done.
         """
-        found: dict[str, torch.Tensor] = self._model(*tensors)
+        found: dict[str, torch.Tensor] = self.opened()(*tensors)
         return found
-
-    def close(self) -> None:
-        """Unload the code and free the weights."""
-        del self._model

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tempme_export.devices import torch_device
+from tempme_export.devices import after_fork, torch_device
 from tempme_export.recipe import Recipe
 from tempme_export.runtime.base import Arrays, Runner
 from tempme_export.runtime.device_time import timed
@@ -15,6 +15,8 @@ from tempme_export.runtime.device_time import timed
 
 class TorchRunner(Runner):
     """A module whose forward takes the inputs in order and returns one tensor."""
+
+    not_after_fork = "torch"
 
     def __init__(self, module: nn.Module, recipe: Recipe, name: str, tower: str, device: str = "cpu") -> None:
         """tower  "video" or "text". Raises BackendError for a missing device."""
@@ -26,6 +28,13 @@ class TorchRunner(Runner):
             self.inputs = {"frames": (np.dtype(np.float32), (None, profile.frames, 3, size, size))}
         else:
             self.inputs = {"token_ids": (np.dtype(np.int64), (None, profile.text_length))}
+
+    def _open(self) -> nn.Module:
+        return self.module
+
+    def _leave_behind(self) -> None:
+        super()._leave_behind()
+        after_fork()
 
     @property
     def on_gpu(self) -> bool:
@@ -42,7 +51,7 @@ class TorchRunner(Runner):
     @torch.inference_mode()
     def encode(self, tensors: Sequence[Tensor]) -> Arrays:
         """Run the module on `to_device`'s tensors."""
-        return {self._output: self.module(*tensors).float().cpu().numpy()}
+        return {self._output: self.opened()(*tensors).float().cpu().numpy()}
 
     def _infer(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
         return self.encode(self.to_device(inputs))

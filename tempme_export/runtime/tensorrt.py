@@ -3,7 +3,7 @@
 Has not been run with TensorRT yet: written against the documentation of 10.9 to 11.4 and NVIDIA's published bindings.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,63 +66,59 @@ class _Log:
         return "; ".join(self.lines[-3:]) or "TensorRT gives no reason"
 
 
-class TensorRtRunner(Runner):
-    """An engine on the GPU it was built for. Its buffers are pinned and made once, for the largest batch.
+def _again(path: Path) -> str:
+    return f"Build it again: tempme-export --rebuild {path.parent}"
 
-    A batch below the engine's smallest is run with its last row repeated. From its second run in a row on, a batch size
-    is replayed as a CUDA graph.
 
-    graphs  whether that is so: not where the caller does not want it, nor where an engine cannot be captured
+def _tensors(
+    specs: Mapping[str, tuple[str, tuple[int | None, ...]]],
+) -> dict[str, tuple[np.dtype[np.generic], tuple[int | None, ...]]]:
+    return {name: (np.dtype(dtype), shape) for name, (dtype, shape) in specs.items()}
+
+
+class _Engine:
+    """An engine in the GPU's memory: its context, its stream, and buffers that are pinned and made once, for the
+    largest batch. For one caller at a time.
+
+    From its second run in a row on, a batch size is replayed as a CUDA graph.
+
+    graphs  whether that is so: not where it is not wanted, nor where the engine cannot be captured
+    graph   the one of the batch that ran last
     """
 
-    def __init__(
-        self, path: Path, facts: EngineFacts, device: str = "cuda", name: str = "tensorrt", *, graphs: bool = True
-    ) -> None:
-        """graphs  whether to capture CUDA graphs.
-
-        Raises BackendError as `find_engine_gpu` and where the GPU has no memory left, BundleError for a file that is no
-        engine.
-        """
-        self.name, self.graphs = name, graphs
-        find_engine_gpu(path, facts, device)
-        self._device = torch_device(device)
+    def __init__(self, path: Path, facts: EngineFacts, device: torch.device, name: str, graphs: bool) -> None:
+        self.graphs, self._name, self._device = graphs, name, device
         self._smallest, _, self._largest = facts.batch
-        self.max_batch = self._largest
-        self.inputs = {key: (np.dtype(dtype), shape) for key, (dtype, shape) in facts.inputs.items()}
-        self._outputs = {key: (np.dtype(dtype), shape) for key, (dtype, shape) in facts.outputs.items()}
+        self.inputs, self.outputs = _tensors(facts.inputs), _tensors(facts.outputs)
         try:
             plan = path.read_bytes()
         except OSError as error:
-            raise BundleError(f"{path} cannot be read: {error}. {self._again(path)}") from error
-        with torch.cuda.device(self._device):
+            raise BundleError(f"{path} cannot be read: {error}. {_again(path)}") from error
+        with torch.cuda.device(device):
             self._load(import_tensorrt(), plan, path)
             try:
-                self._stream = torch.cuda.Stream(self._device)
+                self._stream = torch.cuda.Stream(device)
                 self._host, self._memory = self._buffers()
-                self._stream.wait_stream(torch.cuda.current_stream(self._device))  # what the memory was used for before
+                self._stream.wait_stream(torch.cuda.current_stream(device))  # what the memory was used for before
             except RuntimeError as error:
                 raise BackendError(
                     f"{path.name}: there is no memory for {self._largest} videos: {error}. Free memory, or build for a "
                     "smaller largest batch."
                 ) from error
         self._batch = 0  # that the context is set to
-        self._graph: torch.cuda.CUDAGraph | None = None
-
-    @staticmethod
-    def _again(path: Path) -> str:
-        return f"Build it again: tempme-export --rebuild {path.parent}"
+        self.graph: torch.cuda.CUDAGraph | None = None
 
     def _load(self, trt: Any, plan: bytes, path: Path) -> None:
         self._log = _Log(trt)
         self._runtime = start(trt.Runtime, self._log.logger)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
-            raise BundleError(f"{path} cannot be loaded: {self._log.text()}. {self._again(path)}")
+            raise BundleError(f"{path} cannot be loaded: {self._log.text()}. {_again(path)}")
         names = {self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)}
-        if names != {*self.inputs, *self._outputs}:
+        if names != {*self.inputs, *self.outputs}:
             raise BundleError(
                 f"{path} has the inputs and outputs {', '.join(sorted(names))}, and its manifest says "
-                f"{', '.join(sorted({*self.inputs, *self._outputs}))}. {self._again(path)}"
+                f"{', '.join(sorted({*self.inputs, *self.outputs}))}. {_again(path)}"
             )
         self._context = self._engine.create_execution_context()
         if self._context is None:
@@ -134,7 +130,7 @@ class TensorRtRunner(Runner):
     def _buffers(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Pinned memory of the host and memory of the GPU, of every input and output, for the largest batch."""
         host = {}
-        for name, (dtype, shape) in {**self.inputs, **self._outputs}.items():
+        for name, (dtype, shape) in {**self.inputs, **self.outputs}.items():
             kind = torch.from_numpy(np.empty(0, dtype)).dtype
             sizes = tuple(self._largest if axis is None else axis for axis in shape)
             host[name] = torch.empty(sizes, dtype=kind, pin_memory=self._device.type == "cuda")
@@ -142,15 +138,15 @@ class TensorRtRunner(Runner):
 
     def _prepare(self, batch: int) -> None:
         """Set the context's shapes and addresses; a graph of another batch size is worth nothing from then on."""
-        self._graph, self._batch = None, 0
+        self.graph, self._batch = None, 0
         for name, tensor in self._memory.items():
             if name in self.inputs and not self._context.set_input_shape(name, (batch, *tensor.shape[1:])):
-                raise BackendError(f"{self.name}: TensorRT refuses a batch of {batch}: {self._log.text()}.")
+                raise BackendError(f"{self._name}: TensorRT refuses a batch of {batch}: {self._log.text()}.")
             self._context.set_tensor_address(name, tensor.data_ptr())
 
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(self._stream.cuda_stream):
-            raise BackendError(f"{self.name}: TensorRT could not run the engine: {self._log.text()}.")
+            raise BackendError(f"{self._name}: TensorRT could not run the engine: {self._log.text()}.")
 
     def _capture(self) -> None:
         """Record the engine for the context's batch, which has been run once: the first run may not be recorded.
@@ -165,7 +161,7 @@ class TensorRtRunner(Runner):
         except (RuntimeError, BackendError):
             self.graphs = False
         else:
-            self._graph = graph
+            self.graph = graph
 
     def _launch(self, batch: int) -> None:
         """Run the engine on what lies in the GPU's memory; the call may return before its work is done."""
@@ -174,14 +170,15 @@ class TensorRtRunner(Runner):
             self._enqueue()
             self._batch = batch
             return
-        if self.graphs and self._graph is None:
+        if self.graphs and self.graph is None:
             self._capture()
-        if self._graph is None:
+        if self.graph is None:
             self._enqueue()
         else:
-            self._graph.replay()
+            self.graph.replay()
 
-    def _run(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
+    def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        """From the host and back to it; a batch below the smallest is run with its last row repeated."""
         rows = len(next(iter(inputs.values())))
         batch = max(rows, self._smallest)
         for name, array in inputs.items():
@@ -192,25 +189,13 @@ class TensorRtRunner(Runner):
             for name in inputs:
                 self._memory[name][:batch].copy_(self._host[name][:batch], non_blocking=True)
             self._launch(batch)
-            for name in self._outputs:
+            for name in self.outputs:
                 self._host[name][:rows].copy_(self._memory[name][:rows], non_blocking=True)
         self._stream.synchronize()
-        return {name: self._host[name][:rows].numpy().copy() for name in self._outputs}
+        return {name: self._host[name][:rows].numpy().copy() for name in self.outputs}
 
-    @torch.inference_mode()
-    def _infer(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
-        try:
-            return self._run(inputs)
-        except RuntimeError as error:  # CUDA's, which torch passes on where a result is waited for
-            raise BackendError(f"{self.name}: the GPU failed while the engine ran: {error}") from error
-
-    @torch.inference_mode()
-    def run_tensors(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The engine itself, without a copy from or to the host: its inputs in order and its outputs, on its GPU.
-
-        The batch lies within the engine's. What is returned holds until the next run. The call may return before its
-        work is done; what the caller launches next waits for it.
-        """
+    def run_tensors(self, tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """From the GPU to buffers on it."""
         caller, batch = torch.cuda.current_stream(self._device), len(tensors[0])
         self._stream.wait_stream(caller)
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
@@ -218,17 +203,67 @@ class TensorRtRunner(Runner):
                 self._memory[name][:batch].copy_(tensor, non_blocking=True)
             self._launch(batch)
         caller.wait_stream(self._stream)
-        return {name: self._memory[name][:batch] for name in self._outputs}
+        return {name: self._memory[name][:batch] for name in self.outputs}
+
+    def __del__(self) -> None:
+        """Free what is TensorRT's in the order that it wants."""
+        self.graph = self._context = self._engine = self._runtime = None
+
+
+class TensorRtRunner(Runner):
+    """An engine on the GPU it was built for. It has one set of buffers, so calls run one after another."""
+
+    one_at_a_time = True
+    not_after_fork = "CUDA"
+
+    def __init__(
+        self, path: Path, facts: EngineFacts, device: str = "cuda", name: str = "tensorrt", *, graphs: bool = True
+    ) -> None:
+        """graphs  whether to capture CUDA graphs.
+
+        Raises BackendError as `find_engine_gpu` and where the GPU has no memory left, BundleError for a file that is no
+        engine.
+        """
+        self.name, self._graphs, self._path = name, graphs, path.absolute()
+        self._facts, self._device = facts, device
+        self.max_batch, self.inputs = facts.batch[-1], _tensors(facts.inputs)
+        self.opened()
+
+    def _open(self) -> _Engine:
+        """The engine in the GPU's memory."""
+        find_engine_gpu(self._path, self._facts, self._device)
+        return _Engine(self._path, self._facts, torch_device(self._device), self.name, self._graphs)
+
+    @property
+    def graphs(self) -> bool:
+        """Whether runs are replayed as CUDA graphs."""
+        engine: _Engine = self.opened()
+        return engine.graphs
+
+    @torch.inference_mode()
+    def _infer(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        engine: _Engine = self.opened()
+        try:
+            return engine.run(inputs)
+        except RuntimeError as error:  # CUDA's, which torch passes on where a result is waited for
+            raise BackendError(f"{self.name}: the GPU failed while the engine ran: {error}") from error
+
+    @torch.inference_mode()
+    def run_tensors(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The engine itself, without a copy from or to the host: its inputs in order and its outputs, on its GPU.
+
+        The batch lies within the engine's. What is returned holds until the next run, whichever thread asks for that.
+        The call may return before its work is done; what the caller launches next waits for it.
+        """
+        engine: _Engine = self.opened()
+        with self._lock:
+            return engine.run_tensors(tensors)
 
     def timed(self, inputs: Mapping[str, NDArray[np.generic]]) -> Callable[[], float]:
         """A call that runs the engine on inputs which lie on the GPU already, and returns the device's seconds for it.
 
         The batch lies within the engine's.
         """
-        tensors = [torch.from_numpy(np.ascontiguousarray(inputs[name])).to(self._device) for name in self.inputs]
-        return timed(lambda: self.run_tensors(*tensors), self._device)
-
-    def close(self) -> None:
-        """Free the engine and its memory, in the order that TensorRT wants."""
-        del self._graph, self._context, self._engine, self._runtime
-        del self._host, self._memory
+        device = torch_device(self._device)
+        tensors = [torch.from_numpy(np.ascontiguousarray(inputs[name])).to(device) for name in self.inputs]
+        return timed(lambda: self.run_tensors(*tensors), device)

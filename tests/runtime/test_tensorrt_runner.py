@@ -270,7 +270,7 @@ class TestRunning:
         trt.context.fails = False
         inputs = draw(2)
         np.testing.assert_array_equal(runner.infer(inputs)["video_embedding"], expected(inputs)["video_embedding"])
-        assert runner._graph is None
+        assert runner.opened().graph is None
 
     def test_a_batch_that_tensorrt_refuses(self, trt, engine):
         """The manifest promises more than the engine takes."""
@@ -287,20 +287,20 @@ class TestGraphs:
             inputs = draw(3, seed)
             np.testing.assert_array_equal(runner.infer(inputs)["video_embedding"], expected(inputs)["video_embedding"])
         assert trt.context.runs == [3, 3], "once to prepare, once to capture"
-        assert runner._graph.replays == 3
+        assert runner.opened().graph.replays == 3
 
     def test_a_graph_is_dropped_with_its_batch(self, runner, trt):
         """The context has been set to other shapes since: its graph would run on what is left of them."""
         for batch in (3, 3, 4, 3):
             inputs = draw(batch)
             np.testing.assert_array_equal(runner.infer(inputs)["video_embedding"], expected(inputs)["video_embedding"])
-        assert runner._graph is None and trt.context.runs == [3, 3, 4, 3]
+        assert runner.opened().graph is None and trt.context.runs == [3, 3, 4, 3]
 
     def test_without_graphs(self, trt, engine):
         with TensorRtRunner(engine, FACTS, graphs=False) as runner:
             for _ in range(3):
                 runner.infer(draw(2))
-            assert runner._graph is None and trt.context.runs == [2, 2, 2]
+            assert runner.opened().graph is None and trt.context.runs == [2, 2, 2]
 
     def test_an_engine_that_cannot_be_captured_runs_without(self, runner, trt, monkeypatch):
         execute = trt.context.execute_async_v3
