@@ -6,7 +6,7 @@ Each reader takes a folder and a split and returns the captions; `annotations.op
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tempme_export.data.json_files import entries, kind, read_json, read_text
 from tempme_export.data.records import clean, repeated, some
@@ -17,28 +17,54 @@ from tempme_export.errors import InputError
 Split = Literal["train", "test"]
 
 
+FILES: dict[str, dict[Split, tuple[str, ...]]] = {
+    "msrvtt": {
+        "train": ("MSRVTT_data.json", "MSRVTT_train.9k.csv", "MSRVTT_train.7k.csv"),
+        "test": ("MSRVTT_JSFUSION_test.csv",),
+    },
+    "activitynet": {
+        "train": ("train.json", "train_ids.json"),
+        "test": ("val_1.json", "val_1_ids.json", "val_ids.json"),
+    },
+    "didemo": {
+        "train": ("train_data.json", "train_list.txt"),
+        "test": ("test_data.json", "test_list.txt"),
+    },
+    "lsmdc": {
+        "train": ("LSMDC16_annos_training.csv",),
+        "test": ("LSMDC16_challenge_1000_publictect.csv",),
+    },
+}
+"""The annotations of each split, then the lists of its videos, of which the first that is there is read."""
+
+
 @dataclass(frozen=True)
 class Annotations:
     """The captions of one split, and what the video files are called.
 
     captions  {video id: captions}, in the order of the split
     files     {video id: paths relative to the folder of videos, likeliest first}
+    sources   names of the annotation files that were read
+    end       seconds: what is described ends there; None: with the file
     """
 
     name: str
     captions: Mapping[str, Sequence[str]]
     files: Mapping[str, Sequence[str]]
+    sources: Sequence[str]
+    end: float | None = None
 
 
 def read_msrvtt(folder: Path, split: Split) -> Annotations:
-    """MSR-VTT: training on the 9k split with all captions, test on 1k-A with one caption per video."""
-    captions = _msrvtt_train(folder) if split == "train" else _msrvtt_test(folder)
-    name = {"train": "msrvtt 9k train", "test": "msrvtt 1k-A test"}[split]
-    return Annotations(name, captions, {video_id: (f"{video_id}.mp4",) for video_id in captions})
+    """MSR-VTT: training on the 9k or 7k split with all captions, test on 1k-A with one caption per video."""
+    path, listed = _files(folder, "msrvtt", split)
+    captions = _msrvtt_train(path, listed) if split == "train" else _msrvtt_test(path)
+    name = f"msrvtt {listed.name.split('.')[1]} train" if split == "train" else "msrvtt 1k-A test"
+    files = {video_id: (f"{video_id}.mp4",) for video_id in captions}
+    return Annotations(name, captions, files, (path.name, listed.name))
 
 
-def _msrvtt_train(folder: Path) -> dict[str, list[str]]:
-    path, list_path = folder / "MSRVTT_data.json", folder / "MSRVTT_train.9k.csv"
+def _msrvtt_train(path: Path, list_path: Path) -> dict[str, list[str]]:
     listed = read_columns(list_path, ("video_id",)).columns["video_id"]
     document = read_json(path, "the videos and sentences of MSR-VTT")
     if not isinstance(document, dict) or not {"videos", "sentences"} <= document.keys():
@@ -67,8 +93,7 @@ def _msrvtt_train(folder: Path) -> dict[str, list[str]]:
     return _listed(captions, listed, list_path, path)
 
 
-def _msrvtt_test(folder: Path) -> dict[str, list[str]]:
-    path = folder / "MSRVTT_JSFUSION_test.csv"
+def _msrvtt_test(path: Path) -> dict[str, list[str]]:
     table = read_columns(path, ("video_id", "sentence"))
     videos, sentences = table.columns["video_id"], table.columns["sentence"]
     captions = {video_id: [clean(sentence)] for video_id, sentence in zip(videos, sentences, strict=True)}
@@ -77,8 +102,7 @@ def _msrvtt_test(folder: Path) -> dict[str, list[str]]:
 
 def read_activitynet(folder: Path, split: Split) -> Annotations:
     """ActivityNet Captions: all sentences of a video are one paragraph; test on val1."""
-    stem = {"train": "train", "test": "val_1"}[split]
-    path, list_path = folder / f"{stem}.json", folder / f"{stem}_ids.json"
+    path, list_path = _files(folder, "activitynet", split)
     document = read_json(path, "the sentences of ActivityNet Captions")
     if not isinstance(document, dict):
         raise InputError(f"{path}: found {kind(document)}; expected an object of videos; copy the file again")
@@ -103,30 +127,55 @@ def read_activitynet(folder: Path, split: Split) -> Annotations:
     captions = _listed(captions, listed, source, path)
     files = {one: (f"{one}.mp4", f"{one.removeprefix('v_')}.mp4") for one in captions}
     name = {"train": "activitynet train", "test": "activitynet val1 test"}[split]
-    return Annotations(name, captions, files)
+    return Annotations(name, captions, files, (path.name, source.name))
+
+
+DIDEMO_END = 31.0
+"""Seconds. Who described DiDeMo saw the first 30 s of each video; the original's loader, with which the published
+checkpoints were trained and judged, reads the frame at 31 s too, and so does this one."""
 
 
 def read_didemo(folder: Path, split: Split) -> Annotations:
     """DiDeMo: all descriptions of a video are one paragraph, in the order of the file."""
-    path, list_path = folder / f"{split}_data.json", folder / f"{split}_list.txt"
+    path, list_path = _files(folder, "didemo", split)
     document = read_json(path, "the descriptions of DiDeMo")
     described: dict[str, list[str]] = {}
-    names: dict[str, str] = {}
-    several = []
     for entry in entries(path, document, "descriptions", ("video", "description")):
-        video_id = without_suffix(entry["video"])
-        described.setdefault(video_id, []).append(entry["description"])
-        if names.setdefault(video_id, entry["video"]) != entry["video"]:
-            several.append(f"{names[video_id]} and {entry['video']}")
-    if several:
-        raise InputError(f"{path}: found one video under several file names: {some(several)}; expected one each")
+        described.setdefault(entry["video"], []).append(entry["description"])
     source, listed = path, list(described)
     if list_path.exists():
         source, lines = list_path, read_text(list_path, "one video a line").split("\n")
-        listed = [without_suffix(line.strip()) for line in lines if line.strip()]
+        listed = _didemo_names(path, list_path, described, [line.strip() for line in lines if line.strip()])
     captions = _listed(_paragraphs(described), listed, source, path)
-    files = {one: (names[one] if names[one] != one else f"{one}.mp4",) for one in captions}
-    return Annotations(f"didemo {split}", captions, files)
+    shared = set(repeated([without_suffix(name) for name in captions]))
+    if shared and source == path:
+        several = [name for name in captions if without_suffix(name) in shared]
+        raise InputError(
+            f"{path}: found names that differ by their suffix only: {some(several)}; expected one each; put "
+            f"{list_path.name}, which says which are meant, beside it"
+        )
+    ids = {name: name if without_suffix(name) in shared else without_suffix(name) for name in captions}
+    files = {ids[name]: (name,) if without_suffix(name) != name else (f"{name}.mp4", name) for name in captions}
+    said = {ids[name]: paragraph for name, paragraph in captions.items()}
+    return Annotations(f"didemo {split}", said, files, (path.name, source.name), DIDEMO_END)
+
+
+def _didemo_names(path: Path, list_path: Path, described: Mapping[str, Any], lines: Sequence[str]) -> list[str]:
+    """The name in the annotations that each line of a list means: an equal one, or the one that differs by its suffix.
+
+    Raises InputError for a line that could mean several.
+    """
+    alike: dict[str, list[str]] = {}
+    for name in described:
+        alike.setdefault(without_suffix(name), []).append(name)
+    meant = [[line] if line in described else alike.get(without_suffix(line), [line]) for line in lines]
+    several = [f"{line} ({some(names)})" for line, names in zip(lines, meant, strict=True) if len(names) > 1]
+    if several:
+        raise InputError(
+            f"{list_path}: found videos that {path.name} has under several names: {some(several)}; expected one of "
+            "these names; correct the list"
+        )
+    return [name for (name,) in meant]
 
 
 _LSMDC_COLUMNS = ("clip", "start_aligned", "end_aligned", "start_extracted", "end_extracted", "sentence")
@@ -134,8 +183,7 @@ _LSMDC_COLUMNS = ("clip", "start_aligned", "end_aligned", "start_extracted", "en
 
 def read_lsmdc(folder: Path, split: Split) -> Annotations:
     """LSMDC: one sentence per clip, now and then several; test on the 1000 clips of the public challenge."""
-    stems = {"train": "LSMDC16_annos_training.csv", "test": "LSMDC16_challenge_1000_publictect.csv"}
-    path = folder / stems[split]
+    path, _ = _files(folder, "lsmdc", split)
     lines = read_text(path, f"{len(_LSMDC_COLUMNS)} columns between tabs").split("\n")
     rows = [(f"line {i}", line.split("\t")) for i, line in enumerate(lines, 1) if line.strip()]
     if rows and rows[0][1][-1].strip() == "sentence":
@@ -155,13 +203,20 @@ def read_lsmdc(folder: Path, split: Split) -> Annotations:
     _check_empty(path, [place for place, row in rows if not row[-1].strip()])
     listed = _listed(captions, list(captions), path, path)
     name = {"train": "lsmdc train", "test": "lsmdc 1000 test"}[split]
-    return Annotations(name, listed, {clip: _lsmdc_files(clip) for clip in listed})
+    return Annotations(name, listed, {clip: _lsmdc_files(clip) for clip in listed}, (path.name,))
 
 
 def _lsmdc_files(clip: str) -> tuple[str, ...]:
     """Where a clip may lie. It is called MOVIE_START-END, and the times hold no underscore."""
     movie = clip.rpartition("_")[0]
     return (f"{movie}/{clip}.avi", f"{clip}.avi") if movie else (f"{clip}.avi",)
+
+
+def _files(folder: Path, dataset: str, split: Split) -> tuple[Path, Path]:
+    """The annotations of a split and the list of its videos: the first that is there, or the first of all; the
+    annotations themselves where there is no such list."""
+    first, *lists = (folder / name for name in FILES[dataset][split])
+    return first, next((path for path in lists if path.exists()), (*lists, first)[0])
 
 
 READERS: dict[str, Callable[[Path, Split], Annotations]] = {

@@ -1,6 +1,6 @@
 """Decoded frames of many videos: worker processes, a cache on disk, and one way to ask for either."""
 
-import hashlib
+import importlib.metadata
 import multiprocessing
 import os
 import signal
@@ -21,135 +21,148 @@ from typing import Any, Generic, NoReturn, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tempme_export.data.store import EMPTY, FAILED, FILLED, RowStore, bytes_needed
+from tempme_export.data.clip import Clip
+from tempme_export.data.clip_rows import ClipRows
 from tempme_export.errors import ExportError, InputError, TempMeExportError, VideoError
 from tempme_export.preprocess import Preprocess
-from tempme_export.video import check_video, read_frames
+from tempme_export.video import check_video, decoder_version, read_frames
 
 Progress = Callable[[int, int], None]  # done, total
 
 _Answer = TypeVar("_Answer")
-_Task = tuple[Path, Future[_Answer]]
+_Task = tuple[Clip, Future[_Answer]]
 
 
 def decode(
-    paths: Sequence[Path], frames: int, preprocess: Preprocess, workers: int
+    clips: Sequence[Clip], frames: int, preprocess: Preprocess, workers: int, allow_damaged: bool = False
 ) -> Generator[tuple[int, NDArray[np.uint8] | VideoError], None, None]:
-    """Read the sampled frames of many videos, in order.
+    """Read the sampled frames of many clips, in order.
 
     At most 2 * workers + 2 videos are decoded ahead of the one asked for. Closing the generator ends the processes,
     also in the middle of a video.
 
-    workers  processes; 0 decodes in this one
+    workers        processes; 0 decodes in this one
+    allow_damaged  take damaged pictures as the decoder shows them
     Yields (index, uint8 [F, S, S, 3]), or (index, VideoError) for a video that cannot be read. Raises BackendError
     without PyAV, ExportError when a process dies, InputError for fewer than 1 frame or 0 workers.
     """
     if frames < 1:
         raise InputError(f"found {frames} frames wanted; expected at least 1; ask for more")
-    return _each(partial(_read, frames=frames, preprocess=preprocess), paths, workers)
+    job = partial(_read, frames=frames, preprocess=preprocess, allow_damaged=allow_damaged)
+    return _each(job, clips, workers)
 
 
-def probe(paths: Sequence[Path], workers: int = 0, progress: Progress | None = None) -> dict[int, str]:
+def probe(clips: Sequence[Clip], workers: int = 0, progress: Progress | None = None) -> dict[int, str]:
     """Find files that are missing, empty, no video or cut short, without decoding: index -> what is wrong.
 
     Raises what `decode` raises.
     """
     found = {}
-    with closing(_each(_complaint, paths, workers)) as answers:
+    with closing(_each(_complaint, clips, workers)) as answers:
         for index, complaint in answers:
             if complaint is not None:
                 found[index] = complaint
             if progress:
-                progress(index + 1, len(paths))
+                progress(index + 1, len(clips))
     return found
 
 
+def made_by(frames: int, size: int) -> dict[str, Any]:
+    """What makes a file's frames what they are: a part of the key of everything that is kept of them.
+
+    Raises BackendError without PyAV.
+    """
+    return {
+        "frames": frames,
+        "size": size,
+        "decoder": decoder_version(),
+        **{name: importlib.metadata.version(name) for name in ("pillow", "tempme-export")},
+    }
+
+
 class FrameSource(Protocol):
-    """Frames of numbered videos, as uint8 [F, S, S, 3] each."""
+    """Frames of numbered clips, as uint8 [F, S, S, 3] each."""
 
     @property
     def frames(self) -> int:
-        """F, frames per video."""
+        """F, frames per clip."""
 
     @property
     def size(self) -> int:
         """S, the side of a frame in pixels."""
 
     @property
+    def allow_damaged(self) -> bool:
+        """Whether damaged pictures are among them."""
+
+    @property
     def failures(self) -> dict[int, str]:
-        """What is wrong with each video that is known to be unreadable, by its index."""
+        """What is wrong with each clip that is known to be unreadable, by its index."""
 
     def __len__(self) -> int:
-        """Number of videos."""
+        """Number of clips."""
 
     def __getitem__(self, i: int) -> NDArray[np.uint8]:
-        """One video's frames, a copy. Raises VideoError when it cannot be read; IndexError."""
+        """One clip's frames, a copy. Raises VideoError when it cannot be read; IndexError."""
 
     def batch(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
-        """The frames of several videos, uint8 [B, F, S, S, 3], a copy. Raises as [] does."""
+        """The frames of several clips, uint8 [B, F, S, S, 3], a copy. Raises as [] does."""
 
 
 @dataclass(frozen=True, eq=False)
 class FrameCache:
     """Frames kept on disk, decoded once.
 
-    The folder belongs to the paths as given, the number of frames and the image size; mean and standard deviation are
-    free. Opening it finds a file that was replaced after its frames were kept; one that was deleted is not missed.
+    The folder belongs to the number of frames, the image size and what decoded and resized them; mean and standard
+    deviation are free. It may hold other clips too: each is found by its path and range.
 
-    store   uint8 rows [F, S, S, 3]
-    stamps  int64 rows [2]: size in bytes and time of change in nanoseconds of the file a row was read from
+    rows  uint8 [n, F, S, S, 3]
     """
 
-    paths: tuple[Path, ...]
+    clips: tuple[Clip, ...]
     frames: int
     preprocess: Preprocess
-    store: RowStore
-    stamps: RowStore
+    allow_damaged: bool
+    rows: ClipRows
 
     @classmethod
-    def open(cls, folder: Path, paths: Sequence[Path], frames: int, preprocess: Preprocess) -> "FrameCache":
-        """Open a cache, or make an empty one.
+    def open(
+        cls, folder: Path, clips: Sequence[Clip], frames: int, preprocess: Preprocess, allow_damaged: bool = False
+    ) -> "FrameCache":
+        """Open a cache, or make one, with a place for each of the clips.
 
-        Raises InputError when the folder holds something else, or frames of a file that changed since; ExportError when
-        the disk has no room for all frames.
+        Raises InputError when the folder holds something else, or frames of other kinds; ExportError when the disk has
+        no room for all frames; BackendError without PyAV.
         """
-        names = "\0".join(os.fspath(path) for path in paths)
-        key = {"videos": hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()}
         shape = (frames, preprocess.size, preprocess.size, 3)
-        store = RowStore(folder, {**key, "frames": frames, "size": preprocess.size}, len(paths), shape, "uint8")
-        stamps = RowStore(Path(folder) / "stamps", key, len(paths), (2,), "int64")
-        cache = cls(tuple(paths), frames, preprocess, store, stamps)
-        cache._check_stamps()
-        return cache
+        rows = ClipRows(folder, made_by(frames, preprocess.size), clips, shape, "uint8", allow_damaged)
+        return cls(tuple(clips), frames, preprocess, allow_damaged, rows)
 
     @staticmethod
     def estimate(n: int, frames: int, size: int) -> int:
-        """Bytes of disk for n videos."""
-        return bytes_needed(n, (frames, size, size, 3), "uint8") + bytes_needed(n, (2,), "int64")
+        """Bytes of disk for n clips."""
+        return ClipRows.estimate(n, (frames, size, size, 3), "uint8")
 
     def fill(self, workers: int, progress: Progress | None = None, retry_failed: bool = False) -> None:
-        """Decode what is missing; what is there already stays.
+        """Decode what is missing and what was replaced; what is there already stays.
 
         workers       processes; 0 decodes in this one
-        progress      called with videos done, failed ones with them, and their total: first for what was there already
+        progress      called with clips done, failed ones with them, and their total: first for what was there already
         retry_failed  try those again that failed earlier
         Raises InputError when another process is filling this cache, and what `decode` raises.
         """
-        with self.store.locked():
-            wanted = [EMPTY, FAILED] if retry_failed else [EMPTY]
-            todo = [int(i) for i in np.flatnonzero(np.isin(self.store.state, wanted))]
-            stamps = [_stamp(self.paths[i]) for i in todo]  # before reading: a later change shows
+        with self.rows.locked():
+            todo = self.rows.todo(retry_failed)
             done = len(self) - len(todo)
             if progress:
                 progress(done, len(self))
-            with closing(decode([self.paths[i] for i in todo], self.frames, self.preprocess, workers)) as answers:
+            wanted = [self.clips[i] for i in todo]
+            with closing(decode(wanted, self.frames, self.preprocess, workers, self.allow_damaged)) as answers:
                 for place, answer in answers:
-                    i = todo[place]
                     if isinstance(answer, VideoError):
-                        self.store.fail(i, str(answer))
+                        self.rows.fail(todo[place], str(answer))
                     else:
-                        self.stamps.write(i, stamps[place])
-                        self.store.write(i, answer)
+                        self.rows.write(todo[place], answer)
                     if progress:
                         progress(done + place + 1, len(self))
 
@@ -160,49 +173,36 @@ class FrameCache:
 
     @property
     def failures(self) -> dict[int, str]:
-        """What is wrong with each video that could not be read, by its index."""
-        return self.store.failures
+        """What is wrong with each clip that could not be read, by its index."""
+        return self.rows.failures
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.clips)
 
     def __getitem__(self, i: int) -> NDArray[np.uint8]:
         return self.batch([i])[0]
 
     def batch(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
         """Copy rows [B, F, S, S, 3]. Raises VideoError for a failed one, InputError for an empty one, IndexError."""
-        rows = _indices(indices, len(self))
-        for i in rows[self.store.state[rows] != FILLED]:
+        wanted = _indices(indices, len(self))
+        for i in wanted[~self.rows.filled(wanted)]:
             self._refuse(int(i))
-        return np.asarray(self.store.rows[rows])
+        return self.rows.read(wanted)
 
     def _refuse(self, i: int) -> NoReturn:
         if i in self.failures:
             raise VideoError(self.failures[i])
-        raise InputError(f"{self.paths[i]}: found no frames in {self.store.folder} yet; expected them; fill it first")
-
-    def _check_stamps(self) -> None:
-        changed = [i for i in np.flatnonzero(self.store.state == FILLED) if self._changed(int(i))]
-        if changed:
-            folder = self.store.folder
-            raise InputError(
-                f"{folder}: found {len(changed)} of {len(self)} videos changed since their frames were kept, first "
-                f"{self.paths[changed[0]]}; expected the files they were read from; delete {folder} to read them "
-                "again, or choose another folder"
-            )
-
-    def _changed(self, i: int) -> bool:
-        stamp = _stamp(self.paths[i])
-        return stamp[0] >= 0 and not np.array_equal(stamp, self.stamps.rows[i])
+        raise InputError(f"{self.clips[i]}: found no frames in {self.rows.folder} yet; expected them; fill it first")
 
 
 @dataclass(frozen=True, eq=False)
 class FrameFiles:
-    """Frames decoded at each access, in this process. A video that failed is not tried again."""
+    """Frames decoded at each access, in this process. A clip that failed is not tried again."""
 
-    paths: Sequence[Path]
+    clips: Sequence[Clip]
     frames: int
     preprocess: Preprocess
+    allow_damaged: bool = False
     failures: dict[int, str] = field(default_factory=dict, init=False)
 
     @property
@@ -211,13 +211,13 @@ class FrameFiles:
         return self.preprocess.size
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.clips)
 
     def __getitem__(self, i: int) -> NDArray[np.uint8]:
         (i,) = _indices([i], len(self)).tolist()
         if i in self.failures:
             raise VideoError(self.failures[i])
-        frames = _read(self.paths[i], self.frames, self.preprocess)
+        frames = _read(self.clips[i], self.frames, self.preprocess, self.allow_damaged)
         if isinstance(frames, VideoError):
             self.failures[i] = str(frames)
             raise frames
@@ -235,51 +235,42 @@ class FrameFiles:
 def _indices(indices: Sequence[int] | NDArray[np.integer[Any]], n: int) -> NDArray[np.int64]:
     rows = np.asarray(indices, np.int64)
     if rows.size and not 0 <= rows.min() <= rows.max() < n:
-        raise IndexError(f"videos {rows.min()} to {rows.max()} of {n}")
+        raise IndexError(f"clips {rows.min()} to {rows.max()} of {n}")
     return rows
 
 
-def _stamp(path: Path) -> NDArray[np.int64]:
-    """Size and time of change, -1 where there is no such file."""
+def _read(clip: Clip, frames: int, preprocess: Preprocess, allow_damaged: bool) -> NDArray[np.uint8] | VideoError:
     try:
-        stat = os.stat(path)
-    except OSError:
-        return np.array([-1, -1])
-    return np.array([stat.st_size, stat.st_mtime_ns])
-
-
-def _read(path: Path, frames: int, preprocess: Preprocess) -> NDArray[np.uint8] | VideoError:
-    try:
-        return preprocess.crop(read_frames(path, frames))
+        return preprocess.crop(read_frames(clip.path, frames, clip.start, clip.end, allow_damaged))
     except VideoError as error:
         return error
     except InputError as error:
-        return VideoError(f"{path}: {error}")
+        return VideoError(f"{clip.path}: {error}")
 
 
-def _complaint(path: Path) -> str | None:
+def _complaint(clip: Clip) -> str | None:
     try:
-        check_video(path)
+        check_video(clip.path)
     except VideoError as error:
         return str(error)
     return None
 
 
 def _each(
-    job: Callable[[Path], _Answer], paths: Sequence[Path], workers: int
+    job: Callable[[Clip], _Answer], clips: Sequence[Clip], workers: int
 ) -> Generator[tuple[int, _Answer], None, None]:
-    """Answers of a job in the order of the paths. What the job raises is raised here."""
+    """Answers of a job in the order of the clips. What the job raises is raised here."""
     if workers < 0:
         raise InputError(f"found {workers} worker processes; expected 0, for none, or more; ask for another number")
     if workers == 0:
-        return ((index, job(path)) for index, path in enumerate(paths))
-    return _in_processes(job, paths, min(workers, len(paths)))
+        return ((index, job(clip)) for index, clip in enumerate(clips))
+    return _in_processes(job, clips, min(workers, len(clips)))
 
 
 def _in_processes(
-    job: Callable[[Path], _Answer], paths: Sequence[Path], workers: int
+    job: Callable[[Clip], _Answer], clips: Sequence[Clip], workers: int
 ) -> Generator[tuple[int, _Answer], None, None]:
-    """A thread for each process hands it one path at a time and takes the answer, also while the caller is busy."""
+    """A thread for each process hands it one clip at a time and takes the answer, also while the caller is busy."""
     tasks: SimpleQueue[_Task[_Answer] | None] = SimpleQueue()
     crew: list[tuple[_Worker[_Answer], threading.Thread]] = []
     try:
@@ -290,11 +281,11 @@ def _in_processes(
             thread.start()
             crew.append((worker, thread))
         ahead: deque[Future[_Answer]] = deque()
-        waiting = iter(paths)
-        for index in range(len(paths)):
-            while len(ahead) < 2 * workers + 2 and (path := next(waiting, None)) is not None:
+        waiting = iter(clips)
+        for index in range(len(clips)):
+            while len(ahead) < 2 * workers + 2 and (clip := next(waiting, None)) is not None:
                 ahead.append(Future())
-                tasks.put((path, ahead[-1]))
+                tasks.put((clip, ahead[-1]))
             yield index, ahead.popleft().result()
     finally:
         for worker, _ in crew:
@@ -308,21 +299,21 @@ def _in_processes(
 def _tend(worker: "_Worker[_Answer]", tasks: "SimpleQueue[_Task[_Answer] | None]") -> None:
     """Hand tasks to a worker until None comes. A dead one takes tasks too, so that nobody waits for ever."""
     while (task := tasks.get()) is not None:
-        path, answer = task
+        clip, answer = task
         try:
-            answer.set_result(worker.ask(path))
+            answer.set_result(worker.ask(clip))
         except Exception as error:
             answer.set_exception(error)
 
 
 class _Worker(Generic[_Answer]):
-    """A process of its own that answers for one path at a time.
+    """A process of its own that answers for one clip at a time.
 
     Not a ProcessPoolExecutor: there all workers share one pipe, and one that is killed in the middle of a long answer
-    leaves the reader waiting for the rest for ever. Here the pipe ends with the process, and the path is known.
+    leaves the reader waiting for the rest for ever. Here the pipe ends with the process, and the clip is known.
     """
 
-    def __init__(self, job: Callable[[Path], _Answer], share: int, workers: int) -> None:
+    def __init__(self, job: Callable[[Clip], _Answer], share: int, workers: int) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
@@ -336,14 +327,14 @@ class _Worker(Generic[_Answer]):
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         theirs.close()
 
-    def ask(self, path: Path) -> _Answer:
+    def ask(self, clip: Clip) -> _Answer:
         try:
-            self._pipe.send(path)
+            self._pipe.send(clip)
             answer, error = self._pipe.recv()
         except (EOFError, OSError) as ended:
-            raise ExportError(f"{path}: {self._last_words()}") from ended
+            raise ExportError(f"{clip}: {self._last_words()}") from ended
         if isinstance(error, str):
-            raise RuntimeError(f"{path}: {error}")
+            raise RuntimeError(f"{clip}: {error}")
         if error is not None:
             raise error
         return answer
@@ -366,14 +357,14 @@ class _Worker(Generic[_Answer]):
         )
 
 
-def _serve(pipe: Connection, job: Callable[[Path], Any], share: int, workers: int) -> None:
+def _serve(pipe: Connection, job: Callable[[Clip], Any], share: int, workers: int) -> None:
     """A worker process: answer (value, None) or (None, error) until the other end is gone."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cpu_share(sorted(os.sched_getaffinity(0)), share, workers))
     try:
         while True:
-            path = pipe.recv()
-            pipe.send(_attempt(job, path))
+            clip = pipe.recv()
+            pipe.send(_attempt(job, clip))
     except (EOFError, OSError):
         return
 
@@ -387,9 +378,9 @@ def cpu_share(cpus: Sequence[int], share: int, workers: int) -> set[int]:
     return set(cpus[share % len(cpus) :: workers])
 
 
-def _attempt(job: Callable[[Path], Any], path: Path) -> tuple[Any, TempMeExportError | str | None]:
+def _attempt(job: Callable[[Clip], Any], clip: Clip) -> tuple[Any, TempMeExportError | str | None]:
     try:
-        return job(path), None
+        return job(clip), None
     except TempMeExportError as error:
         return None, error
     except Exception:

@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from tempme_export.data.clip import Clip
 from tempme_export.errors import InputError
 
 _SHOWN = 5
@@ -16,33 +17,35 @@ class RetrievalData:
 
     name       for reports, e.g. "msrvtt 1k-A test"
     video_ids  unique
-    paths      one per video; the file need not be there, see `missing`
+    clips      one per video; the file need not be there, see `missing`
     captions   not empty, runs of white space made one space
     owner      captions[i] belongs to video_ids[owner[i]]
     groups     one per video: candidates of one group differ in one respect only; None where the data has none
+    notes      for people: how the files were read, where that is not obvious
 
     Raises InputError when any of this does not hold, or when there is no video.
     """
 
     name: str
     video_ids: tuple[str, ...]
-    paths: tuple[Path, ...]
+    clips: tuple[Clip, ...]
     captions: tuple[str, ...]
     owner: tuple[int, ...]
     groups: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         n_videos = len(self.video_ids)
         if n_videos == 0:
             raise InputError(f"{self.name}: found no video; expected at least 1; give other annotations or videos")
-        counts = {"video ids": n_videos, "paths": len(self.paths)}
+        counts = {"video ids": n_videos, "clips": len(self.clips)}
         if self.groups is not None:
             counts["groups"] = len(self.groups)
         if len(set(counts.values())) > 1 or len(self.captions) != len(self.owner):
             found = ", ".join(f"{count} {what}" for what, count in counts.items())
             raise InputError(
                 f"{self.name}: found {found}, {len(self.captions)} captions and {len(self.owner)} owners; "
-                "expected as many paths and groups as video ids, and as many owners as captions"
+                "expected as many clips and groups as video ids, and as many owners as captions"
             )
         if len(set(self.video_ids)) < n_videos:
             raise InputError(
@@ -58,6 +61,11 @@ class RetrievalData:
         if empty:
             raise InputError(f"{self.name}: found empty captions at {some(empty)}; expected words")
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The file of each video."""
+        return tuple(clip.path for clip in self.clips)
+
     def select(self, keep: Sequence[int]) -> "RetrievalData":
         """The videos at the indices `keep`, in that order, with their captions in the order they have here.
 
@@ -72,10 +80,10 @@ class RetrievalData:
             raise InputError(f"{self.name}: found video indices twice: {twice}; expected each once")
         place = {old: new for new, old in enumerate(keep)}
         kept = [i for i, owner in enumerate(self.owner) if owner in place]
-        return RetrievalData(
-            name=self.name,
+        return replace(
+            self,
             video_ids=tuple(self.video_ids[i] for i in keep),
-            paths=tuple(self.paths[i] for i in keep),
+            clips=tuple(self.clips[i] for i in keep),
             captions=tuple(self.captions[i] for i in kept),
             owner=tuple(place[self.owner[i]] for i in kept),
             groups=None if self.groups is None else tuple(self.groups[i] for i in keep),
@@ -85,18 +93,20 @@ class RetrievalData:
 def gather(
     name: str,
     captions: Mapping[str, Sequence[str]],
-    paths: Mapping[str, Path],
+    clips: Mapping[str, Clip],
     groups: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
 ) -> RetrievalData:
     """Make a record of {video id: its captions}, in that order; a video's captions become neighbours."""
     ids = tuple(captions)
     return RetrievalData(
         name=name,
         video_ids=ids,
-        paths=tuple(paths[one] for one in ids),
+        clips=tuple(clips[one] for one in ids),
         captions=tuple(caption for one in ids for caption in captions[one]),
         owner=tuple(i for i, one in enumerate(ids) for _ in captions[one]),
         groups=None if groups is None else tuple(groups[one] for one in ids),
+        notes=tuple(notes),
     )
 
 

@@ -2,13 +2,17 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from tempme_export.data.records import some
 from tempme_export.errors import InputError
 
 SUFFIXES = frozenset(
-    (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".mts", ".m2ts", ".ogv")
+    (
+        *(".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".asf", ".flv", ".3gp", ".3g2"),
+        *(".ts", ".mts", ".m2ts", ".vob", ".dv", ".ogv", "."),  # "a.": a file whose suffix was lost
+    )
 )
 
 
@@ -21,12 +25,21 @@ def without_suffix(name: str) -> str:
     return name
 
 
-def index_videos(folder: Path) -> dict[str, list[PurePosixPath]]:
-    """Every video file below `folder` by its name without suffix, as sorted paths relative to `folder`.
+@dataclass(frozen=True)
+class Index:
+    """Files below a folder, as sorted paths relative to it: every file by its whole name, and videos by their name
+    without suffix."""
 
-    Links to folders are followed, each folder is visited once. Raises InputError when a folder cannot be read.
+    names: Mapping[str, Sequence[PurePosixPath]]
+    stems: Mapping[str, Sequence[PurePosixPath]]
+
+
+def index_files(folder: Path) -> Index:
+    """Look through a folder. Links to folders are followed, each folder is visited once.
+
+    Raises InputError when a folder cannot be read.
     """
-    found: dict[str, list[PurePosixPath]] = {}
+    names: dict[str, list[PurePosixPath]] = {}
     waiting, seen = [PurePosixPath()], {os.path.realpath(folder)}
     while waiting:
         here = waiting.pop()
@@ -38,14 +51,23 @@ def index_videos(folder: Path) -> dict[str, list[PurePosixPath]]:
                         if real not in seen:
                             seen.add(real)
                             waiting.append(here / entry.name)
-                    elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file():
-                        found.setdefault(without_suffix(entry.name), []).append(here / entry.name)
+                    elif entry.is_file():
+                        names.setdefault(entry.name, []).append(here / entry.name)
         except OSError as error:
             raise InputError(
                 f"{folder / here}: found a folder that cannot be read ({error.strerror}); expected the videos; "
                 "mend its permissions or name another folder"
             ) from error
-    return {stem: sorted(paths) for stem, paths in found.items()}
+    stems: dict[str, list[PurePosixPath]] = {}
+    for name, paths in names.items():
+        if os.path.splitext(name)[1].lower() in SUFFIXES:
+            stems.setdefault(without_suffix(name), []).extend(paths)
+    return Index(*({key: sorted(paths) for key, paths in found.items()} for found in (names, stems)))
+
+
+def index_videos(folder: Path) -> Mapping[str, Sequence[PurePosixPath]]:
+    """Every video file below `folder` by its name without suffix, as `index_files` finds them."""
+    return index_files(folder).stems
 
 
 def find_videos(folder: Path, search: Path, expected: Mapping[str, Sequence[str]]) -> dict[str, Path]:
@@ -54,19 +76,22 @@ def find_videos(folder: Path, search: Path, expected: Mapping[str, Sequence[str]
     folder    where a video that is not found is expected
     search    the folder that is searched, with all below it; it need not exist
     expected  {video id: paths relative to the folder, likeliest first}
-    A file at an expected path is taken before any other of that name, wherever it lies and whatever its suffix.
+    A file at an expected path is taken first, then one of the same name wherever it lies, then one whose name differs
+    by its suffix.
     Returns {video id: path}: the first expected path where nothing was found.
     Raises InputError when several files have the name of a video and none lies where it is expected.
     """
-    index = index_videos(search) if search.is_dir() else {}
+    index = index_files(search) if search.is_dir() else Index({}, {})
     paths, ambiguous = {}, []
     for video_id, names in expected.items():
-        named = [(PurePosixPath(name), index.get(without_suffix(PurePosixPath(name).name), [])) for name in names]
-        exact = [name for name, files in named if name in files]
-        files = next((files for _, files in named if files), [])
-        if not exact and len(files) > 1:
+        wanted = [PurePosixPath(name) for name in names]
+        exact = [[path] for path in wanted if path in index.names.get(path.name, ())]
+        named = [index.names.get(path.name, ()) for path in wanted]
+        alike = [index.stems.get(without_suffix(path.name), ()) for path in wanted]
+        files = next((files for files in (*exact, *named, *alike) if files), ())
+        if len(files) > 1:
             ambiguous.append(f"{video_id} ({some([str(file) for file in files])})")
-        paths[video_id] = search / (exact or files)[0] if exact or files else folder / names[0]
+        paths[video_id] = search / files[0] if files else folder / names[0]
     if ambiguous:
         raise InputError(
             f"{search}: found several files for one video: {some(ambiguous)}; expected one each; "

@@ -161,16 +161,17 @@ def see_videos(
     original: Original,
     artifacts: Sequence[Artifact],
     progress: Progress,
+    allow_damaged: bool = False,
 ) -> tuple[Floats, int, dict[int, str]]:
     """Every video through every path, a batch at a time.
 
     Returns the original's embeddings [V, E], the tokens per video over all merges, and {index: reason} of the videos
     that cannot be read, which are not among the V.
     """
-    preprocess, batch, last = preprocess_for(recipe), recipe.profile.batch.opt, len(data.paths) - 1
+    preprocess, batch, last = preprocess_for(recipe), recipe.profile.batch.opt, len(data.clips) - 1
     embeddings, unreadable, tokens, pending = [], {}, 0, []
-    with closing(decode(data.paths, recipe.profile.frames, preprocess, workers=0)) as clips:
-        for i, found in clips:
+    with closing(decode(data.clips, recipe.profile.frames, preprocess, 0, allow_damaged)) as decoded:
+        for i, found in decoded:
             if isinstance(found, VideoError):
                 unreadable[i] = str(found)
             else:

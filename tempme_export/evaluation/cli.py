@@ -68,8 +68,8 @@ def _source(
     from tempme_export.data.frames import FrameCache, FrameFiles
 
     if cache is None:
-        return FrameFiles(data.paths, encoder.frames, encoder.preprocess)
-    frames = FrameCache.open(cache, data.paths, encoder.frames, encoder.preprocess)
+        return FrameFiles(data.clips, encoder.frames, encoder.preprocess)
+    frames = FrameCache.open(cache, data.clips, encoder.frames, encoder.preprocess)
     frames.fill(workers, lambda done, total: progress("frames", done, total), retry_failed=True)
     return frames
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
@@ -14,8 +13,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tempme_export.data.annotations import RetrievalData
-from tempme_export.data.frames import FrameFiles, FrameSource, decode
-from tempme_export.data.store import EMPTY, FAILED, FILLED, RowStore
+from tempme_export.data.clip_rows import ClipRows
+from tempme_export.data.frames import FrameFiles, FrameSource, decode, made_by
+from tempme_export.data.store import RowStore
 from tempme_export.errors import InputError, VideoError
 from tempme_export.evaluation.encoders import Encoder
 from tempme_export.evaluation.metrics import Retrieval, group_retrieval, retrieval
@@ -36,24 +36,30 @@ def _silent(stage: str, done: int, total: int) -> None:
 
 
 class _Memory:
-    """A RowStore's part here, for rows that nobody wants to keep."""
+    """The part that a ClipRows or a RowStore plays here, for rows that nobody wants to keep."""
 
     def __init__(self, n: int, width: int) -> None:
-        self.state = np.zeros(n, np.uint8)
-        self.rows = np.zeros((n, width), np.float32)
+        self._rows = np.zeros((n, width), np.float32)
+        self.changed = np.zeros(n, np.bool_)
         self.failures: dict[int, str] = {}
 
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def todo(self, retry: bool | NDArray[np.bool_] = False) -> list[int]:
+        return list(range(len(self)))
+
+    def read(self, indices: Any) -> NDArray[np.float32]:
+        return self._rows[indices]
+
     def write(self, i: int, row: NDArray[np.float32]) -> None:
-        self.rows[i], self.state[i] = row, FILLED
+        self._rows[i] = row
 
     def fail(self, i: int, reason: str) -> None:
-        self.failures[i], self.state[i] = reason, FAILED
+        self.failures[i] = reason
 
     def locked(self) -> AbstractContextManager[None]:
         return nullcontext()
-
-
-Rows = RowStore | _Memory
 
 
 @dataclass(frozen=True)
@@ -131,29 +137,22 @@ class Evaluation:
         }
 
 
-def _sha256(document: Any) -> str:
-    return hashlib.sha256(json.dumps(document).encode()).hexdigest()
-
-
-def data_key(data: RetrievalData) -> str:
-    """Hash of every video's id, absolute path, size and time of change; a file that is not there counts as that."""
-    facts: list[Any] = []
-    for video_id, path in zip(data.video_ids, data.paths, strict=True):
-        try:
-            stat = os.stat(path)
-            facts.append([video_id, os.path.abspath(path), stat.st_size, stat.st_mtime_ns])
-        except OSError:
-            facts.append([video_id, os.path.abspath(path), None, None])
-    return _sha256(facts)
-
-
-def _open_rows(store: Path | None, what: str, content: str, encoder: Encoder, n: int) -> Rows:
-    """Rows of `n` embeddings in a folder of their own below `store`, or in memory."""
+def _open_videos(store: Path | None, data: RetrievalData, encoder: Encoder, source: FrameSource) -> ClipRows | _Memory:
+    """The videos' embeddings, in a folder below `store` that belongs to the encoder and to what made the frames."""
     if store is None:
-        return _Memory(n, encoder.embed)
-    key = {"what": what, "encoder": encoder.fingerprint, "content": content}
-    folder = store / f"{encoder.fingerprint[:16]}-{content[:16]}"
-    return RowStore(folder, key, n, (encoder.embed,), "float32")
+        return _Memory(len(data.clips), encoder.embed)
+    frames = made_by(source.frames, source.size)
+    digest = hashlib.sha256(json.dumps(frames).encode()).hexdigest()
+    folder, key = store / f"{encoder.fingerprint[:16]}-{digest[:16]}", {"encoder": encoder.fingerprint, **frames}
+    return ClipRows(folder, key, data.clips, (encoder.embed,), "float32", source.allow_damaged)
+
+
+def _open_texts(store: Path | None, data: RetrievalData, encoder: Encoder) -> RowStore | _Memory:
+    """The captions' embeddings, in a folder below `store` that belongs to the encoder."""
+    if store is None:
+        return _Memory(len(data.captions), encoder.embed)
+    folder, key = store / f"{encoder.fingerprint[:16]}-texts", {"encoder": encoder.fingerprint}
+    return RowStore(folder, key, [(caption,) for caption in data.captions], (encoder.embed,), "float32")
 
 
 def _check_source(encoder: Encoder, data: RetrievalData, source: FrameSource) -> None:
@@ -170,8 +169,8 @@ def _check_source(encoder: Encoder, data: RetrievalData, source: FrameSource) ->
 def _clips(source: FrameSource, wanted: Sequence[int], workers: int) -> Clips:
     """The wanted videos in order, or why one cannot be read."""
     if isinstance(source, FrameFiles):
-        paths = [source.paths[i] for i in wanted]
-        with closing(decode(paths, source.frames, source.preprocess, workers)) as decoded:
+        files = [source.clips[i] for i in wanted]
+        with closing(decode(files, source.frames, source.preprocess, workers, source.allow_damaged)) as decoded:
             for place, clip in decoded:
                 yield wanted[place], clip
         return
@@ -183,11 +182,11 @@ def _clips(source: FrameSource, wanted: Sequence[int], workers: int) -> Clips:
 
 
 def _embed_videos(
-    encoder: Encoder, source: FrameSource, rows: Rows, progress: Progress, batch: int, workers: int
+    encoder: Encoder, source: FrameSource, rows: ClipRows | _Memory, progress: Progress, batch: int, workers: int
 ) -> None:
-    """Fill the rows that are empty. What was written stays when this is interrupted."""
-    wanted = [int(i) for i in np.flatnonzero(np.asarray(rows.state) == EMPTY)]
-    total = len(rows.state)
+    """Fill the rows that are empty, and try replaced files again. What was written stays when this is interrupted."""
+    wanted = rows.todo(retry=rows.changed)
+    total = len(rows)
     done = total - len(wanted)
     waiting: list[tuple[int, NDArray[np.uint8]]] = []
 
@@ -212,10 +211,10 @@ def _embed_videos(
     flush()
 
 
-def _embed_texts(encoder: Encoder, data: RetrievalData, rows: Rows, progress: Progress) -> None:
+def _embed_texts(encoder: Encoder, data: RetrievalData, rows: RowStore | _Memory, progress: Progress) -> None:
     """Fill the rows that are empty."""
-    wanted = [int(i) for i in np.flatnonzero(np.asarray(rows.state) == EMPTY)]
-    total = len(rows.state)
+    wanted = rows.todo()
+    total = len(rows)
     done = total - len(wanted)
     progress("texts", done, total)
     for start in range(0, len(wanted), _TEXTS):
@@ -243,8 +242,8 @@ def embed(
     """Encode every video and every caption.
 
     source   frames of `data`'s videos, in its order, as many and as large as the encoder takes
-    store    folder where embeddings are kept: rows that it has for this encoder and these files, or these captions,
-             are not encoded again
+    store    folder where embeddings are kept: a file or a caption that it has for this encoder, and frames made as
+             these, is not encoded again
     batch    videos per call of the encoder
     workers  processes that decode, where `source` decodes; 0: this one
     Videos that cannot be read are left out with their captions; in a store, that they could not is kept too.
@@ -252,11 +251,12 @@ def embed(
     encoder refuses, or a store that another process is filling; ExportError for a store that cannot be written.
     """
     _check_source(encoder, data, source)
-    videos = _open_rows(store, "videos", data_key(data), encoder, len(data.video_ids))
+    videos = _open_videos(store, data, encoder, source)
     with videos.locked():
         _embed_videos(encoder, source, videos, progress, batch, workers)
-    keep = [int(i) for i in np.flatnonzero(np.asarray(videos.state) == FILLED)]
-    skipped = {data.video_ids[i]: reason for i, reason in sorted(videos.failures.items())}
+    lost = videos.failures
+    keep = [i for i in range(len(data.clips)) if i not in lost]
+    skipped = {data.video_ids[i]: lost[i] for i in sorted(lost)}
     if not keep:
         first = next(iter(skipped.values()))
         raise InputError(
@@ -264,10 +264,10 @@ def embed(
             "Check where the videos lie (--videos)."
         )
     kept = data.select(keep)
-    texts = _open_rows(store, "texts", _sha256(kept.captions), encoder, len(kept.captions))
+    texts = _open_texts(store, kept, encoder)
     with texts.locked():
         _embed_texts(encoder, kept, texts, progress)
-    return Embeddings(np.array(texts.rows), np.array(videos.rows[keep]), kept, skipped)
+    return Embeddings(texts.read(slice(None)), videos.read(keep), kept, skipped)
 
 
 def judge(found: Embeddings, encoder: Encoder, backend: str = "") -> Evaluation:

@@ -60,8 +60,9 @@ class GateData:
 
     @property
     def sha256(self) -> str:
-        """Fingerprint of what is asked: ids, captions and which belongs to which; not of the videos' bytes."""
-        document = [self.data.video_ids, self.data.captions, self.data.owner, self.data.groups]
+        """Fingerprint of what is asked: ids, ranges, captions and which belongs to which; not of the videos' bytes."""
+        ranges = [(clip.start, clip.end) for clip in self.data.clips]
+        document = [self.data.video_ids, ranges, self.data.captions, self.data.owner, self.data.groups]
         return hashlib.sha256(json.dumps(document).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
@@ -162,12 +163,14 @@ def run_gate(
     precision: str,
     device: str = "cpu",
     progress: Progress = _silent,
+    allow_damaged: bool = False,
 ) -> Gate:
     """Retrieve with the original path and with every artifact of a folder, and compare.
 
-    recipe    what the artifacts were built from; its reference in float32 is the original path
-    folder    holds `video.onnx`, `text.onnx` and maybe `video.pt2`
-    progress  called with `gate videos` and `gate captions`, each with how many of how many are done
+    recipe         what the artifacts were built from; its reference in float32 is the original path
+    folder         holds `video.onnx`, `text.onnx` and maybe `video.pt2`
+    allow_damaged  take damaged pictures as the decoder shows them
+    progress       called with `gate videos` and `gate captions`, each with how many of how many are done
 
     The verdict is in `reports`; a runtime that cannot run the precision gives one that says so. Raises InputError
     where fewer than MIN_VIDEOS videos can be read, BackendError without a runtime or device.
@@ -180,7 +183,7 @@ def run_gate(
         if not artifacts:
             return Gate(gate.data.name, gate.sha256, 0, 0, skipped, None, (), tuple(reports))
         original = Original(recipe, device)
-        video, tokens, unreadable = see_videos(recipe, present, original, artifacts, progress)
+        video, tokens, unreadable = see_videos(recipe, present, original, artifacts, progress, allow_damaged)
         skipped |= {present.video_ids[i]: reason for i, reason in unreadable.items()}
         _check_enough(gate.data.name, len(video), skipped)
         kept = [i for k, i in enumerate(every) if k not in unreadable]
@@ -197,7 +200,7 @@ def run_gate(
     return Gate(
         data=gate.data.name,
         sha256=gate.sha256,
-        videos=len(data.paths),
+        videos=len(data.clips),
         captions=len(data.captions),
         skipped=skipped,
         original=truth.metrics(first),

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from tempme_export.data.annotations import open_data
+from tempme_export.data.clip import Clip
 from tempme_export.data.frames import decode
 from tempme_export.data.records import missing
 from tempme_export.data.video_files import index_videos
@@ -133,13 +134,14 @@ def _from_arrays(path: Path, recipe: Recipe) -> NDArray[np.uint8]:
     return np.stack(_spread(list(clips), CLIPS)) if len(clips) else clips
 
 
-def _decoded(paths: Sequence[Path], recipe: Recipe) -> tuple[NDArray[np.uint8], dict[str, str]]:
+def _decoded(videos: Sequence[Clip], recipe: Recipe, allow_damaged: bool) -> tuple[NDArray[np.uint8], dict[str, str]]:
     """CLIPS videos that can be read; for those that cannot, others are taken."""
-    first = _spread(paths, CLIPS)
-    others = sorted(set(paths) - set(first))
+    videos = sorted(videos, key=_place)
+    first = _spread(videos, CLIPS)
+    others = sorted(set(videos) - set(first), key=_place)
     wanted = [*first, *_spread(others, CLIPS)]
     clips, skipped = [], dict[str, str]()
-    with closing(decode(wanted, recipe.profile.frames, preprocess_for(recipe), workers=0)) as answers:
+    with closing(decode(wanted, recipe.profile.frames, preprocess_for(recipe), 0, allow_damaged)) as answers:
         for i, found in answers:
             if isinstance(found, VideoError):
                 skipped[str(wanted[i])] = str(found)
@@ -151,17 +153,22 @@ def _decoded(paths: Sequence[Path], recipe: Recipe) -> tuple[NDArray[np.uint8], 
     return np.stack(clips) if clips else np.zeros(shape, np.uint8), skipped
 
 
-def _captioned(spec: str | Path) -> tuple[list[Path], list[str]]:
+def _place(clip: Clip) -> tuple[Path, float, float]:
+    return clip.path, clip.start or 0.0, clip.end or 0.0
+
+
+def _captioned(spec: str | Path) -> tuple[list[Clip], list[str]]:
     data = open_data(spec, "train")
     absent = set(missing(data))
-    return [path for i, path in enumerate(data.paths) if i not in absent], list(data.captions)
+    return [clip for i, clip in enumerate(data.clips) if i not in absent], list(data.captions)
 
 
-def read_calibration(spec: str | Path, recipe: Recipe) -> Calibration:
+def read_calibration(spec: str | Path, recipe: Recipe, allow_damaged: bool = False) -> Calibration:
     """Read at most CLIPS clips and 64 captions.
 
     spec  a folder of videos; what `data.annotations.open_data` reads (its training split); or a .npz file with the
           array `clips`, uint8 [V, F, S, S, 3]
+    allow_damaged  take damaged pictures as the decoder shows them
     With fewer than FEWEST different captions, 64 built-in ones are used. Raises InputError where fewer than two clips
     can be read, and what `open_data` raises.
     """
@@ -176,10 +183,10 @@ def read_calibration(spec: str | Path, recipe: Recipe) -> Calibration:
                 f"{spec}: found nothing there; expected a folder of videos, a .npz file of clips, or DATA as for --gate"
             )
         if path.is_dir():
-            paths = [path / name for names in index_videos(path).values() for name in names]
+            videos = [Clip(path / name) for names in index_videos(path).values() for name in names]
         else:
-            paths, captions = _captioned(spec)
-        clips, skipped = _decoded(sorted(paths), recipe)
+            videos, captions = _captioned(spec)
+        clips, skipped = _decoded(videos, recipe, allow_damaged)
     if len(clips) < _LEAST:
         lost = "".join(f" {name}: {reason}." for name, reason in list(skipped.items())[:3])
         raise InputError(

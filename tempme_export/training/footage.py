@@ -5,12 +5,12 @@ import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tempme_export.data.clip import Clip
 from tempme_export.data.frames import FrameSource, decode
 from tempme_export.errors import VideoError
 from tempme_export.preprocess import Preprocess
@@ -31,24 +31,24 @@ class Clips:
 class Footage:
     """Videos by number.
 
-    paths   one per video
-    cache   holds the frames of these videos and maybe of others; None: files are decoded at every use
-    rows    int64, the cache's row of each video
+    videos         where each one lies
+    cache          holds the frames of these videos; None: files are decoded at every use
+    allow_damaged  where files are decoded, take damaged pictures as the decoder shows them
     """
 
-    paths: Sequence[Path]
+    videos: Sequence[Clip]
     frames: int
     preprocess: Preprocess
     workers: int
-    cache: FrameSource | None
-    rows: NDArray[np.int64]
+    cache: FrameSource | None = None
+    allow_damaged: bool = False
 
     def batches(self, wanted: Sequence[NDArray[np.int64]]) -> Iterator[Clips]:
         """The frames of each group of videos, in order."""
         if self.cache is None:
             return self._decoded(wanted)
         cache = self.cache
-        return (Clips(cache.batch(self.rows[videos]), {}) for videos in wanted)
+        return (Clips(cache.batch(videos), {}) for videos in wanted)
 
     def _gathered(self, videos: Iterable[NDArray[np.uint8] | VideoError], count: int) -> Clips:
         size = self.preprocess.size
@@ -62,8 +62,8 @@ class Footage:
         return Clips(pixels, failed)
 
     def _decoded(self, wanted: Sequence[NDArray[np.int64]]) -> Iterator[Clips]:
-        paths = [self.paths[int(video)] for videos in wanted for video in videos]
-        with closing(decode(paths, self.frames, self.preprocess, self.workers)) as decoded:
+        clips = [self.videos[int(video)] for videos in wanted for video in videos]
+        with closing(decode(clips, self.frames, self.preprocess, self.workers, self.allow_damaged)) as decoded:
             for videos in wanted:
                 yield self._gathered((next(decoded)[1] for _ in videos), len(videos))
 

@@ -125,10 +125,12 @@ def open_split(
     workers: int,
     retry: bool,
     progress: Count,
+    allow_damaged: bool = False,
 ) -> tuple[Split, list[Skipped]]:
     """Look at every video once, fill the cache where one is wanted, and leave out what cannot be read.
 
-    retry  look again at videos that an earlier filling of the cache could not read
+    retry          look again at videos that an earlier filling of the cache could not read
+    allow_damaged  take damaged pictures as the decoder shows them
     The first process looks and fills; with several machines the cache must lie where all of them see it.
     Raises InputError when no video can be read or a caption has no words, and what opening a cache raises.
     """
@@ -136,8 +138,8 @@ def open_split(
 
     def look() -> dict[int, str]:
         if cache is None:
-            return probe(data.paths, workers, progress)
-        store = FrameCache.open(cache / name, data.paths, frames, preprocess)
+            return probe(data.clips, workers, progress)
+        store = FrameCache.open(cache / name, data.clips, frames, preprocess, allow_damaged)
         store.fill(workers, progress, retry_failed=retry)
         return store.failures
 
@@ -150,18 +152,19 @@ def open_split(
             "Check where the videos lie (--videos)."
         )
     kept = data.select(keep)
-    source = None if cache is None else FrameCache.open(cache / name, data.paths, frames, preprocess)
-    footage = Footage(kept.paths, frames, preprocess, workers, source, np.array(keep, np.int64))
+    source = None if cache is None else FrameCache.open(cache / name, kept.clips, frames, preprocess, allow_damaged)
+    footage = Footage(kept.clips, frames, preprocess, workers, source, allow_damaged)
     token_ids, cut = tokenize(tokenizer_for(recipe), kept.captions)
     return Split(name, kept, footage, token_ids, cut), skipped
 
 
 def fingerprint(data: RetrievalData) -> dict[str, Any]:
-    """What a run is trained on: counts, and a hash of video ids, file sizes, captions and whose they are.
+    """What a run is trained on: counts, and a hash of video ids, file sizes and ranges, captions and whose they are.
 
     Where the files lie does not count.
     """
     sizes = [path.stat().st_size if path.is_file() else -1 for path in data.paths]
-    facts = json.dumps([data.video_ids, sizes, data.captions, data.owner])
+    ranges = [(clip.start, clip.end) for clip in data.clips]
+    facts = json.dumps([data.video_ids, sizes, ranges, data.captions, data.owner])
     digest = hashlib.sha256(facts.encode()).hexdigest()
     return {"videos": len(data.video_ids), "captions": len(data.captions), "sha256": digest[:16]}

@@ -258,11 +258,11 @@ def test_didemo_lists_restrict_and_order(didemo) -> None:
         ("train_data.json", '"a"', "found a text for descriptions"),
         ("train_data.json", "null", "found null for descriptions"),
         ("train_data.json", "true", "found true or false for descriptions"),
-        ("train_data.json", [{"video": "a.mov", "description": "\t"}], "without a caption in it: a;"),
+        ("train_data.json", [{"video": "a.mov", "description": "\t"}], "without a caption in it: a.mov;"),
         (
             "train_data.json",
             [{"video": "a.mov", "description": "x"}, {"video": "a.avi", "description": "y"}],
-            "one video under several file names: a.mov and a.avi;",
+            "names that differ by their suffix only: a.mov, a.avi; expected one each; put train_list.txt",
         ),
         ("train_list.txt", "", "train_list.txt: found no video;"),
         ("train_list.txt", "c\nc.mp4\n", "train_list.txt: found videos twice: c;"),

@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tempme_export.data import frames as module
+from tempme_export.data.clip import Clip
 from tempme_export.data.frames import FrameCache, FrameFiles, cpu_share, decode, probe
 from tempme_export.errors import BackendError, ExportError, InputError, VideoError
 from tempme_export.preprocess import Preprocess
@@ -51,6 +52,11 @@ def own(clips, tmp_path):
     return [Path(shutil.copy2(clip, folder)) for clip in clips]
 
 
+def whole(paths):
+    """Each of the files from its beginning to its end."""
+    return tuple(map(Clip, paths))
+
+
 def refusal(error, call, *arguments, **named):
     with pytest.raises(error, match=r"found (.|\n)*expected (.|\n)*;") as caught:
         call(*arguments, **named)
@@ -68,7 +74,7 @@ def no_processes():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_frames_in_order_and_what_is_wrong_beside_them(mixed, preprocess, pixels, workers):
     paths, readable = mixed
-    answers = list(decode(paths, F, preprocess, workers))
+    answers = list(decode(whole(paths), F, preprocess, workers))
     assert [index for index, _ in answers] == list(range(len(paths)))
     for (_, answer), path, good in zip(answers, paths, readable, strict=True):
         if good is None:
@@ -96,7 +102,7 @@ class Watched(list):
 
 @pytest.mark.parametrize(("workers", "ahead"), [(0, 1), (2, 6)])
 def test_look_ahead_is_bounded(clips, preprocess, workers, ahead):
-    paths = Watched([clips[3]] * 12)
+    paths = Watched([Clip(clips[3])] * 12)
     answers = decode(paths, F, preprocess, workers)
     assert paths.taken == 0
     next(answers)
@@ -129,7 +135,7 @@ def test_closing_early_ends_the_processes(preprocess):
 
 def test_an_error_of_the_caller_ends_the_processes(clips, preprocess):
     with pytest.raises(ZeroDivisionError):
-        for _ in decode([clips[3]] * 9, F, preprocess, 1):
+        for _ in decode([Clip(clips[3])] * 9, F, preprocess, 1):
             raise ZeroDivisionError
     assert no_processes()
 
@@ -176,7 +182,7 @@ def test_a_bug_in_a_worker_keeps_its_traceback():
 @pytest.mark.parametrize("workers", [0, 1])
 def test_other_errors_are_raised_as_they_are(workers):
     """PyAV missing concerns every video; here a function of the package that raises InputError."""
-    with pytest.raises(InputError, match="found 5 frames in the video and 0 wanted") as caught:
+    with pytest.raises(InputError, match="found 0 frames wanted") as caught:
         list(module._each(partial(sample_positions, fps=25.0, frames=0), [5], workers))
     assert type(caught.value) is InputError
 
@@ -184,14 +190,14 @@ def test_other_errors_are_raised_as_they_are(workers):
 def test_missing_pyav_is_no_failure_of_the_video(clips, preprocess, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(BackendError, match="PyAV"):
-        list(decode(clips, F, preprocess, 0))
-    cache = FrameCache.open(tmp_path / "cache", clips, F, preprocess)
+        list(decode(whole(clips), F, preprocess, 0))
     with pytest.raises(BackendError, match="PyAV"):
-        cache.fill(0)
-    assert not cache.store.state.any()
+        FrameCache.open(tmp_path / "cache", whole(clips), F, preprocess)
+    assert not list(tmp_path.iterdir())
     with pytest.raises(BackendError, match="PyAV"):
-        probe(clips)
-    answer, error = module._attempt(partial(module._read, frames=F, preprocess=preprocess), clips[0])
+        probe(whole(clips))
+    job = partial(module._read, frames=F, preprocess=preprocess, allow_damaged=False)
+    answer, error = module._attempt(job, Clip(clips[0]))
     assert answer is None and type(pickle.loads(pickle.dumps(error))) is BackendError
 
 
@@ -200,13 +206,13 @@ def test_frames_that_cannot_be_cropped_are_a_failure_of_the_video(clips):
         def crop(self, frames):
             raise InputError("found x; expected y; do z")
 
-    ((_, answer),) = decode([clips[3]], F, Refuses(30, (0, 0, 0), (1, 1, 1)), 0)
+    ((_, answer),) = decode([Clip(clips[3])], F, Refuses(30, (0, 0, 0), (1, 1, 1)), 0)
     assert isinstance(answer, VideoError) and str(answer) == f"{clips[3]}: found x; expected y; do z"
 
 
 def test_refused_requests(clips, preprocess):
-    assert "0 frames wanted" in refusal(InputError, decode, clips, 0, preprocess, 0)
-    for call in (lambda: decode(clips, F, preprocess, -1), lambda: probe(clips, -1)):
+    assert "0 frames wanted" in refusal(InputError, decode, whole(clips), 0, preprocess, 0)
+    for call in (lambda: decode(whole(clips), F, preprocess, -1), lambda: probe(whole(clips), -1)):
         assert "-1 worker processes" in refusal(InputError, call)
 
 
@@ -247,6 +253,7 @@ def test_workers_keep_to_their_share():
 SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
+from tempme_export.data.clip import Clip
 from tempme_export.data.frames import FrameCache, _each, decode
 from tempme_export.preprocess import Preprocess
 
@@ -325,7 +332,7 @@ def test_a_killed_parent_leaves_no_idle_process(start):
 
 
 def test_a_script_without_a_guard_is_told(start, clips):
-    process = start("list(decode([Path(sys.argv[1])], 3, preprocess, 1))", clips[3], guard="")
+    process = start("list(decode([Clip(Path(sys.argv[1]))], 3, preprocess, 1))", clips[3], guard="")
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "if __name__ == '__main__':" in said.splitlines()[-1] and str(clips[3]) in said.splitlines()[-1]
@@ -335,17 +342,19 @@ def test_a_script_without_a_guard_is_told(start, clips):
 
 
 def contents(folder):
-    return [(folder / name).read_bytes() for name in ("rows.bin", "done.bin", "stamps/rows.bin", "stamps/done.bin")]
+    return [
+        (folder / name).read_bytes() for name in ("rows.bin", "done.bin", "made_from/rows.bin", "made_from/done.bin")
+    ]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_cache_gives_back_what_was_decoded(mixed, preprocess, pixels, tmp_path, workers):
     paths, readable = mixed
-    cache = FrameCache.open(tmp_path / "cache", paths, F, preprocess)
+    cache = FrameCache.open(tmp_path / "cache", whole(paths), F, preprocess)
     calls = []
     cache.fill(workers, lambda done, total: calls.append((done, total)))
     assert calls == [(done, 7) for done in range(8)]
-    again = FrameCache.open(tmp_path / "cache", paths, F, preprocess)
+    again = FrameCache.open(tmp_path / "cache", whole(paths), F, preprocess)
     for found in (cache, again):
         assert (len(found), found.frames, found.size) == (7, F, 30)
         for i, path in enumerate(readable):
@@ -359,7 +368,7 @@ def test_the_cache_gives_back_what_was_decoded(mixed, preprocess, pixels, tmp_pa
 
 
 def test_frames_are_copies(clips, preprocess, pixels, tmp_path):
-    cache = FrameCache.open(tmp_path, clips, F, preprocess)
+    cache = FrameCache.open(tmp_path, whole(clips), F, preprocess)
     cache.fill(0)
     for copy in (cache[1], cache.batch([1])[0]):
         assert type(copy) is np.ndarray
@@ -368,7 +377,7 @@ def test_frames_are_copies(clips, preprocess, pixels, tmp_path):
 
 
 def test_what_is_not_there_is_refused(mixed, preprocess, tmp_path):
-    cache = FrameCache.open(tmp_path, mixed[0], F, preprocess)
+    cache = FrameCache.open(tmp_path, whole(mixed[0]), F, preprocess)
     with pytest.raises(InputError, match="fill it first") as caught:
         cache.batch([0])
     assert not isinstance(caught.value, VideoError)  # nobody may skip it as unreadable
@@ -387,9 +396,9 @@ def reads(monkeypatch):
     """The paths that were read, in this process."""
     found, read = [], module._read
 
-    def spy(path, frames, preprocess):
-        found.append(path)
-        return read(path, frames, preprocess)
+    def spy(clip, *arguments, **named):
+        found.append(clip.path)
+        return read(clip, *arguments, **named)
 
     monkeypatch.setattr(module, "_read", spy)
     return found
@@ -401,16 +410,16 @@ def test_an_interrupted_fill_goes_on(mixed, preprocess, tmp_path, reads):
             raise KeyboardInterrupt
 
     paths, _ = mixed
-    cache = FrameCache.open(tmp_path / "cache", paths, F, preprocess)
+    cache = FrameCache.open(tmp_path / "cache", whole(paths), F, preprocess)
     with pytest.raises(KeyboardInterrupt):
         cache.fill(0, stop)
     assert reads == paths[:3]
     calls = []
-    FrameCache.open(tmp_path / "cache", paths, F, preprocess).fill(0, lambda *call: calls.append(call))
+    FrameCache.open(tmp_path / "cache", whole(paths), F, preprocess).fill(0, lambda *call: calls.append(call))
     assert reads == paths
     assert calls == [(done, 7) for done in range(3, 8)]
-    whole = FrameCache.open(tmp_path / "whole", paths, F, preprocess)
-    whole.fill(0)
+    full = FrameCache.open(tmp_path / "whole", whole(paths), F, preprocess)
+    full.fill(0)
     assert contents(tmp_path / "cache") == contents(tmp_path / "whole")
 
 
@@ -418,37 +427,37 @@ def test_an_interrupted_fill_goes_on(mixed, preprocess, tmp_path, reads):
 def test_a_killed_fill_goes_on(start, mixed, preprocess, tmp_path, reads, workers):
     paths, _ = mixed
     body = (
-        "FrameCache.open(Path(sys.argv[1]), [Path(name) for name in sys.argv[3:]], 3, preprocess)"
+        "FrameCache.open(Path(sys.argv[1]), [Clip(Path(name)) for name in sys.argv[3:]], 3, preprocess)"
         ".fill(int(sys.argv[2]), lambda done, total: done == 4 and os.kill(os.getpid(), signal.SIGKILL))"
     )
     process = start(body, tmp_path / "cache", workers, *paths)
     assert process.wait(60) == -signal.SIGKILL, process.stderr.read()
-    cache = FrameCache.open(tmp_path / "cache", paths, F, preprocess)
-    assert np.count_nonzero(cache.store.state) == 4
+    cache = FrameCache.open(tmp_path / "cache", whole(paths), F, preprocess)
+    assert cache.rows.todo() == [4, 5, 6]
     cache.fill(0)
     assert reads == paths[4:]
-    whole = FrameCache.open(tmp_path / "whole", paths, F, preprocess)
-    whole.fill(0)
+    full = FrameCache.open(tmp_path / "whole", whole(paths), F, preprocess)
+    full.fill(0)
     assert contents(tmp_path / "cache") == contents(tmp_path / "whole")
-    assert cache.failures == whole.failures
+    assert cache.failures == full.failures
 
 
 def test_failures_are_tried_again_when_asked(own, preprocess, pixels, tmp_path, reads):
-    whole = own[2].read_bytes()
-    own[2].write_bytes(whole[:500])
+    content = own[2].read_bytes()
+    own[2].write_bytes(content[:500])
     own[4].unlink()
-    cache = FrameCache.open(tmp_path / "cache", own, F, preprocess)
+    cache = FrameCache.open(tmp_path / "cache", whole(own), F, preprocess)
     cache.fill(0)
     assert sorted(cache.failures) == [2, 4]
-    own[2].write_bytes(whole)
+    own[2].write_bytes(content)
     reads.clear()
-    cache = FrameCache.open(tmp_path / "cache", own, F, preprocess)  # a mended file is no changed one
+    cache = FrameCache.open(tmp_path / "cache", whole(own), F, preprocess)  # a mended file is no changed one
     cache.fill(0)
     assert reads == [] and sorted(cache.failures) == [2, 4]
     calls = []
     cache.fill(0, lambda *call: calls.append(call), retry_failed=True)
     assert reads == [own[2], own[4]] and calls == [(3, 5), (4, 5), (5, 5)]
-    cache = FrameCache.open(tmp_path / "cache", own, F, preprocess)
+    cache = FrameCache.open(tmp_path / "cache", whole(own), F, preprocess)
     assert list(cache.failures) == [4] and "no such file" in cache.failures[4]
     np.testing.assert_array_equal(cache[2], pixels(own[2]))
 
@@ -465,52 +474,106 @@ def grow(path):
 
 
 @pytest.mark.parametrize("change", [touch, grow])
-def test_a_changed_video_is_refused(own, preprocess, tmp_path, change):
-    FrameCache.open(tmp_path / "cache", own, F, preprocess).fill(0)
-    FrameCache.open(tmp_path / "cache", own, F, preprocess)
+def test_a_changed_video_is_read_again(own, preprocess, tmp_path, reads, change):
+    FrameCache.open(tmp_path / "cache", whole(own), F, preprocess).fill(0)
     change(own[1])
     change(own[3])
-    said = refusal(InputError, FrameCache.open, tmp_path / "cache", own, F, preprocess)
-    assert f"found 2 of 5 videos changed since their frames were kept, first {own[1]};" in said
-    assert f"delete {tmp_path / 'cache'}" in said
+    reads.clear()
+    cache = FrameCache.open(tmp_path / "cache", whole(own), F, preprocess)
+    with pytest.raises(InputError, match="fill it first"):
+        cache.batch([0, 3])
+    cache.fill(0)
+    assert reads == [own[1], own[3]]
+    assert cache.batch([0, 1, 2, 3, 4]).shape == (5, F, 30, 30, 3)
 
 
 def test_a_video_that_changes_while_filling_is_noticed(own, preprocess, tmp_path):
-    cache = FrameCache.open(tmp_path / "cache", own, F, preprocess)
+    cache = FrameCache.open(tmp_path / "cache", whole(own), F, preprocess)
     cache.fill(0, lambda done, total: done == 1 and touch(own[2]))
-    assert str(own[2]) in refusal(InputError, FrameCache.open, tmp_path / "cache", own, F, preprocess)
+    assert FrameCache.open(tmp_path / "cache", whole(own), F, preprocess).rows.todo() == [2]
 
 
 def test_a_deleted_video_is_not_missed(own, preprocess, pixels, tmp_path):
-    FrameCache.open(tmp_path / "cache", own, F, preprocess).fill(0)
+    FrameCache.open(tmp_path / "cache", whole(own), F, preprocess).fill(0)
     expected = pixels(own[1])
     own[1].unlink()
-    cache = FrameCache.open(tmp_path / "cache", own, F, preprocess)
+    cache = FrameCache.open(tmp_path / "cache", whole(own), F, preprocess)
     np.testing.assert_array_equal(cache[1], expected)
     assert cache.failures == {}
 
 
 def test_another_request_is_another_key(clips, preprocess, tmp_path):
-    FrameCache.open(tmp_path, clips, F, preprocess)
-    FrameCache.open(tmp_path, clips, F, Preprocess(30, (0, 0, 0), (1, 1, 1)))  # of no matter to uint8
-    for said, paths, frames, size in (
-        ("frames 3, shape [3, 30, 30, 3]; expected frames 4, shape", clips, 4, 30),
-        ("size 30, shape [3, 30, 30, 3]; expected size 28, shape", clips, F, 28),
-        ("videos ", clips[::-1], F, 30),
-        ("rows 5", clips[:4], F, 30),
+    FrameCache.open(tmp_path, whole(clips), F, preprocess)
+    FrameCache.open(tmp_path, whole(clips), F, Preprocess(30, (0, 0, 0), (1, 1, 1)))  # of no matter to uint8
+    for said, frames, size in (
+        ("shape [3, 30, 30, 3], frames 3; expected shape [4, 30, 30, 3], frames 4;", 4, 30),
+        ("shape [3, 30, 30, 3], size 30; expected shape [3, 28, 28, 3], size 28;", F, 28),
     ):
         other = Preprocess(size, preprocess.mean, preprocess.std)
-        assert said in refusal(InputError, FrameCache.open, tmp_path, paths, frames, other)
+        assert said in refusal(InputError, FrameCache.open, tmp_path, whole(clips), frames, other)
+
+
+def test_another_decoder_is_another_key(clips, preprocess, tmp_path, monkeypatch):
+    FrameCache.open(tmp_path, whole(clips), F, preprocess)
+    monkeypatch.setattr(module, "decoder_version", lambda: "another")
+    said = refusal(InputError, FrameCache.open, tmp_path, whole(clips), F, preprocess)
+    assert "decoder PyAV" in said and "expected decoder another; delete" in said
+
+
+def test_one_more_clip_reads_one(clips, preprocess, pixels, tmp_path, reads):
+    """Also in another order, and a range of a file beside the whole of it."""
+    first = FrameCache.open(tmp_path, whole(clips[:3]), F, preprocess)
+    first.fill(0)
+    reads.clear()
+    part = Clip(clips[0], 2.0, 5.0)
+    cache = FrameCache.open(tmp_path, [Clip(clips[2]), part, Clip(clips[0]), Clip(clips[1])], F, preprocess)
+    cache.fill(0)
+    assert reads == [clips[0]]
+    found = cache.batch([0, 1, 2, 3])
+    expected = [pixels(clips[2]), preprocess.crop(read_frames(part.path, F, 2.0, 5.0)), *map(pixels, clips[:2])]
+    np.testing.assert_array_equal(found, expected)
+    assert not np.array_equal(found[1], found[2])
+    np.testing.assert_array_equal(first.batch([1]), found[3:])  # who opened it before reads on
+
+
+def test_what_was_read_strictly_serves_those_who_allow_damage_and_not_the_other_way(own, preprocess, tmp_path):
+    """Whether a file is damaged is said here by what reads it."""
+    asked = []
+
+    def read(clip, frames, preprocess, allow_damaged):
+        asked.append((clip.path, allow_damaged))
+        if clip.path == own[1] and not allow_damaged:
+            return VideoError("torn")
+        return np.full((frames, 30, 30, 3), 1 + allow_damaged, np.uint8)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_read", read)
+        for allow, read_now in (
+            (False, own[:3]),
+            (True, [own[1]]),
+            (True, []),
+            (False, [own[1]]),
+            (False, []),
+            (True, [own[1]]),
+        ):
+            asked.clear()
+            cache = FrameCache.open(tmp_path / "cache", whole(own[:3]), F, preprocess, allow)
+            cache.fill(0)
+            assert asked == [(path, allow) for path in read_now]
+            assert list(cache.failures) == ([] if allow else [1])
+            assert [int(cache[i].max()) for i in range(3) if i not in cache.failures] == (
+                [1, 2, 1] if allow else [1, 1]
+            )
 
 
 def test_no_frames_or_videos_to_keep(clips, preprocess, tmp_path):
     for paths, frames in (((), F), (clips, 0)):
-        refusal(InputError, FrameCache.open, tmp_path / "cache", paths, frames, preprocess)
+        refusal(InputError, FrameCache.open, tmp_path / "cache", whole(paths), frames, preprocess)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_two_processes_do_not_fill_one_cache(clips, preprocess, tmp_path, reads):
-    first, second = (FrameCache.open(tmp_path, clips, F, preprocess) for _ in range(2))
+    first, second = (FrameCache.open(tmp_path, whole(clips), F, preprocess) for _ in range(2))
     said = []
     first.fill(0, lambda done, total: said.append(refusal(InputError, second.fill, 0)))
     assert len(said) == 6 and all("being filled by another process" in line for line in said)
@@ -521,7 +584,7 @@ def test_two_processes_do_not_fill_one_cache(clips, preprocess, tmp_path, reads)
 
 @pytest.mark.parametrize(("n", "frames", "size"), [(5, 3, 30), (2, 1, 7)])
 def test_the_estimate_is_what_it_takes(clips, tmp_path, n, frames, size):
-    FrameCache.open(tmp_path, clips[:n], frames, Preprocess(size, (0, 0, 0), (1, 1, 1)))
+    FrameCache.open(tmp_path, whole(clips[:n]), frames, Preprocess(size, (0, 0, 0), (1, 1, 1)))
     assert FrameCache.estimate(n, frames, size) == sum(path.stat().st_size for path in tmp_path.rglob("*.bin"))
 
 
@@ -530,7 +593,7 @@ def test_the_estimate_is_what_it_takes(clips, tmp_path, n, frames, size):
 
 def test_files_are_decoded_at_each_access(mixed, preprocess, pixels, reads):
     paths, _ = mixed
-    source = FrameFiles(paths, F, preprocess)
+    source = FrameFiles(whole(paths), F, preprocess)
     assert (len(source), source.frames, source.size, source.failures) == (7, F, 30, {})
     for _ in range(2):
         np.testing.assert_array_equal(source[2], pixels(paths[2]))
@@ -541,7 +604,7 @@ def test_files_are_decoded_at_each_access(mixed, preprocess, pixels, reads):
 
 def test_a_failed_file_is_not_read_again(mixed, preprocess, reads):
     paths, _ = mixed
-    source = FrameFiles(paths, F, preprocess)
+    source = FrameFiles(whole(paths), F, preprocess)
     messages = []
     for ask in (lambda: source[1], lambda: source[np.int64(1)], lambda: source.batch([0, 1])):
         with pytest.raises(VideoError) as caught:
@@ -562,10 +625,10 @@ def test_unreadable_files_are_found_without_decoding(mixed, unreadable, clips, w
     paths = [*mixed[0], unreadable["empty"]]
     monkeypatch.setattr(module, "read_frames", lambda *_: pytest.fail("this decodes"))
     calls = []
-    found = probe(paths, workers, lambda *call: calls.append(call))
+    found = probe(whole(paths), workers, lambda *call: calls.append(call))
     assert list(found) == [1, 3, 5, 7]
     assert all(reason.startswith(str(paths[i])) for i, reason in found.items())
     for i, reason in zip(found, ("no such file", "no readable video", "", "empty file"), strict=True):
         assert reason in found[i]
     assert calls == [(done, 8) for done in range(1, 9)]
-    assert probe(clips) == {} and operator.not_(probe([]))
+    assert probe(whole(clips)) == {} and operator.not_(probe([]))

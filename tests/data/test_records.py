@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tempme_export.data.clip import Clip
 from tempme_export.data.records import RetrievalData, clean, gather, missing, repeated, some
 from tempme_export.errors import InputError
 
@@ -15,7 +16,7 @@ def make(**changes) -> RetrievalData:
     fields = {
         "name": "three",
         "video_ids": ("a", "b", "c"),
-        "paths": (Path("a.mp4"), Path("b.mp4"), Path("c.mp4")),
+        "clips": (Clip(Path("a.mp4")), Clip(Path("b.mp4"), 1.0, 2.5), Clip(Path("c.mp4"))),
         "captions": ("c one", "a one", "b one", "a two"),
         "owner": (2, 0, 1, 0),
         "groups": ("x", "y", "x"),
@@ -30,9 +31,9 @@ def pairs(data: RetrievalData) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"video_ids": (), "paths": (), "groups": None}, "three: found no video"),
-        ({"paths": (Path("a.mp4"),)}, "found 3 video ids, 1 paths, 3 groups, 4 captions and 4 owners"),
-        ({"groups": ("x",)}, "3 paths, 1 groups"),
+        ({"video_ids": (), "clips": (), "groups": None}, "three: found no video"),
+        ({"clips": (Clip(Path("a.mp4")),)}, "found 3 video ids, 1 clips, 3 groups, 4 captions and 4 owners"),
+        ({"groups": ("x",)}, "3 clips, 1 groups"),
         ({"owner": (0, 1, 2)}, "4 captions and 3 owners"),
         ({"video_ids": ("a", "b", "a")}, "video ids twice: a;"),
         ({"owner": (2, 0, 1, 3)}, "captions of videos 3; expected 0 to 2"),
@@ -61,7 +62,7 @@ def test_select_takes_the_videos_in_the_given_order_and_keeps_the_order_of_capti
 def test_select_keeps_what_is_said_of_each_video(data) -> None:
     n_videos = data.draw(st.integers(1, 6))
     captions = {f"v{i}": [f"{i} {k}" for k in range(data.draw(st.integers(1, 3)))] for i in range(n_videos)}
-    whole = gather("all", captions, {video_id: Path(video_id) for video_id in captions})
+    whole = gather("all", captions, {video_id: Clip(Path(video_id)) for video_id in captions})
     keep = data.draw(st.lists(st.integers(0, n_videos - 1), min_size=1, unique=True))
     part = whole.select(keep)
     assert part.video_ids == tuple(whole.video_ids[i] for i in keep)
@@ -87,21 +88,22 @@ def test_select_refuses(keep, said) -> None:
 
 
 def test_gather_makes_captions_of_one_video_neighbours() -> None:
-    paths = {"a": Path("1.mp4"), "b": Path("2.mp4")}
-    data = gather("two", {"b": ["x", "y"], "a": ["z"]}, paths, {"a": "g", "b": "h"})
-    assert data == RetrievalData(
-        "two", ("b", "a"), (Path("2.mp4"), Path("1.mp4")), ("x", "y", "z"), (0, 0, 1), ("h", "g")
-    )
+    clips = {"a": Clip(Path("1.mp4")), "b": Clip(Path("2.mp4"))}
+    data = gather("two", {"b": ["x", "y"], "a": ["z"]}, clips, {"a": "g", "b": "h"})
+    assert data == RetrievalData("two", ("b", "a"), (clips["b"], clips["a"]), ("x", "y", "z"), (0, 0, 1), ("h", "g"))
 
 
 def test_missing_lists_what_is_not_a_file(tmp_path) -> None:
     there, folder = tmp_path / "b.mp4", tmp_path / "c.mp4"
     there.touch()
     folder.mkdir()
-    assert missing(make(paths=(tmp_path / "a.mp4", there, folder))) == [0, 2]
     unusable = (Path("x" * 5000), there, Path("a\0b"))  # a name too long, one that no system has
-    assert missing(make(paths=unusable)) == [0, 2]
-    assert missing(make(paths=(there, there, there))) == []
+    for paths, expected in (
+        ((tmp_path / "a.mp4", there, folder), [0, 2]),
+        (unusable, [0, 2]),
+        ((there, there, there), []),
+    ):
+        assert missing(make(clips=tuple(map(Clip, paths)))) == expected
 
 
 def test_words_for_lists() -> None:

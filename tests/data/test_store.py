@@ -19,10 +19,11 @@ from tempme_export.errors import ExportError, InputError
 
 KEY = {"model": "a", "frames": 3}
 N, SHAPE, DTYPE = 5, (2, 3), "float32"
+NAMES = [("caf\udce9", i, None) for i in range(N)]
 
 
 def open_store(folder, key=KEY, n=N, shape=SHAPE, dtype=DTYPE):
-    return RowStore(folder, key, n, shape, dtype)
+    return RowStore(folder, key, [("caf\udce9", i, None) for i in range(n)], shape, dtype)
 
 
 def row(seed):
@@ -40,7 +41,7 @@ def run_until_killed(code, folder):
     start = (
         "import os, signal, sys\nimport numpy as np\nfrom pathlib import Path\n"
         "from tempme_export.data.store import RowStore\n"
-        f"store = RowStore(Path(sys.argv[1]), {KEY!r}, {N}, {SHAPE}, {DTYPE!r})\n"
+        f"store = RowStore(Path(sys.argv[1]), {KEY!r}, {NAMES!r}, {SHAPE}, {DTYPE!r})\n"
     )
     code = f"{start}{code}\nos.kill(os.getpid(), signal.SIGKILL)\n"
     done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True)
@@ -52,16 +53,16 @@ def run_until_killed(code, folder):
 
 def test_rows_in_any_order_are_there_again(tmp_path):
     store = open_store(tmp_path / "store")
-    assert store.state.tolist() == [EMPTY] * N and not store.rows.any()
+    assert store.states().tolist() == [EMPTY] * N and not store.read(slice(None)).any()
     for i in (3, 0):
         store.write(i, row(i))
     store.fail(1, "no such video")
     del store
     again = open_store(tmp_path / "store")
-    assert again.state.tolist() == [FILLED, FAILED, EMPTY, FILLED, EMPTY]
-    np.testing.assert_array_equal(again.rows[[0, 3]], [row(0), row(3)])
+    assert again.states().tolist() == [FILLED, FAILED, EMPTY, FILLED, EMPTY]
+    np.testing.assert_array_equal(again.read([0, 3]), [row(0), row(3)])
     assert again.failures == {1: "no such video"}
-    assert again.rows.dtype == np.float32 and again.rows.shape == (N, *SHAPE)
+    assert again.read(0).dtype == np.float32 and again.read(slice(None)).shape == (N, *SHAPE)
 
 
 @settings(max_examples=25, deadline=None)
@@ -82,16 +83,16 @@ def test_the_last_word_on_each_row_counts(tmp_path_factory, events):
     for found in (store, open_store(folder)):
         assert found.failures == {i: event for i, event in expected.items() if isinstance(event, str)}
         states = [EMPTY if i not in expected else FILLED if isinstance(expected[i], int) else FAILED for i in range(N)]
-        assert found.state.tolist() == states
-        for i in np.flatnonzero(found.state == FILLED):
-            np.testing.assert_array_equal(found.rows[i], row(expected[int(i)]))
+        assert found.states().tolist() == states
+        for i in np.flatnonzero(found.states() == FILLED):
+            np.testing.assert_array_equal(found.read(i), row(expected[int(i)]))
 
 
 def test_another_opener_sees_rows_at_once(tmp_path):
     store, reader = open_store(tmp_path), open_store(tmp_path)
     store.write(2, row(2))
-    assert reader.state[2] == FILLED
-    np.testing.assert_array_equal(reader.rows[2], row(2))
+    assert reader.states(2) == FILLED
+    np.testing.assert_array_equal(reader.read(2), row(2))
 
 
 def test_the_byte_comes_after_the_row(tmp_path):
@@ -102,10 +103,10 @@ def test_the_byte_comes_after_the_row(tmp_path):
             raise OSError(errno.EIO, "the disk is gone")
 
     store = open_store(tmp_path)
-    store.rows = Full()
+    store._rows = Full()
     with pytest.raises(OSError):
         store.write(0, row(0))
-    assert store.state[0] == EMPTY
+    assert store.states(0) == EMPTY
 
 
 def test_every_block_is_allocated(tmp_path):
@@ -131,7 +132,7 @@ def test_file_systems_that_cannot_allocate_are_written_through(tmp_path, monkeyp
     store = open_store(tmp_path, n=n, shape=(size,), dtype="uint8")
     stat = (tmp_path / "rows.bin").stat()
     assert stat.st_size == n * size and stat.st_blocks * 512 >= stat.st_size
-    assert not store.rows.any()
+    assert not store.read(slice(None)).any()
 
 
 # what a kill leaves
@@ -142,8 +143,8 @@ def test_a_killed_process_loses_no_row(tmp_path):
         "for i in (4, 1):\n    store.write(i, np.full((2, 3), i, np.float32))\nstore.fail(0, 'x')", tmp_path
     )
     store = open_store(tmp_path)
-    assert store.state.tolist() == [FAILED, FILLED, EMPTY, EMPTY, FILLED]
-    assert store.rows[[1, 4], 1, 2].tolist() == [1, 4] and store.failures == {0: "x"}
+    assert store.states().tolist() == [FAILED, FILLED, EMPTY, EMPTY, FILLED]
+    assert store.read([1, 4])[:, 1, 2].tolist() == [1, 4] and store.failures == {0: "x"}
 
 
 def test_half_a_line_of_a_reason_is_passed_over(tmp_path):
@@ -173,7 +174,7 @@ def test_a_store_killed_in_the_making_is_made_anew(tmp_path):
     for name in ("lock", "rows.bin", "done.bin", "key.json.new", "failed.jsonl"):
         (tmp_path / name).write_bytes(b"" if name == "lock" else b'{"row": 0, "reason": "of old"}\n' * 20)
     store = open_store(tmp_path)
-    assert not store.rows.any() and not store.state.any()
+    assert not store.read(slice(None)).any() and not store.states().any()
     store.fail(1, "of now")
     assert open_store(tmp_path).failures == {1: "of now"}
 
@@ -241,7 +242,6 @@ def test_no_locks_on_the_file_system(tmp_path, monkeypatch):
         ({"key": {"model": "b", "frames": 4}}, "model a, frames 3;", "model b, frames 4;"),
         ({"key": {"model": "a"}}, "frames 3;", "frames None;"),
         ({"key": {**KEY, "extra": 1}}, "extra None;", "extra 1;"),
-        ({"n": 6}, "rows 5;", "rows 6;"),
         ({"shape": (3, 2)}, "shape [2, 3];", "shape [3, 2];"),
         ({"dtype": "int32"}, "dtype <f4;", "dtype <i4;"),
     ],
@@ -266,7 +266,7 @@ def test_a_row_of_another_kind_is_refused(tmp_path, wrong):
     store = open_store(tmp_path)
     said = refusal(InputError, store.write, 0, wrong)
     assert str(list(wrong.shape)) in said and str(wrong.dtype) in said and "[2, 3] and dtype float32" in said
-    assert not store.state.any() and not store.rows.any()
+    assert not store.states().any() and not store.read(slice(None)).any()
 
 
 @pytest.mark.parametrize("i", [-1, N])
@@ -275,13 +275,68 @@ def test_no_such_row(tmp_path, i):
     for call in (lambda: store.write(i, row(0)), lambda: store.fail(i, "x")):
         with pytest.raises(IndexError, match=f"row {i} of {N}"):
             call()
-    assert not store.state.any() and not (tmp_path / "failed.jsonl").exists()
+    assert not store.states().any() and not (tmp_path / "failed.jsonl").exists()
 
 
-@pytest.mark.parametrize(("n", "shape"), [(0, (2,)), (-1, (2,)), (3, (2, 0))])
+@pytest.mark.parametrize(("n", "shape"), [(0, (2,)), (3, (2, 0))])
 def test_a_store_of_nothing(tmp_path, n, shape):
     assert f"{n} rows" in refusal(InputError, open_store, tmp_path / "store", n=n, shape=shape)
     assert not (tmp_path / "store").exists()
+
+
+# growth
+
+
+def test_new_names_are_added_and_old_rows_stay(tmp_path):
+    store = open_store(tmp_path)
+    store.write(3, row(3))
+    wanted = [("new", 0.5, "x"), NAMES[3], ("new", 0.5, "x"), ("new", 1, "x")]
+    grown = RowStore(tmp_path, KEY, wanted, SHAPE, DTYPE)
+    assert grown.states().tolist() == [EMPTY, FILLED, EMPTY, EMPTY] and grown.todo() == [0, 2, 3]
+    np.testing.assert_array_equal(grown.read(1), row(3))
+    grown.write(2, row(7))
+    grown.fail(3, "lost")
+    assert grown.todo() == [] and grown.failures == {3: "lost"}
+    store.write(0, row(0))  # who opened it before goes on
+    assert [path.stat().st_size for path in (tmp_path / "rows.bin", tmp_path / "done.bin")] == [7 * 24, 7]
+    again = RowStore(tmp_path, KEY, [*NAMES, *wanted], SHAPE, DTYPE)
+    np.testing.assert_array_equal(again.read([0, 3, 5, 7]), [row(0), row(3), row(7), row(7)])
+    again.clear(5)
+    assert again.states().tolist() == [FILLED, EMPTY, EMPTY, FILLED, EMPTY, EMPTY, FILLED, EMPTY, FAILED]
+
+
+def test_what_a_kill_left_of_a_growth_goes(tmp_path):
+    open_store(tmp_path).write(0, row(0))
+    for name, left in (("rows.bin", b"x" * 30), ("done.bin", b"\1\1"), ("names.jsonl", b'["half')):
+        with (tmp_path / name).open("ab") as stream:
+            stream.write(left)
+    assert open_store(tmp_path).states(0) == FILLED
+    store = open_store(tmp_path, n=7)
+    assert store.states().tolist() == [FILLED, *[EMPTY] * 6] and not store.read([5, 6]).any()
+
+
+def test_a_store_that_is_being_filled_does_not_grow(tmp_path):
+    store = open_store(tmp_path)
+    with store.locked():
+        open_store(tmp_path)
+        assert "another process" in refusal(InputError, open_store, tmp_path, n=N + 1)
+
+
+def test_a_growth_that_fails_leaves_the_store_as_it_was(tmp_path, monkeypatch):
+    open_store(tmp_path).write(1, row(1))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(os, "posix_fallocate", no_space)
+    assert "GB free" in refusal(ExportError, open_store, tmp_path, n=9)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_an_older_layout_is_refused(tmp_path):
+    open_store(tmp_path)
+    key = json.loads((tmp_path / "key.json").read_text())
+    for content in ({**key, "layout": 3}, {name: value for name, value in key.items() if name != "layout"}):
+        (tmp_path / "key.json").write_text(json.dumps(content))
+        said = refusal(InputError, open_store, tmp_path)
+        assert f"layout {content.get('layout', 1)}; expected layout 2; delete {tmp_path}" in said
 
 
 # damage
@@ -296,7 +351,9 @@ def cut_rows(folder):
     [
         cut_rows,
         lambda folder: (folder / "done.bin").unlink(),
-        lambda folder: (folder / "done.bin").write_bytes(bytes(N + 1)),
+        lambda folder: (folder / "names.jsonl").unlink(),
+        lambda folder: (folder / "names.jsonl").write_text("3\n"),
+        lambda folder: (folder / "key.json").write_text("[]"),
         lambda folder: (folder / "key.json").write_text('{"model": '),
         lambda folder: (folder / "key.json").write_bytes(b"\xff"),
     ],
@@ -312,7 +369,7 @@ def test_a_damaged_store_is_refused(tmp_path, damage):
 
 
 def no_space(descriptor, start, size):
-    os.pwrite(descriptor, b"half", 0)
+    os.pwrite(descriptor, b"half", start)
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -375,7 +432,7 @@ def test_the_key_can_be_read_by_people(tmp_path):
     open_store(tmp_path)
     assert json.loads((tmp_path / "key.json").read_text()) == {
         **KEY,
-        "rows": N,
+        "layout": 2,
         "shape": [2, 3],
         "dtype": "<f4",
     }

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tempme_export.data.clip import Clip
 from tempme_export.data.records import RetrievalData
 from tempme_export.data.tables import read_columns, read_table
 from tempme_export.errors import InputError
@@ -39,7 +40,7 @@ def test_a_plain_table(table, tmp_path) -> None:
     assert data == RetrievalData(
         name="pairs.csv",
         video_ids=("b.mp4", "sub/a.mp4"),
-        paths=(tmp_path / "b.mp4", tmp_path / "sub/a.mp4"),
+        clips=(Clip(tmp_path / "b.mp4"), Clip(tmp_path / "sub/a.mp4")),
         captions=("a dog, running", "dog", "a cat"),
         owner=(0, 0, 1),
         groups=None,
@@ -78,7 +79,7 @@ def test_a_parquet_file(tmp_path) -> None:
 
 
 _TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), max_size=8)
-_NAME = _TEXT.map(lambda text: f"v{text.replace('/', '')}.mp4")
+_NAME = _TEXT.map(lambda text: f"v{text.replace('/', '').replace(chr(92), '')}.mp4")
 _CAPTION = _TEXT.map(lambda text: f"say {text}")
 
 
@@ -103,9 +104,9 @@ def test_what_polars_writes_is_read_back(tmp_path_factory, rows, suffix) -> None
     [
         (
             "file,text\na.mp4,one\n",
-            "the columns 'file', 'text'; expected video, caption (and may have video_id, group)",
+            "the columns 'file', 'text'; expected video, caption (and may have video_id, group, start, end)",
         ),
-        ("video;caption\na.mp4;one\n", "the columns 'video;caption'; expected video, caption"),
+        ("video|caption\na.mp4|one\n", "the columns 'video|caption'; expected video, caption"),
         ("video, caption\na.mp4,one\n", "the columns 'video', ' caption'; expected video, caption"),
         ("video,caption,caption\na.mp4,one,two\n", "so caption is there twice"),
         ("video,caption\n", "no rows"),
@@ -127,10 +128,6 @@ def test_what_polars_writes_is_read_back(tmp_path_factory, rows, suffix) -> None
             "video,caption,group\na.mp4,one,x\nb.mp4,one,x\na.mp4,two,y\n",
             "videos with several groups: 'a.mp4' ('x' at line 2, 'y' at line 4);",
         ),
-        (
-            'video,caption\na.mp4,"two\nlines"\nb.mp4,one\na.mp4,two  lines\n',
-            "videos with the same caption again: 'a.mp4' at line 2, line 5;",
-        ),
     ],
 )
 def test_a_wrong_csv_is_refused(table, text, said) -> None:
@@ -149,7 +146,6 @@ def test_many_problems_are_counted(table) -> None:
         ({"video": [1], "caption": ["one"]}, "Int64 in the column 'video'"),
         ({"video": ["a"], "caption": ["one"], "video_id": [1.5]}, "Float64 in the column 'video_id'"),
         ({"video": ["a", "b"], "caption": ["one", None]}, "an empty caption at row 2;"),
-        ({"video": ["a", "a"], "caption": ["one", "one"]}, "'a' at row 1, row 2;"),
         ({"video": ["a", "b"], "caption": ["one", "two"], "group": [3, None]}, "an empty group at row 2;"),
         ({"video": pl.Series([], dtype=pl.String), "caption": pl.Series([], dtype=pl.String)}, "no rows"),
         ({"words": ["one"]}, "the columns 'words'; expected video, caption"),

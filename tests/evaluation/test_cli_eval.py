@@ -50,7 +50,7 @@ def on_checkpoint(tempme_eval, mini_checkpoint, mini_profile, world):
 @pytest.fixture
 def expected(world, mini_checkpoint, mini_profile):
     data, encoder = open_data(world / "data.csv", "test"), open_encoder(mini_checkpoint, mini_profile, "torch")
-    source = FrameFiles(data.paths, encoder.frames, encoder.preprocess)
+    source = FrameFiles(data.clips, encoder.frames, encoder.preprocess)
     return evaluate(encoder, data, source, backend="torch")
 
 

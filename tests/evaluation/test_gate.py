@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tempme_export.data.annotations import RetrievalData
+from tempme_export.data.clip import Clip
 from tempme_export.errors import InputError, PrecisionError, VideoError
 from tempme_export.evaluation import both_paths, gate
 from tempme_export.evaluation.agreement import GROUPS, Decisions, Embedded, Truth, compare
@@ -318,7 +319,9 @@ def data_of(videos, folder, captions=None, **changes):
         path.touch()
     captions = tuple(captions or (f"a thing of kind {'x' * (i + 1)}" for i in range(videos)))
     ids = tuple(f"v{i}" for i in range(videos))
-    data = RetrievalData("made up", ids, paths, captions, tuple(i % videos for i in range(len(captions))))
+    data = RetrievalData(
+        "made up", ids, tuple(map(Clip, paths)), captions, tuple(i % videos for i in range(len(captions)))
+    )
     return dataclasses.replace(data, **changes)
 
 
@@ -449,12 +452,12 @@ def decoded(monkeypatch):
     """Clip i is full of i + 1 without a file being read; those in the set are unreadable. Returns the set."""
     unreadable = set()
 
-    def decode(paths, frames, preprocess, workers):
+    def decode(clips, frames, preprocess, workers, allow_damaged):
         assert workers == 0 and frames == 2 and preprocess.size == 4
-        for i, path in enumerate(paths):
-            number = int(path.stem[1:])
-            clip = np.full((frames, 4, 4, 3), number + 1, np.uint8)
-            yield i, VideoError(f"{path.name} is torn") if number in unreadable else clip
+        for i, clip in enumerate(clips):
+            number = int(clip.path.stem[1:])
+            pixels = np.full((frames, 4, 4, 3), number + 1, np.uint8)
+            yield i, VideoError(f"{clip.path.name} is torn") if number in unreadable else pixels
 
     monkeypatch.setattr(both_paths, "decode", decode)
     return unreadable

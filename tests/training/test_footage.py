@@ -3,11 +3,13 @@
 import threading
 import time
 from contextlib import closing, contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from tempme_export.data.clip import Clip
 from tempme_export.errors import InputError, ProfileError
 from tempme_export.selftest import preprocess_for
 from tempme_export.training.distributed import World
@@ -45,7 +47,7 @@ def test_batches_are_the_videos_frames(opened, kind, data, recipe):
 
 
 def test_a_video_that_fails_is_black_and_named(broken_clips, recipe):
-    footage = Footage(broken_clips.paths, 4, preprocess_for(recipe), 0, None, np.arange(9))
+    footage = Footage(broken_clips.clips, 4, preprocess_for(recipe), 0)
     first, second = footage.batches([np.array([1, 5]), np.array([3])])
     assert list(first.failed) == [1] and "5.avi" in first.failed[1]
     assert first.pixels[1].max() == 0 < first.pixels[0].max()
@@ -53,7 +55,7 @@ def test_a_video_that_fails_is_black_and_named(broken_clips, recipe):
 
 
 def test_worker_processes_give_the_same(opened, recipe, data):
-    footage = Footage(data.paths, 4, preprocess_for(recipe), 2, None, np.arange(9))
+    footage = Footage(data.clips, 4, preprocess_for(recipe), 2)
     wanted = [np.array([1, 7]), np.array([2])]
     for mine, theirs in zip(opened["files"].footage.batches(wanted), footage.batches(wanted), strict=True):
         np.testing.assert_array_equal(mine.pixels, theirs.pixels)
@@ -91,8 +93,7 @@ def test_a_mended_video_is_read_when_a_run_starts_and_not_when_it_resumes(broken
 
 
 def test_no_video_at_all(data, recipe, tmp_path):
-    lost = data.select([0, 1])
-    lost = type(lost)(lost.name, lost.video_ids, (tmp_path / "a.avi", tmp_path / "b.avi"), lost.captions, lost.owner)
+    lost = replace(data.select([0, 1]), clips=(Clip(tmp_path / "a.avi"), Clip(tmp_path / "b.avi")))
     with pytest.raises(InputError, match=r"found none of 2 videos readable.*a\.avi.*--videos"):
         open_split("train", lost, recipe, ALONE, None, 0, True, silent)
 
@@ -108,9 +109,9 @@ class TestBatches:
 
     def test_a_video_that_failed_does_not_count(self, opened, data, tmp_path):
         split = opened["files"]
-        paths = list(split.footage.paths)
-        paths[data.owner[0]] = tmp_path / "gone.avi"
-        footage = Footage(paths, 4, split.footage.preprocess, 0, None, np.arange(9))
+        videos = list(split.footage.videos)
+        videos[data.owner[0]] = Clip(tmp_path / "gone.avi")
+        footage = Footage(videos, 4, split.footage.preprocess, 0)
         broken = type(split)("train", split.data, footage, split.token_ids, False)
         captions = np.array([5, 0, 3])
         (batch,) = broken.batches([(captions, np.ones(3, bool))], ALONE.device)
@@ -137,7 +138,7 @@ class TestBatches:
 
     def test_long_captions_are_cut_and_said(self, data, recipe, cache, opened):
         assert not opened["cache"].cut
-        long = type(data)(data.name, data.video_ids, data.paths, ("word " * 40 + "end", *data.captions[1:]), data.owner)
+        long = type(data)(data.name, data.video_ids, data.clips, ("word " * 40 + "end", *data.captions[1:]), data.owner)
         split, _ = open_split("train", long, recipe, ALONE, cache, 0, True, silent)
         assert split.cut and split.token_ids.shape == (13, recipe.profile.text_length)
 
@@ -156,7 +157,7 @@ class TestFingerprint:
         for path in clips.glob("*.avi"):
             (tmp_path / path.name).write_bytes(path.read_bytes())
         moved = type(data)(
-            "other", data.video_ids, tuple(tmp_path / p.name for p in data.paths), data.captions, data.owner
+            "other", data.video_ids, tuple(Clip(tmp_path / p.name) for p in data.paths), data.captions, data.owner
         )
         assert fingerprint(moved) == fingerprint(data)
         (tmp_path / "3.avi").write_bytes(b"shorter")
@@ -167,7 +168,7 @@ class TestFingerprint:
         assert fingerprint(moved) not in (changed, fingerprint(data))
 
     def test_captions_and_owners_count(self, data):
-        other = type(data)(data.name, data.video_ids, data.paths, ("another", *data.captions[1:]), data.owner)
+        other = type(data)(data.name, data.video_ids, data.clips, ("another", *data.captions[1:]), data.owner)
         assert fingerprint(other) != fingerprint(data)
         assert fingerprint(data.select([1, 0, *range(2, 9)])) != fingerprint(data)
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tempme_export.checkpoint import load_checkpoint
+from tempme_export.data.clip import Clip
 from tempme_export.errors import BackendError, ExportError, InputError, ProfileError, UsageError
 from tempme_export.evaluation.metrics import Retrieval, retrieval
 from tempme_export.recipe import prepare
@@ -417,7 +418,7 @@ class TestInterrupted:
 
     def test_other_data_is_refused(self, run, data, recipe, trainable, checkpoint):
         run(max_minutes=1e-9)
-        other = type(data)(data.name, data.video_ids, data.paths, ("another", *data.captions[1:]), data.owner)
+        other = type(data)(data.name, data.video_ids, data.clips, ("another", *data.captions[1:]), data.owner)
         with pytest.raises(InputError, match=r"train data\.sha256 is \w+ now and was"):
             run(resume=True, data=other)
         with pytest.raises(InputError, match=r"train data\.videos is 8 now and was 9"):
@@ -710,7 +711,7 @@ class TestPreview:
         assert found.missing == {"train": 1} and found.on_cache == 0
 
     def test_none_is_there(self, config, recipe, data, tmp_path):
-        lost = dataclasses.replace(data, paths=tuple(tmp_path / path.name for path in data.paths))
+        lost = dataclasses.replace(data, clips=tuple(Clip(tmp_path / path.name) for path in data.paths))
         with pytest.raises(InputError, match="found none of 9 videos"):
             preview(config, recipe, lost)
 

@@ -1,0 +1,23 @@
+"""A video, or the part of one between two times."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video file, or a part of it. The same file with two ranges is two clips.
+
+    start, end  seconds; None: from the beginning, to the end
+    """
+
+    path: Path
+    start: float | None = None
+    end: float | None = None
+
+    def __str__(self) -> str:
+        """The path; of a part, with its seconds as a media fragment: "a.mp4#t=2.5,10"."""
+        if self.start is None and self.end is None:
+            return str(self.path)
+        ends = ("" if second is None else repr(second).removesuffix(".0") for second in (self.start, self.end))
+        return f"{self.path}#t={','.join(ends)}"
