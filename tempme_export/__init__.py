@@ -30,11 +30,13 @@ def export(checkpoint: Any, profile: Any = None, out: str | Path | None = None, 
     return export(checkpoint, profile, out, **options)
 
 
-def load(bundle: "str | Path | Bundle", backend: str | None = None, device: str | None = None) -> "RetrievalModel":
+def load(
+    bundle: "str | Path | Bundle", backend: str | None = None, device: str | None = None, threads: int | None = None
+) -> "RetrievalModel":
     """Open a bundle for use; see `tempme_export.retrieval.load`."""
     from tempme_export.retrieval import load
 
-    return load(bundle, backend, device)
+    return load(bundle, backend, device, threads)
 
 
 def verify(path: str | Path, **options: Any) -> Any:

@@ -5,13 +5,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tempme_export.errors import BundleError, ExportError
+from tempme_export.errors import BundleError, ExportError, ReleaseError
 from tempme_export.hashing import file_sha256
 from tempme_export.profile import Profile, parse_profile
 from tempme_export.schedule import Schedule, schedule
@@ -42,7 +42,7 @@ _KEYS = {
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle. `manifest` is the parsed manifest.json."""
+    """An opened bundle. `path` is absolute, and `manifest` the parsed manifest.json."""
 
     path: Path
     manifest: dict[str, Any]
@@ -108,7 +108,46 @@ def open_bundle(path: str | Path) -> Bundle:
         raise BundleError(f"{folder / MANIFEST} lacks {', '.join(missing)}. Export the bundle again.")
     if manifest["sha256"] != _self_sha256(manifest):
         raise BundleError(f"{folder / MANIFEST} was changed. Export the bundle again.")
-    return Bundle(folder, manifest)
+    return Bundle(folder.absolute(), manifest)
+
+
+def check_release(bundle: Bundle, names: Iterable[str] = ()) -> None:
+    """Compare the folder with the release that was opened: its manifest, and the sizes of the files of these names.
+
+    Raises ReleaseError where there is another one or none, BundleError for a file that is missing or was changed.
+    """
+    try:
+        found = open_bundle(bundle.path).manifest["sha256"]
+    except BundleError as error:
+        raise ReleaseError(f"{bundle.path} is no longer what was opened: {error}") from error
+    if found != bundle.manifest["sha256"]:
+        raise ReleaseError(
+            f"{bundle.path}: found another release, {found[:12]}, than was opened, {bundle.manifest['sha256'][:12]}. "
+            "Open it again."
+        )
+    problems = []
+    for name in names:
+        entry, path = bundle.manifest["files"].get(name), bundle.path / name
+        if entry is None or not path.is_file():
+            problems.append(f"{name} is missing")
+        elif path.stat().st_size != entry["bytes"]:
+            problems.append(f"{name} was changed")
+    if problems:
+        raise BundleError(f"{bundle.path}: {'; '.join(problems)}. Export the bundle again.")
+
+
+@contextmanager
+def one_release(bundle: Bundle, names: Iterable[str] = ()) -> Iterator[None]:
+    """What is read of the folder within, these files and the manifest, is of the release that was opened.
+
+    Raises as `check_release`, also for what failed within: another release's file may have been the reason.
+    """
+    names = tuple(names)
+    check_release(bundle, names)
+    try:
+        yield
+    finally:
+        check_release(bundle, names)
 
 
 def verify_files(bundle: Bundle) -> None:

@@ -39,6 +39,10 @@ class BundleError(InputError):
     """A bundle is missing, incomplete, changed or in the way."""
 
 
+class ReleaseError(BundleError):
+    """A bundle was replaced by another release, moved or removed after it was opened."""
+
+
 class BackendError(TempMeExportError):
     """A runtime, an optional package or a device is missing."""
 

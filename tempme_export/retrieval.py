@@ -1,6 +1,8 @@
 """A bundle in use: videos and texts in, unit embeddings out."""
 
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -9,21 +11,24 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tempme_export.bundle import PT2, TEXT, VIDEO, Bundle, open_bundle
+from tempme_export.bundle import PT2, TEXT, VIDEO, Bundle, one_release, open_bundle
 from tempme_export.engine_facts import ENGINE, KEY, EngineFacts
-from tempme_export.errors import BackendError, InputError
+from tempme_export.errors import BackendError, InputError, ReleaseError
 from tempme_export.nvidia import gpu_index
 from tempme_export.preprocess import Preprocess
 from tempme_export.processor import videos_at_once
 from tempme_export.profile import FROM_CHECKPOINT
-from tempme_export.runtime.base import Runner
+from tempme_export.runtime.base import Runner, check_threads
 from tempme_export.runtime.ort import OrtRunner, check_device
+from tempme_export.runtime.process import ProcessBound
 from tempme_export.tokenizer import Tokenizer
 from tempme_export.tolerance import INT8
 from tempme_export.video import read_frames
 
 BACKENDS = ("ort", "pt2", "tensorrt")
 _VIDEO_FILES = {"ort": VIDEO, "pt2": PT2, "tensorrt": ENGINE}
+_TEXTS = 256  # per run: the text tower takes some 50 MB of activations
+_REOPENINGS, _SECONDS = 4, 0.1
 Embeddings = NDArray[np.float32]
 
 
@@ -52,41 +57,58 @@ def _device_for(bundle: Bundle, backend: str, device: str | None) -> str:
     return str(torch_device(device or package["device"]))
 
 
-class RetrievalModel:
-    """Encodes videos and texts with one bundle. Sessions are opened at first use; a context manager."""
+class RetrievalModel(ProcessBound):
+    """Encodes videos and texts with one bundle. A context manager.
 
-    def __init__(self, bundle: Bundle, backend: str | None = None, device: str | None = None) -> None:
-        """Raises BackendError for an unknown backend, a device that is not there, or a bundle without the backend's
-        file."""
+    Both towers are open and belong to one release of the bundle, whatever becomes of its folder afterwards. It may be
+    called from several threads at once. It can be pickled and copied: what arrives opens its files again at its first
+    use, and so does a child after a fork, where the runtime can (BackendError); by then the folder must still hold the
+    same release (ReleaseError).
+    """
+
+    def __init__(
+        self, bundle: Bundle, backend: str | None = None, device: str | None = None, threads: int | None = None
+    ) -> None:
+        """Raises as `load`, and ReleaseError where the folder no longer holds the release that `bundle` is of."""
+        check_threads(threads)
         if backend not in (None, *BACKENDS):
             raise BackendError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}.")
-        self.bundle, self.backend = bundle, backend or "ort"
+        self.bundle, self.backend, self.threads = replace(bundle, path=bundle.path.resolve()), backend or "ort", threads
         self.device = _device_for(bundle, self.backend, device)
         self.profile = bundle.profile
         image = bundle.manifest["image"]
         self.preprocess = Preprocess(image["size"], tuple(image["mean"]), tuple(image["std"]))
-        self._runners: dict[str, Runner] = {}
         self._tokenizer: Tokenizer | None = None
+        self.opened()
+
+    def _open(self) -> dict[str, Runner]:
+        """Both towers by their files."""
+        files = (_VIDEO_FILES[self.backend], TEXT)
+        with one_release(self.bundle, files):
+            return {file: self._open_runner(file) for file in files}
+
+    def _open_runner(self, file: str) -> Runner:
+        path = self.bundle.path / file
+        if file == PT2:
+            from tempme_export.runtime.pt2 import Pt2Runner  # loads torch, which the graphs do without
+
+            return Pt2Runner(path, self.device, threads=self.threads)
+        if file == ENGINE:
+            from tempme_export.runtime.tensorrt import TensorRtRunner
+
+            return TensorRtRunner(path, EngineFacts.from_dict(self.bundle.manifest.get(KEY)), self.device)
+        device = self.device if self.backend == "ort" else "cpu"
+        return OrtRunner(path, device, threads=self.threads, max_batch=self._max_batch(file))
 
     def _runner(self, file: str) -> Runner:
-        if file not in self._runners:
-            if file == PT2:
-                from tempme_export.runtime.pt2 import Pt2Runner  # loads torch, which the graphs do without
-
-                self._runners[file] = Pt2Runner(self.bundle.path / file, self.device)
-            elif file == ENGINE:
-                from tempme_export.runtime.tensorrt import TensorRtRunner
-
-                facts = EngineFacts.from_dict(self.bundle.manifest.get(KEY))
-                self._runners[file] = TensorRtRunner(self.bundle.path / file, facts, self.device)
-            else:
-                device = self.device if self.backend == "ort" else "cpu"
-                self._runners[file] = OrtRunner(self.bundle.path / file, device, max_batch=self._max_batch(file))
-        return self._runners[file]
+        runner: Runner = self.opened()[file]
+        return runner
 
     def _max_batch(self, file: str) -> int | None:
-        """An int8 graph takes large batches of videos in parts."""
-        if file != VIDEO or self.bundle.manifest["precision"] != INT8:
+        """Texts are run in parts, and so are videos in an int8 graph."""
+        if file == TEXT:
+            return _TEXTS
+        if self.bundle.manifest["precision"] != INT8:
             return None
         plan = self.bundle.plan
         return videos_at_once(plan.frames * plan.tokens_per_frame)
@@ -136,13 +158,14 @@ class RetrievalModel:
         Raises InputError for anything but a list of non-empty texts, ProfileError where the bundle's backbone
         has no tokenizer. A text above the profile's length is cut, with a TextTruncatedWarning.
         """
-        if self._tokenizer is None:
-            if self.profile.backbone == FROM_CHECKPOINT:
-                raise InputError(
-                    f"profile {self.profile.name} names no open_clip backbone, so its tokenizer is unknown. "
-                    f"Run {TEXT} on token ids instead."
-                )
-            self._tokenizer = Tokenizer(self.profile.backbone, self.profile.text_length)
+        if self.profile.backbone == FROM_CHECKPOINT:
+            raise InputError(
+                f"profile {self.profile.name} names no open_clip backbone, so its tokenizer is unknown. "
+                f"Run {TEXT} on token ids instead."
+            )
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = Tokenizer(self.profile.backbone, self.profile.text_length)
         ids = self._tokenizer(texts)
         if len(ids) == 0:
             return np.empty((0, self.bundle.manifest["backbone"]["embed"]), np.float32)
@@ -160,12 +183,6 @@ class RetrievalModel:
         result: Embeddings = scale * (t @ v.T)
         return result
 
-    def close(self) -> None:
-        """Free the sessions."""
-        for runner in self._runners.values():
-            runner.close()
-        self._runners.clear()
-
     def __enter__(self) -> Self:
         return self
 
@@ -175,13 +192,25 @@ class RetrievalModel:
         self.close()
 
 
-def load(bundle: str | Path | Bundle, backend: str | None = None, device: str | None = None) -> RetrievalModel:
+def load(
+    bundle: str | Path | Bundle, backend: str | None = None, device: str | None = None, threads: int | None = None
+) -> RetrievalModel:
     """Open a bundle for use.
 
     backend  "ort", which None chooses; "pt2": `video.pt2` under torch; "tensorrt": `video.plan`. With these two, texts
              go through ONNX Runtime on the CPU
     device   "cpu", "cuda" or "cuda:N"; None: the CPU, what `video.pt2` was compiled for, or the first GPU
-    Raises BundleError for a damaged bundle, BackendError for a backend or device that is not there.
+    threads  of a processor, for one call; None: as many as it has cores. Not for "pt2", whose threads belong to the
+             whole process: torch.set_num_threads
+    A path that is given another release in the meantime is opened again. Raises UsageError for `threads`, BundleError
+    for a bundle that is damaged or incomplete, BackendError for a backend or device that is not there.
     """
-    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    return RetrievalModel(opened, backend, device)
+    if isinstance(bundle, Bundle):
+        return RetrievalModel(bundle, backend, device, threads)
+    path = Path(bundle).resolve()
+    for _ in range(_REOPENINGS):
+        try:
+            return RetrievalModel(open_bundle(path), backend, device, threads)
+        except ReleaseError:
+            time.sleep(_SECONDS)  # an old folder makes way for the new one
+    return RetrievalModel(open_bundle(path), backend, device, threads)

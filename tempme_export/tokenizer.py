@@ -48,8 +48,12 @@ class Tokenizer:
                 f"found a text length of {text_length}; expected 3 to {context_length}, which backbone "
                 f"{backbone!r} reads; change text_length in the profile"
             )
-        self.text_length = text_length
+        self.backbone, self.text_length = backbone, text_length
         self._bpe = _byte_pair_encoding()
+
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[str, int]]:
+        """Its tables come from a module that no other process knows, so they are read again there."""
+        return Tokenizer, (self.backbone, self.text_length)
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Encode texts as start, lower-case words, end, and zeros.

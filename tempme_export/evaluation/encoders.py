@@ -117,8 +117,7 @@ class BundleEncoder:
 
     def encode_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """T texts -> unit [T, E]. Raises InputError."""
-        parts = [self.model.encode_text(list(texts[i : i + _TEXTS])) for i in range(0, len(texts), _TEXTS)]
-        return np.concatenate([np.empty((0, self.embed), np.float32), *parts])
+        return self.model.encode_text(list(texts))
 
     def close(self) -> None:
         """Free the sessions."""
