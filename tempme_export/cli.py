@@ -111,6 +111,10 @@ def command(
             help="Also write a model repository for Triton Inference Server. With a bundle as CKPT, only that.",
         ),
     ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Threads of a processor for each model of --triton-repo. Default: its cores."),
+    ] = None,
     verify: Annotated[Path | None, typer.Option(metavar="DIR", help="Check a bundle instead of building one.")] = None,
     gate: Annotated[
         str | None,
@@ -162,11 +166,16 @@ def command(
         rebuild_engine(rebuild, device, workspace, verbose, as_json)
         return
     assert checkpoint is not None, "one of the three was given"
+    if threads is not None and triton_repo is None:
+        raise UsageError("--threads is for the models of --triton-repo DIR. Give that too, or leave it out.")
+    if threads is not None and threads < 1:
+        raise UsageError(f"--threads {threads} is not a whole number of at least 1.")
     if triton_repo is not None and _is_bundle(checkpoint):
-        _check_alone(context, "--triton-repo of a bundle", ("checkpoint", "triton_repo", "force"), "nothing is built")
+        allowed = ("checkpoint", "triton_repo", "threads", "force")
+        _check_alone(context, "--triton-repo of a bundle", allowed, "nothing is built")
         from tempme_export.commands import serve_bundle
 
-        serve_bundle(Path(checkpoint), triton_repo, force, as_json)
+        serve_bundle(Path(checkpoint), triton_repo, threads, force, as_json)
         return
     sizes = _batch(batch)
     _check_engine(trt, dry_run, precision, device, workspace, verbose)
@@ -192,7 +201,10 @@ def command(
         verbose=verbose,
         force=force,
     )
-    (plan_bundle if dry_run else export_bundle)(request, triton_repo, as_json)
+    if dry_run:
+        plan_bundle(request, triton_repo, as_json)
+    else:
+        export_bundle(request, triton_repo, threads, as_json)
 
 
 def main() -> None:

@@ -76,17 +76,17 @@ def rebuild_engine(folder: Path, device: str, workspace_gib: float | None, verbo
     console.show_done(f"{folder} has a new engine, in {time.perf_counter() - started:.0f} s")
 
 
-def serve_bundle(folder: Path, repository: Path, force: bool, as_json: bool) -> None:
+def serve_bundle(folder: Path, repository: Path, threads: int | None, force: bool, as_json: bool) -> None:
     """Write the model repository of a bundle that is there."""
     bundle = open_bundle(folder)
-    written = write_repository(bundle, repository, force)
+    written = write_repository(bundle, repository, force, threads)
     console.show_progress("repository", written)
     if as_json:
         _write_bundle_json(bundle, written)
     console.show_done(f"{repository} serves {folder}")
 
 
-def export_bundle(request: Request, repository: Path | None, as_json: bool) -> None:
+def export_bundle(request: Request, repository: Path | None, threads: int | None, as_json: bool) -> None:
     """Build a bundle and, where asked for, its model repository."""
     started = time.perf_counter()
     if repository is not None:
@@ -96,7 +96,7 @@ def export_bundle(request: Request, repository: Path | None, as_json: bool) -> N
     bundle = pipeline.export(*given, **options, progress=console.show_progress)
     written: tuple[Path, ...] = ()
     if repository is not None:
-        written = write_repository(bundle, repository, request.force)
+        written = write_repository(bundle, repository, request.force, threads)
         console.show_progress("repository", written)
     if as_json:
         _write_bundle_json(bundle, written)

@@ -156,7 +156,11 @@ def probe_provider_after_torch(name: str) -> Report:
 def probe_openvino() -> Report:
     """Compile and run a graph of one node on the CPU."""
     import numpy as np
-    import openvino
+
+    from tempme_export.runtime.openvino import without_telemetry
+
+    with without_telemetry():
+        import openvino
 
     core = openvino.Core()
     compiled = core.compile_model(core.read_model(DOUBLE), "CPU")

@@ -17,6 +17,7 @@ from tempme_export.bundle import (
     building,
     check_destination,
     failed_path,
+    one_release,
     open_bundle,
     publish,
     verify_files,
@@ -371,10 +372,18 @@ def export(
 def verify(path: str | Path, *, device: str = "cpu", progress: Progress = _silent) -> list[ParityReport]:
     """Check every byte of a bundle and run its self-test on this machine.
 
-    Raises BundleError for a changed file, ParityError where the self-test fails, BackendError without a
-    runtime.
+    Raises BundleError for a changed file or a bundle that is replaced meanwhile, ParityError where the self-test fails,
+    BackendError without a runtime.
     """
     bundle = open_bundle(path)
+    with one_release(bundle):
+        reports = _judge_bundle(bundle, device, progress)
+    progress("parity", reports)
+    raise_if_failed(reports, f"{bundle.path} does not compute here what it did where it was built.")
+    return reports
+
+
+def _judge_bundle(bundle: Bundle, device: str, progress: Progress) -> list[ParityReport]:
     verify_files(bundle)
     progress("files", bundle)
     image, sizes = bundle.manifest["image"], bundle.profile.batch
@@ -383,7 +392,4 @@ def verify(path: str | Path, *, device: str = "cpu", progress: Progress = _silen
     batches = tuple(sorted({sizes.min, sizes.opt}))
     precision = bundle.manifest["precision"]
     engine = EngineFacts.from_dict(bundle.manifest.get(KEY)) if ENGINE in bundle.manifest["files"] else None
-    reports = judge(bundle.path, selftest, bundle.plan, preprocess, precision, batches, device, engine, elsewhere=True)
-    progress("parity", reports)
-    raise_if_failed(reports, f"{bundle.path} does not compute here what it did where it was built.")
-    return reports
+    return judge(bundle.path, selftest, bundle.plan, preprocess, precision, batches, device, engine, elsewhere=True)

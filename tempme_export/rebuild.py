@@ -12,6 +12,8 @@ from tempme_export.bundle import (
     SELFTEST,
     Bundle,
     building,
+    check_release,
+    one_release,
     open_bundle,
     publish,
     write_manifest,
@@ -75,14 +77,13 @@ def _nodes(bundle: Bundle) -> tuple[PluginNode, ...]:
     return plugin_nodes(_Planned(bundle.profile, Backbone(**fields), bundle.plan))
 
 
-def _carry_over(bundle: Bundle, work: Path) -> None:
-    """Every file but engine and manifest, as a link where the file system can."""
-    for name in bundle.manifest["files"]:
-        if name != ENGINE:
-            try:
-                os.link(bundle.path / name, work / name)
-            except OSError:
-                shutil.copy2(bundle.path / name, work / name)
+def _carry_over(folder: Path, names: list[str], work: Path) -> None:
+    """Files as links, where the file system can."""
+    for name in names:
+        try:
+            os.link(folder / name, work / name)
+        except OSError:
+            shutil.copy2(folder / name, work / name)
 
 
 def _manifest(bundle: Bundle, facts: EngineFacts, report: ParityReport) -> dict[str, Any]:
@@ -103,18 +104,20 @@ def rebuild(
 
     The bundle changes at the end and at once: until the new engine is accepted, the old one stays.
     Raises BackendError, before any work, where no engine can be built here; UsageError for a workspace that is none;
-    BundleError for a bundle that is damaged, holds other files or has no such graph; ExportError where building fails,
-    ParityError where the new engine computes something else.
+    BundleError for a bundle that is damaged, holds other files, has no such graph or is replaced meanwhile; ExportError
+    where building fails, ParityError where the new engine computes something else.
     """
     to_tensorrt.check_workspace(workspace_gib)
     to_tensorrt.check_builder(device, to_tensorrt.BUNDLE_STAYS)
     bundle = open_bundle(Path(bundle_path).resolve())
     _check_sources(bundle)
     progress("files", bundle)
+    carried = [name for name in bundle.manifest["files"] if name != ENGINE]
     image, path = bundle.manifest["image"], bundle.path
     chosen = engine_device(device)
     with building(path) as work:
-        _carry_over(bundle, work)
+        with one_release(bundle, carried):
+            _carry_over(bundle.path, carried, work)
         facts = to_tensorrt.build(
             work / SOURCE,
             work / ENGINE,
@@ -133,6 +136,7 @@ def rebuild(
         progress("parity", [report])
         raise_if_failed([report], f"{path} keeps the engine it had.")
         write_manifest(work, _manifest(bundle, facts, report))
+        check_release(bundle, carried)
         publish(work, path)
     renewed = open_bundle(path)
     progress("bundle", renewed)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from tempme_export.bundle import MANIFEST, Bundle, open_bundle, verify_files
+from tempme_export.bundle import MANIFEST, Bundle, one_release, open_bundle, verify_files
 from tempme_export.checkpoint import OPEN_CLIP, load_checkpoint
 from tempme_export.devices import torch_device
 from tempme_export.errors import BackendError, InputError, UsageError
@@ -100,9 +100,10 @@ class BundleEncoder:
 
     def __init__(self, bundle: Bundle, backend: str | None = None, device: str | None = None) -> None:
         """Raises BundleError for a changed file, ProfileError without a tokenizer, BackendError as RetrievalModel."""
-        verify_files(bundle)
         _tokenizer(bundle.profile)
-        self.model = RetrievalModel(bundle, backend, device)
+        with one_release(bundle):
+            verify_files(bundle)
+            self.model = RetrievalModel(bundle, backend, device)
         self.name, self.backend, self.device = bundle.path.resolve().name, self.model.backend, self.model.device
         self.profile, self.origin = bundle.profile, "bundle"
         self.frames, self.preprocess = self.profile.frames, self.model.preprocess

@@ -17,7 +17,7 @@ _TELEMETRY = "openvino_telemetry"
 
 
 @contextmanager
-def _without_telemetry() -> Iterator[None]:
+def without_telemetry() -> Iterator[None]:
     """OpenVINO reports its import to a server, and has no setting against it that does not write to the home folder.
 
     It does without the package that does the reporting where that cannot be imported.
@@ -35,7 +35,7 @@ def _without_telemetry() -> Iterator[None]:
 def import_openvino() -> Any:
     """The openvino package. Raises BackendError without it."""
     try:
-        with _without_telemetry():
+        with without_telemetry():
             import openvino
     except ImportError as error:
         raise BackendError("OpenVINO is not installed. Run: pip install 'tempme-export[openvino]'.") from error

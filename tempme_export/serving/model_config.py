@@ -42,6 +42,7 @@ class ServedModel:
     kind         where instances run: KIND_AUTO takes the GPUs that are there, otherwise the processor
     batch        rows per call: what `max_batch_size` and the preferred sizes come from
     fingerprint  the bundle's sha256, which a running server then tells of its model
+    threads      of a processor, for one call of an ONNX graph; None: as many as it has cores
     """
 
     name: str
@@ -51,6 +52,7 @@ class ServedModel:
     kind: str
     batch: BatchRange
     fingerprint: str
+    threads: int | None = None
 
     @property
     def suffix(self) -> str:
@@ -104,7 +106,7 @@ def _engine(bundle: Bundle) -> ServedModel:
     )
 
 
-def served_models(bundle: Bundle) -> tuple[ServedModel, ...]:
+def served_models(bundle: Bundle, threads: int | None = None) -> tuple[ServedModel, ...]:
     """The bundle's models in the order video, text and, where it holds an engine, video_trt.
 
     The axes are those of `export_video` and `export_text`: frames float32 [B, F, 3, S, S], with a frame mask also
@@ -120,7 +122,7 @@ def served_models(bundle: Bundle) -> tuple[ServedModel, ...]:
     tokens = (TensorSpec("token_ids", "TYPE_INT64", (profile.text_length,)),)
     video = (TensorSpec(_VIDEO_OUTPUT, "TYPE_FP32", embed),)
     text = (TensorSpec("text_embedding", "TYPE_FP32", embed),)
-    shared = (kind, profile.batch, manifest["sha256"])
+    shared = (kind, profile.batch, manifest["sha256"], threads)
     models = (ServedModel("video", VIDEO, frames, video, *shared), ServedModel("text", TEXT, tokens, text, *shared))
     return (*models, _engine(bundle)) if ENGINE in manifest["files"] else models
 
@@ -150,6 +152,11 @@ def model_config(model: ServedModel) -> str:
     ]
     if model.preferred:
         blocks.append(f"dynamic_batching {{\n  preferred_batch_size: {_numbers(model.preferred)}\n}}")
-    value = json.dumps(model.fingerprint)
-    blocks.append(f'parameters {{\n  key: "bundle_sha256"\n  value {{\n    string_value: {value}\n  }}\n}}')
+    parameters = {"bundle_sha256": model.fingerprint}
+    if model.threads is not None:
+        parameters["intra_op_thread_count"] = str(model.threads)  # the ONNX Runtime backend's own name
+    blocks += [
+        f"parameters {{\n  key: {json.dumps(key)}\n  value {{\n    string_value: {json.dumps(value)}\n  }}\n}}"
+        for key, value in parameters.items()
+    ]
     return "\n".join(blocks) + "\n"

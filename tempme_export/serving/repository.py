@@ -7,10 +7,11 @@ import os
 import shutil
 from pathlib import Path
 
-from tempme_export.bundle import Bundle, building, verify_files
+from tempme_export.bundle import Bundle, building, one_release, verify_files
 from tempme_export.engine_facts import ENGINE, KEY, EngineFacts
 from tempme_export.errors import BundleError, ExportError
 from tempme_export.profile import FROM_CHECKPOINT
+from tempme_export.runtime.base import check_threads
 from tempme_export.serving.model_config import MARK, VERSION, ServedModel, TensorSpec, model_config, served_models
 from tempme_export.tolerance import INT8
 
@@ -137,21 +138,27 @@ def _publish(work: Path, folder: Path) -> None:
     shutil.rmtree(old)
 
 
-def write_repository(bundle: Bundle, folder: str | Path, force: bool = False) -> tuple[Path, ...]:
+def write_repository(
+    bundle: Bundle, folder: str | Path, force: bool = False, threads: int | None = None
+) -> tuple[Path, ...]:
     """Write a repository of the bundle's models: `video`, `text` and, where it holds an engine, `video_trt`.
 
     folder  complete or not there at all: it is built beside and renamed. Its model files are hard links to the
             bundle's where the file system has them.
     force   replace a repository that this function wrote
+    threads of a processor, for one call of an ONNX graph; None: as many as the server's processor has cores
 
-    Returns every file written. Raises BundleError for a bundle that is damaged or failed its checks, and ExportError
-    for a folder that is in use, holds anything else or cannot be written.
+    Returns every file written. Raises UsageError for `threads` below 1; BundleError for a bundle that is damaged,
+    failed its checks or is replaced meanwhile; ExportError for a folder that is in use, holds anything else or cannot
+    be written.
     """
+    check_threads(threads)
     target = check_folder(folder, bundle.path, force)
-    _check_bundle(bundle)
-    models = served_models(bundle)
+    models = served_models(bundle, threads)
     with building(target) as work:
-        written = [path for model in models for path in _write_model(model, bundle, work)]
+        with one_release(bundle):
+            _check_bundle(bundle)
+            written = [path for model in models for path in _write_model(model, bundle, work)]
         (work / README).write_text(_readme(bundle, models), encoding="utf-8")
         names = [path.relative_to(work) for path in (*written, work / README)]
         _publish(work, target)

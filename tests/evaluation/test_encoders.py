@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -77,8 +78,9 @@ class TestEmbeddings:
         monkeypatch.setattr(encoders, "_TEXTS", 2)
         seen = []
         runner = encoder.model._runner(TEXT) if isinstance(encoder, BundleEncoder) else encoder._text
-        infer = runner.infer
-        monkeypatch.setattr(runner, "infer", lambda inputs: (seen.append(len(inputs["token_ids"])), infer(inputs))[1])
+        infer = runner._infer
+        monkeypatch.setattr(runner, "max_batch", 2)
+        monkeypatch.setattr(runner, "_infer", lambda inputs: (seen.append(len(inputs["token_ids"])), infer(inputs))[1])
         assert_near(oracle[1], encoder.encode_text(TEXTS))
         assert seen == [2, 1]
 
@@ -247,7 +249,8 @@ class TestOpening:
 
     def test_closing(self, mini_bundle, noise):
         encoder = open_encoder(mini_bundle)
+        session = weakref.ref(encoder.model._runner(VIDEO).opened())
         encoder.encode_frames(noise[:1])
-        assert encoder.model._runners
+        assert session() is not None
         encoder.close()
-        assert not encoder.model._runners
+        assert session() is None

@@ -177,7 +177,7 @@ def test_a_batch_is_encoded_in_parts(run, clips, tmp_path, monkeypatch):
     for at_once in (1, 2, 5):
         monkeypatch.setattr(processor, "_TOKENS_AT_ONCE", at_once * tokens)
         with tempme_export.load(bundle) as model:
-            assert [model._runner(name).max_batch for name in (VIDEO, TEXT)] == [at_once, None]
+            assert [model._runner(name).max_batch for name in (VIDEO, TEXT)] == [at_once, 256]
             found.append(model.encode_video(videos))
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], found[2])

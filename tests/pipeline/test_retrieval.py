@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -9,9 +10,9 @@ import torch
 from PIL import Image
 
 import tempme_export
-from tempme_export import backbone, pipeline, retrieval
+from tempme_export import backbone, pipeline
 from tempme_export.backbone import open_clip_config
-from tempme_export.bundle import TEXT, Bundle, open_bundle
+from tempme_export.bundle import TEXT, VIDEO, Bundle, open_bundle
 from tempme_export.checkpoint import from_state_dict
 from tempme_export.demo import render_clip
 from tempme_export.errors import BackendError, BundleError, InputError, VideoError
@@ -323,24 +324,15 @@ class TestLoad:
             tempme_export.load(small_bundle, device=device)
         assert caught.value.exit_code == 4
 
-    def test_loading_opens_no_session(self, bundle_copy, frames):
-        """A server that embeds only texts must not pay for the video tower, nor the other way round."""
-        (bundle_copy / TEXT).unlink()
-        with tempme_export.load(bundle_copy) as model:
-            assert model.encode_video(frames).shape == (32,)
-
-    def test_close_frees_the_sessions_and_can_be_repeated(self, small_bundle, frames, monkeypatch):
-        closed = []
-        close = retrieval.OrtRunner.close
-        monkeypatch.setattr(retrieval.OrtRunner, "close", lambda self: (closed.append(self), close(self)))
+    def test_close_frees_the_sessions_and_can_be_repeated(self, small_bundle, frames):
         model = tempme_export.load(small_bundle)
+        sessions = [weakref.ref(model._runner(name).opened()) for name in (VIDEO, TEXT)]
         with model as entered:
             assert entered is model
             model.encode_video(frames)
-            runner = model._runner("video.onnx")
-        assert closed == [runner]
+            assert all(session() is not None for session in sessions)
+        assert all(session() is None for session in sessions)
         model.close()
-        assert closed == [runner]
         assert model.encode_video(frames).shape == (32,), "opened again at the next use"
         model.close()
 
