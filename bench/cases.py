@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tempme_export.backbone import Activation
 from tempme_export.bundle import open_bundle, verify_files
 from tempme_export.checkpoint import OPEN_CLIP, load_checkpoint
 from tempme_export.errors import BundleError, CheckpointError, ParityError, UsageError
 from tempme_export.profile import Profile, shipped_profiles
 from tempme_export.random_weights import draw_checkpoint
-from tempme_export.recipe import Recipe, prepare
+from tempme_export.recipe import Recipe, open_recipe, prepare
 from tempme_export.reference import ReferenceVideo, Trace
 from tempme_export.selftest import SAFE_GAP, draw_clip, preprocess_for
 
@@ -53,17 +54,19 @@ def random_case(profile: Profile, seed: int) -> Case:
     return Case(prepare(draw_checkpoint(profile, seed), profile))
 
 
-def open_case(source: str, profile: str | None, frames: int | None) -> Case:
+def open_case(source: str, profile: str | None, frames: int | None, activation: Activation | None = None) -> Case:
     """The model of a bundle (a folder) or a checkpoint (a file, or open_clip:MODEL/PRETRAINED).
 
     The original path needs the checkpoint; a bundle's is found where its manifest says.
     Raises CheckpointError, ProfileError or BundleError for what cannot be read, BundleError where a bundle's
-    checkpoint is gone or changed, and UsageError where `profile` or `frames` contradict the source.
+    checkpoint is gone or changed, and UsageError where `profile`, `frames` or `activation` contradict the source.
     """
     if not source.startswith(OPEN_CLIP) and Path(source).is_dir():
+        if activation is not None:
+            raise UsageError(f"{source} is a bundle, built with its activation. Leave --activation out.")
         case = _bundle_case(Path(source), profile)
     else:
-        case = Case(prepare(load_checkpoint(source), profile))
+        case = Case(open_recipe(source, profile, activation))
     if frames not in (None, case.profile.frames):
         raise UsageError(
             f"{source} takes {case.profile.frames} frames (profile {case.profile.name}), "
@@ -90,7 +93,14 @@ def _bundle_case(folder: Path, profile: str | None) -> Case:
             f"{checkpoint.source} has sha256 {checkpoint.sha256}, but {folder} was made from one with "
             f"{made_from['sha256']}. {advice}"
         )
-    return Case(prepare(checkpoint, own), bundle.path, bundle.manifest["precision"])
+    recipe = prepare(checkpoint, own, bundle.manifest["backbone"]["activation"])
+    pixels = {"mean": list(recipe.backbone.mean), "std": list(recipe.backbone.std)}
+    if any(bundle.manifest["image"][about] != values for about, values in pixels.items()):
+        raise BundleError(
+            f"{folder} was built for other pixel statistics than {checkpoint.source} has now: found {pixels}, expected "
+            f"{bundle.manifest['image']}. A configuration beside it has changed; export it again. {advice}"
+        )
+    return Case(recipe, bundle.path, bundle.manifest["precision"])
 
 
 def benchmark_clips(recipes: Sequence[Recipe], seed: int) -> NDArray[np.float32]:

@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 
+from tempme_export.backbone import ACTIVATIONS, Activation
 from tempme_export.bench import commands
 from tempme_export.bench.wanted import DEFAULT_FRAMES, Wanted
 from tempme_export.console import show_error
@@ -21,7 +23,7 @@ _COMPILING = {"kernels", "resources", "profile", "frames", "json"}
 _TIMING_KERNELS = {"kernels", "profile", "frames", "batch", "dtype", "json"}
 _COMPARING = {"compare", "json", "seed"}
 _READING = {"report", "results"}
-_DRAWING = {"trace", "source", "profile", "frames", "out", "seed"}
+_DRAWING = {"trace", "source", "profile", "activation", "frames", "out", "seed"}
 _MODEL, _PROTOCOL, _RESULTS, _OTHER = "What to measure", "How to measure", "Results", "Instead of measuring"
 
 
@@ -36,6 +38,14 @@ def bench(
         str | None, typer.Argument(metavar="BUNDLE|CKPT", help="With neither, weights are drawn at random.")
     ] = None,
     profile: Annotated[str | None, _option(_MODEL, "A shipped profile, or a .toml file.", "P")] = None,
+    activation: Annotated[
+        Activation | None,
+        _option(
+            _MODEL,
+            "What the towers of a CKPT compute. Default: as it says, else its profile.",
+            click_type=click.Choice(ACTIVATIONS),
+        ),
+    ] = None,
     frames: Annotated[
         str | None,
         _option(
@@ -134,7 +144,7 @@ def bench(
         _refuse_other_options(context, "--trace draws and measures nothing; it", _DRAWING)
         if out is None:
             raise UsageError("--trace draws into a folder. Add --out DIR.")
-        commands.draw(trace, out, source, profile, _one("frames", counts), seed)
+        commands.draw(trace, out, source, profile, _one("frames", counts), seed, activation)
     elif complexity:
         _refuse_other_options(context, "--complexity measures nothing", _COUNTING)
         commands.count(profile, _one("frames", counts), count, json)
@@ -155,6 +165,7 @@ def bench(
         wanted = Wanted(
             source=source,
             profile=profile,
+            activation=activation,
             frames=counts,
             backends=None if backends is None else tuple(_listed("backends", backends)),
             methods=None if methods is None else tuple(_listed("methods", methods)),

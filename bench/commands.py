@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from tempme_export.backbone import Activation
 from tempme_export.bench import paper
 from tempme_export.bench.adapters import ADAPTER_CLAIMS
 from tempme_export.bench.counting.agreement import Counted, check_counts, count_claim
@@ -164,7 +165,15 @@ def write_page(folder: Path, results: Sequence[Path]) -> None:
     _console(stderr=True).print(f"wrote {', '.join(map(str, written))}", soft_wrap=True)
 
 
-def draw(video: Path, out: Path, source: str | None, profile: str | None, frames: int | None, seed: int) -> None:
+def draw(
+    video: Path,
+    out: Path,
+    source: str | None,
+    profile: str | None,
+    frames: int | None,
+    seed: int,
+    activation: Activation | None = None,
+) -> None:
     """Draw which patches of a video became one token. A bundle is enough; its checkpoint may be gone."""
     from tempme_export.bench.cases import Case, open_case, random_case
     from tempme_export.bench.merge_picture import draw_trace
@@ -172,12 +181,14 @@ def draw(video: Path, out: Path, source: str | None, profile: str | None, frames
 
     model: Case | Bundle
     if source is None:
+        if activation is not None:
+            raise UsageError("--activation is of a checkpoint, and none was given. Leave it out.")
         model = random_case(chosen_profile(profile, frames), seed)
-    elif Path(source).is_dir() and profile is None and frames is None:
+    elif Path(source).is_dir() and profile is frames is activation is None:
         model = open_bundle(Path(source))
         verify_files(model)
     else:
-        model = open_case(source, profile, frames)
+        model = open_case(source, profile, frames, activation)
     pictures = draw_trace(model, video, out)
     console = _console(stderr=True)
     console.print(f"wrote {', '.join(map(str, pictures.paths))}", soft_wrap=True)

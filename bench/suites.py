@@ -21,6 +21,7 @@ from tempme_export.bench.scaling import fits, knees, profile_for_frames
 from tempme_export.bench.stages import measure_stages, rendered_clip, source_for
 from tempme_export.bench.timing import Progress, Protocol
 from tempme_export.bench.wanted import DEFAULT_FRAMES, Wanted, chosen_profile
+from tempme_export.checkpoint.statements import in_words
 from tempme_export.devices import torch_device
 from tempme_export.errors import UsageError
 from tempme_export.profile import load_profile
@@ -65,8 +66,15 @@ def _cases(wanted: Wanted, stage: Progress) -> Iterator[Case]:
     if wanted.source is not None:
         if len(counts) > 1:
             raise UsageError("a checkpoint has one frame count. Sweep --frames without one, on random weights.")
-        yield open_case(wanted.source, wanted.profile, counts[0] if counts else None)
+        case = open_case(wanted.source, wanted.profile, counts[0] if counts else None, wanted.activation)
+        for label, text in [("note", one) for one in case.recipe.checkpoint.remarks] + in_words(
+            case.recipe.conventions
+        ):
+            stage(f"{label}: {text}")
+        yield case
         return
+    if wanted.activation is not None:
+        raise UsageError("--activation is of a checkpoint, and none was given. Leave it out.")
     if len(counts) > 1:
         base = load_profile(wanted.profile) if wanted.profile else chosen_profile(None, DEFAULT_FRAMES)
         profiles = [profile_for_frames(base, frames) for frames in counts]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from tempme_export.backbone import Activation
 from tempme_export.errors import ProfileError, UsageError
 from tempme_export.profile import Profile, load_profile, shipped_profiles
 
@@ -15,6 +16,7 @@ class Wanted:
 
     source: str | None
     profile: str | None
+    activation: Activation | None
     frames: tuple[int, ...] | None
     backends: tuple[str, ...] | None
     methods: tuple[str, ...] | None

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tempme_export.errors import BackendError, ProfileError
 
@@ -18,6 +18,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 HEAD_WIDTH = 64
 
 Activation = Literal["quickgelu", "gelu"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
 # A CLIP small enough to be trained from nothing on a processor, in an open_clip config's terms. CLIP's own vocabulary
 # and byte-pair encoding, so that any sentence can be a query.

@@ -4,9 +4,11 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
 
 from tempme_export import console
+from tempme_export.backbone import ACTIVATIONS, Activation
 from tempme_export.errors import TempMeExportError, UsageError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -61,6 +63,13 @@ def command(
         str | None, typer.Argument(metavar="CKPT", help="Checkpoint file, or open_clip:MODEL/PRETRAINED.")
     ] = None,
     profile: Annotated[str | None, typer.Option(help="Profile name or .toml path. Default: inferred.")] = None,
+    activation: Annotated[
+        Activation | None,
+        typer.Option(
+            click_type=click.Choice(ACTIVATIONS),
+            help="What the towers compute. Default: as the checkpoint says, else the profile.",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Bundle folder. Default: CKPT with .tempme.")] = None,
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16 inside the graphs, or int8 for CPUs.")] = "fp32",
     calibrate: Annotated[
@@ -184,6 +193,7 @@ def command(
     request = Request(
         checkpoint=checkpoint,
         profile=profile,
+        activation=activation,
         out=out,
         precision=precision,
         batch=sizes,

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tempme_export import console, engine_request, pipeline
+from tempme_export.backbone import Activation
 from tempme_export.bundle import PT2, SELFTEST, TEXT, VIDEO, Bundle, check_destination, open_bundle
 from tempme_export.engine_facts import ENGINE, SOURCE
 from tempme_export.quantization.calibration import read_calibration
@@ -18,6 +19,7 @@ class Request:
 
     checkpoint: str
     profile: str | None
+    activation: Activation | None
     out: Path | None
     precision: str
     batch: tuple[int, int, int] | None
@@ -115,7 +117,9 @@ def plan_bundle(request: Request, repository: Path | None, as_json: bool) -> Non
         request.ranges,
     )
     target, trt = request.target, request.trt
-    recipe = pipeline.requested_recipe(request.checkpoint, request.profile, request.batch, request.trace)
+    recipe = pipeline.requested_recipe(
+        request.checkpoint, request.profile, request.batch, request.trace, request.activation
+    )
     gate = pipeline.requested_gate(request.gate, request.gate_videos, recipe)
     calibration = None if request.calibrate is None else read_calibration(request.calibrate, recipe)
     console.show_recipe(recipe)
@@ -141,6 +145,7 @@ def plan_bundle(request: Request, repository: Path | None, as_json: bool) -> Non
     files = [SELFTEST, VIDEO, TEXT, *([PT2] if request.pt2 else []), *([SOURCE, ENGINE] if trt else [])]
     if as_json:
         document = {"out": str(target), "profile": recipe.profile.to_dict(), "schedule": asdict(recipe.plan)}
+        document["conventions"] = {one.about: one.to_dict() for one in recipe.conventions}
         asked = {} if gate is None else {"gate": gate.to_dict()}
         scales = {} if calibration is None else {"calibration": calibration.to_dict()}
         planned = {} if engine is None else {"engine": engine.to_dict(), "written": str(source)}

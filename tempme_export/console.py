@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from tempme_export.terminal import show_line as _line
 
 if TYPE_CHECKING:
     from tempme_export.bundle import Bundle
+    from tempme_export.checkpoint import Statement
     from tempme_export.evaluation.agreement import Comparison, Part
     from tempme_export.evaluation.gate import Gate, GateData
     from tempme_export.parity import ParityReport
@@ -47,6 +48,7 @@ def show_recipe(recipe: "Recipe") -> None:
     how = _ORIGINS[recipe.origin]
     _line("checkpoint", f"{recipe.checkpoint.source}   sha256 {recipe.checkpoint.sha256[:12]}")
     _line("profile", f"{profile.name} ({how})   {profile.frames} frames, backbone {backbone.name}")
+    show_conventions(recipe.checkpoint.remarks, recipe.conventions)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("block", "clips", "tokens in", "merged across", "in attention", "merged within", "out"):
         table.add_column(column, justify="right")
@@ -62,6 +64,16 @@ def show_recipe(recipe: "Recipe") -> None:
         f"{start} -> {plan.final_clips * plan.final_tokens} tokens   {cost.gmacs:.1f} GMACs (the paper's GFLOPs), "
         f"{cost.gflops:.1f} GFLOPs",
     )
+
+
+def show_conventions(remarks: Sequence[str], conventions: "Iterable[Statement]") -> None:
+    """What was decided while a checkpoint was read, and what its shapes cannot tell: each with who says it."""
+    from tempme_export.checkpoint.statements import in_words
+
+    for remark in remarks:
+        _line("note", remark)
+    for label, text in in_words(conventions):
+        _line(label, text)
 
 
 def show_selftest(selftest: "SelfTest") -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from tempme_export.backbone import Activation
 from tempme_export.bundle import (
     PT2,
     SELFTEST,
@@ -23,7 +24,7 @@ from tempme_export.bundle import (
     verify_files,
     write_manifest,
 )
-from tempme_export.checkpoint import OPEN_CLIP, Checkpoint, load_checkpoint
+from tempme_export.checkpoint import OPEN_CLIP, Checkpoint
 from tempme_export.data.annotations import RetrievalData
 from tempme_export.engine_facts import ENGINE, KEY, SOURCE, EngineFacts
 from tempme_export.engine_request import engine_nodes
@@ -44,7 +45,7 @@ from tempme_export.quantization.build import Quantization
 from tempme_export.quantization.build import prepare as quantize
 from tempme_export.quantization.calibration import FEWEST, read_calibration
 from tempme_export.quantization.ranges import DEFAULT_METHOD, check_method
-from tempme_export.recipe import Recipe, prepare
+from tempme_export.recipe import Recipe, open_recipe
 from tempme_export.runtime.ort import check_device
 from tempme_export.selftest import CLIPS, load_selftest, make_selftest, preprocess_for, save_selftest
 from tempme_export.tolerance import INT8, PRECISIONS, TOLERANCES
@@ -89,7 +90,8 @@ def _manifest(
     backbone, checkpoint = recipe.backbone, recipe.checkpoint
     return {
         "tool_version": tool_version(),
-        "checkpoint": {"path": checkpoint.source, "sha256": checkpoint.sha256},
+        "checkpoint": {"path": checkpoint.source, "sha256": checkpoint.sha256, "remarks": list(checkpoint.remarks)},
+        "conventions": {one.about: one.to_dict() for one in recipe.conventions},
         "profile": recipe.profile.to_dict(),
         "backbone": asdict(backbone),
         "schedule": asdict(recipe.plan),
@@ -188,15 +190,14 @@ def requested_recipe(
     profile: Profile | str | Path | None,
     batch: tuple[int, int, int] | None,
     trace: bool = False,
+    activation: Activation | None = None,
 ) -> Recipe:
     """The recipe that `export` builds, with the caller's batch range where one is given.
 
     Raises CheckpointError for a model that no artifact can hold, and UsageError for a trace of one that merges
     nothing, before any work.
     """
-    if not isinstance(checkpoint, Checkpoint):
-        checkpoint = load_checkpoint(checkpoint)
-    recipe = prepare(checkpoint, profile)
+    recipe = open_recipe(checkpoint, profile, activation)
     check_supported(recipe)
     if trace and not recipe.plan.merges:
         raise UsageError(
@@ -268,6 +269,7 @@ def export(
     profile: Profile | str | Path | None = None,
     out: str | Path | None = None,
     *,
+    activation: Activation | None = None,
     precision: str = "fp32",
     batch: tuple[int, int, int] | None = None,
     frame_mask: bool = False,
@@ -290,6 +292,7 @@ def export(
     checkpoint  a path, `open_clip:MODEL/PRETRAINED`, or one already loaded
     profile     a shipped name, a path, a Profile; None: inferred from the checkpoint's shapes
     out         the bundle's folder; None: the checkpoint's name with `.tempme`
+    activation  "quickgelu" or "gelu", for a checkpoint that does not say it; None: what it says, else the profile's
     batch       min, opt, max videos per call; None: the profile's
     trace       `video.onnx` also returns every merge's decision, `assign_00`, ... int32 [batch * clips, N]: the row
                 that each token goes to; `video.pt2` and an engine stay without
@@ -310,7 +313,7 @@ def export(
     the timings of an engine that was built.
     """
     check_request(precision, batch, opset, device, pt2, calibrate, ranges, trt, workspace_gib)
-    recipe = requested_recipe(checkpoint, profile, batch, trace)
+    recipe = requested_recipe(checkpoint, profile, batch, trace, activation)
     progress("recipe", recipe)
     nodes = engine_nodes(recipe) if trt else ()
     gate_data = requested_gate(gate, gate_videos, recipe)

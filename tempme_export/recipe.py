@@ -1,16 +1,17 @@
 """Checkpoint + profile -> Recipe: one consistent description of the encoder to build, and its weights."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from tempme_export.backbone import HEAD_WIDTH, Backbone, open_clip_backbone
-from tempme_export.checkpoint import CLIP_POSITION, LORA_A, LORA_B, Checkpoint
-from tempme_export.errors import CheckpointError, ProfileError
+from tempme_export.backbone import ACTIVATIONS, HEAD_WIDTH, Activation, Backbone, open_clip_backbone
+from tempme_export.checkpoint import CLIP_POSITION, LORA_A, LORA_B, Checkpoint, load_checkpoint
+from tempme_export.checkpoint.statements import FIXED, About, Statement, agreed
+from tempme_export.errors import CheckpointError, ProfileError, UsageError
 from tempme_export.profile import FROM_CHECKPOINT, Profile, load_profile, shipped_profiles
 from tempme_export.schedule import Schedule
 
@@ -27,40 +28,83 @@ _SIZES = (
 )
 
 
+Origin = Literal["asked", "declared", "inferred"]
+_Known = Mapping[About, Statement]
+_TOLD: tuple[About, ...] = ("activation", "mean", "std", "heads", "text_heads")  # fields of a Backbone, too
+_CLIP_OWN = "CLIP's own"
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What every encoder of this package is built from. `origin` says where the profile is from: the caller, the
-    checkpoint's own file, or the checkpoint's shapes."""
+    checkpoint's own file, or the checkpoint's shapes. `conventions` lists what shapes cannot tell, and who says it."""
 
     checkpoint: Checkpoint
     profile: Profile
     backbone: Backbone
     plan: Schedule
-    origin: Literal["asked", "declared", "inferred"] = "asked"
+    origin: Origin = "asked"
+    conventions: tuple[Statement, ...] = ()
 
 
-def _backbone_from_shapes(checkpoint: Checkpoint) -> Backbone:
+def check_activation(activation: str | None) -> None:
+    """Raises UsageError for one that is not built."""
+    if activation not in (None, *ACTIVATIONS):
+        raise UsageError(f"activation {activation!r} is not one of {', '.join(ACTIVATIONS)}.")
+
+
+def _heads(known: _Known, about: Literal["heads", "text_heads"], width: int, name: str) -> int:
+    if (told := known.get(about)) is None:
+        if width % HEAD_WIDTH:
+            raise CheckpointError(f"{name} = {width} is not a multiple of the head width {HEAD_WIDTH}.")
+        return width // HEAD_WIDTH
+    if told.value < 1 or width % told.value:
+        raise CheckpointError(f"{about} is {told.value} by {told.source}, expected a divisor of {name} = {width}.")
+    return int(told.value)
+
+
+def _backbone_from_shapes(checkpoint: Checkpoint, known: _Known) -> Backbone:
     facts = checkpoint.facts
-    odd = [f"{k} = {v}" for k in ("width", "text_width") if (v := getattr(facts, k)) % HEAD_WIDTH]
-    if odd:
-        raise CheckpointError(f"{', '.join(odd)} is not a multiple of the head width {HEAD_WIDTH}.")
-    sizes = {size: getattr(facts, size) for size in _SIZES}
     return Backbone(
         name=FROM_CHECKPOINT,
-        heads=facts.width // HEAD_WIDTH,
-        text_heads=facts.text_width // HEAD_WIDTH,
-        activation=checkpoint.activation or "quickgelu",
-        **sizes,
+        heads=_heads(known, "heads", facts.width, "width"),
+        text_heads=_heads(known, "text_heads", facts.text_width, "text_width"),
+        **{size: getattr(facts, size) for size in _SIZES},
     )
 
 
-def _backbone_for(profile: Profile, checkpoint: Checkpoint) -> Backbone:
-    if profile.backbone == FROM_CHECKPOINT:
-        return _backbone_from_shapes(checkpoint)
-    return open_clip_backbone(profile.backbone)
+def _backbone_for(profile: Profile, checkpoint: Checkpoint, known: _Known, overruled: bool) -> Backbone:
+    """The profile's backbone with what is known about the checkpoint. Activation and heads of a named backbone stay,
+    and may contradict it, unless the activation is `overruled`."""
+    by_name = profile.backbone != FROM_CHECKPOINT
+    backbone = open_clip_backbone(profile.backbone) if by_name else _backbone_from_shapes(checkpoint, known)
+    free = {"mean", "std"} | ({"activation"} if overruled or not by_name else set())
+    changes: dict[str, Any] = {about: known[about].value for about in _TOLD if about in known and about in free}
+    return replace(backbone, **changes)
 
 
-def _contradictions(checkpoint: Checkpoint, profile: Profile, backbone: Backbone) -> list[str]:
+def _conventions(profile: Profile, backbone: Backbone, known: _Known, origin: Origin) -> tuple[Statement, ...]:
+    """Everything that shapes cannot tell: what is known, and what is assumed because nobody says it."""
+    named = f"profile {profile.name} (its backbone {backbone.name})" if backbone.name != FROM_CHECKPOINT else None
+    assumed = [
+        Statement("activation", backbone.activation, named or _CLIP_OWN, assumed=True),
+        Statement("mean", backbone.mean, _CLIP_OWN, assumed=True),
+        Statement("std", backbone.std, _CLIP_OWN, assumed=True),
+        Statement("heads", backbone.heads, named or f"a head width of {HEAD_WIDTH}", assumed=True),
+        Statement("text_heads", backbone.text_heads, named or f"a head width of {HEAD_WIDTH}", assumed=True),
+        *(Statement(about, value, _CLIP_OWN, assumed=True) for about, value in FIXED.items()),
+    ]
+    merge = profile.merge
+    settings = (
+        f"image_r {merge.image_r}, cross {merge.cross_percent:g} %, intra {merge.intra_percent:g} %, clip factors "
+        f"{list(merge.clip_factors)}, size bias {'on' if merge.size_bias else 'off'}, clip position "
+        f"{'on' if merge.clip_position else 'off'}, text length {profile.text_length}"
+    )
+    by_profile = Statement("profile", settings, f"profile {profile.name}", assumed=origin == "inferred")
+    return (*(known.get(one.about, one) for one in assumed), by_profile)
+
+
+def _contradictions(checkpoint: Checkpoint, profile: Profile, backbone: Backbone, known: _Known) -> list[str]:
     """Everything the checkpoint tells that the profile denies, each naming both."""
     facts, merge = checkpoint.facts, profile.merge
     found = [
@@ -68,10 +112,11 @@ def _contradictions(checkpoint: Checkpoint, profile: Profile, backbone: Backbone
         for size in _SIZES
         if getattr(facts, size) != getattr(backbone, size)
     ]
-    if checkpoint.activation not in (None, backbone.activation):
-        found.append(
-            f"activation is {checkpoint.activation} in the checkpoint and {backbone.activation} in {backbone.name}"
-        )
+    found += [
+        f"{about} is {known[about].value} by {known[about].source} and {getattr(backbone, about)} in {backbone.name}"
+        for about in ("activation", "heads", "text_heads")
+        if about in known and known[about].value != getattr(backbone, about)
+    ]
     expected, clips = {}, profile.frames
     for layer, factor in zip(merge.clip_layers, merge.clip_factors, strict=True):
         if merge.clip_position and factor > 1:
@@ -85,14 +130,20 @@ def _contradictions(checkpoint: Checkpoint, profile: Profile, backbone: Backbone
     return found
 
 
-def infer_profile(checkpoint: Checkpoint) -> Profile:
-    """The one shipped profile that the checkpoint's shapes allow.
+def infer_profile(checkpoint: Checkpoint, activation: Activation | None = None) -> Profile:
+    """The one shipped profile that the checkpoint's shapes allow, with `activation` where one is asked for.
 
     Raises ProfileError when none or several do, and lists them: image_r, the percentages, the last factor,
     the size term and the text length cannot be told from shapes, and a wrong guess would load.
     """
+    known = _known(checkpoint, activation)
     profiles = [load_profile(name) for name in shipped_profiles()]
-    matches = [p for p in profiles if not _contradictions(checkpoint, p, _backbone_for(p, checkpoint))]
+    backbones = [_backbone_for(profile, checkpoint, known, activation is not None) for profile in profiles]
+    matches = [
+        profile
+        for profile, backbone in zip(profiles, backbones, strict=True)
+        if not _contradictions(checkpoint, profile, backbone, known)
+    ]
     if len(matches) == 1:
         return matches[0]
     if matches:
@@ -108,28 +159,53 @@ def infer_profile(checkpoint: Checkpoint) -> Profile:
     )
 
 
-def prepare(checkpoint: Checkpoint, profile: Profile | str | Path | None = None) -> Recipe:
+def _known(checkpoint: Checkpoint, activation: Activation | None) -> _Known:
+    asked = () if activation is None else (Statement("activation", activation, "--activation, as asked"),)
+    return agreed((*asked, *checkpoint.statements), checkpoint.source)
+
+
+def prepare(
+    checkpoint: Checkpoint, profile: Profile | str | Path | None = None, activation: Activation | None = None
+) -> Recipe:
     """Bring a checkpoint and a profile together; without a profile, take the checkpoint's own or infer it.
 
+    activation  what the towers compute, where no file says it; it overrules the backbone that a profile names, and
+                nothing that the checkpoint says itself
+
     Raises ProfileError where they contradict each other, where the profile is ambiguous, or where its
-    settings do not fit the backbone.
+    settings do not fit the backbone; CheckpointError where the checkpoint contradicts `activation`; UsageError for
+    another activation than `ACTIVATIONS`.
     """
-    origin: Literal["asked", "declared", "inferred"] = "asked"
+    check_activation(activation)
+    known = _known(checkpoint, activation)
+    origin: Origin = "asked"
     if profile is None and checkpoint.profile is not None:
         profile, origin = checkpoint.profile, "declared"
     elif profile is None:
-        profile, origin = infer_profile(checkpoint), "inferred"
+        profile, origin = infer_profile(checkpoint, activation), "inferred"
     elif not isinstance(profile, Profile):
         profile = load_profile(profile)
-    backbone = _backbone_for(profile, checkpoint)
+    overruled = activation is not None or origin == "declared"
+    backbone = _backbone_for(profile, checkpoint, known, overruled)
     plan = profile.plan(backbone)
-    found = _contradictions(checkpoint, profile, backbone)
+    found = _contradictions(checkpoint, profile, backbone, known)
     if found:
+        told = known.get("activation")
+        advice = f", or confirm with --activation {told.value}" if told and told.value != backbone.activation else ""
         raise ProfileError(
             f"checkpoint {checkpoint.source} and profile {profile.name} contradict each other: "
-            f"{'; '.join(found)}. Choose the profile that the model was trained with (--profile)."
+            f"{'; '.join(found)}. Choose the profile that the model was trained with (--profile){advice}."
         )
-    return Recipe(checkpoint, profile, backbone, plan, origin)
+    return Recipe(checkpoint, profile, backbone, plan, origin, _conventions(profile, backbone, known, origin))
+
+
+def open_recipe(
+    source: Checkpoint | str | Path, profile: Profile | str | Path | None = None, activation: Activation | None = None
+) -> Recipe:
+    """Load a checkpoint and prepare it: the one door of every command. Raises as `load_checkpoint` and `prepare`."""
+    check_activation(activation)
+    checkpoint = source if isinstance(source, Checkpoint) else load_checkpoint(source)
+    return prepare(checkpoint, profile, activation)
 
 
 def folded_weights(recipe: Recipe, tower: str, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from tempme_export.checkpoint import Checkpoint, from_state_dict
+from tempme_export.checkpoint import Checkpoint, Statement, from_state_dict
 from tempme_export.profile import FROM_CHECKPOINT, BatchRange, Profile
 from tempme_export.recipe import Recipe, prepare
 from tempme_export.schedule import MergePolicy
@@ -173,7 +173,8 @@ def checkpoint_of():
     """Checkpoint with the right facts and no tensors, for tests that look at shapes alone."""
 
     def make(facts, activation=None):
-        return Checkpoint("ckpt.pth", "0" * 64, {}, facts, activation)
+        said = () if activation is None else (Statement("activation", activation, "the checkpoint's file"),)
+        return Checkpoint("ckpt.pth", "0" * 64, {}, facts, said)
 
     return make
 

@@ -246,13 +246,10 @@ class TestNotACheckpoint:
         ids=lambda content: repr(content[:8]),
     )
     def test_other_files(self, content, tmp_path):
-        for suffix in (".pth", ".pt", ""):
+        for suffix in (".pth", ".pt", "", ".safetensors"):
             path = tmp_path / f"other{suffix}"
             path.write_bytes(content)
             refused(path, f"{path} is not a PyTorch or safetensors file")
-        path = tmp_path / "other.safetensors"
-        path.write_bytes(content)
-        refused(path, f"{path} cannot be read as safetensors")
 
     def test_other_archives(self, tmp_path):
         with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
@@ -260,7 +257,7 @@ class TestNotACheckpoint:
         refused(tmp_path / "a.pt", "cannot be read")
         with tarfile.open(tmp_path / "b.pt", "w") as archive:
             archive.add(tmp_path / "a.pt", arcname="a.pt")
-        refused(tmp_path / "b.pt", "cannot be read")
+        refused(tmp_path / "b.pt", "b.pt is not a PyTorch or safetensors file")
 
     @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
     def test_damaged_pickles_of_every_kind(self, tmp_path):
@@ -269,12 +266,13 @@ class TestNotACheckpoint:
             path.write_bytes(b"\x80\x02" + bytes([opcode]) + b"\x01")
             refused(path, str(path))
 
-    def test_safetensors_under_another_name(self, state, tmp_path):
-        save_file(state, tmp_path / "ckpt.pth")
-        refused(tmp_path / "ckpt.pth", "is not a PyTorch or safetensors file")
-        path = tmp_path / "ckpt.safetensors"
-        torch.save(state, path)
-        refused(path, "cannot be read as safetensors")
+    @pytest.mark.parametrize(
+        "content, hint",
+        [(b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"), (b"<!DOCTYPE", "web page")],
+    )
+    def test_what_downloads_leave_is_named(self, content, hint, tmp_path):
+        (tmp_path / "clip.pt").write_bytes(content)
+        refused(tmp_path / "clip.pt", hint)
 
 
 class Runs:
@@ -354,7 +352,7 @@ class TestContent:
 
     def test_names_outside_the_prefix(self, state, tmp_path):
         message = refused(saved(tmp_path, state | {"head.weight": torch.zeros(3)}))
-        assert "visual.conv1.weight is missing" in message and "head.weight" not in message.split("such as")[0]
+        assert "1 unknown: head.weight." in message
 
     def test_missing_names_are_listed(self, state, tmp_path):
         del state[f"clip.{BLOCK}ln_1.bias"], state["clip.logit_scale"]
@@ -384,9 +382,9 @@ class TestContent:
 
     def test_misshapen_tensors_are_listed(self, state, tmp_path):
         state[f"clip.{BLOCK}mlp.c_fc.bias"] = torch.zeros(255)
-        state["clip.logit_scale"] = torch.zeros(1)
+        state["clip.logit_scale"] = torch.zeros(2)
         message = refused(saved(tmp_path, state))
-        assert f"2 misshapen: logit_scale (1,) instead of (), {BLOCK}mlp.c_fc.bias (255,) instead of (256,)" in message
+        assert f"2 misshapen: logit_scale (2,) instead of (), {BLOCK}mlp.c_fc.bias (255,) instead of (256,)" in message
 
     def test_every_kind_of_problem_in_one_message(self, state, tmp_path):
         state["clip.new"] = torch.zeros(1)

@@ -236,7 +236,7 @@ class TestContradictions:
         self.contradict(checkpoint_of(lora), "vit-b-32-12f", "are {} in the checkpoint and {8: 12, 9: 6, 10: 3}")
 
     def test_activation(self, checkpoint_of):
-        message = "activation is gelu in the checkpoint and quickgelu in ViT-B-32-quickgelu"
+        message = "activation is gelu by the checkpoint's file and quickgelu in ViT-B-32-quickgelu"
         self.contradict(checkpoint_of(B32, activation="gelu"), "vit-b-32-12f", message)
         assert prepare(checkpoint_of(B32, activation="quickgelu"), "vit-b-32-12f").plan.final_tokens == 97
 

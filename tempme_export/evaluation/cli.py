@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import click
 import typer
 
+from tempme_export.backbone import ACTIVATIONS, Activation
 from tempme_export.console import show_error, write_json
 from tempme_export.errors import ExportError, TempMeExportError, UsageError
 from tempme_export.evaluation import console
@@ -93,6 +95,13 @@ def command(
     ] = None,
     split: Annotated[str, typer.Option(help="train or test; a file of one's own has no splits.")] = "test",
     profile: Annotated[str | None, typer.Option(help="Profile name or .toml path of a CKPT. Default: its own.")] = None,
+    activation: Annotated[
+        Activation | None,
+        typer.Option(
+            click_type=click.Choice(ACTIVATIONS),
+            help="What the towers of a CKPT compute. Default: as it says, else its profile.",
+        ),
+    ] = None,
     backend: Annotated[
         str | None, typer.Option(help="BUNDLE: ort (default) or pt2. CKPT: original (default) or torch.")
     ] = None,
@@ -132,7 +141,7 @@ def command(
 
     asked = open_data(data, "train" if split == "train" else "test", videos)
     console.show_data(asked)
-    encoder = open_encoder(source, profile, backend, device)
+    encoder = open_encoder(source, profile, backend, device, activation)
     try:
         console.show_encoder(encoder)
         with console.warnings_as_lines(), console.progress() as progress:

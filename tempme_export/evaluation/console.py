@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from tempme_export.console import STDERR
+from tempme_export.console import STDERR, show_conventions
 
 if TYPE_CHECKING:
     from tempme_export.data.annotations import RetrievalData
@@ -39,6 +39,7 @@ def show_encoder(encoder: "BundleEncoder | CheckpointEncoder") -> None:
     """What answers."""
     _line("model", f"{encoder.name}   {encoder.backend} on {encoder.device}   fingerprint {encoder.fingerprint[:12]}")
     _line("profile", f"{encoder.profile.name} ({_ORIGINS[encoder.origin]})   {encoder.frames} frames")
+    show_conventions(encoder.remarks, encoder.conventions)
 
 
 def show_warning(text: str) -> None:

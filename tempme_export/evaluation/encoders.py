@@ -13,14 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from tempme_export.backbone import Activation
 from tempme_export.bundle import MANIFEST, Bundle, one_release, open_bundle, verify_files
-from tempme_export.checkpoint import OPEN_CLIP, load_checkpoint
+from tempme_export.checkpoint import OPEN_CLIP, Statement
 from tempme_export.devices import torch_device
 from tempme_export.errors import BackendError, InputError, UsageError
 from tempme_export.model import TextEncoder, VideoEncoder
 from tempme_export.preprocess import Preprocess
 from tempme_export.profile import Profile
-from tempme_export.recipe import Recipe, prepare
+from tempme_export.recipe import Recipe, open_recipe
 from tempme_export.reference import ReferenceText, ReferenceVideo
 from tempme_export.retrieval import BACKENDS as BUNDLE_BACKENDS
 from tempme_export.retrieval import RetrievalModel
@@ -106,6 +107,9 @@ class BundleEncoder:
             self.model = RetrievalModel(bundle, backend, device)
         self.name, self.backend, self.device = bundle.path.resolve().name, self.model.backend, self.model.device
         self.profile, self.origin = bundle.profile, "bundle"
+        stated = bundle.manifest.get("conventions", {})  # older bundles do not say
+        self.conventions = tuple(Statement(about, **fields) for about, fields in stated.items())
+        self.remarks: tuple[str, ...] = ()
         self.frames, self.preprocess = self.profile.frames, self.model.preprocess
         self.embed: int = bundle.manifest["backbone"]["embed"]
         packages = (*_ONNX_RUNTIMES, *_PACKAGES.get(self.backend, ()))
@@ -144,6 +148,7 @@ class CheckpointEncoder:
         self._text = TorchRunner(towers[1], recipe, self.backend, "text", self.device)
         self.name = Path(recipe.checkpoint.source).name
         self.profile, self.origin = recipe.profile, recipe.origin
+        self.conventions, self.remarks = recipe.conventions, recipe.checkpoint.remarks
         self.frames, self.preprocess = recipe.profile.frames, preprocess_for(recipe)
         self.embed = recipe.backbone.embed
         model = [recipe.checkpoint.sha256, recipe.profile.to_dict(), asdict(recipe.backbone)]
@@ -193,7 +198,11 @@ def _check_backend(source: str, is_bundle: bool, backend: str | None) -> None:
 
 
 def open_encoder(
-    source: str | Path, profile: str | Path | None = None, backend: str | None = None, device: str | None = None
+    source: str | Path,
+    profile: str | Path | None = None,
+    backend: str | None = None,
+    device: str | None = None,
+    activation: Activation | None = None,
 ) -> BundleEncoder | CheckpointEncoder:
     """Open whatever can be evaluated.
 
@@ -201,7 +210,8 @@ def open_encoder(
     profile  of a checkpoint; None: its own, or the one its shapes allow
     backend  of a bundle "ort" (default) or "pt2"; of a checkpoint "original" (default) or "torch"
     device   "cpu", "cuda" or "cuda:N"; None: the CPU, or what a package was compiled for
-    Raises UsageError for a backend or a profile that does not go with the source; BackendError, BundleError,
+    activation  of a checkpoint that does not say it; None: as `recipe.prepare`
+    Raises UsageError for a backend, a profile or an activation that does not go with the source; BackendError, BundleError,
     CheckpointError and ProfileError as the source itself.
     """
     is_bundle = not str(source).startswith(OPEN_CLIP) and Path(source).is_dir()
@@ -209,7 +219,9 @@ def open_encoder(
         bundle = open_bundle(source)
         if profile is not None:
             raise UsageError(f"{source} is a bundle, and its profile lies in its {MANIFEST}. Leave out --profile.")
+        if activation is not None:
+            raise UsageError(f"{source} is a bundle, built with its activation. Leave out --activation.")
         _check_backend(str(source), is_bundle, backend)
         return BundleEncoder(bundle, backend, device)
     _check_backend(str(source), is_bundle, backend)
-    return CheckpointEncoder(prepare(load_checkpoint(source), profile), backend, device)
+    return CheckpointEncoder(open_recipe(source, profile, activation), backend, device)

@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import click
 import typer
 
+from tempme_export.backbone import ACTIVATIONS, Activation
 from tempme_export.console import show_recipe, write_json
 from tempme_export.errors import ProfileError, TempMeExportError, UsageError
 from tempme_export.training import console
@@ -41,19 +43,20 @@ def _tune(tune: str | None, full: bool) -> str:
     return "full" if full else tune or "lora"
 
 
-def _recipe(init: str, profile: str | None, tune: str, seed: int) -> "Recipe":
+def _recipe(init: str, profile: str | None, activation: Activation | None, tune: str, seed: int) -> "Recipe":
     """The initial weights with their profile. Raises UsageError, CheckpointError and ProfileError."""
     if init == SCRATCH and tune != "full":
         raise UsageError(f"--init {SCRATCH} draws weights that know nothing, of which all must train. Add --full.")
     if init == SCRATCH and profile is None:
         raise UsageError(f"--init {SCRATCH} needs a profile that names a backbone, like --profile mini-8f.")
 
-    from tempme_export.checkpoint import load_checkpoint
     from tempme_export.profile import FROM_CHECKPOINT, load_profile
-    from tempme_export.recipe import prepare
+    from tempme_export.recipe import open_recipe, prepare
 
     if init != SCRATCH:
-        return prepare(load_checkpoint(init), profile)
+        return open_recipe(init, profile, activation)
+    if activation is not None:
+        raise UsageError(f"--init {SCRATCH} draws weights for the backbone's activation. Leave --activation out.")
 
     from tempme_export.backbone import open_clip_backbone
     from tempme_export.training.init import draw_clip
@@ -151,6 +154,13 @@ def command(
     ] = None,
     videos: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the video files of both lie.")] = None,
     profile: Annotated[str | None, typer.Option(help="Profile name or .toml path. Default: inferred.")] = None,
+    activation: Annotated[
+        Activation | None,
+        typer.Option(
+            click_type=click.Choice(ACTIVATIONS),
+            help="What the towers of --init compute. Default: as it says, else the profile.",
+        ),
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="Train every weight.")] = False,
     tune: Annotated[
         str | None, typer.Option(metavar="KIND", help="What to train instead: lora (default), adapter or prompt.")
@@ -231,7 +241,7 @@ def command(
         return open_data(_rendered(spec, out, seed, config.workers, dry_run), split, videos)
 
     train_data, val_data = opened(data, "train"), None if val is None else opened(val, "test")
-    recipe = _recipe(init, profile, kind, seed)
+    recipe = _recipe(init, profile, activation, kind, seed)
     if _rank() == 0:
         show_recipe(recipe)
     (_dry_run if dry_run else _train)(config, recipe, train_data, val_data, as_json)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tempme_export.errors import ExportError
-from tempme_export.profile import Profile
+from tempme_export.recipe import Recipe
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -48,8 +48,9 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def save_model(path: Path, state: dict[str, Tensor], profile: Profile, store: str) -> None:
-    """A checkpoint that this package and the original read, with the profile it was trained with.
+def save_model(path: Path, state: dict[str, Tensor], recipe: Recipe, store: str) -> None:
+    """A checkpoint that this package and the original read, with the profile, activation and pixel statistics it was
+    trained with.
 
     state  names with `clip.` and float32 tensors (spec section 7)
     store  "fp32", or "fp16" for half the size
@@ -60,5 +61,12 @@ def save_model(path: Path, state: dict[str, Tensor], profile: Profile, store: st
         too_large = [name for name, tensor in state.items() if not bool(tensor.isfinite().all())]
         if too_large:
             raise ExportError(f"{path}: {too_large[0]} has values beyond float16's 65504. Use --store fp32.")
-    document = {"state_dict": state, "profile": profile.to_dict()}
+    backbone = recipe.backbone
+    document = {
+        "state_dict": state,
+        "profile": recipe.profile.to_dict(),
+        "activation": backbone.activation,
+        "mean": list(backbone.mean),
+        "std": list(backbone.std),
+    }
     write_whole(path, lambda stream: torch.save(document, stream))

@@ -89,6 +89,7 @@ class _Run:
             "precision": precision,
             "init": recipe.checkpoint.sha256[:16],
             "profile": recipe.profile.to_dict(),
+            "activation": recipe.backbone.activation,
         }
         world.on_first(lambda: make_folder(config))
         saved = load_state(self.files[LAST]) if config.resume else None
@@ -184,7 +185,7 @@ class _Run:
 
     def _save_model(self, name: str) -> None:
         if self.world.first:
-            save_model(self.files[name], self.model.state(), self.recipe.profile, self.config.store)
+            save_model(self.files[name], self.model.state(), self.recipe, self.config.store)
 
     def _timed_out(self) -> bool:
         """Whether the first process finds that the time is up."""

@@ -277,8 +277,8 @@ class TestBest:
         saved = {}
         save_model = loop.save_model
 
-        def watch(path, state, profile, store):
-            save_model(path, state, profile, store)
+        def watch(path, state, recipe, store):
+            save_model(path, state, recipe, store)
             saved.setdefault(path.name, []).append(state["clip.logit_scale"].clone())
 
         monkeypatch.setattr(loop, "save_model", watch)

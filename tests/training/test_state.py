@@ -108,7 +108,7 @@ class TestWriteWhole:
 class TestSaveModel:
     def test_it_is_a_checkpoint_with_its_profile(self, recipe, trainable, tmp_path):
         model = trainable(recipe, "lora", rank=3)
-        save_model(tmp_path / "a.pth", model.state(), recipe.profile, "fp32")
+        save_model(tmp_path / "a.pth", model.state(), recipe, "fp32")
         stored = torch.load(tmp_path / "a.pth", weights_only=True)
         assert stored["profile"] == recipe.profile.to_dict()
         loaded = load_checkpoint(tmp_path / "a.pth")
@@ -119,7 +119,7 @@ class TestSaveModel:
     def test_half(self, recipe, trainable, tmp_path):
         state = trainable(recipe, "full").state()
         for store in ("fp32", "fp16"):
-            save_model(tmp_path / f"{store}.pth", state, recipe.profile, store)
+            save_model(tmp_path / f"{store}.pth", state, recipe, store)
         halved = torch.load(tmp_path / "fp16.pth", weights_only=True)["state_dict"]
         assert {tensor.dtype for tensor in halved.values()} == {torch.float16}
         assert all(torch.equal(halved[name], state[name].half()) for name in state)
@@ -129,7 +129,7 @@ class TestSaveModel:
 
     def test_what_does_not_fit_into_half_is_refused(self, recipe, tmp_path):
         with pytest.raises(ExportError, match=r"clip\.proj.*65504.*--store fp32"):
-            save_model(tmp_path / "a.pth", {"clip.proj": torch.tensor([7e4])}, recipe.profile, "fp16")
+            save_model(tmp_path / "a.pth", {"clip.proj": torch.tensor([7e4])}, recipe, "fp16")
         assert list(tmp_path.iterdir()) == []
 
 

@@ -1,0 +1,31 @@
+"""A checkpoint file -> named float32 tensors, the facts their shapes tell, and what others say about the rest."""
+
+from tempme_export.checkpoint.facts import (
+    ADAPTER,
+    CLIP_POSITION,
+    LORA_A,
+    LORA_B,
+    PROMPT,
+    Facts,
+    expected_shapes,
+    read_facts,
+)
+from tempme_export.checkpoint.loading import Checkpoint, from_state_dict, load_checkpoint
+from tempme_export.checkpoint.open_clip_weights import OPEN_CLIP
+from tempme_export.checkpoint.statements import Statement
+
+__all__ = [
+    "ADAPTER",
+    "CLIP_POSITION",
+    "LORA_A",
+    "LORA_B",
+    "OPEN_CLIP",
+    "PROMPT",
+    "Checkpoint",
+    "Facts",
+    "Statement",
+    "expected_shapes",
+    "from_state_dict",
+    "load_checkpoint",
+    "read_facts",
+]
