@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tempme_export.backbone import Activation
 from tempme_export.bundle import open_bundle, verify_files
 from tempme_export.checkpoint import OPEN_CLIP, load_checkpoint
 from tempme_export.errors import BundleError, CheckpointError, ParityError, UsageError
@@ -54,7 +53,7 @@ def random_case(profile: Profile, seed: int) -> Case:
     return Case(prepare(draw_checkpoint(profile, seed), profile))
 
 
-def open_case(source: str, profile: str | None, frames: int | None, activation: Activation | None = None) -> Case:
+def open_case(source: str, profile: str | None, frames: int | None, activation: str | None = None) -> Case:
     """The model of a bundle (a folder) or a checkpoint (a file, or open_clip:MODEL/PRETRAINED).
 
     The original path needs the checkpoint; a bundle's is found where its manifest says.

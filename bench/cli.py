@@ -5,10 +5,8 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
-from tempme_export.backbone import ACTIVATIONS, Activation
 from tempme_export.bench import commands
 from tempme_export.bench.wanted import DEFAULT_FRAMES, Wanted
 from tempme_export.console import show_error
@@ -39,11 +37,10 @@ def bench(
     ] = None,
     profile: Annotated[str | None, _option(_MODEL, "A shipped profile, or a .toml file.", "P")] = None,
     activation: Annotated[
-        Activation | None,
+        str | None,
         _option(
             _MODEL,
-            "What the towers of a CKPT compute. Default: as it says, else its profile.",
-            click_type=click.Choice(ACTIVATIONS),
+            "quickgelu or gelu in the towers of a CKPT. Default: as it says, else its profile.",
         ),
     ] = None,
     frames: Annotated[

@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from tempme_export.backbone import Activation
 from tempme_export.bench import paper
 from tempme_export.bench.adapters import ADAPTER_CLAIMS
 from tempme_export.bench.counting.agreement import Counted, check_counts, count_claim
@@ -172,7 +171,7 @@ def draw(
     profile: str | None,
     frames: int | None,
     seed: int,
-    activation: Activation | None = None,
+    activation: str | None = None,
 ) -> None:
     """Draw which patches of a video became one token. A bundle is enough; its checkpoint may be gone."""
     from tempme_export.bench.cases import Case, open_case, random_case

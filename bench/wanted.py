@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from tempme_export.backbone import Activation
 from tempme_export.errors import ProfileError, UsageError
 from tempme_export.profile import Profile, load_profile, shipped_profiles
 
@@ -16,7 +15,7 @@ class Wanted:
 
     source: str | None
     profile: str | None
-    activation: Activation | None
+    activation: str | None
     frames: tuple[int, ...] | None
     backends: tuple[str, ...] | None
     methods: tuple[str, ...] | None

@@ -4,11 +4,9 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 from tempme_export import console
-from tempme_export.backbone import ACTIVATIONS, Activation
 from tempme_export.errors import TempMeExportError, UsageError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -64,10 +62,9 @@ def command(
     ] = None,
     profile: Annotated[str | None, typer.Option(help="Profile name or .toml path. Default: inferred.")] = None,
     activation: Annotated[
-        Activation | None,
+        str | None,
         typer.Option(
-            click_type=click.Choice(ACTIVATIONS),
-            help="What the towers compute. Default: as the checkpoint says, else the profile.",
+            help="quickgelu or gelu in the towers. Default: as the checkpoint says, else the profile.",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Bundle folder. Default: CKPT with .tempme.")] = None,

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tempme_export import console, engine_request, pipeline
-from tempme_export.backbone import Activation
 from tempme_export.bundle import PT2, SELFTEST, TEXT, VIDEO, Bundle, check_destination, open_bundle
 from tempme_export.engine_facts import ENGINE, SOURCE
 from tempme_export.quantization.calibration import read_calibration
@@ -19,7 +18,7 @@ class Request:
 
     checkpoint: str
     profile: str | None
-    activation: Activation | None
+    activation: str | None
     out: Path | None
     precision: str
     batch: tuple[int, int, int] | None

@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tempme_export.backbone import Activation
 from tempme_export.bundle import (
     PT2,
     SELFTEST,
@@ -190,7 +189,7 @@ def requested_recipe(
     profile: Profile | str | Path | None,
     batch: tuple[int, int, int] | None,
     trace: bool = False,
-    activation: Activation | None = None,
+    activation: str | None = None,
 ) -> Recipe:
     """The recipe that `export` builds, with the caller's batch range where one is given.
 
@@ -269,7 +268,7 @@ def export(
     profile: Profile | str | Path | None = None,
     out: str | Path | None = None,
     *,
-    activation: Activation | None = None,
+    activation: str | None = None,
     precision: str = "fp32",
     batch: tuple[int, int, int] | None = None,
     frame_mask: bool = False,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tempme_export.backbone import ACTIVATIONS, HEAD_WIDTH, Activation, Backbone, open_clip_backbone
+from tempme_export.backbone import ACTIVATIONS, HEAD_WIDTH, Backbone, open_clip_backbone
 from tempme_export.checkpoint import CLIP_POSITION, LORA_A, LORA_B, Checkpoint, load_checkpoint
 from tempme_export.checkpoint.statements import FIXED, About, Statement, agreed
 from tempme_export.errors import CheckpointError, ProfileError, UsageError
@@ -31,7 +31,7 @@ _SIZES = (
 Origin = Literal["asked", "declared", "inferred"]
 _Known = Mapping[About, Statement]
 _TOLD: tuple[About, ...] = ("activation", "mean", "std", "heads", "text_heads")  # fields of a Backbone, too
-_CLIP_OWN = "CLIP's own"
+_CLIP_OWN = "CLIP's own defaults"
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,7 @@ class Recipe:
     conventions: tuple[Statement, ...] = ()
 
 
-def check_activation(activation: str | None) -> None:
-    """Raises UsageError for one that is not built."""
+def _check_activation(activation: str | None) -> None:
     if activation not in (None, *ACTIVATIONS):
         raise UsageError(f"activation {activation!r} is not one of {', '.join(ACTIVATIONS)}.")
 
@@ -130,7 +129,7 @@ def _contradictions(checkpoint: Checkpoint, profile: Profile, backbone: Backbone
     return found
 
 
-def infer_profile(checkpoint: Checkpoint, activation: Activation | None = None) -> Profile:
+def infer_profile(checkpoint: Checkpoint, activation: str | None = None) -> Profile:
     """The one shipped profile that the checkpoint's shapes allow, with `activation` where one is asked for.
 
     Raises ProfileError when none or several do, and lists them: image_r, the percentages, the last factor,
@@ -159,13 +158,13 @@ def infer_profile(checkpoint: Checkpoint, activation: Activation | None = None) 
     )
 
 
-def _known(checkpoint: Checkpoint, activation: Activation | None) -> _Known:
+def _known(checkpoint: Checkpoint, activation: str | None) -> _Known:
     asked = () if activation is None else (Statement("activation", activation, "--activation, as asked"),)
     return agreed((*asked, *checkpoint.statements), checkpoint.source)
 
 
 def prepare(
-    checkpoint: Checkpoint, profile: Profile | str | Path | None = None, activation: Activation | None = None
+    checkpoint: Checkpoint, profile: Profile | str | Path | None = None, activation: str | None = None
 ) -> Recipe:
     """Bring a checkpoint and a profile together; without a profile, take the checkpoint's own or infer it.
 
@@ -176,7 +175,7 @@ def prepare(
     settings do not fit the backbone; CheckpointError where the checkpoint contradicts `activation`; UsageError for
     another activation than `ACTIVATIONS`.
     """
-    check_activation(activation)
+    _check_activation(activation)
     known = _known(checkpoint, activation)
     origin: Origin = "asked"
     if profile is None and checkpoint.profile is not None:
@@ -200,10 +199,10 @@ def prepare(
 
 
 def open_recipe(
-    source: Checkpoint | str | Path, profile: Profile | str | Path | None = None, activation: Activation | None = None
+    source: Checkpoint | str | Path, profile: Profile | str | Path | None = None, activation: str | None = None
 ) -> Recipe:
     """Load a checkpoint and prepare it: the one door of every command. Raises as `load_checkpoint` and `prepare`."""
-    check_activation(activation)
+    _check_activation(activation)
     checkpoint = source if isinstance(source, Checkpoint) else load_checkpoint(source)
     return prepare(checkpoint, profile, activation)
 

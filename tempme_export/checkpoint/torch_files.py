@@ -112,7 +112,8 @@ def read_torch_file(path: Path) -> tuple[Any, tuple[str, ...]]:
     is_archive = zipfile.is_zipfile(path)
     try:
         remarks = _check_archive(path) if is_archive else ("PyTorch's old format, which has no checksums",)
-        return torch.load(path, map_location="cpu", weights_only=True), remarks
+        with path.open("rb") as stream:  # of a path, torch reads the name first
+            return torch.load(stream, map_location="cpu", weights_only=True), remarks
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:

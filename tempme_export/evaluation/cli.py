@@ -7,10 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import click
 import typer
 
-from tempme_export.backbone import ACTIVATIONS, Activation
 from tempme_export.console import show_error, write_json
 from tempme_export.errors import ExportError, TempMeExportError, UsageError
 from tempme_export.evaluation import console
@@ -96,10 +94,9 @@ def command(
     split: Annotated[str, typer.Option(help="train or test; a file of one's own has no splits.")] = "test",
     profile: Annotated[str | None, typer.Option(help="Profile name or .toml path of a CKPT. Default: its own.")] = None,
     activation: Annotated[
-        Activation | None,
+        str | None,
         typer.Option(
-            click_type=click.Choice(ACTIVATIONS),
-            help="What the towers of a CKPT compute. Default: as it says, else its profile.",
+            help="quickgelu or gelu in the towers of a CKPT. Default: as it says, else its profile.",
         ),
     ] = None,
     backend: Annotated[

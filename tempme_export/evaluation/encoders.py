@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from tempme_export.backbone import Activation
 from tempme_export.bundle import MANIFEST, Bundle, one_release, open_bundle, verify_files
 from tempme_export.checkpoint import OPEN_CLIP, Statement
 from tempme_export.devices import torch_device
@@ -202,7 +201,7 @@ def open_encoder(
     profile: str | Path | None = None,
     backend: str | None = None,
     device: str | None = None,
-    activation: Activation | None = None,
+    activation: str | None = None,
 ) -> BundleEncoder | CheckpointEncoder:
     """Open whatever can be evaluated.
 
@@ -211,8 +210,8 @@ def open_encoder(
     backend  of a bundle "ort" (default) or "pt2"; of a checkpoint "original" (default) or "torch"
     device   "cpu", "cuda" or "cuda:N"; None: the CPU, or what a package was compiled for
     activation  of a checkpoint that does not say it; None: as `recipe.prepare`
-    Raises UsageError for a backend, a profile or an activation that does not go with the source; BackendError, BundleError,
-    CheckpointError and ProfileError as the source itself.
+    Raises UsageError for a backend, a profile or an activation that does not go with the source; BackendError,
+    BundleError, CheckpointError and ProfileError as the source itself.
     """
     is_bundle = not str(source).startswith(OPEN_CLIP) and Path(source).is_dir()
     if is_bundle:

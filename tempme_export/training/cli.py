@@ -5,10 +5,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import click
 import typer
 
-from tempme_export.backbone import ACTIVATIONS, Activation
 from tempme_export.console import show_recipe, write_json
 from tempme_export.errors import ProfileError, TempMeExportError, UsageError
 from tempme_export.training import console
@@ -43,7 +41,7 @@ def _tune(tune: str | None, full: bool) -> str:
     return "full" if full else tune or "lora"
 
 
-def _recipe(init: str, profile: str | None, activation: Activation | None, tune: str, seed: int) -> "Recipe":
+def _recipe(init: str, profile: str | None, activation: str | None, tune: str, seed: int) -> "Recipe":
     """The initial weights with their profile. Raises UsageError, CheckpointError and ProfileError."""
     if init == SCRATCH and tune != "full":
         raise UsageError(f"--init {SCRATCH} draws weights that know nothing, of which all must train. Add --full.")
@@ -155,10 +153,9 @@ def command(
     videos: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the video files of both lie.")] = None,
     profile: Annotated[str | None, typer.Option(help="Profile name or .toml path. Default: inferred.")] = None,
     activation: Annotated[
-        Activation | None,
+        str | None,
         typer.Option(
-            click_type=click.Choice(ACTIVATIONS),
-            help="What the towers of --init compute. Default: as it says, else the profile.",
+            help="quickgelu or gelu in the towers of --init. Default: as it says, else the profile.",
         ),
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="Train every weight.")] = False,

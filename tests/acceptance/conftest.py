@@ -4,6 +4,7 @@ Nothing here knows a module of the package: these tests hold whatever becomes of
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,3 +56,77 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("worlds") / "world"
     write_world(folder, train_clips=1, test_clips=7, workers=1)
     return folder
+
+
+class _Opened(Exception):
+    """Ends an export as soon as its checkpoint is read."""
+
+
+@pytest.fixture(scope="session")
+def opened():
+    """The recipe that an export of a checkpoint would build, without building it. Refusals come through."""
+
+    def stop(stage, result):
+        raise _Opened(result)
+
+    def open_checkpoint(path, profile="mini-8f", **options):
+        try:
+            tempme_export.export(path, profile, progress=stop, **options)
+        except _Opened as done:
+            return done.args[0]
+        raise AssertionError("the export did not stop")
+
+    return open_checkpoint
+
+
+@pytest.fixture(scope="session")
+def mini_state(mini):
+    """The tensors of `mini` by CLIP's names, with nothing that says more. Copy it before changing it."""
+    import torch
+
+    stored = torch.load(mini, weights_only=True)["state_dict"]
+    return {name.removeprefix("clip."): tensor for name, tensor in stored.items()}
+
+
+@pytest.fixture(scope="session")
+def hugging_face_names():
+    """CLIP's tensors -> the same by Hugging Face's names, written from Hugging Face's documentation."""
+
+    def convert(state):
+        names = {
+            "positional_embedding": "text_model.embeddings.position_embedding.weight",
+            "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+            "ln_final.weight": "text_model.final_layer_norm.weight",
+            "ln_final.bias": "text_model.final_layer_norm.bias",
+            "visual.class_embedding": "vision_model.embeddings.class_embedding",
+            "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+            "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+            "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",
+            "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
+            "visual.ln_post.weight": "vision_model.post_layernorm.weight",
+            "visual.ln_post.bias": "vision_model.post_layernorm.bias",
+        }
+        parts = {"attn.out_proj": "self_attn.out_proj", "ln_1": "layer_norm1", "ln_2": "layer_norm2"}
+        parts |= {"mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+        found = {}
+        for name, tensor in state.items():
+            if name in ("text_projection", "visual.proj"):
+                other = "text_projection.weight" if name == "text_projection" else "visual_projection.weight"
+                found[other] = tensor.t().contiguous()
+            elif ".in_proj_" in name:
+                block, kind = name.split(".attn.in_proj_")
+                for letter, rows in zip("qkv", tensor.chunk(3), strict=True):
+                    found[f"{_hugging_face_block(block)}.self_attn.{letter}_proj.{kind}"] = rows.clone()
+            elif "resblocks" in name:
+                block, part, kind = re.fullmatch(r"(.*resblocks\.\d+)\.(.+)\.(weight|bias)", name).groups()
+                found[f"{_hugging_face_block(block)}.{parts[part]}.{kind}"] = tensor
+            else:
+                found[names.get(name, name)] = tensor
+        return found
+
+    return convert
+
+
+def _hugging_face_block(block):
+    tower = "vision_model" if block.startswith("visual.") else "text_model"
+    return f"{tower}.encoder.layers.{block.rsplit('.', 1)[1]}"
