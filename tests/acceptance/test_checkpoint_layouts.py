@@ -103,13 +103,6 @@ def test_settings_called_as_weights_are_passed_over(mini_state, same):
     assert "'ema'" in same({"model": {"name": "ViT", "layers": 4}, "module": {}, "ema": mini_state})
 
 
-def test_the_command_says_what_was_taken(run, mini_state, tmp_path):
-    torch.save({"ema": mini_state, "model": mini_state}, tmp_path / "ckpt.pth")
-    done = run("tempme-export", tmp_path / "ckpt.pth", "--profile", "mini-8f", "--dry-run")
-    assert done.returncode == 0
-    assert "weights taken from 'model' of the file; it also holds 'ema', which is not used" in done.stderr
-
-
 @pytest.mark.parametrize("shape", [(1,), (1, 1), ()])
 def test_logit_scale_of_any_shape_with_one_value(shape, mini_state, same):
     same(mini_state | {"logit_scale": mini_state["logit_scale"].reshape(shape)})
