@@ -183,7 +183,7 @@ def draw(
         if activation is not None:
             raise UsageError("--activation is of a checkpoint, and none was given. Leave it out.")
         model = random_case(chosen_profile(profile, frames), seed)
-    elif Path(source).is_dir() and profile is frames is activation is None:
+    elif Path(source).is_dir() and (profile, frames, activation) == (None, None, None):
         model = open_bundle(Path(source))
         verify_files(model)
     else:

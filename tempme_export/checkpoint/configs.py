@@ -121,9 +121,10 @@ def pixel_statements(pixels: Mapping[str, Any], source: str) -> Iterator[Stateme
     for about in ("mean", "std"):
         if (values := pixels.get(about)) is not None:
             yield statistic(about, values, source)
-    for key, about in (("interpolation", "interpolation"), ("resize_mode", "resize")):
-        if (value := pixels.get(key)) is not None:
-            yield Statement(about, value, source)
+    if (interpolation := pixels.get("interpolation")) is not None:
+        yield Statement("interpolation", interpolation, source)
+    if (resize := pixels.get("resize_mode")) is not None:
+        yield Statement("resize", resize, source)
 
 
 _Reader = Callable[[Mapping[str, Any], str, Facts], Iterator[Statement]]

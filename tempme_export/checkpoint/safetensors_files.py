@@ -56,15 +56,17 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     return header, size - _LENGTH - length
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
+def _counts(value: Any) -> list[int] | None:
+    """A list of whole numbers from 0 up; None for anything else."""
+    fine = isinstance(value, list) and all(type(one) is int and one >= 0 for one in value)
+    return value if fine else None
 
 
 def _place(name: str, entry: Any, path: Path) -> tuple[int, int]:
     """Where a tensor's bytes begin and end, found to be as many as its shape takes."""
-    shape, place = (entry.get("shape"), entry.get("data_offsets")) if isinstance(entry, dict) else (None, None)
-    numbers = isinstance(shape, list) and isinstance(place, list) and all(map(_is_count, [*shape, *place]))
-    if not numbers or len(place) != 2:
+    entry = entry if isinstance(entry, dict) else {}
+    shape, place = _counts(entry.get("shape")), _counts(entry.get("data_offsets"))
+    if shape is None or place is None or len(place) != 2:
         raise CheckpointError(f"{path} is damaged: {name} has no shape and place in its header. Copy it again.")
     width = _BYTES.get(str(entry.get("dtype")))
     needed = None if width is None else width * math.prod(shape)
