@@ -18,7 +18,7 @@ from tempme_export.bundle import PT2, VIDEO, open_bundle
 from tempme_export.devices import quiet_torch, torch_device
 from tempme_export.engine_facts import ENGINE, KEY, EngineFacts
 from tempme_export.errors import BackendError, UsageError
-from tempme_export.hashing import file_sha256
+from tempme_export.files import file_sha256
 from tempme_export.model import VideoEncoder
 from tempme_export.parity import inputs_for
 from tempme_export.processor import videos_at_once

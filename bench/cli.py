@@ -9,8 +9,8 @@ import typer
 
 from tempme_export.bench import commands
 from tempme_export.bench.wanted import DEFAULT_FRAMES, Wanted
-from tempme_export.console import show_error
-from tempme_export.errors import TempMeExportError, UsageError
+from tempme_export.entry import entry
+from tempme_export.errors import UsageError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -224,10 +224,4 @@ def _handicap(text: str) -> tuple[str, float]:
     return name, value
 
 
-def main() -> None:
-    """Entry point. A user's error is one message and its exit code; anything else keeps its traceback."""
-    try:
-        app()
-    except TempMeExportError as error:
-        show_error(error)
-        raise SystemExit(error.exit_code) from None
+main = entry(app)

@@ -1,7 +1,6 @@
 """What `tempme-bench` can be asked for, one function each: work, tables, files. What is heavy is imported late."""
 
 import dataclasses
-import json as json_format
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -21,7 +19,9 @@ from tempme_export.bench.result_tables import bench_tables, change_tables, fit_t
 from tempme_export.bench.tables import counted_tables, kernel_tables, paper_tables, resource_tables, show
 from tempme_export.bench.wanted import Wanted, chosen_profile
 from tempme_export.errors import UsageError
+from tempme_export.files import write_file
 from tempme_export.profile import load_profile
+from tempme_export.terminal import json_text, write_json
 
 if TYPE_CHECKING:
     from tempme_export.bench.report import Report
@@ -62,18 +62,14 @@ def _progress(console: Console) -> Iterator[Callable[[str], None]]:
 
 def _deliver(document: dict[str, Any], json: str | None, tables: Iterable[Table]) -> None:
     """Tables to stdout and the document to its file, or the document alone to stdout."""
-    text = json_format.dumps(document, indent=2)
     if json == STDOUT:
-        typer.echo(text)
+        write_json(document)
         return
+    if json is not None:
+        write_file(Path(json), json_text(document).encode())
     console = _console(stderr=False)
     for table in tables:
         show(console, table)
-    if json is not None:
-        try:
-            Path(json).write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"--json {json} cannot be written: {error}.") from error
 
 
 def count(profile: str | None, frames: int | None, by: str | None, json: str | None) -> None:
@@ -216,19 +212,16 @@ def measure(wanted: Wanted, delivery: Delivery, *, strict: bool) -> bool:
         *stage_tables(report.stages),
         *fit_tables(report.fits, report.knees),
     ]
-    _deliver(report.to_dict(), delivery.json, tables)
     _write(report, delivery, say)
+    _deliver(report.to_dict(), delivery.json, tables)
     report.check(strict=strict)
     return report.interrupted
 
 
 def _write(report: "Report", delivery: Delivery, say: Callable[[str], None]) -> None:
-    """Write the folder and the page. Raises UsageError where the disk refuses."""
+    """Write the folder and the page."""
     if delivery.out is not None:
-        try:
-            report.write(delivery.out, csv=delivery.csv)
-        except OSError as error:
-            raise UsageError(f"--out {delivery.out} cannot be written: {error}.") from error
+        report.write(delivery.out, csv=delivery.csv)
         say(f"wrote {delivery.out}")
     if delivery.page is not None:
         from tempme_export.bench.reporting.page import write_report

@@ -16,14 +16,15 @@ import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 
 from tempme_export.bench.check_steps import FAILED, STEPS, TIMED_OUT, Context, Outcome, Step, skipped
 from tempme_export.bench.tables import gpu_tables, show
-from tempme_export.console import show_error
-from tempme_export.errors import BackendError, TempMeExportError, UsageError
+from tempme_export.entry import entry
+from tempme_export.errors import BackendError, UsageError
+from tempme_export.files import write_file
 
 DOCUMENT = "gpu-check.json"
 DRY_RUN = "dry run: CPU, not a measurement"
@@ -66,13 +67,6 @@ def _facts(checkout: Path | None) -> dict[str, Any]:
     }
 
 
-def write_document(path: Path, document: dict[str, Any]) -> None:
-    """Write the JSON in one step: a reader, and whatever ends this process, finds the old one or the new one."""
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, path)
-
-
 def run_steps(
     steps: Sequence[Step], context: Context, document: dict[str, Any], console: Console, seconds: float | None
 ) -> list[Outcome]:
@@ -91,7 +85,7 @@ def run_steps(
         outcomes.append(outcome)
         document["steps"] = [dataclasses.asdict(one) for one in outcomes]
         document["seconds"] = round(time.perf_counter() - start, 1)
-        write_document(context.folder / DOCUMENT, document)
+        write_file(context.folder / DOCUMENT, (json.dumps(document, indent=1) + "\n").encode())
         _show(console, outcome)
     return outcomes
 
@@ -162,16 +156,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
-    """Entry point. A user's error is one message and its exit code; anything else keeps its traceback."""
+def _check_as_asked() -> NoReturn:
     given = _parser().parse_args()
-    try:
-        code = check(given.folder, given.steps, quick=given.quick, dry_run=given.dry_run, seconds=given.seconds)
-    except TempMeExportError as error:
-        show_error(error)
-        raise SystemExit(error.exit_code) from None
+    code = check(given.folder, given.steps, quick=given.quick, dry_run=given.dry_run, seconds=given.seconds)
     raise SystemExit(code)
 
+
+main = entry(_check_as_asked)
 
 if __name__ == "__main__":
     main()

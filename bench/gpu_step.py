@@ -8,7 +8,6 @@ import argparse
 import dataclasses
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -33,6 +32,7 @@ from tempme_export.bench.gpu_encoder import (
 from tempme_export.bench.gpu_facts import gpu_facts, versions
 from tempme_export.bench.gpu_timing import Effort, timer
 from tempme_export.checkpoint import Facts, expected_shapes, from_state_dict
+from tempme_export.files import write_file
 from tempme_export.profile import FROM_CHECKPOINT, BatchRange, Profile, load_profile
 from tempme_export.recipe import Recipe, prepare
 from tempme_export.schedule import MergePolicy
@@ -111,9 +111,7 @@ class Record:
             "versions": versions(),
             **{field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "path"},
         }
-        beside = self.path.with_suffix(".part")
-        beside.write_text(json.dumps(document, indent=1), encoding="utf-8")
-        os.replace(beside, self.path)
+        write_file(self.path, json.dumps(document, indent=1).encode())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,15 +3,15 @@
 For compute-sanitizer, which slows kernels down a hundredfold, and for Triton's interpreter. Exits 5 where one differs.
 """
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tempme_export.console import show_done, show_error
-from tempme_export.errors import BackendError, ParityError, TempMeExportError
+from tempme_export.console import show_done
+from tempme_export.entry import entry
+from tempme_export.errors import BackendError, ParityError
 from tempme_export.kernels import attention, dense_block, match, merge
 from tempme_export.kernels.launch import interpreting
 
@@ -104,19 +104,17 @@ def run_smoke(dtypes: tuple[torch.dtype, ...], device: torch.device) -> int:
     return count
 
 
-def main() -> None:
-    """Entry point. Raises BackendError as a message and exit code 4 where there is neither GPU nor interpreter."""
-    try:
-        if not torch.cuda.is_available() and not interpreting():
-            raise BackendError("kernels need a GPU, or TRITON_INTERPRET=1, set before the start.")
-        device = torch.device("cpu" if interpreting() else "cuda")
-        torch.backends.cuda.matmul.allow_tf32 = False
-        count = run_smoke((torch.float32, torch.float16, torch.bfloat16), device)
-    except TempMeExportError as error:
-        show_error(error)
-        sys.exit(error.exit_code)
+def _smoke() -> None:
+    """Raises BackendError where there is neither GPU nor interpreter."""
+    if not torch.cuda.is_available() and not interpreting():
+        raise BackendError("kernels need a GPU, or TRITON_INTERPRET=1, set before the start.")
+    device = torch.device("cpu" if interpreting() else "cuda")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    count = run_smoke((torch.float32, torch.float16, torch.bfloat16), device)
     show_done(f"{count} kernel calls on {device}")
 
+
+main = entry(_smoke)
 
 if __name__ == "__main__":
     main()

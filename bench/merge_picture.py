@@ -3,6 +3,7 @@
 import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -14,6 +15,7 @@ from tempme_export.bench.cases import Case
 from tempme_export.bench.trace import Stage, drawn_blocks, trace_video
 from tempme_export.bundle import Bundle
 from tempme_export.errors import InputError, UsageError
+from tempme_export.files import write_file
 
 OVERVIEW, ANIMATION = "merges.png", "merges.gif"
 SECONDS = 1.2  # each picture of the animation is shown
@@ -88,14 +90,9 @@ def save_pictures(frames: NDArray[np.uint8], stages: Sequence[Stage], out: Path)
     width = max(panel.width for panel in panels)
     canvases = [_canvas([panel], width=width) for panel in panels]
     overview = _canvas(panels, _LEGEND)
-    try:
-        for path, canvas in zip(paths, [*canvases[1:], overview], strict=False):
-            with path.open("xb") as stream:
-                canvas.save(stream, format="PNG", optimize=True)
-        with paths[-1].open("xb") as stream:
-            _animate(canvases, stream)
-    except OSError as error:
-        raise UsageError(f"{out} cannot be written: {error}. Name another folder.") from error
+    for path, canvas in zip(paths, [*canvases[1:], overview], strict=False):
+        write_file(path, partial(canvas.save, format="PNG", optimize=True))
+    write_file(paths[-1], partial(_animate, canvases))
     return paths
 
 

@@ -13,6 +13,7 @@ import polars as pl
 
 from tempme_export.bench.timing import Comparison
 from tempme_export.errors import ParityError, UsageError
+from tempme_export.files import write_file
 
 ROWS, SAMPLES, DOCUMENT, CSV = "bench.parquet", "samples.parquet", "bench.json", "bench.csv"
 SCHEMA_VERSION = 2
@@ -267,13 +268,11 @@ class Report:
         """Write rows and samples as Parquet, the whole run as JSON and, if asked, the rows as CSV into `folder`,
         which exists. The JSON comes last: where it is, the rest is complete."""
         rows = frame(self.rows)
-        rows.write_parquet(folder / ROWS)
-        self.samples().write_parquet(folder / SAMPLES)
+        write_file(folder / ROWS, rows.write_parquet)
+        write_file(folder / SAMPLES, self.samples().write_parquet)
         if csv:
-            rows.write_csv(folder / CSV)
-        unfinished = folder / f"{DOCUMENT}.part"
-        unfinished.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        unfinished.rename(folder / DOCUMENT)
+            write_file(folder / CSV, rows.write_csv)
+        write_file(folder / DOCUMENT, (json.dumps(self.to_dict(), indent=2) + "\n").encode())
 
 
 def prepare_folder(folder: Path) -> None:

@@ -7,7 +7,6 @@ parses and fuses makes it likely that TensorRT does; it proves nothing about Ten
 import argparse
 import dataclasses
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import distributions
 from pathlib import Path
@@ -18,8 +17,8 @@ from rich.table import Table
 
 from tempme_export.bench.rtx_builder import Built, build, load_bindings
 from tempme_export.bench.tables import new_table, show
-from tempme_export.console import show_error
-from tempme_export.errors import TempMeExportError
+from tempme_export.entry import entry
+from tempme_export.files import scratch_folder, write_file
 from tempme_export.tolerance import PRECISIONS
 
 if TYPE_CHECKING:
@@ -87,9 +86,9 @@ def check(recipe: "Recipe", folder: Path, precision: str, console: Console) -> d
     rtx = load_bindings(folder)
     results = []
     batch = recipe.profile.batch
-    with tempfile.TemporaryDirectory(prefix="trt-rtx-check.") as work:
+    with scratch_folder("trt-rtx-check") as work:
         for name, write in exporters(precision).items():
-            path = Path(work) / name
+            path = work / name
             console.print(f"exporting, parsing and building {name}", soft_wrap=True)
             write(recipe, path)
             results.append(build(rtx, path, batch))
@@ -129,18 +128,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
-    """Entry point. A user's error is one message and its exit code; anything else keeps its traceback."""
+def _check_as_asked() -> None:
     given = _parser().parse_args()
     console = Console(stderr=True, markup=False, highlight=False, emoji=False)
-    try:
-        document = check(_recipe(given.source, given.random), given.libraries, given.precision, console)
-        if given.json is not None:
-            given.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    except TempMeExportError as error:
-        show_error(error)
-        raise SystemExit(error.exit_code) from None
+    document = check(_recipe(given.source, given.random), given.libraries, given.precision, console)
+    if given.json is not None:
+        write_file(given.json, (json.dumps(document, indent=1) + "\n").encode())
 
+
+main = entry(_check_as_asked)
 
 if __name__ == "__main__":
     main()

@@ -4,7 +4,6 @@ A batch of videos is taken through every stage, then the next one, so that whate
 stages alike. A stage must return only when its work is done: a GPU backend synchronises before it returns.
 """
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from tempme_export.bench.bootstrap import bootstrap_ratio
 from tempme_export.bench.timing import FEWEST, Clock, Durations, Progress, Protocol, agree
 from tempme_export.errors import UnstableError, UsageError
+from tempme_export.files import scratch_folder
 
 if TYPE_CHECKING:
     from tempme_export.recipe import Recipe
@@ -99,8 +99,8 @@ def rendered_clip() -> Iterator[Path]:
     """A video to measure with where none is given, which is gone afterwards. Raises BackendError without PyAV."""
     from tempme_export.demo import render_clip
 
-    with tempfile.TemporaryDirectory(prefix="tempme-stages-") as folder:
-        path = Path(folder) / "rendered.mp4"
+    with scratch_folder("tempme-stages") as folder:
+        path = folder / "rendered.mp4"
         render_clip(path, seconds=CLIP_SECONDS, fps=CLIP_RATE, size=CLIP_SIZE)
         yield path
 

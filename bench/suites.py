@@ -1,11 +1,9 @@
 """A measurement as it was asked for -> Report: which cases, which contenders, in which order."""
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from tempme_export.bench.backends import chosen_backends
@@ -24,6 +22,7 @@ from tempme_export.bench.wanted import DEFAULT_FRAMES, Wanted, chosen_profile
 from tempme_export.checkpoint.statements import in_words
 from tempme_export.devices import torch_device
 from tempme_export.errors import UsageError
+from tempme_export.files import scratch_folder
 from tempme_export.profile import load_profile
 
 THROUGHPUT, END_TO_END = "throughput", "end-to-end"
@@ -106,7 +105,7 @@ def _measure_case(case: Case, wanted: Wanted, protocol: Protocol, stage: Progres
 def _contenders(case: Case, wanted: Wanted, stage: Progress) -> Iterator[tuple[list[Contender], dict[str, str]]]:
     """What stands side by side, ready to run; freed afterwards, with what was built for it."""
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tempme-bench-")))
+        folder = stack.enter_context(scratch_folder("tempme-bench"))
         if wanted.methods is None:
             contenders, missing = on_backends(case, wanted.backends, wanted.device, folder, stage)
         else:

@@ -4,15 +4,16 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tempme_export import files
 from tempme_export.errors import BundleError, ExportError, ReleaseError
-from tempme_export.hashing import file_sha256
+from tempme_export.files import file_sha256
+from tempme_export.names import printable
 from tempme_export.profile import Profile, parse_profile
 from tempme_export.schedule import Schedule, schedule
 
@@ -74,15 +75,17 @@ def _self_sha256(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(_dump(rest)).hexdigest()
 
 
-def write_manifest(folder: Path, content: dict[str, Any]) -> None:
-    """Write manifest.json over the files that lie in `folder`, their hashes and its own."""
-    files = {
+def write_manifest(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """Write manifest.json over the files that lie in `folder`, their hashes and its own; what it holds."""
+    entries = {
         path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in sorted(folder.iterdir())
         if path.name != MANIFEST
     }
-    manifest = {"format": FORMAT, **content, "files": files}
-    (folder / MANIFEST).write_bytes(_dump({**manifest, "sha256": _self_sha256(manifest)}))
+    manifest = printable({"format": FORMAT, **content, "files": entries})
+    manifest["sha256"] = _self_sha256(manifest)
+    (folder / MANIFEST).write_bytes(_dump(manifest))
+    return dict(manifest)
 
 
 def open_bundle(path: str | Path) -> Bundle:
@@ -179,9 +182,27 @@ def _check_replaceable(out: Path) -> None:
         raise BundleError(f"{out} exists and is no bundle; it is left alone. Choose another --out.")
 
 
-def check_destination(out: Path, needed_bytes: int, force: bool) -> None:
+def _made_from(folder: Path) -> dict[str, str]:
+    """Path and hash of a bundle's checkpoint; nothing for what is no bundle."""
+    try:
+        found: dict[str, str] = open_bundle(folder).manifest["checkpoint"]
+    except BundleError:
+        return {}
+    return found
+
+
+def _taken(out: Path, sha256: str | None) -> BundleError:
+    """The refusal of a name that something has; of a bundle made from other weights than `sha256`, it says so."""
+    there = _made_from(out)
+    differs = sha256 is not None and there.get("sha256", sha256) != sha256
+    other = f" and was made from another checkpoint, {there['path']}" if differs else ""
+    return BundleError(f"{out} exists{other}. Add --force to replace it, or choose another --out.")
+
+
+def check_destination(out: Path, needed_bytes: int, force: bool, sha256: str | None = None) -> None:
     """Refuse before the work is done what would fail after it.
 
+    sha256  of the checkpoint, to tell a bundle of another one
     Raises BundleError for an output that exists without `force`, or is no bundle; ExportError for a folder
     that cannot be written or a disk without `needed_bytes` free.
     """
@@ -190,7 +211,7 @@ def check_destination(out: Path, needed_bytes: int, force: bool) -> None:
     if out.exists() or out.is_symlink():
         _check_replaceable(out)
         if not force:
-            raise BundleError(f"{out} exists. Add --force to replace it, or choose another --out.")
+            raise _taken(out, sha256)
     parent = out.absolute().parent
     if not parent.is_dir():
         raise ExportError(f"{parent} is not a folder, so {out.name} cannot be written there. Choose another --out.")
@@ -204,41 +225,15 @@ def check_destination(out: Path, needed_bytes: int, force: bool) -> None:
         )
 
 
-@contextmanager
-def building(out: Path) -> Iterator[Path]:
-    """A temporary sibling of `out` to build in; it is gone afterwards unless `publish` moved it.
+def publish(work: Path, out: Path, *, replace: bool) -> None:
+    """Give a complete folder that `files.building` made its final name, at once.
 
-    Raises ExportError where the file system refuses (full, read-only).
+    replace  also where a bundle is there, which is then deleted
+    Raises BundleError where something else is there, or a bundle that is not to be replaced.
     """
-    work: Path | None = None
-    try:
-        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.absolute().parent))
-        work.chmod(0o755)
-        yield work
-    except OSError as error:
-        raise ExportError(f"{out} could not be written: {error}. Nothing was left behind.") from error
-    finally:
-        if work is not None and work.exists():
-            shutil.rmtree(work)
-
-
-def publish(work: Path, out: Path) -> None:
-    """Move a complete folder to its final name, replacing a bundle that is there.
-
-    Raises BundleError when something else is there.
-    """
-    if out.exists():
+    if replace and os.path.lexists(out):
         _check_replaceable(out)
-        old = work.with_suffix(".replaced")
-        out.rename(old)
-        try:
-            work.rename(out)
-        except OSError:
-            old.rename(out)
-            raise
-        if old.is_symlink():
-            old.unlink()
-        else:
-            shutil.rmtree(old)
-    else:
-        work.rename(out)
+    try:
+        files.publish(work, out, replace=replace)
+    except FileExistsError as error:
+        raise _taken(out, _made_from(work).get("sha256")) from error

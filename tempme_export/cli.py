@@ -1,13 +1,13 @@
 """`tempme-export`: arguments -> pipeline calls -> exit code (design section 5)."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tempme_export import console
-from tempme_export.errors import TempMeExportError, UsageError
+from tempme_export.entry import entry
+from tempme_export.errors import UsageError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -214,13 +214,7 @@ def command(
         export_bundle(request, triton_repo, threads, as_json)
 
 
-def main() -> None:
-    """Entry point. A user's error is one message and its exit code; anything else keeps its traceback."""
-    try:
-        app()
-    except TempMeExportError as error:
-        console.show_error(error)
-        sys.exit(error.exit_code)
+main = entry(app, console.show_error)
 
 
 if __name__ == "__main__":

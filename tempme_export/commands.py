@@ -10,6 +10,7 @@ from tempme_export.engine_facts import ENGINE, SOURCE
 from tempme_export.quantization.calibration import read_calibration
 from tempme_export.rebuild import rebuild
 from tempme_export.serving.repository import check_folder, write_repository
+from tempme_export.terminal import write_json
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,14 @@ def _statuses(bundle: Bundle) -> list[str]:
 
 def _write_bundle_json(bundle: Bundle, written: tuple[Path, ...] = ()) -> None:
     repository = {"repository": [str(path) for path in written]} if written else {}
-    console.write_json({"bundle": str(bundle.path), "manifest": bundle.manifest} | repository)
+    write_json({"bundle": str(bundle.path), "manifest": bundle.manifest} | repository)
 
 
 def verify_bundle(folder: Path, device: str, as_json: bool) -> None:
     """Check a bundle's bytes and run its self-test."""
     reports = pipeline.verify(folder, device=device, progress=console.show_progress)
     if as_json:
-        console.write_json({"bundle": str(folder), "parity": [report.to_dict() for report in reports]})
+        write_json({"bundle": str(folder), "parity": [report.to_dict() for report in reports]})
     _say_done(f"{folder} verified", [report.status for report in reports])
 
 
@@ -131,9 +132,8 @@ def plan_bundle(request: Request, repository: Path | None, as_json: bool) -> Non
         engine = engine_request.requested_engine(recipe, request.precision, request.frame_mask, request.device)
         console.show_progress("engine plan", engine)
     needed = pipeline.estimate_bytes(recipe, request.precision, request.pt2, trt)
-    check_destination(
-        target, needed + pipeline.scratch_bytes(recipe, request.precision, request.pt2, trt), request.force
-    )
+    needed_meanwhile = needed + pipeline.scratch_bytes(recipe, request.precision, request.pt2, trt)
+    check_destination(target, needed_meanwhile, request.force, recipe.checkpoint.sha256)
     if repository is not None:
         check_folder(repository, target, request.force)
     source = engine_request.source_path(target)
@@ -148,7 +148,7 @@ def plan_bundle(request: Request, repository: Path | None, as_json: bool) -> Non
         asked = {} if gate is None else {"gate": gate.to_dict()}
         scales = {} if calibration is None else {"calibration": calibration.to_dict()}
         planned = {} if engine is None else {"engine": engine.to_dict(), "written": str(source)}
-        console.write_json({**document, "files": files, **asked, **scales, **planned})
+        write_json({**document, "files": files, **asked, **scales, **planned})
     wrote = f"wrote {source} and nothing else" if trt else "nothing written"
     console.show_done(
         f"dry run: {wrote}. {target} would take about {needed / 1e6:.0f} MB: {', '.join(files)}, manifest.json"

@@ -1,7 +1,5 @@
 """Every line that `tempme-export` prints. Human text goes to stderr, data to stdout."""
 
-import json
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from tempme_export import engine_console
+from tempme_export import engine_console, terminal
 from tempme_export.terminal import STDERR as STDERR
 from tempme_export.terminal import show_line as _line
 
@@ -37,7 +35,7 @@ _ENGINE_STEPS = engine_console.EngineSteps()
 def show_error(error: Exception) -> None:
     """One refusal, with its exit code's name in front."""
     _ENGINE_STEPS.close()
-    STDERR.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+    terminal.show_error(error)
 
 
 def show_recipe(recipe: "Recipe") -> None:
@@ -232,8 +230,3 @@ def show_progress(stage: str, result: Any) -> None:
 def show_done(text: str) -> None:
     """The last line of a command that did what was asked."""
     _line("done", text)
-
-
-def write_json(document: Any) -> None:
-    """One JSON document to stdout."""
-    sys.stdout.write(json.dumps(document, indent=1) + "\n")

@@ -1,16 +1,16 @@
 """`tempme-doctor`: what this machine can do, and what each missing thing would enable."""
 
-import sys
 from typing import Annotated
 
 import typer
 
 from tempme_export import doctor_console as console
-from tempme_export.console import show_error, write_json
 from tempme_export.doctor import NAMES, diagnose
 from tempme_export.doctor_machine import examine
 from tempme_export.doctor_process import TIME_LIMIT
-from tempme_export.errors import BackendError, TempMeExportError, UsageError
+from tempme_export.entry import entry
+from tempme_export.errors import BackendError, UsageError
+from tempme_export.terminal import write_json
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -45,13 +45,7 @@ def command(
         raise BackendError(f"{names} cannot be done on this machine: {problems}. To get there: {commands}")
 
 
-def main() -> None:
-    """Entry point. A user's error is one message and its exit code; anything else keeps its traceback."""
-    try:
-        app()
-    except TempMeExportError as error:
-        show_error(error)
-        sys.exit(error.exit_code)
+main = entry(app)
 
 
 if __name__ == "__main__":

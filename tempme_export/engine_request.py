@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tempme_export.bundle import MANIFEST, SUFFIX, building
+from tempme_export.bundle import MANIFEST, SUFFIX
 from tempme_export.engine_facts import SOURCE
 from tempme_export.errors import BackendError, BundleError, UsageError
 from tempme_export.export import to_tensorrt
@@ -10,6 +10,7 @@ from tempme_export.export.engine_plan import EnginePlan, engine_plan
 from tempme_export.export.plugin_nodes import PluginNode, plugin_nodes
 from tempme_export.export.to_plugin_onnx import export_plugin_video
 from tempme_export.export.trt_plugin_builds import ptx_target
+from tempme_export.files import building
 from tempme_export.nvidia import engine_device, find_gpu
 from tempme_export.recipe import Recipe
 

@@ -69,3 +69,7 @@ class UnstableError(TempMeExportError):
     """A measurement did not settle and `--strict` was given."""
 
     exit_code = 7
+
+
+class LeftBehindWarning(UserWarning):
+    """Something of no more use could not be deleted."""

@@ -14,7 +14,6 @@ from tempme_export.bundle import (
     TEXT,
     VIDEO,
     Bundle,
-    building,
     check_destination,
     failed_path,
     one_release,
@@ -32,6 +31,7 @@ from tempme_export.evaluation.gate import Gate, GateData, open_gate, run_gate
 from tempme_export.export import to_pt2, to_tensorrt
 from tempme_export.export.to_onnx import DEFAULT_OPSET, OPSETS, export_text, export_video
 from tempme_export.export.to_plugin_onnx import export_plugin_video
+from tempme_export.files import building
 from tempme_export.judging import judge, raise_if_failed
 from tempme_export.model import check_supported
 from tempme_export.nvidia import engine_device
@@ -50,6 +50,7 @@ from tempme_export.selftest import CLIPS, load_selftest, make_selftest, preproce
 from tempme_export.tolerance import INT8, PRECISIONS, TOLERANCES
 
 Progress = Callable[[str, Any], None]
+_CHECKPOINT_SUFFIXES = {".pt", ".pth", ".bin", ".safetensors", ".ckpt"}
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "open_clip_torch", "numpy")
 
 
@@ -68,10 +69,15 @@ def _versions() -> dict[str, str]:
 
 
 def default_output(source: str) -> Path:
-    """`ckpt.pt` -> `ckpt.tempme` beside it; `open_clip:MODEL/TAG` -> `MODEL-TAG.tempme` here."""
+    """`ckpt.pt` -> `ckpt.tempme` beside it; `open_clip:MODEL/TAG` -> `MODEL-TAG.tempme` here.
+
+    A suffix that is no checkpoint's belongs to the name: `model.bin.0` -> `model.bin.0.tempme`.
+    """
     if source.startswith(OPEN_CLIP):
         return Path(source.removeprefix(OPEN_CLIP).replace("/", "-") + SUFFIX)
-    return Path(source).with_suffix(SUFFIX)
+    path = Path(source)
+    stem = path.stem if path.suffix.lower() in _CHECKPOINT_SUFFIXES else path.name
+    return path.with_name(stem + SUFFIX)
 
 
 def _manifest(
@@ -318,7 +324,7 @@ def export(
     gate_data = requested_gate(gate, gate_videos, recipe)
     out = default_output(recipe.checkpoint.source) if out is None else Path(out)
     needed = estimate_bytes(recipe, precision, pt2, trt) + scratch_bytes(recipe, precision, pt2, trt)
-    check_destination(out, needed_bytes=needed, force=force)
+    check_destination(out, needed, force, recipe.checkpoint.sha256)
     sizes = recipe.profile.batch
     quantization = None
     if calibrate is not None:
@@ -358,15 +364,15 @@ def export(
         progress("parity", reports)
         gated = _run_gate(gate_data, reports, recipe, work, precision, device, progress)
         facts = read_facts(work / PT2) if pt2 else None
-        write_manifest(
+        manifest = write_manifest(
             work, _manifest(recipe, precision, frame_mask, opset, reports, facts, gated, trace, quantization, engine)
         )
         verdicts = [*reports, *(gated.reports if gated else ())]
         if any(report.status == "failed" for report in verdicts):
-            publish(work, failed_path(out))
+            publish(work, failed_path(out), replace=True)
         raise_if_failed(verdicts, f"The build is kept as {failed_path(out)} for inspection.")
-        publish(work, out)
-    bundle = open_bundle(out)
+        publish(work, out, replace=force)
+    bundle = Bundle(out.absolute(), manifest)
     progress("bundle", bundle)
     return bundle
 

@@ -11,7 +11,6 @@ from tempme_export.bundle import (
     MANIFEST,
     SELFTEST,
     Bundle,
-    building,
     check_release,
     one_release,
     open_bundle,
@@ -24,7 +23,7 @@ from tempme_export.errors import BundleError
 from tempme_export.export import to_tensorrt
 from tempme_export.export.build_reports import Progress
 from tempme_export.export.plugin_nodes import PluginNode, plugin_nodes
-from tempme_export.hashing import file_sha256
+from tempme_export.files import building, file_sha256
 from tempme_export.judging import raise_if_failed
 from tempme_export.nvidia import engine_device
 from tempme_export.parity import ParityReport
@@ -135,9 +134,9 @@ def rebuild(
         report = judge_engine(work / ENGINE, facts, load_selftest(work / SELFTEST), preprocess, chosen)
         progress("parity", [report])
         raise_if_failed([report], f"{path} keeps the engine it had.")
-        write_manifest(work, _manifest(bundle, facts, report))
+        manifest = write_manifest(work, _manifest(bundle, facts, report))
         check_release(bundle, carried)
-        publish(work, path)
-    renewed = open_bundle(path)
+        publish(work, path, replace=True)
+    renewed = Bundle(path, manifest)
     progress("bundle", renewed)
     return renewed

@@ -1,13 +1,116 @@
-"""Where the commands write for people: stderr, a label and a text per line."""
+"""Where the commands write: stderr for people, a label and a text per line; stdout for data."""
 
+import errno
+import io
+import json
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 
+from tempme_export.errors import ExportError
+from tempme_export.names import as_text, printable
+
 _LOG_WIDTH = 140  # where there is no terminal to ask, wide enough for every table
-STDERR = Console(stderr=True, highlight=False, emoji=False, width=None if sys.stderr.isatty() else _LOG_WIDTH)
+_IS_TERMINAL = sys.stderr is not None and sys.stderr.isatty()
+STDERR = Console(stderr=True, highlight=False, emoji=False, width=None if _IS_TERMINAL else _LOG_WIDTH)
 
 
 def show_line(label: str, text: str) -> None:
     """One line; text is never taken for markup and never wrapped."""
-    STDERR.print(f"{label:<10} {text}", markup=False, soft_wrap=True)
+    STDERR.print(f"{label:<10} {as_text(text)}", markup=False, soft_wrap=True)
+
+
+def show_error(error: Exception) -> None:
+    """One refusal."""
+    STDERR.print(f"error: {as_text(str(error))}", style="red", markup=False, soft_wrap=True)
+
+
+def show_warning(text: str) -> None:
+    """Something to know that stops nothing."""
+    STDERR.print(f"warning: {as_text(text)}", style="yellow", markup=False, soft_wrap=True)
+
+
+def json_text(document: Any) -> str:
+    """A document as JSON, in characters that every encoding has."""
+    return json.dumps(printable(document), indent=1) + "\n"
+
+
+def write_json(document: Any) -> None:
+    """One JSON document to stdout. Raises ExportError where that cannot be written."""
+    sys.stdout.write(json_text(document))
+    sys.stdout.flush()
+
+
+class _ForPeople(io.FileIO):
+    """A stream that may have lost its reader. What cannot be written is lost, and ends no work."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError:
+            return len(data)
+
+
+class _ForResults(io.FileIO):
+    """A stream of results. A reader who has gone wanted no more of them; anything else is an error, once."""
+
+    failed = False
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError as error:
+            if error.errno == errno.EPIPE or self.failed:
+                return len(data)
+            self.failed = True
+            raise ExportError(
+                f"stdout could not be written ({error.strerror}). Make room, or send it somewhere else."
+            ) from error
+
+
+class _Closed(_ForResults):
+    """The null device in place of a stdout that the caller closed."""
+
+    def write(self, data: Any) -> int:
+        if not self.failed:
+            self.failed = True
+            show_warning("stdout is closed; what belongs there is lost.")
+        return len(data)
+
+
+@contextmanager
+def usable_streams() -> Iterator[None]:
+    """Within, stdin, stdout and stderr are there, take every character, and fail only where results are lost.
+
+    One that the caller closed becomes the null device: the next file that is opened would get its number, and with it
+    whatever a library prints.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    before = sys.stdin, sys.stdout, sys.stderr
+    if sys.stdin is None:
+        sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)))
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = _text(_Closed if sys.stdout is None else _ForResults, sys.stdout)
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _text(_ForPeople, sys.stderr)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        sys.stdin, sys.stdout, sys.stderr = before
+
+
+def _text(kind: type[io.FileIO], given: Any) -> io.TextIOWrapper:
+    raw = kind(2 if kind is _ForPeople else 1, "w", closefd=False)
+    encoding = "utf-8" if given is None else given.encoding
+    by_line = kind is _ForPeople or raw.isatty()
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, errors="backslashreplace", line_buffering=by_line)

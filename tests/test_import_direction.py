@@ -18,7 +18,7 @@ FOLDERS = {
 # Lowest first. A name stands for its module and everything below it; "" is tempme_export/__init__.py itself,
 # the door for users: it may lead to everything but the commands, and nothing below may go through it.
 LAYERS = (
-    ("errors", "hashing", "profiles"),
+    ("errors", "files", "names", "profiles"),
     (
         "backbone",
         "schedule",
@@ -51,9 +51,9 @@ LAYERS = (
     ("",),
     ("training",),
     ("doctor_process", "doctor_machine", "doctor", "doctor_probes"),
-    ("terminal",),
+    ("terminal", "signals"),
     ("console", "engine_console", "evaluation.console", "training.console", "doctor_console"),
-    ("cli", "commands", "__main__", "evaluation.cli", "training.cli", "doctor_cli"),
+    ("entry", "cli", "commands", "__main__", "evaluation.cli", "training.cli", "doctor_cli"),
     ("bench",),
 )
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}

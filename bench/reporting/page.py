@@ -1,7 +1,7 @@
 """Results -> one HTML page that needs nothing but itself, and its charts as PNG files beside it."""
 
-import os
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from tempme_export.bench.reporting.section_speed import speed, summary
 from tempme_export.bench.reporting.section_stages import stages
 from tempme_export.bench.reporting.section_tokens import tokens
 from tempme_export.errors import UsageError
+from tempme_export.files import write_file
 
 PAGE = "report.html"
 GENERATOR = "tempme-bench --report"
@@ -47,10 +48,11 @@ def write_report(
         folder.mkdir(parents=True, exist_ok=True)
         _refuse_foreign(folder, files)
         for name, content in files.items():
-            _replace(folder / name, content)
+            write_file(folder / name, content)
         for stale in sorted(folder.glob("*.png")):
             if stale.name not in files and _is_own(stale):
-                stale.unlink()
+                with suppress(OSError):  # the report is complete
+                    stale.unlink()
     except OSError as error:
         raise UsageError(f"--report {folder} cannot be written: {error}. Name a folder that can.") from error
     return [folder / PAGE, *(folder / name for name in pictures.files)]
@@ -136,13 +138,3 @@ def _refuse_foreign(folder: Path, names: Sequence[str] | dict[str, bytes]) -> No
             f"--report {folder} holds {', '.join(foreign)}, not written by this command; expected a new folder, or one "
             "with an earlier report. Name another folder, or move that away."
         )
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write beside the path, then rename: the old file stays whole until the new one is."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_bytes(content)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

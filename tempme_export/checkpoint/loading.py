@@ -20,7 +20,7 @@ from tempme_export.checkpoint.layouts import Weights, read_layout
 from tempme_export.checkpoint.open_clip_weights import OPEN_CLIP, read_open_clip
 from tempme_export.checkpoint.statements import Statement, agreed, stated_in
 from tempme_export.errors import CheckpointError
-from tempme_export.hashing import file_sha256
+from tempme_export.files import file_sha256
 from tempme_export.profile import FROM_CHECKPOINT, Profile, parse_profile
 
 _JIT_FACTS = ("input_resolution", "context_length", "vocab_size")  # scalars in OpenAI's own state dicts

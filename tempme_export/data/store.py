@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tempme_export.errors import ExportError, InputError
+from tempme_export.files import write_file
 
 EMPTY, FILLED, FAILED = range(3)
 
 _ROWS, _STATE, _NAMES, _KEY, _LOCK, _FAILED = "rows.bin", "done.bin", "names.jsonl", "key.json", "lock", "failed.jsonl"
-_NEW_KEY = "key.json.new"
 _LAYOUT = 2  # of the files in the folder
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_FALLOCATE = (errno.EINVAL, errno.EOPNOTSUPP)
@@ -206,11 +206,9 @@ class RowStore:
                     for name in (*self._row_bytes, _NAMES):
                         (folder / name).touch()
                 self._grow(names)
-                with _writing(folder):
-                    (folder / _NEW_KEY).write_text(json.dumps(self._key, indent=1) + "\n")
-                    (folder / _NEW_KEY).replace(folder / _KEY)
+                write_file(folder / _KEY, (json.dumps(self._key, indent=1) + "\n").encode())
             except BaseException:
-                for name in (*self._row_bytes, _NAMES, _NEW_KEY, _LOCK):
+                for name in (*self._row_bytes, _NAMES, _LOCK):
                     (folder / name).unlink(missing_ok=True)
                 for path in missing:
                     path.rmdir()

@@ -8,7 +8,6 @@ tell the two apart however well it sees: within one look it finds at most half.
 
 import itertools
 import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ import polars as pl
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from tempme_export.errors import ExportError, InputError
+from tempme_export.errors import InputError
+from tempme_export.files import building, publish
 from tempme_export.video_writer import write_video
 
 COLOURS = {
@@ -183,20 +183,13 @@ def write_world(
         _check_world(folder, facts)
         return
     splits = draw_splits(train_clips, test_clips, seed)
-    work = folder.with_name(f".{folder.name}.partial")
     done = itertools.count(1)
-    try:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+    with building(folder) as work:
         with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
             for split in splits:
                 _write_split(work, split, seed, pool, lambda: progress(next(done), train_clips + test_clips))
         (work / WORLD).write_text(json.dumps(facts))
-        work.rename(folder)
-    except OSError as error:
-        raise ExportError(f"{folder} could not be written: {error}. Nothing was left behind.") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        publish(work, folder, replace=False)
 
 
 def _check_world(folder: Path, facts: dict[str, int]) -> None:

@@ -1,17 +1,17 @@
 """`tempme-eval`: arguments -> retrieval metrics of a bundle or a checkpoint -> exit code."""
 
 import os
-import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tempme_export.console import show_error, write_json
-from tempme_export.errors import ExportError, TempMeExportError, UsageError
+from tempme_export.entry import entry
+from tempme_export.errors import UsageError
 from tempme_export.evaluation import console
+from tempme_export.files import write_file
+from tempme_export.terminal import write_json
 
 if TYPE_CHECKING:
     from tempme_export.data.annotations import RetrievalData
@@ -37,24 +37,6 @@ def _check_file(option: str, path: Path | None) -> None:
 def _check_folder(option: str, path: Path | None) -> None:
     if path is not None and path.exists() and not path.is_dir():
         raise UsageError(f"{option} {path} is a file. Give a folder, which need not exist.")
-
-
-def _write(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a sibling and rename it, so that `path` is old or new and never half. Raises ExportError."""
-    temporary: Path | None = None
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.absolute().parent)
-        os.close(handle)
-        temporary = Path(name)
-        write(temporary)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise ExportError(f"{path} could not be written: {error}. What was there before is unchanged.") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-    console.show_file(path)
 
 
 def _source(
@@ -149,21 +131,15 @@ def command(
     finally:
         encoder.close()
     console.show_evaluation(found)
-    if parquet is not None:
-        _write(parquet, found.to_frame().write_parquet)
-    if csv is not None:
-        _write(csv, found.to_frame().write_csv)
+    for path, write in ((parquet, found.to_frame().write_parquet), (csv, found.to_frame().write_csv)):
+        if path is not None:
+            write_file(path, write)
+            console.show_file(path)
     if as_json:
         write_json(found.to_dict())
 
 
-def main() -> None:
-    """Entry point. A user's error is one message and its exit code; anything else keeps its traceback."""
-    try:
-        app()
-    except TempMeExportError as error:
-        show_error(error)
-        sys.exit(error.exit_code)
+main = entry(app)
 
 
 if __name__ == "__main__":

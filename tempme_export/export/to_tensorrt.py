@@ -11,11 +11,9 @@ import math
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +31,7 @@ from tempme_export.export.build_reports import (
     parser_errors,
 )
 from tempme_export.export.engine_layers import EngineLayers, prove, read_layers
+from tempme_export.files import write_file
 from tempme_export.nvidia import Gpu, engine_device, find_gpu
 from tempme_export.profile import BatchRange
 from tempme_export.tensorrt_package import import_tensorrt, install_command, made_for_cuda, parse_version, start
@@ -236,17 +235,8 @@ def _attach_timings(config: Any, path: Path) -> None:
         config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary sibling that takes the name at the end, and is gone after an error."""
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.absolute().parent) as folder:
-        yield Path(folder) / path.name
-        (Path(folder) / path.name).replace(path)
-
-
 def _save_timings(config: Any, path: Path) -> None:
-    with _replacing(path) as new:
-        new.write_bytes(memoryview(config.get_timing_cache().serialize()))
+    write_file(path, bytes(config.get_timing_cache().serialize()))
 
 
 def _tensors(trt: Any, engine: Any, mode: Any) -> dict[str, tuple[str, tuple[int | None, ...]]]:
@@ -320,8 +310,7 @@ def build(
         plan = job.build(names, timing_cache, workspace_gib)
         layers, inputs, outputs = job.inspect(plan, names)
     prove(layers, precision)
-    with _replacing(engine) as new:
-        new.write_bytes(memoryview(plan))
+    write_file(engine, lambda stream: stream.write(memoryview(plan)))
     progress(STEP, BuildStep("engine built", 1.0))
     return EngineFacts(
         tensorrt=str(trt.__version__),

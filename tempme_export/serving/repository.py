@@ -5,11 +5,13 @@ REPOSITORY/README.md, and for each model MODEL/config.pbtxt and MODEL/1/model.on
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
-from tempme_export.bundle import Bundle, building, one_release, verify_files
+from tempme_export.bundle import Bundle, one_release, verify_files
 from tempme_export.engine_facts import ENGINE, KEY, EngineFacts
 from tempme_export.errors import BundleError, ExportError
+from tempme_export.files import building, publish
 from tempme_export.profile import FROM_CHECKPOINT
 from tempme_export.runtime.base import check_threads
 from tempme_export.serving.model_config import MARK, VERSION, ServedModel, TensorSpec, model_config, served_models
@@ -41,6 +43,10 @@ def _is_ours(entry: Path) -> bool:
     return MARK in marked.read_text(encoding="utf-8", errors="replace")
 
 
+def _in_use(folder: Path) -> ExportError:
+    return ExportError(f"{folder} exists and is not empty. Add --force to replace it, or choose another folder.")
+
+
 def check_folder(folder: str | Path, bundle: Path, force: bool = False) -> Path:
     """The folder of a repository of the bundle that lies, or will lie, at `bundle`, its links resolved.
 
@@ -54,7 +60,7 @@ def check_folder(folder: str | Path, bundle: Path, force: bool = False) -> Path:
         raise ExportError(f"{folder} is a file, expected a folder for the model repository. Choose another.")
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
     if entries and not force:
-        raise ExportError(f"{folder} exists and is not empty. Add --force to replace it, or choose another folder.")
+        raise _in_use(folder)
     strange = [entry.name for entry in entries if not _is_ours(entry)]
     if strange:
         raise ExportError(
@@ -124,18 +130,14 @@ def _readme(bundle: Bundle, models: tuple[ServedModel, ...]) -> str:
     return "\n\n".join(paragraphs) + "\n"
 
 
-def _publish(work: Path, folder: Path) -> None:
-    if not folder.exists() or not any(folder.iterdir()):
-        work.rename(folder)
-        return
-    old = work.with_suffix(".replaced")
-    folder.rename(old)
+def _publish(work: Path, folder: Path, force: bool) -> None:
+    """Raises ExportError where the folder has been filled meanwhile."""
+    with suppress(OSError):
+        folder.rmdir()  # an empty one is as good as none
     try:
-        work.rename(folder)
-    except OSError:
-        old.rename(folder)
-        raise
-    shutil.rmtree(old)
+        publish(work, folder, replace=force)
+    except FileExistsError as error:
+        raise _in_use(folder) from error
 
 
 def write_repository(
@@ -161,5 +163,6 @@ def write_repository(
             written = [path for model in models for path in _write_model(model, bundle, work)]
         (work / README).write_text(_readme(bundle, models), encoding="utf-8")
         names = [path.relative_to(work) for path in (*written, work / README)]
-        _publish(work, target)
+        check_folder(target, bundle.path, force)  # again: a build takes its time
+        _publish(work, target, force)
     return tuple(target / name for name in names)

@@ -1,14 +1,15 @@
 """`tempme-train`: arguments -> a trained checkpoint -> exit code."""
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tempme_export.console import show_recipe, write_json
-from tempme_export.errors import ProfileError, TempMeExportError, UsageError
+from tempme_export.console import show_recipe
+from tempme_export.entry import entry
+from tempme_export.errors import ProfileError, UsageError
+from tempme_export.terminal import write_json
 from tempme_export.training import console
 
 if TYPE_CHECKING:
@@ -244,13 +245,7 @@ def command(
     (_dry_run if dry_run else _train)(config, recipe, train_data, val_data, as_json)
 
 
-def main() -> None:
-    """Entry point. A user's error is one message and its exit code; anything else keeps its traceback."""
-    try:
-        app()
-    except TempMeExportError as error:
-        console.show_error(error, _rank())
-        sys.exit(error.exit_code)
+main = entry(app, lambda error: console.show_error(error, _rank()))
 
 
 if __name__ == "__main__":

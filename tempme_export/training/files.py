@@ -1,51 +1,13 @@
-"""Files that are whole or not there: written beside their place, then renamed."""
+"""A trained model as a checkpoint file."""
 
-import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
 from tempme_export.errors import ExportError
+from tempme_export.files import write_file
 from tempme_export.recipe import Recipe
-
-
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a hidden sibling of `path`, bring it to the disk, and rename it.
-
-    Whatever happens, `path` is the old file or the whole new one. Raises ExportError when it cannot be written.
-    """
-    beside = path.with_name(f".{path.name}.tmp")
-    try:
-        try:
-            with beside.open("wb") as stream:
-                write(stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            beside.replace(path)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch.save turns some failed writes into a RuntimeError
-        where = next(folder for folder in path.absolute().parents if folder.exists())
-        free = shutil.disk_usage(where).free
-        kept = f"; {path.name} of before is intact" if path.is_file() else ""
-        raise ExportError(
-            f"{path} could not be written ({str(error).splitlines()[0]}); {free / 1e6:.0f} MB are free there{kept}. "
-            "Make room or choose another folder."
-        ) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def save_model(path: Path, state: dict[str, Tensor], recipe: Recipe, store: str) -> None:
@@ -69,4 +31,4 @@ def save_model(path: Path, state: dict[str, Tensor], recipe: Recipe, store: str)
         "mean": list(backbone.mean),
         "std": list(backbone.std),
     }
-    write_whole(path, lambda stream: torch.save(document, stream))
+    write_file(path, lambda stream: torch.save(document, stream))

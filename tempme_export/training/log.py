@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tempme_export.errors import ExportError
-from tempme_export.training.files import write_whole
+from tempme_export.files import write_file
 
 Row = dict[str, Any]
 
@@ -21,7 +21,7 @@ class MetricsLog:
         self.path = path
         kept = [row for row in read_rows(path) if row["step"] <= steps]
         text = "".join(json.dumps(row) + "\n" for row in kept)
-        write_whole(path, lambda stream: stream.write(text.encode()))
+        write_file(path, text.encode())
 
     def add(self, row: Row) -> None:
         """Append one line; it is in the file when this returns."""
@@ -38,7 +38,7 @@ class MetricsLog:
         import polars as pl
 
         frame = pl.DataFrame(read_rows(self.path), infer_schema_length=None)
-        write_whole(path, frame.write_parquet)
+        write_file(path, frame.write_parquet)
 
 
 def read_rows(path: Path) -> list[Row]:

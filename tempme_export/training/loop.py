@@ -13,13 +13,14 @@ import torch
 from tempme_export.data.annotations import RetrievalData
 from tempme_export.errors import BackendError, ExportError, InputError
 from tempme_export.evaluation.metrics import Retrieval
+from tempme_export.files import write_file
 from tempme_export.recipe import Recipe
 from tempme_export.selftest import preprocess_for
 from tempme_export.training.batches import share
 from tempme_export.training.config import TrainConfig
 from tempme_export.training.distributed import World, join_world
 from tempme_export.training.encoder import TrainableModel
-from tempme_export.training.files import save_model, write_whole
+from tempme_export.training.files import save_model
 from tempme_export.training.folder import (
     BEST,
     CURVES,
@@ -161,7 +162,7 @@ class _Run:
 
     def _write_skipped(self) -> None:
         lines = "".join(json.dumps(one.to_dict()) + "\n" for one in self.skipped)
-        write_whole(self.files[SKIPPED], lambda stream: stream.write(lines.encode()))
+        write_file(self.files[SKIPPED], lines.encode())
 
     def _skip(self, skipped: list[Skipped]) -> None:
         """Record videos that failed during the run, each once."""

@@ -5,7 +5,7 @@ from io import BytesIO
 from pathlib import Path
 
 from tempme_export.errors import BackendError
-from tempme_export.training.files import write_whole
+from tempme_export.files import write_file
 from tempme_export.training.log import Row
 
 _SMOOTHED = 0.9  # share of the past in the loss's running mean
@@ -57,4 +57,4 @@ def draw_curves(rows: Sequence[Row], path: Path) -> None:
         panel.grid(alpha=0.3)
     picture = BytesIO()
     figure.savefig(picture, format="png", dpi=120)
-    write_whole(path, lambda stream: stream.write(picture.getvalue()))
+    write_file(path, picture.getvalue())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tempme_export.errors import CheckpointError, InputError
-from tempme_export.training.files import write_whole
+from tempme_export.files import write_file
 
 FORMAT = 1
 _KEYS = {"format", "settings", "parameters", "optimizer", "position", "best", "rng"}
@@ -91,7 +91,7 @@ def save_state(path: Path, state: State) -> None:
         "best": None if state.best is None else vars(state.best),
         "rng": state.rng,
     }
-    write_whole(path, lambda stream: torch.save(document, stream))
+    write_file(path, lambda stream: torch.save(document, stream))
 
 
 def load_state(path: Path) -> State:

@@ -16,7 +16,7 @@ from tempme_export.bench.backends import BACKENDS
 from tempme_export.bench.counting import flops
 from tempme_export.export import to_onnx
 from tempme_export.export.to_tensorrt import missing_for_engine
-from tempme_export.hashing import file_sha256
+from tempme_export.files import file_sha256
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--complexity"]], ids=" ".join)

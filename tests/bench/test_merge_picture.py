@@ -15,7 +15,7 @@ from tempme_export.bench.trace import Stage
 from tempme_export.bundle import open_bundle
 from tempme_export.checkpoint import load_checkpoint
 from tempme_export.demo import render_clip
-from tempme_export.errors import InputError, UsageError, VideoError
+from tempme_export.errors import ExportError, InputError, UsageError, VideoError
 from tempme_export.recipe import prepare
 
 NAMES = ["stage-1.png", "stage-2.png", "merges.png", "merges.gif"]
@@ -271,7 +271,7 @@ class TestSavePictures:
             raise OSError(28, os.strerror(28))
 
         monkeypatch.setattr(Image.Image, "save", refuse)
-        with pytest.raises(UsageError, match=r"cannot be written: .*No space left"):
+        with pytest.raises(ExportError, match=r"could not be written.*No space left"):
             save_pictures(frames, stages, tmp_path)
 
 

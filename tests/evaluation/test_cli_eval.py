@@ -209,25 +209,6 @@ class TestFiles:
         assert on_checkpoint("--csv", path)[0] == 0
         assert pl.read_csv(path, schema=dict(COLUMNS)).equals(expected.to_frame())
 
-    @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-    def test_a_write_that_fails_leaves_what_was_there(self, tmp_path, error):
-        path = tmp_path / "found.csv"
-        path.write_text("yesterday's")
-
-        def fail(temporary):
-            temporary.write_text("half")
-            raise error
-
-        with pytest.raises((cli.ExportError, KeyboardInterrupt)) as caught:
-            cli._write(path, fail)
-        if isinstance(error, OSError):
-            assert "could not be written" in str(caught.value) and caught.value.exit_code == 6
-        assert path.read_text() == "yesterday's" and list(tmp_path.iterdir()) == [path]
-
-    def test_the_folder_vanishes(self, tmp_path):
-        with pytest.raises(cli.ExportError, match="could not be written"):
-            cli._write(tmp_path / "gone" / "found.csv", lambda path: None)
-
 
 class TestUsage:
     @pytest.mark.parametrize("option", ["--parquet", "--csv"])

@@ -19,7 +19,7 @@ from tempme_export.bench.timing import Protocol
 from tempme_export.bundle import PT2, TEXT, VIDEO, open_bundle, verify_files
 from tempme_export.errors import BackendError, BundleError, ExportError, ParityError
 from tempme_export.export import to_pt2
-from tempme_export.hashing import file_sha256
+from tempme_export.files import file_sha256
 from tempme_export.parity import cosine_distance
 from tempme_export.runtime.pt2 import Pt2Runner
 from tempme_export.selftest import preprocess_for

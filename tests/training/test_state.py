@@ -1,10 +1,7 @@
 """What is saved: whole or not at all, read back exactly, and refused where it does not belong."""
 
 import json
-import os
 import random
-import subprocess
-import sys
 
 import numpy as np
 import polars as pl
@@ -14,8 +11,7 @@ from torch import nn
 
 from tempme_export.checkpoint import load_checkpoint
 from tempme_export.errors import CheckpointError, ExportError, InputError
-from tempme_export.training import files
-from tempme_export.training.files import save_model, write_whole
+from tempme_export.training.files import save_model
 from tempme_export.training.log import MetricsLog, read_rows
 from tempme_export.training.optimizer import make_optimizer
 from tempme_export.training.state import (
@@ -32,77 +28,6 @@ from tempme_export.training.state import (
 )
 
 CPU = torch.device("cpu")
-
-
-class TestWriteWhole:
-    def test_new_and_replaced(self, tmp_path):
-        path = tmp_path / "a.bin"
-        for content in (b"one", b"two"):
-            write_whole(path, lambda stream, content=content: stream.write(content))
-            assert path.read_bytes() == content
-        assert list(tmp_path.iterdir()) == [path]
-
-    @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter")])
-    def test_a_write_that_fails_leaves_the_old_file(self, tmp_path, error):
-        path = tmp_path / "a.bin"
-        path.write_bytes(b"old")
-
-        def half(stream):
-            stream.write(b"new")
-            raise error
-
-        with pytest.raises(ExportError, match=r"a\.bin could not be written.*MB are free.*of before is intact"):
-            write_whole(path, half)
-        assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
-
-    def test_an_interruption_passes_and_leaves_the_old_file(self, tmp_path):
-        path = tmp_path / "a.bin"
-        path.write_bytes(b"old")
-
-        def interrupted(stream):
-            raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            write_whole(path, interrupted)
-        assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
-
-    def test_it_is_on_the_disk_before_it_has_its_name(self, tmp_path, monkeypatch):
-        path, synced = tmp_path / "a.bin", []
-        fsync = os.fsync
-
-        def watch(descriptor):
-            synced.append(path.exists())
-            fsync(descriptor)
-
-        monkeypatch.setattr(files.os, "fsync", watch)
-        write_whole(path, lambda stream: stream.write(b"x"))
-        assert synced == [False, True], "the file, then the folder that names it"
-
-    def test_no_folder(self, tmp_path):
-        with pytest.raises(ExportError, match="could not be written"):
-            write_whole(tmp_path / "none" / "a.bin", lambda stream: stream.write(b"x"))
-
-    def test_a_full_disk(self, tmp_path):
-        """A real limit on file sizes, which a write meets as it meets the end of a disk."""
-        path = tmp_path / "a.pt"
-        torch.save({"old": torch.ones(3)}, path)
-        program = (
-            "import resource, sys, torch\n"
-            "from pathlib import Path\n"
-            "from tempme_export.errors import ExportError\n"
-            "from tempme_export.training.files import write_whole\n"
-            "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-            "document = {'new': torch.ones(100_000)}\n"
-            "try:\n"
-            "    write_whole(Path(sys.argv[1]), lambda stream: torch.save(document, stream))\n"
-            "except ExportError as error:\n"
-            "    sys.stdout.write(str(error))\n"
-        )
-        done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        assert "could not be written" in done.stdout and "of before is intact" in done.stdout
-        assert torch.load(path, weights_only=True)["old"].tolist() == [1.0, 1.0, 1.0]
-        assert list(tmp_path.iterdir()) == [path]
 
 
 class TestSaveModel:

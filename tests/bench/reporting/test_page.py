@@ -5,11 +5,11 @@ import re
 
 import pytest
 
+from tempme_export import files
 from tempme_export.bench import paper
-from tempme_export.bench.reporting import page as page_module
 from tempme_export.bench.reporting.page import PAGE, write_report
 from tempme_export.bench.reporting.read import Results, read_results
-from tempme_export.errors import BackendError, UsageError
+from tempme_export.errors import BackendError, ExportError, UsageError
 
 pytest.importorskip("matplotlib")
 
@@ -216,14 +216,12 @@ def test_a_folder_that_cannot_be_is_refused(tmp_path, quick):
 
 def test_a_write_that_fails_leaves_the_earlier_report_whole(tmp_path, quick, monkeypatch):
     before = {path: path.read_bytes() for path in write_report([Results.of(EMPTY)], tmp_path)}
-    written = page_module.Path.write_bytes
 
-    def full(path, content):
-        written(path, content[: len(content) // 2])
+    def full(descriptor):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(page_module.Path, "write_bytes", full)
-    with pytest.raises(UsageError, match="no space left"):
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(ExportError, match="no space left"):
         write_report([Results.of(EMPTY)], tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
