@@ -33,6 +33,13 @@ _Answer = TypeVar("_Answer")
 _Task = tuple[Clip, Future[_Answer]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChangedClip(Clip):
+    """A clip whose frames [F, H, W, 3] are changed before they are resized, by the process that decodes them."""
+
+    change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+
+
 def decode(
     clips: Sequence[Clip], frames: int, preprocess: Preprocess, workers: int, allow_damaged: bool = False
 ) -> Generator[tuple[int, NDArray[np.uint8] | VideoError], None, None]:
@@ -241,7 +248,8 @@ def _indices(indices: Sequence[int] | NDArray[np.integer[Any]], n: int) -> NDArr
 
 def _read(clip: Clip, frames: int, preprocess: Preprocess, allow_damaged: bool) -> NDArray[np.uint8] | VideoError:
     try:
-        return preprocess.crop(read_frames(clip.path, frames, clip.start, clip.end, allow_damaged))
+        pictures = read_frames(clip.path, frames, clip.start, clip.end, allow_damaged)
+        return preprocess.crop(clip.change(pictures) if isinstance(clip, ChangedClip) else pictures)
     except VideoError as error:
         return error
     except InputError as error:

@@ -159,24 +159,55 @@ def command(
             help="quickgelu or gelu in the towers of --init. Default: as it says, else the profile.",
         ),
     ] = None,
-    full: Annotated[bool, typer.Option("--full", help="Train every weight.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Train every weight of both towers.")] = False,
     tune: Annotated[
         str | None, typer.Option(metavar="KIND", help="What to train instead: lora (default), adapter or prompt.")
     ] = None,
     rank: Annotated[int | None, typer.Option(help="Of LoRA, or the inner width of adapters. Default: 8.")] = None,
+    train_temperature: Annotated[
+        bool,
+        typer.Option(
+            "--train-temperature",
+            help="Train the temperature too, which otherwise stays as INIT has it. For a training from nothing.",
+        ),
+    ] = False,
     epochs: Annotated[int, typer.Option(help="Times that every caption is seen.")] = 5,
     batch: Annotated[int, typer.Option(help="Captions a step, over all processes.")] = 128,
     lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 6e-4,
-    weight_decay: Annotated[float, typer.Option(help="Of matrices.")] = 0.2,
+    weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 0.2,
+    decay: Annotated[
+        str,
+        typer.Option(
+            metavar="WHAT",
+            help="What decays: all that trains, or its matrices only, without norms, biases, positions and embeddings.",
+        ),
+    ] = "all",
+    betas: Annotated[tuple[float, float], typer.Option(metavar="B1 B2", help="Of AdamW.")] = (0.9, 0.999),
+    eps: Annotated[float, typer.Option(help="Of AdamW.")] = 1e-8,
     warmup: Annotated[float, typer.Option(help="Share of the steps in which the learning rate rises.")] = 0.1,
+    warmup_from_zero: Annotated[
+        bool, typer.Option(help="Whether it rises from 0, so that the first step moves nothing, or one step ahead.")
+    ] = True,
     clip_norm: Annotated[float, typer.Option(help="Longest gradient.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of shuffles and drawn weights.")] = 0,
+    augment: Annotated[
+        str,
+        typer.Option(
+            metavar="HOW",
+            help="randaugment: four random operations on the frames of a training video, before they are resized; "
+            "or none.",
+        ),
+    ] = "randaugment",
+    seed: Annotated[int, typer.Option(help="Of shuffles, augmentation and drawn weights.")] = 42,
     workers: Annotated[
         int | None, typer.Option(help="Processes that decode. Default: one for each CPU, up to 8.")
     ] = None,
     cache: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Keep decoded frames here, instead of decoding in every epoch."),
+        typer.Option(
+            metavar="DIR",
+            help="Keep decoded frames here, resized and cropped, instead of decoding in every epoch. Needs "
+            "--augment none.",
+        ),
     ] = None,
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16; auto is bf16 on a GPU that has it.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -212,12 +243,18 @@ def command(
         out=out,
         tune=kind,
         rank=_DEFAULT_RANK if rank is None else rank,
+        train_temperature=train_temperature,
         epochs=epochs,
         batch=batch,
         rate=lr,
         weight_decay=weight_decay,
+        decay=decay,
+        betas=betas,
+        eps=eps,
         warmup=warmup,
+        warmup_from_zero=warmup_from_zero,
         clip_norm=clip_norm,
+        augment=augment,
         seed=seed,
         workers=min(_processors(), _MOST_WORKERS) if workers is None else workers,
         cache=cache,

@@ -235,14 +235,16 @@ class TrainableModel(nn.Module):
 
     tune  "lora": rank-`rank` additions to q, k, v of both towers, their B zero at the start, and the clip positions;
           "adapter": a layer of inner width `rank` behind each MLP, and the clip positions; "prompt": PROMPTS more keys
-          and values in each block, and the clip positions; "full": everything, LoRA of the checkpoint folded in.
-          What does not train is frozen
+          and values in each block, and the clip positions; "full": every weight of the towers, LoRA of the
+          checkpoint folded in. What does not train is frozen
     seed  of what is drawn: LoRA's A, the adapter's first layer, prompts
-    `logit_scale` is log(1 / temperature), trained in every case.
+    train_temperature  whether `logit_scale`, which is log(1 / temperature), trains too
     Raises CheckpointError when the checkpoint holds additions of another kind or size.
     """
 
-    def __init__(self, recipe: Recipe, tune: Tune, rank: int = 8, seed: int = 0) -> None:
+    def __init__(
+        self, recipe: Recipe, tune: Tune, rank: int = 8, seed: int = 0, train_temperature: bool = False
+    ) -> None:
         super().__init__()
         b = recipe.backbone
         wanted = {
@@ -262,9 +264,10 @@ class TrainableModel(nn.Module):
         self.logit_scale = nn.Parameter(torch.empty(()))
         self._draw(seed)
         self._load(recipe, wanted)
-        trained = (LORA_A, LORA_B, CLIP_POSITION, PROMPT, "logit_scale")
+        trained = (LORA_A, LORA_B, CLIP_POSITION, PROMPT)
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(tune == "full" or name.endswith(trained) or ADAPTER in name)
+        self.logit_scale.requires_grad_(train_temperature)
 
     def _draw(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)

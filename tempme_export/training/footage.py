@@ -2,18 +2,21 @@
 
 import queue
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tempme_export.data.clip import Clip
-from tempme_export.data.frames import FrameSource, decode
+from tempme_export.data.frames import ChangedClip, FrameSource, decode
 from tempme_export.errors import VideoError
 from tempme_export.preprocess import Preprocess
+
+Change = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]  # frames [F, H, W, 3] -> the same
 
 T = TypeVar("T")
 _POLL = 0.1  # seconds between looks whether anybody still wants the next item
@@ -43,10 +46,17 @@ class Footage:
     cache: FrameSource | None = None
     allow_damaged: bool = False
 
-    def batches(self, wanted: Sequence[NDArray[np.int64]]) -> Iterator[Clips]:
-        """The frames of each group of videos, in order."""
+    def batches(
+        self, wanted: Sequence[NDArray[np.int64]], changes: Sequence[Sequence[Change]] | None = None
+    ) -> Iterator[Clips]:
+        """The frames of each group of videos, in order.
+
+        changes  one for each video wanted: what is done to its frames before they are resized. A cache, whose frames
+                 are resized already, takes none
+        """
         if self.cache is None:
-            return self._decoded(wanted)
+            return self._decoded(wanted, changes)
+        assert changes is None, "refused by the settings"
         cache = self.cache
         return (Clips(cache.batch(videos), {}) for videos in wanted)
 
@@ -61,8 +71,15 @@ class Footage:
                 pixels[row] = video
         return Clips(pixels, failed)
 
-    def _decoded(self, wanted: Sequence[NDArray[np.int64]]) -> Iterator[Clips]:
+    def _decoded(
+        self, wanted: Sequence[NDArray[np.int64]], changes: Sequence[Sequence[Change]] | None
+    ) -> Iterator[Clips]:
         clips = [self.videos[int(video)] for videos in wanted for video in videos]
+        if changes is not None:
+            clips = [
+                ChangedClip(clip.path, clip.start, clip.end, change=change)
+                for clip, change in zip(clips, chain.from_iterable(changes), strict=True)
+            ]
         with closing(decode(clips, self.frames, self.preprocess, self.workers, self.allow_damaged)) as decoded:
             for videos in wanted:
                 yield self._gathered((next(decoded)[1] for _ in videos), len(videos))

@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from tempme_export.evaluation.metrics import Retrieval
 from tempme_export.files import write_file
 from tempme_export.recipe import Recipe
 from tempme_export.selftest import preprocess_for
+from tempme_export.training.augment import RandAugment
 from tempme_export.training.batches import share
 from tempme_export.training.config import TrainConfig
 from tempme_export.training.distributed import World, join_world
@@ -34,7 +36,7 @@ from tempme_export.training.folder import (
 )
 from tempme_export.training.footage import prefetch
 from tempme_export.training.log import MetricsLog, Row, read_rows
-from tempme_export.training.optimizer import make_optimizer
+from tempme_export.training.optimizer import clamp_scale, make_optimizer
 from tempme_export.training.plan import TrainResult, plan_for
 from tempme_export.training.plot import draw_curves
 from tempme_export.training.schedule import rate_at
@@ -110,8 +112,11 @@ class _Run:
         for seed in (random.seed, np.random.seed, torch.manual_seed):
             seed(config.seed % 2**32)
         tune: Any = config.tune
-        self.model = TrainableModel(recipe, tune, config.rank, config.seed).to(world.device)
-        self.optimizer = make_optimizer(self.model, config.rate, config.weight_decay)
+        model = TrainableModel(recipe, tune, config.rank, config.seed, config.train_temperature)
+        self.model = model.to(world.device)
+        self.optimizer = make_optimizer(
+            self.model, config.rate, config.weight_decay, config.decay, config.betas, config.eps
+        )
         self.stepper = Stepper(self.model, self.optimizer, preprocess_for(recipe), world, precision, config.clip_norm)
         world.on_first(lambda: check_room(config, self.model))
         self.position, self.best = Position(), None
@@ -120,6 +125,8 @@ class _Run:
             restore(saved, self.model, self.optimizer)
             set_random_states(saved.rng[world.rank % len(saved.rng)], world.device)
             self.position, self.best = saved.position, saved.best
+            if self.position.step:  # a frozen scale is not saved
+                clamp_scale(self.model.logit_scale)
         self.saved = self.position.step
         self._open_logs()
         self.progress("model", self.model.counts())
@@ -244,13 +251,14 @@ class _Run:
         config, world, epoch = self.config, self.world, self.position.epoch
         dealt = self.deck.epoch(epoch)[self.position.within :]
         shares = [share(batch, world.rank, world.size) for batch in dealt]
-        feed = prefetch(self.train.batches(shares, world.device))
+        change_of = None if config.augment == "none" else partial(RandAugment, config.seed, epoch)
+        feed = prefetch(self.train.batches(shares, world.device, change_of))
         with closing(feed):
             for left in range(len(shares), 0, -1):
                 began = time.monotonic()
                 batch = next(feed)
                 waited = time.monotonic() - began
-                rate = rate_at(self.position.step, self.plan.steps, config.warmup, config.rate)
+                rate = rate_at(self.position.step, self.plan.steps, config.warmup, config.rate, config.warmup_from_zero)
                 self._step(batch, rate, waited, began)
                 if left == 1:
                     break

@@ -79,7 +79,7 @@ def preview(
     token_ids, _ = tokenize(tokenizer, kept.captions)
     _, plan = plan_for(config, np.array(kept.owner, np.int64), token_ids)
     tune: Any = config.tune
-    model = TrainableModel(recipe, tune, config.rank, config.seed)
+    model = TrainableModel(recipe, tune, config.rank, config.seed, config.train_temperature)
     frames, size = recipe.profile.frames, recipe.backbone.image_size
     clips = 0 if config.cache is None else sum(len(data.paths) for data in splits.values())
     return Preview(

@@ -20,7 +20,7 @@ from tempme_export.recipe import Recipe
 from tempme_export.selftest import preprocess_for
 from tempme_export.tokenizer import TextTruncatedWarning, Tokenizer
 from tempme_export.training.distributed import World
-from tempme_export.training.footage import Footage
+from tempme_export.training.footage import Change, Footage
 
 Count = Callable[[int, int], None]  # how many are done, of how many
 
@@ -76,12 +76,19 @@ class Split:
         return np.array(self.data.owner, np.int64)
 
     def batches(
-        self, shares: Sequence[tuple[NDArray[np.int64], NDArray[np.bool_]]], device: torch.device
+        self,
+        shares: Sequence[tuple[NDArray[np.int64], NDArray[np.bool_]]],
+        device: torch.device,
+        change_of: Callable[[int], Change] | None = None,
     ) -> Iterator[Batch]:
         """Read each share (captions [b], present bool [b]) in order; for a GPU into memory that it can copy from
-        while it computes."""
+        while it computes.
+
+        change_of  what is done to the frames of a caption's video before they are resized
+        """
         owner, gpu = self.owner, device.type == "cuda"
-        clips_of = self.footage.batches([owner[captions] for captions, _ in shares])
+        changes = None if change_of is None else [[change_of(int(one)) for one in captions] for captions, _ in shares]
+        clips_of = self.footage.batches([owner[captions] for captions, _ in shares], changes)
         for (captions, present), clips in zip(shares, clips_of, strict=True):
             valid = present.copy()
             valid[list(clips.failed)] = False

@@ -15,6 +15,16 @@ from tempme_export.errors import CheckpointError, InputError
 from tempme_export.files import write_file
 
 FORMAT = 1
+
+# What runs did before these settings had names.
+_UNNAMED: dict[str, Any] = {
+    "train-temperature": True,
+    "decay": "matrices",
+    "betas": [0.9, 0.98],
+    "eps": 1e-6,
+    "warmup-from-zero": False,
+    "augment": "none",
+}
 _KEYS = {"format", "settings", "parameters", "optimizer", "position", "best", "rng"}
 
 
@@ -110,7 +120,7 @@ def load_state(path: Path) -> State:
             f"{path} is not the state of a run of this version (format {FORMAT}). Start anew in another folder."
         )
     return State(
-        settings=document["settings"],
+        settings={**_UNNAMED, **document["settings"]},
         parameters=document["parameters"],
         optimizer=document["optimizer"],
         position=Position(**document["position"]),
