@@ -40,7 +40,7 @@ _APPLY: dict[str, Callable[[Picture, float], Picture]] = {
     "equalize": lambda image, _: ImageOps.equalize(image),
     "invert": lambda image, _: ImageOps.invert(image),
     "rotate": lambda image, s: image.rotate(s * 30, Image.Resampling.BICUBIC, fillcolor=_GREY),
-    "posterize": lambda image, s: ImageOps.posterize(image, 4 - int(abs(s) * 4)),
+    "posterize": lambda image, s: ImageOps.posterize(image, max(1, 4 - int(abs(s) * 4))),
     "solarize": lambda image, s: ImageOps.solarize(image, 256 - int(abs(s) * 256)),
     "solarize-add": lambda image, s: _brighten_dark(image, int(abs(s) * 110)),
     "colour": lambda image, s: ImageEnhance.Color(image).enhance(_blend(s)),

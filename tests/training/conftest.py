@@ -81,7 +81,7 @@ def recipe(checkpoint, profile):
 @pytest.fixture(scope="session")
 def trainable():
     """TrainableModel of a recipe and a tuning, seed 0."""
-    return lambda recipe, tune, rank=8: TrainableModel(recipe, tune, rank, seed=0)
+    return lambda recipe, tune, rank=8, **more: TrainableModel(recipe, tune, rank, seed=0, **more)
 
 
 @pytest.fixture(scope="session")
@@ -104,8 +104,9 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def config(tmp_path, cache):
-    """Two epochs of three steps on one thread: LoRA, batches of 4, frames from the shared cache."""
-    return TrainConfig(out=tmp_path / "out", epochs=2, batch=4, rank=2, workers=0, cache=cache, device="cpu", rate=1e-3)
+    """Two epochs of three steps on one thread: LoRA, batches of 4, frames from the shared cache as they are."""
+    settings = {"epochs": 2, "batch": 4, "rank": 2, "workers": 0, "device": "cpu", "rate": 1e-3}
+    return TrainConfig(out=tmp_path / "out", cache=cache, augment="none", **settings)
 
 
 @pytest.fixture

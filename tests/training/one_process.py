@@ -155,6 +155,7 @@ def main(folder):
         rank=2,
         workers=0,
         cache=folder / f"cache-{world.size}",
+        augment="none",
         device="cpu",
         save_every=1,
         max_minutes=1e-9,

@@ -6,15 +6,21 @@ import pytest
 import torch
 from torch import nn
 
-from tempme_export.training.optimizer import clamp_scale, decays, make_optimizer
+from tempme_export.training.optimizer import clamp_scale, is_matrix, make_optimizer
 from tempme_export.training.schedule import rate_at, warmup_steps
 
 
 def test_the_curve():
     rates = [rate_at(step, 10, 0.3, 2.0) for step in range(10)]
-    assert rates[:4] == pytest.approx([2 / 3, 4 / 3, 2.0, 2.0])
+    assert rates[:4] == pytest.approx([0.0, 2 / 3, 4 / 3, 2.0])
     assert rates[3:] == pytest.approx([1 + math.cos(math.pi * k / 7) for k in range(7)])
     assert 0 < rates[-1] < 0.11
+
+
+def test_the_rise_may_begin_one_step_ahead():
+    rates = [rate_at(step, 10, 0.3, 2.0, from_zero=False) for step in range(10)]
+    assert rates[:4] == pytest.approx([2 / 3, 4 / 3, 2.0, 2.0])
+    assert rates[3:] == [rate_at(step, 10, 0.3, 2.0) for step in range(3, 10)]
 
 
 def test_no_warmup():
@@ -25,16 +31,20 @@ def test_no_warmup():
 
 @pytest.mark.parametrize("total", [1, 2, 3, 7, 100])
 @pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 0.99])
-def test_every_step_has_a_positive_rate_up_to_the_peak(total, warmup):
+@pytest.mark.parametrize("from_zero", [True, False])
+def test_it_rises_to_the_peak_and_falls(total, warmup, from_zero):
+    """Also of a run so short that the share is less than a step: one step rises all the same."""
     rising = warmup_steps(total, warmup)
-    rates = [rate_at(step, total, warmup, 6e-4) for step in range(total)]
-    assert all(0 < rate <= 6e-4 for rate in rates)
+    rates = [rate_at(step, total, warmup, 6e-4, from_zero) for step in range(total)]
+    idle = int(from_zero and warmup > 0)
+    assert rising >= (warmup > 0) and rates[:idle] == [0.0] * idle
+    assert all(0 < rate <= 6e-4 for rate in rates[idle:])
     assert rates[:rising] == sorted(rates[:rising])
     assert rates[rising:] == sorted(rates[rising:], reverse=True)
-    assert max(rates) == pytest.approx(6e-4)
+    assert rates[rising:][:1] == pytest.approx([6e-4] if rising < total else [])
 
 
-DECAYED = (
+MATRICES = (
     "visual.conv1.weight",
     "visual.proj",
     "text_projection",
@@ -45,7 +55,7 @@ DECAYED = (
     "transformer.resblocks.0.mlp.c_fc.weight",
     "transformer.resblocks.0.mlp.c_proj.weight",
 )
-KEPT = (
+OTHERS = (
     "logit_scale",
     "token_embedding.weight",
     "positional_embedding",
@@ -60,45 +70,59 @@ KEPT = (
 )
 
 
-def test_what_decays(recipe, trainable):
+def test_what_a_matrix_is(recipe, trainable):
     """Of a whole model, every kind of parameter by name, in the layout of the checkpoint."""
     names = {
-        name: decays(name, parameter)
+        name: is_matrix(name, parameter)
         for tune in ("lora", "full")
         for name, parameter in trainable(recipe, tune).named_parameters()
     }
-    for name in DECAYED:
+    for name in MATRICES:
         assert names[name], name
-    for name in KEPT:
+    for name in OTHERS:
         assert not names[name], name
 
 
-def test_the_optimizer_trains_what_asks_for_it(recipe, trainable):
+@pytest.mark.parametrize("tune", ["lora", "full"])
+def test_all_that_trains_decays(recipe, trainable, tune):
+    model = trainable(recipe, tune)
+    (group,) = make_optimizer(model, 1e-3, 0.2).param_groups
+    assert (group["weight_decay"], group["betas"], group["eps"]) == (0.2, (0.9, 0.999), 1e-8)
+    assert list(map(id, group["params"])) == [id(p) for p in model.parameters() if p.requires_grad]
+
+
+def test_matrices_alone_may_decay(recipe, trainable):
     model = trainable(recipe, "lora")
-    optimizer = make_optimizer(model, 1e-3, 0.2)
-    decayed, kept = optimizer.param_groups
+    decayed, kept = make_optimizer(model, 1e-3, 0.2, "matrices").param_groups
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.2, 0.0)
-    assert decayed["betas"] == (0.9, 0.98) and decayed["eps"] == 1e-6
-    trained = {id(p) for p in model.parameters() if p.requires_grad}
-    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == trained
-    assert sum(p.numel() for p in decayed["params"]) == model.counts()["lora"]
+    found = {kind: sum(p.numel() for p in group["params"]) for kind, group in (("lora", decayed), ("rest", kept))}
+    assert found == {"lora": model.counts()["lora"], "rest": model.counts()["clip positions"]}
 
 
 def test_a_group_without_parameters_is_none():
-    optimizer = make_optimizer(nn.Linear(2, 2, bias=False), 1e-3, 0.2)
+    optimizer = make_optimizer(nn.Linear(2, 2, bias=False), 1e-3, 0.2, "matrices")
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.2]
 
 
-def test_one_step_is_adamw_by_definition():
-    layer = nn.Linear(3, 2).double()
-    before = {name: p.detach().clone() for name, p in layer.named_parameters()}
-    optimizer = make_optimizer(layer, 0.01, 0.2)
-    layer(torch.arange(6.0, dtype=torch.float64).reshape(2, 3)).pow(2).sum().backward()
-    optimizer.step()
-    for name, parameter in layer.named_parameters():
-        decay = 1 - 0.01 * (0.2 if name == "weight" else 0.0)
-        step = parameter.grad / (parameter.grad.abs() + 1e-6)  # m and v of one step, bias-corrected
-        torch.testing.assert_close(parameter.detach(), before[name] * decay - 0.01 * step, rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize(
+    ("settings", "weight", "bias"),
+    [
+        ({}, 0.9748127925, -0.5162051955),
+        ({"decay": "matrices", "betas": (0.9, 0.98), "eps": 1e-6}, 0.9748410964, -0.5192161977),
+    ],
+)
+def test_three_steps_by_hand(settings, weight, bias):
+    """Fixed values, of gradients 1, -0.5 and 2; the second settings are those of examples/mini.pth."""
+    layer = nn.Linear(1, 1).double()
+    nn.init.constant_(layer.weight, 1.0)
+    nn.init.constant_(layer.bias, -0.5)
+    optimizer = make_optimizer(layer, 0.01, 0.2, **settings)
+    for gradient in (1.0, -0.5, 2.0):
+        for parameter in layer.parameters():
+            parameter.grad = torch.full_like(parameter, gradient)
+        optimizer.step()
+    assert float(layer.weight.detach()) == pytest.approx(weight, abs=1e-10)
+    assert float(layer.bias.detach()) == pytest.approx(bias, abs=1e-10)
 
 
 @pytest.mark.parametrize(("scale", "expected"), [(5.0, math.log(100)), (1.0, 1.0), (-3.0, -3.0)])

@@ -11,6 +11,7 @@ from torch import nn
 
 from tempme_export.checkpoint import load_checkpoint
 from tempme_export.errors import CheckpointError, ExportError, InputError
+from tempme_export.training.config import TrainConfig
 from tempme_export.training.files import save_model
 from tempme_export.training.log import MetricsLog, read_rows
 from tempme_export.training.optimizer import make_optimizer
@@ -85,6 +86,17 @@ def state_of(model, optimizer, **changes):
 
 
 class TestState:
+    def test_settings_that_had_no_name_are_those_of_then(self, tmp_path):
+        """They are named where they differ, and a state that names them keeps its own."""
+        save_state(tmp_path / "old.pt", state_of(*little_model(), settings={"lr": 0.1}))
+        with pytest.raises(InputError) as caught:
+            check_same(load_state(tmp_path / "old.pt").settings, TrainConfig(tmp_path).settings(), tmp_path)
+        for words in ("betas is [0.9, 0.999] now and was [0.9, 0.98]", "augment is randaugment now and was none"):
+            assert words in str(caught.value)
+        settings = TrainConfig(tmp_path).settings()
+        save_state(tmp_path / "new.pt", state_of(*little_model(), settings=settings))
+        assert load_state(tmp_path / "new.pt").settings == settings
+
     def test_a_restored_run_goes_on_as_the_first(self, tmp_path):
         first = little_model()
         some_steps(*first, 4)
@@ -102,7 +114,7 @@ class TestState:
         for a, b in zip(first[0].parameters(), second[0].parameters(), strict=True):
             assert torch.equal(a, b)
         assert (saved.position, saved.best) == (Position(7, 1, 3), Best(41.5, 1))
-        assert saved.settings == {"lr": 0.1, "profile": {"merge": {"layers": [1, 2]}}}
+        assert saved.settings.items() >= {"lr": 0.1, "profile": {"merge": {"layers": [1, 2]}}}.items()
 
     def test_normal_deviates_come_in_pairs(self):
         """NumPy keeps the second of a pair; it is part of the state."""
