@@ -80,8 +80,7 @@ def test_stopped_after_the_first_step_nothing_has_moved_and_the_rest_is_the_same
 def test_all_that_trains_decays(train, mini, tmp_path):
     """Where gradients are cut to nothing, decay is left: of clip positions, a factor that the rates give."""
     out = tmp_path / "out"
-    more = ("--lr", 0.5, "--weight-decay", 0.3, "--clip-norm", 1e-16, "--augment", "none", "--workers", 0)
-    done = train(out, *more, "--cache", tmp_path / "frames")
+    done = train(out, "--lr", 0.5, "--weight-decay", 0.3, "--clip-norm", 1e-16, "--workers", 0)
     assert done.returncode == 0, done.stderr
     factor = math.prod(1 - rate * 0.3 for rate in rates(0.5))
     before, after = weights(mini), weights(out / "final.pth")

@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,7 +116,10 @@ class TestUsage:
         from tempme_export.data import synthetic
 
         monkeypatch.setattr(synthetic, "draw_splits", partial(small_world, synthetic.draw_splits))
-        documented = ["--data", "synthetic", "--init", "scratch", "--profile", "mini-8f", "--full", "--lr", "1e-3"]
+        readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+        (line,) = re.findall(r"^tempme-train (.*--init scratch.*)$", readme, re.MULTILINE)
+        documented = without(shlex.split(line), "cache")
+        assert {"--seed", "--betas", "--eps", "--decay", "--train-temperature"} <= set(documented)
         small = [*documented, "--epochs", "1", "--batch", "4", "--out", tmp_path / "out", "--device", "cpu"]
         refusal(tempme_train(*small, "--dry-run"), 2, "out/world is not rendered yet", "--dry-run")
         monkeypatch.setenv("WORLD_SIZE", "2")
