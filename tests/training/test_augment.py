@@ -114,7 +114,7 @@ def test_all_frames_of_a_video_are_changed_alike():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_whole_frames_are_changed_before_they_are_resized(data, recipe, workers):
     preprocess = preprocess_for(recipe)
-    footage = Footage(data.paths, 4, preprocess, workers, None, np.arange(9))
+    footage = Footage(data.clips, 4, preprocess, workers)
     wanted = [np.array([3, 0]), np.array([3])]
     changes = [[RandAugment(7, 2, caption) for caption in captions] for captions in ((4, 0), (11,))]
     found = list(footage.batches(wanted, changes))
