@@ -129,6 +129,8 @@ def show_gate_data(gate: "GateData") -> None:
     """What the gate is about to ask."""
     absent = f"   {len(gate.missing)} more videos have no file" if gate.missing else ""
     _line("gate", f"{gate.data.name}   {gate.videos} videos, {gate.captions} captions{absent}")
+    for note in gate.data.notes:
+        _line("note", note)
 
 
 def show_count(label: str, count: tuple[int, int]) -> None:

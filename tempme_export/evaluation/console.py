@@ -33,6 +33,8 @@ def _line(label: str, text: str) -> None:
 def show_data(data: "RetrievalData") -> None:
     """What is asked."""
     _line("data", f"{data.name}   {len(data.video_ids)} videos, {len(data.captions)} captions")
+    for note in data.notes:
+        _line("note", note)
 
 
 def show_encoder(encoder: "BundleEncoder | CheckpointEncoder") -> None:
@@ -71,6 +73,9 @@ def show_evaluation(evaluation: "Evaluation") -> None:
         recalls = (f"{value:.1f}" for value in (one.r1, one.r5, one.r10, one.r_sum, one.median_rank, one.mean_rank))
         table.add_row(escape(label), *recalls, str(one.queries), str(one.candidates))
     STDERR.print(table)
+    if evaluation.best_caption is not None:
+        _line("note", "video-to-text ranks a video's best caption among all captions of the other videos;")
+        _line("", "by best caption: among the best caption of each other video, as CLIP4Clip reports it for MSVD")
 
 
 def show_file(path: Path) -> None:

@@ -4,6 +4,7 @@ what computed them."""
 import hashlib
 import importlib.metadata
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -30,9 +31,15 @@ from tempme_export.tokenizer import Tokenizer
 
 CHECKPOINT_BACKENDS = ("original", "torch")
 _TEXTS = 256  # per call: the text tower takes some 50 MB of activations
-_ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
+_ALWAYS = ("tempme-export", "open-clip-torch", "ftfy")  # the last two make tokens of texts
 _FLAGS = {"pt2": " --pt2", "tensorrt": " --trt"}  # of the export that makes what a backend runs
-_PACKAGES = {"pt2": ("torch",), "tensorrt": ("torch", "tensorrt")}  # beside them
+_PACKAGES = {  # with all whose names begin so: onnxruntime-gpu, tensorrt-cu13-bindings
+    "ort": ("onnxruntime",),
+    "pt2": ("onnxruntime", "torch", "triton"),
+    "tensorrt": ("onnxruntime", "torch", "triton", "tensorrt"),
+    "original": ("torch",),
+    "torch": ("torch", "triton"),
+}
 
 
 class Encoder(Protocol):
@@ -69,15 +76,17 @@ class Encoder(Protocol):
         ...
 
 
-def _fingerprint(model: Any, backend: str, device: str, packages: Sequence[str]) -> str:
-    """Hash of everything that the embeddings depend on. `packages` that are not installed count as absent."""
-    installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
-    facts = {
-        "model": model,
-        "backend": backend,
-        "device": device.partition(":")[0],
-        "versions": {package: installed[package] for package in packages if package in installed},
+def _fingerprint(model: Any, backend: str, device: str) -> str:
+    """Hash of everything that embeddings of given frames depend on."""
+    kind = device.partition(":")[0]
+    families = (*_ALWAYS, *_PACKAGES[backend], *(("nvidia",) if kind == "cuda" else ()))
+    installed = {
+        re.sub("[-_.]+", "-", d.metadata["Name"] or "").lower(): d.version for d in importlib.metadata.distributions()
     }
+    versions = {
+        name: installed[name] for name in installed if any(f"{name}-".startswith(f"{one}-") for one in families)
+    }
+    facts = {"model": model, "backend": backend, "device": kind, "versions": versions}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -111,8 +120,7 @@ class BundleEncoder:
         self.remarks: tuple[str, ...] = ()
         self.frames, self.preprocess = self.profile.frames, self.model.preprocess
         self.embed: int = bundle.manifest["backbone"]["embed"]
-        packages = (*_ONNX_RUNTIMES, *_PACKAGES.get(self.backend, ()))
-        self.fingerprint = _fingerprint(bundle.manifest["sha256"], self.backend, self.device, packages)
+        self.fingerprint = _fingerprint(bundle.manifest["sha256"], self.backend, self.device)
 
     def encode_frames(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """[B, F, S, S, 3] -> unit [B, E]. Raises InputError."""
@@ -150,8 +158,8 @@ class CheckpointEncoder:
         self.conventions, self.remarks = recipe.conventions, recipe.checkpoint.remarks
         self.frames, self.preprocess = recipe.profile.frames, preprocess_for(recipe)
         self.embed = recipe.backbone.embed
-        model = [recipe.checkpoint.sha256, recipe.profile.to_dict(), asdict(recipe.backbone)]
-        self.fingerprint = _fingerprint(model, self.backend, self.device, ["torch"])
+        model = [recipe.checkpoint.sha256, recipe.profile.to_dict(), asdict(recipe.backbone), asdict(self.preprocess)]
+        self.fingerprint = _fingerprint(model, self.backend, self.device)
 
     def encode_frames(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """[B, F, S, S, 3] -> unit [B, E], as one batch. Raises InputError."""

@@ -18,7 +18,7 @@ from tempme_export.data.frames import FrameFiles, FrameSource, decode, made_by
 from tempme_export.data.store import RowStore
 from tempme_export.errors import InputError, VideoError
 from tempme_export.evaluation.encoders import Encoder
-from tempme_export.evaluation.metrics import Retrieval, group_retrieval, retrieval
+from tempme_export.evaluation.metrics import Retrieval, best_caption_retrieval, group_retrieval, retrieval
 
 Clips = Generator[tuple[int, NDArray[np.uint8] | VideoError], None, None]
 Progress = Callable[[str, int, int], None]  # "videos" or "texts", how many are done, of how many
@@ -28,6 +28,7 @@ COLUMNS: Mapping[str, type[pl.DataType]] = {
     **dict.fromkeys(("R@1", "R@5", "R@10", "R-Sum", "MdR", "MnR"), pl.Float64),
     **dict.fromkeys(("queries", "candidates", "skipped"), pl.Int64),
 }
+BEST_CAPTION = "video-to-text by best caption"
 _TEXTS = 256  # per call
 
 
@@ -89,6 +90,8 @@ class Evaluation:
 
     data, encoder, backend  their names
     fingerprint             the encoder's
+    best_caption            video-to-text among the best captions of the videos, as the field reports it; None where
+                            each video has one
     in_groups               text-to-video within groups; None where the data has none
     skipped                 {video id: why it could not be read}
     not_finite              embeddings with a NaN or an infinity
@@ -100,6 +103,7 @@ class Evaluation:
     fingerprint: str
     text_to_video: Retrieval
     video_to_text: Retrieval
+    best_caption: Retrieval | None
     in_groups: Retrieval | None
     skipped: Mapping[str, str]
     not_finite: int = 0
@@ -108,6 +112,8 @@ class Evaluation:
     def directions(self) -> dict[str, Retrieval]:
         """Every result by its label."""
         found: dict[str, Retrieval] = {one.direction: one for one in (self.text_to_video, self.video_to_text)}
+        if self.best_caption is not None:
+            found[BEST_CAPTION] = self.best_caption
         if self.in_groups is not None:
             found[f"{self.in_groups.direction} in group"] = self.in_groups
         return found
@@ -281,6 +287,7 @@ def judge(found: Embeddings, encoder: Encoder, backend: str = "") -> Evaluation:
         fingerprint=encoder.fingerprint,
         text_to_video=text_to_video,
         video_to_text=video_to_text,
+        best_caption=best_caption_retrieval(found.text, found.video, data.owner),
         in_groups=group_retrieval(found.text, found.video, data.owner, data.groups),
         skipped=found.skipped,
         not_finite=found.not_finite,

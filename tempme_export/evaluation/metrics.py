@@ -3,6 +3,10 @@
 Every doubt counts against the model: a wrong candidate with the right one's score comes before it, and so does one
 whose score is NaN; a query whose right candidate has no score comes last. Scores are cosines in float64; nothing that
 looks at the other queries (inverted softmax and its like) is applied.
+
+Where videos have several captions, video-to-text is counted in two ways. `video_to_text_ranks` ranks a video's best
+caption among all captions of other videos. `best_caption_ranks` ranks it among the best captions of the other videos,
+one each, which is what CLIP4Clip and what follows it report for MSVD and the like. Both have one R@1.
 """
 
 from collections.abc import Iterator, Sequence
@@ -155,6 +159,34 @@ def video_to_text_ranks(
     t, v, owners = _checked(text, video, owner)
     asked = np.unique(owners)
     return _block_ranks(v[asked], t, asked, owners)
+
+
+def best_caption_ranks(
+    text: ArrayLike, video: ArrayLike, owner: Sequence[int] | NDArray[np.integer[Any]]
+) -> NDArray[np.int64]:
+    """Rank of each video's best caption among every video's best caption: int64, one for each video that has a
+    caption, in order. Arguments and errors as `retrieval`."""
+    t, v, owners = _checked(text, video, owner)
+    order = np.argsort(owners, kind="stable")
+    asked, first = np.unique(owners[order], return_index=True)
+    found, tie = np.empty(len(asked), np.int64), _tie(v[asked], t)
+    for block in _blocks(len(asked), len(t)):
+        with np.errstate(invalid="ignore"):
+            scores = v[asked[block]] @ t[order].T
+        own = asked[block, None] == asked
+        # A score that is no number is no best for the right video, and comes first of a wrong one's.
+        best = np.where(own, np.fmax.reduceat(scores, first, axis=1), np.maximum.reduceat(scores, first, axis=1))
+        found[block] = ranks(best, own, tie)
+    return found
+
+
+def best_caption_retrieval(
+    text: ArrayLike, video: ArrayLike, owner: Sequence[int] | NDArray[np.integer[Any]]
+) -> Retrieval | None:
+    """Video-to-text where each video's best caption stands for all of its own; None where no video has several, and
+    `retrieval` says the same. Arguments and errors as `retrieval`."""
+    found = best_caption_ranks(text, video, owner)
+    return None if len(found) == len(owner) else summarise(VIDEO_TO_TEXT, found, len(found))
 
 
 def retrieval(

@@ -49,6 +49,8 @@ def show_skipped(skipped: "Sequence[Skipped]") -> None:
 def _show_data(found: "tuple[Split, list[Skipped]]") -> None:
     split, skipped = found
     _line(f"{split.name} data", f"{split.data.name}   {len(split.data.paths)} videos, {len(split.token_ids)} captions")
+    for note in split.data.notes:
+        show_note(note)
     show_skipped(skipped)
     if split.cut:
         show_note(

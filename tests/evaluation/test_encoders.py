@@ -143,32 +143,51 @@ class TestFingerprint:
             CheckpointEncoder(prepare(other_file, recipe.profile)).fingerprint,
             BundleEncoder(open_bundle(mini_bundle)).fingerprint,
         ]
-        model, versions = ["0"], dict(onnxruntime="1.0", torch="2.0")
-        installed = [type("D", (), {"metadata": {"Name": n}, "version": v}) for n, v in versions.items()]
-        monkeypatch.setattr(encoders.importlib.metadata, "distributions", lambda: installed)
-        found += [encoders._fingerprint(model, "ort", device, ["onnxruntime"]) for device in ("cpu", "cuda")]
-        installed[0].version = "1.1"
-        found.append(encoders._fingerprint(model, "ort", "cpu", ["onnxruntime"]))
+        found += [encoders._fingerprint(["0"], "ort", device) for device in ("cpu", "cuda")]
         assert len(set(found)) == len(found)
+
+    def test_versions_of_what_runs(self, monkeypatch):
+        def of(backend, device="cpu", **changes):
+            versions = {**usual, **{name.replace("_", "-"): version for name, version in changes.items()}}
+            distributions = [type("D", (), {"metadata": {"Name": n}, "version": v}) for n, v in versions.items()]
+            monkeypatch.setattr(encoders.importlib.metadata, "distributions", lambda: distributions)
+            return encoders._fingerprint("m", backend, device)
+
+        usual = {"onnxruntime_gpu": "1", "torch": "2", "Tempme.Export": "3", "open_clip_torch": "4"}
+        usual |= {"tensorrt_cu13_bindings": "5", "nvidia-cudnn-cu13": "6", "rich": "7"}
+        usual = {name.replace("_", "-"): version for name, version in usual.items()}
+        for backend, device, changed, matters in (
+            ("ort", "cpu", "onnxruntime_gpu", True),
+            ("ort", "cpu", "Tempme.Export", True),
+            ("original", "cpu", "open_clip_torch", True),
+            ("original", "cpu", "torch", True),
+            ("tensorrt", "cuda:0", "tensorrt_cu13_bindings", True),
+            ("torch", "cuda", "nvidia_cudnn_cu13", True),
+            ("torch", "cpu", "nvidia_cudnn_cu13", False),
+            ("ort", "cpu", "torch", False),
+            ("original", "cpu", "onnxruntime_gpu", False),
+            ("ort", "cpu", "rich", False),
+        ):
+            assert (of(backend, device) != of(backend, device, **{changed: "0"})) == matters, (backend, changed)
 
     def test_what_does_not(self, monkeypatch):
         of = encoders._fingerprint
-        assert of("m", "torch", "cuda:0", ["torch"]) == of("m", "torch", "cuda:1", ["torch"])
-        before = of("m", "ort", "cpu", ["onnxruntime"])
+        assert of("m", "torch", "cuda:0") == of("m", "torch", "cuda:1")
+        before = of("m", "ort", "cpu")
         monkeypatch.setattr(torch, "__version__", "99")
-        assert of("m", "ort", "cpu", ["onnxruntime"]) == before
+        assert of("m", "ort", "cpu") == before
 
-    def test_versions_are_inside(self, recipe, mini_bundle, monkeypatch):
+    def test_the_model_is_inside(self, recipe, mini_bundle, monkeypatch):
         seen = []
         real = encoders._fingerprint
         monkeypatch.setattr(encoders, "_fingerprint", lambda *a: (seen.append(a), real(*a))[1])
         CheckpointEncoder(recipe, "torch")
         bundle = open_bundle(mini_bundle)
         BundleEncoder(bundle)
-        (model, backend, device, packages), on_ort = seen
+        (model, backend, device), on_ort = seen
         assert model[0] == recipe.checkpoint.sha256 and model[1] == recipe.profile.to_dict()
-        assert (backend, device, list(packages)) == ("torch", "cpu", ["torch"])
-        assert on_ort[:3] == (bundle.manifest["sha256"], "ort", "cpu") and "onnxruntime" in on_ort[3]
+        assert (backend, device) == ("torch", "cpu")
+        assert on_ort == (bundle.manifest["sha256"], "ort", "cpu")
 
 
 class TestOpening:

@@ -148,7 +148,9 @@ class TestByHand:
             *("queries", "candidates", "skipped"),
         ]
         assert frame.schema == pl.Schema(dict(COLUMNS))
-        assert frame["direction"].to_list() == ["text-to-video", "video-to-text", "text-to-video in group"]
+        assert frame["direction"].to_list() == [
+            *("text-to-video", "video-to-text", "video-to-text by best caption", "text-to-video in group")
+        ]
         assert frame.row(0) == (
             "by hand",
             "fake",
@@ -170,13 +172,15 @@ class TestByHand:
         document = json.loads(json.dumps(found.to_dict(), allow_nan=False))
         assert document["data"] == "by hand" and document["model"] == "fake" and document["backend"] == "none"
         assert document["fingerprint"] == "f" * 64 and document["skipped"] == {} and document["not_finite"] == 0
-        assert list(document["retrieval"]) == ["text-to-video", "video-to-text", "text-to-video in group"]
+        assert list(document["retrieval"]) == [
+            *("text-to-video", "video-to-text", "video-to-text by best caption", "text-to-video in group")
+        ]
         assert document["retrieval"]["text-to-video"]["r_sum"] == 275.0
 
     def test_no_groups(self, encoder, asked):
         data, source = asked
         found = evaluate(encoder, dataclasses.replace(data, groups=None), source)
-        assert found.in_groups is None and found.to_frame().height == 2
+        assert found.in_groups is None and found.to_frame().height == 3
 
     def test_rows_that_are_no_numbers_are_counted(self, encoder, asked):
         found = embed(encoder, *asked)
@@ -270,7 +274,7 @@ class TestSkipping:
         everything = run(fake_encoder(), data.select([0, 2, 4]))
         np.testing.assert_array_equal(found.video, everything.video)
         evaluation = judge(found, encoder)
-        assert evaluation.to_frame()["skipped"].to_list() == [2, 2, 2]
+        assert evaluation.to_frame()["skipped"].to_list() == [2, 2, 2, 2]
         assert evaluation.text_to_video.candidates == 3 and evaluation.text_to_video.queries == 4
         assert evaluation.in_groups.queries == 3, "e is alone in its group now"
         assert evaluation.to_dict()["skipped"] == found.skipped

@@ -9,6 +9,8 @@ from tempme_export.errors import InputError
 from tempme_export.evaluation import metrics
 from tempme_export.evaluation.metrics import (
     Retrieval,
+    best_caption_ranks,
+    best_caption_retrieval,
     group_ranks,
     group_retrieval,
     ranks,
@@ -293,6 +295,88 @@ class TestRetrieval:
         for call in (retrieval, text_to_video_ranks, video_to_text_ranks):
             with pytest.raises(InputError, match=message):
                 call(text, video, owner)
+
+
+class TestBestCaption:
+    """What CLIP4Clip does with several captions: a video's best caption stands for all of them, on both sides."""
+
+    def test_by_hand(self, example):
+        """Scores of videos 0, 1, 2 with texts 0 to 3: (.8 0 .6 0), (.6 .6 0 0), (0 .8 .8 1). Best captions of videos
+        0, 1, 2 therefore: (.8 .6 0), (.6 0 0), (.8 .8 1). Video 1's ties with video 2's, after video 0's."""
+        assert best_caption_ranks(*example).tolist() == [1, 3, 1]
+        found = best_caption_retrieval(*example)
+        assert found == Retrieval(
+            "video-to-text", pytest.approx(200 / 3), 100.0, 100.0, 1.0, pytest.approx(5 / 3), 3, 3
+        )
+
+    def test_captions_of_one_rival_count_once(self):
+        text = np.array([[0.6, 0.8], [0.8, 0.6], [0.9, np.sqrt(0.19)], [0.7, np.sqrt(0.51)]])
+        video, owner = np.array([[1.0, 0], [0, 1.0]]), [0, 1, 1, 1]
+        assert video_to_text_ranks(text, video, owner).tolist() == [4, 2]
+        assert best_caption_ranks(text, video, owner).tolist() == [2, 2]
+
+    def test_the_definition(self):
+        rng = np.random.default_rng(11)
+        owner = rng.integers(0, 23, 61)
+        video, text = unit(rng.standard_normal((23, 5))), unit(rng.standard_normal((61, 5)))
+        scores = video.astype(np.float64) @ text.astype(np.float64).T
+        asked = sorted(set(owner.tolist()))
+        best = np.array([[scores[v, owner == other].max() for other in asked] for v in asked])
+        expected = [
+            rank_by_definition(row, row_right)
+            for row, row_right in zip(best, np.eye(len(asked), dtype=bool), strict=True)
+        ]
+        assert best_caption_ranks(text, video, owner).tolist() == expected
+        assert (video_to_text_ranks(text, video, owner) >= expected).all()
+
+    def test_one_caption_each_says_nothing_new(self):
+        rng = np.random.default_rng(12)
+        video, text = unit(rng.standard_normal((9, 4))), unit(rng.standard_normal((9, 4)))
+        owner = rng.permutation(9)
+        assert best_caption_ranks(text, video, owner).tolist() == video_to_text_ranks(text, video, owner).tolist()
+        assert best_caption_retrieval(text, video, owner) is None
+
+    @pytest.mark.parametrize("block", [1, 7, 200])
+    def test_blocks_change_nothing(self, block, monkeypatch):
+        rng = np.random.default_rng(13)
+        video, text = unit(rng.standard_normal((23, 5))), unit(rng.standard_normal((61, 5)))
+        owner = rng.permutation(np.arange(61) % 23)
+        expected = best_caption_ranks(text, video, owner).tolist()
+        monkeypatch.setattr(metrics, "_BLOCK", block)
+        assert best_caption_ranks(text, video, owner).tolist() == expected
+
+    def test_what_is_no_number_counts_against(self, example):
+        text, video, owner = example
+        text = text.copy()
+        text[1] = NAN  # of video 0: its other caption answers for it, and comes before every other video's
+        assert best_caption_ranks(text, video, owner).tolist() == [1, 3, 2]
+        text[0] = NAN
+        assert best_caption_ranks(text, video, owner).tolist() == [3, 3, 2]
+
+
+class TestFixedValues:
+    """Twelve texts of five videos, numbers with exact products; ranks as the original's code gives them."""
+
+    TEXT = np.array([[(7 * i + 3 * j * j + i * j) % 11 - 5 for j in range(4)] for i in range(12)], np.float64)
+    VIDEO = np.array([[(5 * i + j * (i + 2)) % 9 - 4 for j in range(4)] for i in range(5)], np.float64)
+    OWNER = (0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 0)
+
+    def test_ranks(self):
+        scores = self.TEXT @ self.VIDEO.T
+        assert scores[:3].tolist() == [[24, -5, 29, -18, -2], [0, -29, -31, 30, -17], [-2, 2, -3, 1, 23]]
+        expected = [2, 4, 5, 1, 4, 4, 1, 5, 2, 2, 3, 2]
+        assert text_to_video_ranks(self.TEXT, self.VIDEO, self.OWNER).tolist() == expected
+        assert video_to_text_ranks(self.TEXT, self.VIDEO, self.OWNER).tolist() == [2, 1, 8, 2, 3]
+        assert best_caption_ranks(self.TEXT, self.VIDEO, self.OWNER).tolist() == [2, 1, 5, 2, 3]
+
+    def test_retrieval(self):
+        there, back = retrieval(self.TEXT, self.VIDEO, self.OWNER)
+        assert there == Retrieval(
+            "text-to-video", pytest.approx(100 / 6), 100.0, 100.0, 2.5, pytest.approx(35 / 12), 12, 5
+        )
+        assert back == Retrieval("video-to-text", 20.0, 80.0, 100.0, 2.0, 3.2, 5, 12)
+        best = best_caption_retrieval(self.TEXT, self.VIDEO, self.OWNER)
+        assert best == Retrieval("video-to-text", 20.0, 100.0, 100.0, 2.0, 2.6, 5, 5)
 
 
 class TestGroups:
