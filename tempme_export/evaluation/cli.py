@@ -115,11 +115,13 @@ def command(
         raise UsageError(f"--parquet and --csv both name {csv}. Give two files.")
 
     from tempme_export.data.annotations import open_data
-    from tempme_export.evaluation.encoders import open_encoder
-    from tempme_export.evaluation.evaluate import evaluate
 
     asked = open_data(data, "train" if split == "train" else "test", videos)
     console.show_data(asked)
+
+    from tempme_export.evaluation.encoders import open_encoder
+    from tempme_export.evaluation.evaluate import evaluate
+
     encoder = open_encoder(source, profile, backend, device, activation)
     try:
         console.show_encoder(encoder)

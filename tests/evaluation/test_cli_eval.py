@@ -94,7 +94,9 @@ class TestResults:
         header = next(i for i, line in enumerate(lines) if line.startswith("direction"))
         columns = " ".join(lines[header].split())
         assert columns == "direction R@1 R@5 R@10 R-Sum MdR MnR queries candidates"
-        for line, (label, one) in zip(lines[header + 1 :], expected.directions.items(), strict=True):
+        rows, notes = lines[header + 1 : header + 5], lines[header + 5 :]
+        assert len(notes) == 2 and "among all captions" in notes[0] and "by best caption" in notes[1]
+        for line, (label, one) in zip(rows, expected.directions.items(), strict=True):
             assert line.startswith(label) and len(line) <= 100
             assert line.removeprefix(label).split()[:2] == [f"{one.r1:.1f}", f"{one.r5:.1f}"]
             assert line.split()[-2:] == [str(one.queries), str(one.candidates)]
