@@ -130,3 +130,64 @@ def hugging_face_names():
 def _hugging_face_block(block):
     tower = "vision_model" if block.startswith("visual.") else "text_model"
     return f"{tower}.encoder.layers.{block.rsplit('.', 1)[1]}"
+
+
+@pytest.fixture(scope="session")
+def scenes(world):
+    """What the clips of `world` show: (pictures uint8 [12, 64, 64, 3], caption) each."""
+    import av
+    import numpy as np
+
+    def pictures(path):
+        with av.open(str(path)) as file:
+            return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
+
+    rows = [line.split(',"', 1) for line in (world / "test.csv").read_text().splitlines()[1:]]
+    return [(pictures(world / name), caption.rpartition('"')[0]) for name, caption in rows]
+
+
+@pytest.fixture(scope="session")
+def write_film():
+    """Write pictures as a video without loss, each file of one size as large as any other: (path, pictures, fps)."""
+    import av
+
+    def write(path, pictures, fps=6):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(path), "w", format="avi") as file:
+            stream = file.add_stream("rawvideo", rate=fps)
+            stream.height, stream.width, stream.pix_fmt = *pictures.shape[1:3], "bgr24"
+            for picture in pictures:
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            file.mux(stream.encode())
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def evaluate(mini_bundle):
+    """`tempme-eval` of the mini bundle: evaluate("data", ...) -> its JSON document, what it said under "said", its exit
+    code under "code". In this process, since the libraries take longest."""
+    import contextlib
+    import importlib.metadata
+    import io
+    import json
+    from unittest import mock
+
+    (entry,) = importlib.metadata.entry_points(group="console_scripts", name="tempme-eval")
+    main = entry.load()
+
+    def evaluate(data, *options):
+        words = ["tempme-eval", mini_bundle, "--data", data, "--json", "--workers", "0", *options]
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            mock.patch("sys.argv", list(map(str, words))),
+        ):
+            try:
+                main()
+            except SystemExit as end:
+                code = end.code or 0
+        return {**json.loads(out.getvalue() or "{}"), "said": err.getvalue(), "code": code}
+
+    return evaluate
