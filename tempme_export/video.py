@@ -2,42 +2,21 @@
 
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tempme_export.errors import BackendError, InputError, VideoError
+from tempme_export.errors import InputError, VideoError
+from tempme_export.video_size import end_of_frames
+from tempme_export.video_stream import Lost, decode, import_av, open_video, packets
+from tempme_export.video_transport import is_whole
 
-# FFmpeg opens these as videos too: text as an animation, playlists as what they point to.
-_REFUSED_FORMATS = {
-    "tty": "text",
-    "hls": "playlist",
-    "dash": "playlist",
-    "concat": "playlist",
-    "image2": "picture",
-}
-
-# Packets may outnumber frames a little (hidden reference frames, frames before the first key frame).
+# Packets may outnumber frames a little: hidden reference frames, fields stored one by one.
 _LEAST_DECODED = 0.9
-
-# Headers round, and count the padding at the end of the sound.
-_LENGTH_SLACK = 0.1  # seconds
-
-
-def import_av() -> ModuleType:
-    """Import PyAV. Raises BackendError when it is not installed."""
-    try:
-        import av
-    except ImportError as error:
-        raise BackendError(
-            "found no PyAV, which reads and writes video files; run: pip install 'tempme-export[video]'"
-        ) from error
-    return av
 
 
 def decoder_version() -> str:
@@ -117,17 +96,17 @@ def read_frames(
     path = Path(path)
     _check_request(frames, start, end)
     _check_file(path)
-    n_frames, fps = _count_frames(path)
-    positions = _positions(path, n_frames, fps, frames, start, end)
-    pictures, n_decoded = _decode(path, positions, allow_damaged)
+    scan = _scan(path)
+    positions = _positions(path, scan.n_frames, scan.fps, frames, start, end)
+    pictures, n_decoded = _decode(path, positions, scan, allow_damaged)
     if len(pictures) < len(set(positions)):
-        if n_decoded < _LEAST_DECODED * n_frames:
+        if not scan.torn and n_decoded < _LEAST_DECODED * scan.n_decodable:
             raise VideoError(
-                f"{path}: found {n_decoded} decodable frames; expected {n_frames}, which the file holds; "
+                f"{path}: found {n_decoded} decodable frames; expected {scan.n_decodable}, which the file holds; "
                 "it is damaged, copy it again or re-encode it"
             )
-        positions = _positions(path, n_decoded, fps, frames, start, end)
-        pictures, _ = _decode(path, positions, allow_damaged)
+        positions = _positions(path, n_decoded, scan.fps, frames, start, end)
+        pictures, _ = _decode(path, positions, scan, allow_damaged)
     shapes = {picture.shape for picture in pictures.values()}
     if len(shapes) > 1:
         sizes = ", ".join(f"{width}x{height}" for height, width, _ in sorted(shapes))
@@ -150,7 +129,7 @@ def check_video(path: str | os.PathLike[str]) -> int:
     """
     path = Path(path)
     _check_file(path)
-    return _count_frames(path)[0]
+    return _scan(path).n_frames
 
 
 def _check_file(path: Path) -> None:
@@ -162,107 +141,184 @@ def _check_file(path: Path) -> None:
         raise VideoError(f"{path}: found an empty file; expected a video; copy or download it again")
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[tuple[Any, Any]]:
-    """Open the container and its first video stream; FFmpeg's errors inside the block become VideoError."""
-    av = import_av()
-    try:
-        # "file:" keeps a colon in a name from being taken for a protocol; nothing remote is ever opened.
-        with av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="ignore") as container:
-            yield container, _video_stream(container, path)
-    except av.error.FFmpegError as error:
-        raise VideoError(
-            f"{path}: found no readable video (FFmpeg: {error.strerror}); expected a whole video file; "
-            "it may be cut short, damaged or of another kind: copy it again or re-encode it"
-        ) from error
+@dataclass(frozen=True)
+class _Scan:
+    """What the packets of a video say without being decoded.
+
+    n_frames     frames a decoder would show
+    n_decodable  those of them that can be decoded: not before the first key frame, nor behind missing packets
+    torn         numbers of the packets of which a part is missing, or what is between them and the next one
+    """
+
+    n_frames: int
+    fps: float
+    n_decodable: int
+    torn: frozenset[int]
 
 
-def _video_stream(container: Any, path: Path) -> Any:
-    name = container.format.name
-    refused = "picture" if name.endswith("_pipe") else _REFUSED_FORMATS.get(name)
-    if refused:
-        raise VideoError(f"{path}: found a {refused} file; expected a video; name one, or pass a list of PIL images")
-    for stream in container.streams.video:
-        if not stream.disposition & import_av().stream.Disposition.attached_pic:
-            return stream
-    kinds = {"cover picture" if stream.type == "video" else stream.type for stream in container.streams}
-    raise VideoError(
-        f"{path}: found no video stream, only {', '.join(sorted(kinds)) or 'nothing'}; "
-        "expected a video; name another file"
-    )
-
-
-def _count_frames(path: Path) -> tuple[int, float]:
-    """Count the frames a decoder would show, without decoding, and read the average frame rate."""
-    n_frames = 0
-    ends: dict[int, float] = {}  # stream index -> seconds
-    with _open(path) as (container, stream):
-        for packet in container.demux():
-            if packet.size == 0:
-                continue
-            if packet.stream_index == stream.index:
-                if packet.is_corrupt:
-                    raise VideoError(
-                        f"{path}: found an incomplete frame after {n_frames} whole ones; expected whole "
-                        "frames to the end; the file is cut short or damaged, copy it again or re-encode it"
-                    )
-                n_frames += not packet.is_discard
-            start = packet.dts if packet.pts is None else packet.pts
-            if start is not None:
-                end = float((start + (packet.duration or 0)) * packet.time_base)
-                ends[packet.stream_index] = max(end, ends.get(packet.stream_index, end))
+def _scan(path: Path) -> _Scan:
+    n_frames = n_decodable = 0
+    seen: list[tuple[int | None, bool]] = []  # where each packet is in the file, whether it holds a key frame
+    flagged: list[int] = []
+    whole, key_time = False, None  # since the last key frame behind a gap, which is shown at that time
+    with open_video(path) as (container, stream):
+        for packet in packets(container, stream):
+            if packet.is_corrupt:
+                whole = False
+                flagged.append(len(seen))
+            elif packet.is_keyframe and not whole:
+                whole, key_time = True, packet.pts
+            seen.append((packet.pos, packet.is_keyframe))
+            if not packet.is_discard:
+                n_frames += 1
+                early = key_time is not None and packet.pts is not None and packet.pts < key_time
+                n_decodable += whole and not early
         if n_frames == 0:
             raise VideoError(f"{path}: found a video stream without frames; expected at least 1; copy the file again")
         rate = stream.average_rate or stream.guessed_rate
         if not rate:
             raise VideoError(f"{path}: found no frame rate; expected frames per second; re-encode the video")
-        fps = float(rate)
-        _check_length(container, stream, ends, fps, path)
-    return n_frames, fps
-
-
-def _check_length(container: Any, stream: Any, ends: dict[int, float], fps: float, path: Path) -> None:
-    """Compare the length that the header declares with the length that was found, in seconds.
-
-    Frame counts do not serve: edit lists hide frames, and AVI counts the gaps between them. MPEG
-    streams declare nothing and may end anywhere.
-    """
-    name = container.format.name
-    found = ends.get(stream.index, 0.0)
-    if "mp4" in name and stream.duration:
-        declared = float(stream.duration * stream.time_base)
-    elif name == "avi":
-        declared = float(stream.frames * stream.time_base)
-    elif ("matroska" in name or name == "flv") and container.duration:
-        declared = container.duration / 1e6
-        found = max(ends.values(), default=0.0)
-    else:
-        return
-    if declared - found > max(_LENGTH_SLACK, 2 / fps):
+        container_name = container.format.name
+    found, expected = path.stat().st_size, end_of_frames(path, container_name)
+    if found < expected:
         raise VideoError(
-            f"{path}: found {found:.2f} s of video; expected {declared:.2f} s, which its header declares; "
-            "the file is cut short, copy it again"
+            f"{path}: found {found} bytes; expected {expected}, up to which its container declares frames; the file is "
+            "cut short, copy it again"
+        )
+    return _Scan(n_frames, float(rate), n_decodable, _torn(path, container_name, flagged, seen))
+
+
+def _torn(
+    path: Path, container_name: str, flagged: Sequence[int], seen: Sequence[tuple[int | None, bool]]
+) -> frozenset[int]:
+    """What a flag says of a packet, or of the next one where a parser stands between FFmpeg's reader and us.
+
+    A transport stream may go on elsewhere behind a whole packet: nothing is missing if a key frame is next.
+    """
+    if container_name != "mpegts":
+        return frozenset(flagged)
+    with open(path, "rb") as file:
+        return frozenset(
+            torn
+            for number in flagged
+            for torn in (number, number + 1)
+            if not (
+                all(is_whole(file, position) for position, _ in seen[number : number + 2])
+                and all(is_key for _, is_key in seen[number + 2 : number + 3])
+            )
         )
 
 
-def _decode(path: Path, positions: list[int], allow_damaged: bool = False) -> tuple[dict[int, NDArray[np.uint8]], int]:
-    """Decode in order up to the last position; return the wanted pictures and how many frames were seen."""
-    wanted = set(positions)
-    pictures: dict[int, NDArray[np.uint8]] = {}
+_INTRA = 1  # FFmpeg's picture type I; other key frames are points where refreshed stripes begin
+
+Pictures = dict[int, NDArray[np.uint8]]  # by position
+
+
+def _decode(path: Path, positions: Sequence[int], scan: _Scan, allow_damaged: bool) -> tuple[Pictures, int]:
+    """Decode in order up to the last position; return the wanted pictures and how many frames were seen.
+
+    A file whose decoder complains of nothing is decoded once, in threads. Another one is decoded again, in one thread,
+    which tells the packet that each complaint and each frame belong to.
+    """
+    found = None if scan.torn else _decode_whole(path, set(positions))
+    return found or _decode_damaged(path, sorted(set(positions)), scan, allow_damaged)
+
+
+def _decode_whole(path: Path, wanted: set[int]) -> tuple[Pictures, int] | None:
+    """None at the first sign of damage."""
+    pictures: Pictures = {}
     n_decoded = 0
-    with _open(path) as (container, stream):
-        stream.thread_type = "AUTO"
-        for position, frame in enumerate(container.decode(stream)):
-            n_decoded += 1
-            if position in wanted:
-                if frame.is_corrupt and not allow_damaged:
-                    raise VideoError(
-                        f"{path}: found frame {position} damaged; expected whole frames; copy the file again"
-                    )
-                pictures[position] = _upright(frame, path)
-            if len(pictures) == len(wanted):
-                break
+    for frame in decode(path, strict=True, threads=True):
+        if isinstance(frame, Lost) or frame.is_corrupt:
+            return None
+        if n_decoded in wanted:
+            pictures[n_decoded] = _upright(frame, path)
+        n_decoded += 1
+        if len(pictures) == len(wanted):
+            break
     return pictures, n_decoded
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """The packets that a picture was made from, from its key frame's to its own, and when it is shown, in seconds."""
+
+    first: int
+    last: int
+    time: float
+
+
+def _decode_damaged(path: Path, wanted: Sequence[int], scan: _Scan, allow_damaged: bool) -> tuple[Pictures, int]:
+    """Decode as players do. Raises VideoError for a wanted frame that is damaged or predicted from one that is.
+
+    A frame that was lost keeps its place, so that those behind the next key frame are found where they were; the next
+    frame stands in for it.
+    """
+    pictures: Pictures = {}
+    origins: list[_Origin] = []
+    damaged = set(scan.torn)
+    waiting: list[Lost] = []  # to be shown later
+    n_shown = n_lost = n_decoded = key = 0
+    begin = None
+    for frame in decode(path, strict=False, threads=False):
+        if isinstance(frame, Lost):
+            damaged.add(frame.number)
+            waiting.append(frame)
+            continue
+        if frame.key_frame and frame.pict_type == _INTRA:
+            key = frame.opaque
+        if frame.is_corrupt:
+            damaged.add(frame.opaque)
+        later = [one for one in waiting if not _shown_before(one, frame, key)]
+        n_lost += len(waiting) - len(later)
+        waiting = later
+        begin = frame.time if begin is None else begin
+        for position in [position for position in wanted if n_decoded <= position <= n_shown + n_lost]:
+            pictures[position] = _upright(frame, path)
+            if position < n_shown + n_lost:
+                origins.append(_Origin(0, frame.opaque, position / scan.fps))
+            else:
+                origins.append(_Origin(key, frame.opaque, _seconds(frame, begin, position / scan.fps)))
+        n_shown += 1
+        n_decoded = n_shown + n_lost
+        if len(pictures) == len(wanted):
+            break
+    if not n_shown and waiting:
+        raise VideoError(
+            f"{path}: found no readable video (FFmpeg: {waiting[0].reason}); expected a whole video file; "
+            "it may be damaged or of another kind: copy it again or re-encode it"
+        )
+    if origins and not allow_damaged:
+        damaged |= _found_strictly(path, origins[-1].last + 1)
+        for origin in origins:
+            if any(origin.first <= number <= origin.last for number in damaged):
+                raise VideoError(
+                    f"{path}: found the frame at {origin.time:.2f} s damaged, or one it is predicted from; expected "
+                    "whole frames; copy the file again, or take its pictures as a player shows them: --allow-damaged, "
+                    "allow_damaged=True"
+                )
+    return pictures, n_decoded
+
+
+def _found_strictly(path: Path, n_packets: int) -> set[int]:
+    """Numbers of the packets, of the first so many, in which the decoder finds what is against the format."""
+    found = decode(path, strict=True, threads=False, n_packets=n_packets)
+    return {
+        one.number if isinstance(one, Lost) else one.opaque for one in found if isinstance(one, Lost) or one.is_corrupt
+    }
+
+
+def _shown_before(lost: Lost, frame: Any, key: int) -> bool:
+    if lost.number < key or lost.pts is None or frame.pts is None:
+        return lost.number < frame.opaque
+    return lost.pts < frame.pts
+
+
+def _seconds(frame: Any, begin: float | None, otherwise: float) -> float:
+    """When a frame is shown, counted from the first one; joined recordings have clocks that go back."""
+    if frame.time is None or begin is None or frame.time < begin:
+        return otherwise
+    return float(frame.time - begin)
 
 
 def _upright(frame: Any, path: Path) -> NDArray[np.uint8]:

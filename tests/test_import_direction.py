@@ -31,7 +31,7 @@ LAYERS = (
         "processor",
         "heap",
     ),
-    ("video", "video_writer", "preprocess", "tokenizer"),
+    ("video_size", "video_transport", "video_stream", "video", "video_writer", "preprocess", "tokenizer"),
     ("data",),
     ("profile",),
     ("checkpoint",),
