@@ -1,7 +1,7 @@
 """What is measured: a model and the videos it is shown."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +99,7 @@ def _bundle_case(folder: Path, profile: str | None) -> Case:
             f"{folder} was built for other pixel statistics than {checkpoint.source} has now: found {pixels}, expected "
             f"{bundle.manifest['image']}. A configuration beside it has changed; export it again. {advice}"
         )
-    return Case(recipe, bundle.path, bundle.manifest["precision"])
+    return Case(replace(recipe, conventions=bundle.conventions), bundle.path, bundle.manifest["precision"])
 
 
 def benchmark_clips(recipes: Sequence[Recipe], seed: int) -> NDArray[np.float32]:

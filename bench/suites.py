@@ -19,7 +19,7 @@ from tempme_export.bench.scaling import fits, knees, profile_for_frames
 from tempme_export.bench.stages import measure_stages, rendered_clip, source_for
 from tempme_export.bench.timing import Progress, Protocol
 from tempme_export.bench.wanted import DEFAULT_FRAMES, Wanted, chosen_profile
-from tempme_export.checkpoint.statements import in_words
+from tempme_export.conventions import in_words
 from tempme_export.devices import torch_device
 from tempme_export.errors import UsageError
 from tempme_export.files import scratch_folder

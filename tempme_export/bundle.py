@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tempme_export import files
+from tempme_export.conventions import Statement
 from tempme_export.errors import BundleError, ExportError, ReleaseError
 from tempme_export.files import file_sha256
 from tempme_export.names import printable
@@ -52,6 +53,11 @@ class Bundle:
     def profile(self) -> Profile:
         """The profile it was built from."""
         return parse_profile(self.manifest["profile"], source=f"{self.path / MANIFEST}: profile")
+
+    @property
+    def conventions(self) -> tuple[Statement, ...]:
+        """What its checkpoint's shapes could not tell, and who said it; none in bundles of earlier versions."""
+        return tuple(Statement(about, **said) for about, said in self.manifest.get("conventions", {}).items())
 
     @property
     def plan(self) -> Schedule:

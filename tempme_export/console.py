@@ -13,7 +13,7 @@ from tempme_export.terminal import show_line as _line
 
 if TYPE_CHECKING:
     from tempme_export.bundle import Bundle
-    from tempme_export.checkpoint import Statement
+    from tempme_export.conventions import Statement
     from tempme_export.evaluation.agreement import Comparison, Part
     from tempme_export.evaluation.gate import Gate, GateData
     from tempme_export.parity import ParityReport
@@ -66,7 +66,7 @@ def show_recipe(recipe: "Recipe") -> None:
 
 def show_conventions(remarks: Sequence[str], conventions: "Iterable[Statement]") -> None:
     """What was decided while a checkpoint was read, and what its shapes cannot tell: each with who says it."""
-    from tempme_export.checkpoint.statements import in_words
+    from tempme_export.conventions import in_words
 
     for remark in remarks:
         _line("note", remark)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tempme_export.backbone import ACTIVATIONS, HEAD_WIDTH, Backbone, open_clip_backbone
 from tempme_export.checkpoint import CLIP_POSITION, LORA_A, LORA_B, Checkpoint, load_checkpoint
-from tempme_export.checkpoint.statements import FIXED, About, Statement, agreed
+from tempme_export.conventions import FIXED, About, Statement, agreed
 from tempme_export.errors import CheckpointError, ProfileError, UsageError
 from tempme_export.profile import FROM_CHECKPOINT, Profile, load_profile, shipped_profiles
 from tempme_export.schedule import Schedule
@@ -150,11 +150,13 @@ def infer_profile(checkpoint: Checkpoint, activation: str | None = None) -> Prof
             f"{checkpoint.source} fits {len(matches)} profiles: {', '.join(p.name for p in matches)}. "
             "Its shapes cannot tell which; choose one with --profile."
         )
-    f = checkpoint.facts
+    f, told = checkpoint.facts, known.get("activation")
+    activated = "" if told is None else f", {told.value} by {told.source}"
+    confirm = "" if told is None else f", or confirm with --activation {told.value} where only that differs"
     raise ProfileError(
         f"{checkpoint.source} (patch {f.patch}, width {f.width}, {f.layers} blocks, image {f.image_size}, clip "
-        f"positions {dict(f.clip_lengths) or 'none'}) fits no shipped profile. Write one and give its path with "
-        f"--profile. Shipped: {', '.join(shipped_profiles())}."
+        f"positions {dict(f.clip_lengths) or 'none'}{activated}) fits no shipped profile. Write one and give its path "
+        f"with --profile{confirm}. Shipped: {', '.join(shipped_profiles())}."
     )
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from tempme_export.checkpoint import Checkpoint, Statement, from_state_dict
+from tempme_export.checkpoint import Checkpoint, from_state_dict
+from tempme_export.conventions import Statement
 from tempme_export.profile import FROM_CHECKPOINT, BatchRange, Profile
 from tempme_export.recipe import Recipe, prepare
 from tempme_export.schedule import MergePolicy

@@ -21,6 +21,7 @@ LAYERS = (
     ("errors", "files", "names", "profiles"),
     (
         "backbone",
+        "conventions",
         "schedule",
         "complexity",
         "devices",

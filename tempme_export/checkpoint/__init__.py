@@ -12,7 +12,6 @@ from tempme_export.checkpoint.facts import (
 )
 from tempme_export.checkpoint.loading import Checkpoint, from_state_dict, load_checkpoint
 from tempme_export.checkpoint.open_clip_weights import OPEN_CLIP
-from tempme_export.checkpoint.statements import Statement
 
 __all__ = [
     "ADAPTER",
@@ -23,7 +22,6 @@ __all__ = [
     "PROMPT",
     "Checkpoint",
     "Facts",
-    "Statement",
     "expected_shapes",
     "from_state_dict",
     "load_checkpoint",

@@ -10,7 +10,7 @@ from typing import Any
 
 from tempme_export.backbone import HEAD_WIDTH
 from tempme_export.checkpoint.facts import Facts
-from tempme_export.checkpoint.statements import About, Statement, activation_named, statistic
+from tempme_export.conventions import About, Statement, activation_named, statistic
 from tempme_export.errors import CheckpointError
 
 _RESAMPLES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}

@@ -20,6 +20,7 @@ _KEYS = (
     *("ema", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict", "shadow"),
 )
 _DEPTH = 8  # a dictionary can hold itself
+_COUNTERS = ("n_averaged",)  # of torch's averaged models, beside their tensors
 # Attributes that hold the model in a wrapper: parts of a name that no tensor of CLIP has, wherever they stand.
 _WRAPPERS = frozenset(
     {
@@ -30,6 +31,7 @@ _WRAPPERS = frozenset(
         "_forward_module",  # Lightning Fabric, DeepSpeed
         "_checkpoint_wrapped_module",
         "_fsdp_wrapped_module",
+        "text",  # open_clip, where the text tower is a model of its own
     }
 )
 
@@ -108,6 +110,7 @@ def read_layout(raw: Any, source: str) -> Weights:
         also = f"; it also holds {', '.join(f'{one!r}' for one in others)}, which is not used" if others else ""
         remarks.append(f"weights taken from {taken!r} of the file{also}")
     named = _check_named_tensors(documents[-1], source)
+    named = {name: tensor for name, tensor in named.items() if name not in _COUNTERS}
     _check_merged(named, source)
     tensors = _unprefixed(named, source)
     if is_hugging_face(tensors):

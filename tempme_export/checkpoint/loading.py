@@ -18,7 +18,7 @@ from tempme_export.checkpoint.facts import Facts, expected_shapes, listing, read
 from tempme_export.checkpoint.files import read_file
 from tempme_export.checkpoint.layouts import Weights, read_layout
 from tempme_export.checkpoint.open_clip_weights import OPEN_CLIP, read_open_clip
-from tempme_export.checkpoint.statements import Statement, agreed, stated_in
+from tempme_export.conventions import Statement, agreed, stated_in
 from tempme_export.errors import CheckpointError
 from tempme_export.files import file_sha256
 from tempme_export.profile import FROM_CHECKPOINT, Profile, parse_profile

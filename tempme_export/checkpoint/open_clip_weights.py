@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from tempme_export.checkpoint.configs import pixel_statements
-from tempme_export.checkpoint.statements import Statement
+from tempme_export.conventions import Statement
 from tempme_export.errors import CheckpointError
 
 OPEN_CLIP = "open_clip:"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tempme_export.bundle import MANIFEST, Bundle, one_release, open_bundle, verify_files
-from tempme_export.checkpoint import OPEN_CLIP, Statement
+from tempme_export.checkpoint import OPEN_CLIP
 from tempme_export.devices import torch_device
 from tempme_export.errors import BackendError, InputError, UsageError
 from tempme_export.model import TextEncoder, VideoEncoder
@@ -115,9 +115,7 @@ class BundleEncoder:
             self.model = RetrievalModel(bundle, backend, device)
         self.name, self.backend, self.device = bundle.path.resolve().name, self.model.backend, self.model.device
         self.profile, self.origin = bundle.profile, "bundle"
-        stated = bundle.manifest.get("conventions", {})  # older bundles do not say
-        self.conventions = tuple(Statement(about, **fields) for about, fields in stated.items())
-        self.remarks: tuple[str, ...] = ()
+        self.conventions, self.remarks = bundle.conventions, ()
         self.frames, self.preprocess = self.profile.frames, self.model.preprocess
         self.embed: int = bundle.manifest["backbone"]["embed"]
         self.fingerprint = _fingerprint(bundle.manifest["sha256"], self.backend, self.device)

@@ -68,6 +68,15 @@ def test_parts_within_names(mini_state, same):
     same(document)
 
 
+def test_a_text_tower_that_is_a_model_of_its_own(mini_state, same):
+    same({n if n.startswith("visual") or n == "logit_scale" else f"text.{n}": t for n, t in mini_state.items()})
+
+
+def test_an_averaged_model(mini_state, same):
+    averaged = {f"module.{name}": tensor for name, tensor in mini_state.items()}
+    same({"ema": averaged | {"n_averaged": torch.tensor(7)}})
+
+
 def test_two_tensors_of_one_name(mini_state, refused):
     refused(mini_state | {"module.visual.proj": mini_state["visual.proj"] + 1}, "visual.proj and module.visual.proj")
 

@@ -39,6 +39,9 @@ class TestSaveModel:
         assert stored["profile"] == recipe.profile.to_dict()
         loaded = load_checkpoint(tmp_path / "a.pth")
         assert loaded.facts.lora_rank == 3
+        told = {one.about: one.value for one in loaded.statements}
+        backbone = recipe.backbone
+        assert told == {"activation": backbone.activation, "mean": backbone.mean, "std": backbone.std}
         for name, tensor in loaded.tensors.items():
             assert torch.equal(tensor, dict(model.state_dict())[name]), name
 
