@@ -71,14 +71,14 @@ def read_facts(path: Path) -> PackageFacts:
 
 def check_unpacking(name: str, needed_bytes: int = 0) -> None:
     """Raise BackendError where torch cannot unpack a package's code into the folder for temporary files and run it."""
-    if os.name != "posix":
+    if not hasattr(os, "statvfs"):  # Windows
         return
     folder = Path(os.environ.get("TMPDIR", "/tmp"))
     if not folder.is_dir():
         problem = "is not there"
     elif not os.access(folder, os.W_OK | os.X_OK):
         problem = "cannot be written to"
-    elif os.statvfs(folder).f_flag & os.ST_NOEXEC:
+    elif os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0):
         problem = "is mounted noexec, so that no code in it may run"
     elif shutil.disk_usage(folder).free < needed_bytes:
         problem = f"has {shutil.disk_usage(folder).free / 1e6:.0f} MB free of the {needed_bytes / 1e6:.0f} it takes"

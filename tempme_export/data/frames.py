@@ -7,9 +7,9 @@ import signal
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import resource_tracker
@@ -327,12 +327,8 @@ class _Worker(Generic[_Answer]):
         self._process = context.Process(
             target=_serve, args=(theirs, job, share, workers), name=f"decode-{share}", daemon=True
         )
-        resource_tracker.ensure_running()  # start() would, and end the blocking with it
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with _without_interrupts():
             self._process.start()  # with Ctrl-C blocked for good, which reaches it too: the parent ends it
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         theirs.close()
 
     def ask(self, clip: Clip) -> _Answer:
@@ -363,6 +359,20 @@ class _Worker(Generic[_Answer]):
             f"found the process that was reading this video ended with exit code {code}; expected frames; a script "
             "that starts worker processes needs `if __name__ == '__main__':` around what it does, or 0 workers"
         )
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C waits; on Windows, where nothing holds it back, it comes."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # the start of a process would, and end the blocking with it
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _serve(pipe: Connection, job: Callable[[Clip], Any], share: int, workers: int) -> None:

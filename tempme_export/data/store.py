@@ -1,7 +1,7 @@
 """Rows of one size on disk, found by name and filled in any order; what a killed process wrote is still there."""
 
 import errno
-import fcntl
+import importlib
 import json
 import math
 import os
@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -284,6 +284,17 @@ def _writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def _lock(stream: BinaryIO) -> None:
+    """Take a lock that falls with its process, or raise OSError at once."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        msvcrt: Any = importlib.import_module("msvcrt")
+        msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 @contextmanager
 def _exclusive(folder: Path) -> Iterator[None]:
     """Hold the folder's lock. It falls with the process that holds it, however that ends."""
@@ -291,8 +302,8 @@ def _exclusive(folder: Path) -> Iterator[None]:
         stream = (folder / _LOCK).open("ab")
     with stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            _lock(stream)
+        except (BlockingIOError, PermissionError) as error:  # of Linux, of Windows
             raise InputError(
                 f"{folder}: found a store being filled by another process; expected to be alone; wait until it is done"
             ) from error
