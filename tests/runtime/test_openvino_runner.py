@@ -1,11 +1,16 @@
+import copy
+import os
+import pickle
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from tempme_export.errors import BackendError, BundleError, InputError
+from tempme_export.errors import BackendError, BundleError, InputError, UsageError
 from tempme_export.runtime.openvino import OpenVinoRunner, import_openvino
 
 pytest.importorskip("openvino")
@@ -87,3 +92,50 @@ def test_an_input_that_is_cast_at_once_keeps_its_name(tmp_path):
     with OpenVinoRunner(tmp_path / "half.onnx") as runner:
         assert runner.inputs.keys() == {"x"}
         np.testing.assert_array_equal(runner.infer({"x": np.ones((2, 3), np.float32)})["y"], np.full((2, 3), 2.0))
+
+
+def test_every_thread_gets_its_own_outputs(graph):
+    with OpenVinoRunner(graph, threads=1) as runner:
+
+        def run(i):
+            x = np.full((500 + i, 3), i, np.float32)
+            keep = np.full((500 + i, 2), i % 2 == 0)
+            return all(
+                np.array_equal(found["y"], -x) and np.array_equal(found["kept"], keep)
+                for found in (runner.infer({"x": x, "keep": keep}) for _ in range(20))
+            )
+
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(run, range(8))) == [True] * 8
+
+
+def test_pickled_and_copied(graph):
+    inputs = {"x": np.arange(6, dtype=np.float32).reshape(2, 3), "keep": np.ones((2, 2), np.bool_)}
+    with OpenVinoRunner(graph, threads=1) as runner:
+        for again in (pickle.loads(pickle.dumps(runner)), copy.copy(runner)):
+            np.testing.assert_array_equal(again.infer(inputs)["y"], -inputs["x"])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_opens_it_again(graph):
+    program = f"""
+import os, sys
+from pathlib import Path
+import numpy as np
+from tempme_export.runtime.openvino import OpenVinoRunner
+runner = OpenVinoRunner(Path({str(graph)!r}), threads=2)
+inputs = {{"x": np.ones((2, 3), np.float32), "keep": np.ones((2, 2), np.bool_)}}
+runner.infer(inputs)
+pid = os.fork()
+if pid == 0:
+    assert (runner.infer(inputs)["y"] == -1).all()
+    sys.exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+"""
+    subprocess.run([sys.executable, "-c", program], timeout=60, check=True)
+
+
+@pytest.mark.parametrize("threads", [0, -2, 1.5])
+def test_what_is_no_number_of_threads(graph, threads):
+    with pytest.raises(UsageError, match="threads"):
+        OpenVinoRunner(graph, threads=threads)

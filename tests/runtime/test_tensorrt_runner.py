@@ -5,8 +5,11 @@ captured.
 """
 
 import contextlib
+import copy
 import ctypes
 import dataclasses
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -213,6 +216,24 @@ class TestRunning:
         found = runner.infer(first)
         runner.infer(second)
         np.testing.assert_array_equal(found["video_embedding"], expected(first)["video_embedding"])
+
+    def test_every_thread_gets_its_own_results(self, runner, monkeypatch):
+        """While one waits for the GPU, another must not fill its buffers."""
+        monkeypatch.setattr(FakeStream, "synchronize", lambda stream: time.sleep(1e-4))
+
+        def run(i):
+            inputs = draw(2 + i % 3, seed=i)
+            wanted = expected(inputs)["video_embedding"]
+            return all(np.array_equal(runner.infer(inputs)["video_embedding"], wanted) for _ in range(20))
+
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(run, range(8))) == [True] * 8
+
+    def test_copied(self, runner):
+        inputs = draw(3)
+        again = copy.deepcopy(runner)
+        runner.close()
+        np.testing.assert_array_equal(again.infer(inputs)["video_embedding"], expected(inputs)["video_embedding"])
 
     def test_inputs_that_are_not_contiguous(self, runner):
         inputs = draw(6)
