@@ -125,6 +125,21 @@ class TestRebuild:
         assert stages == ["files", "engine", "parity", "bundle"]
         assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
 
+    def test_a_bundle_that_is_replaced_meanwhile(self, bundle, builder, monkeypatch):
+        """The new engine of the old release must not take the place of a newer release."""
+        build = to_tensorrt.build
+
+        def build_slowly(*args, **options):
+            manifest = {k: v for k, v in open_bundle(bundle).manifest.items() if k not in ("format", "files", "sha256")}
+            write_manifest(bundle, {**manifest, "tool_version": "9.9"})
+            return build(*args, **options)
+
+        monkeypatch.setattr(to_tensorrt, "build", build_slowly)
+        with pytest.raises(BundleError, match="another release"):
+            rebuild.rebuild(bundle)
+        assert open_bundle(bundle).manifest["tool_version"] == "9.9"
+        assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
+
     def test_what_is_built(self, bundle, builder, small_recipe):
         rebuild.rebuild(str(bundle), device="cuda:1", workspace_gib=2.0, verbose=True)
         source, batch, precision, options = builder.asked
