@@ -85,7 +85,9 @@ def _dataset(kind: str, folder: Path, split: Split, videos: Path | None) -> Retr
     files = find_videos(videos or usual, search, read.files)
     clips = {one: Clip(file, None if read.end is None else 0.0, read.end) for one, file in files.items()}
     notes = (
-        [] if read.end is None else [f"frames are of the first {read.end:g} s of each video, as the original's loader"]
+        []
+        if read.end is None
+        else [f"frames are of the first {read.end:g} s of each video, as in the original's loader"]
     )
     return gather(read.name, read.captions, clips, notes=[*notes, *_unread(kind, folder, split, read.sources)])
 
