@@ -21,11 +21,16 @@ _RANGE = ("start", "end")
 
 @dataclass(frozen=True)
 class Table:
-    """Columns of text, all filled, columns of numbers, and where each row stands in the file ("line 3", "row 2")."""
+    """Columns of text, all filled, and where each row stands in the file ("line 3", "row 2").
+
+    numbers  columns of numbers
+    others   names of the columns that were not read
+    """
 
     columns: dict[str, list[str]]
     places: list[str]
     numbers: dict[str, list[float | None]] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
 
 
 def read_columns(
@@ -64,7 +69,7 @@ def read_columns(
         if empty:
             raise InputError(f"{path}: found an empty {name} at {some(empty)}; expected text; fill or remove the rows")
     numbers = {column: _numbers(path, frame[column], places) for column in wanted if column in numeric}
-    return Table(columns, places, numbers)
+    return Table(columns, places, numbers, tuple(column for column in frame.columns if column not in wanted))
 
 
 def _numbers(path: Path, column: pl.Series, places: Sequence[str]) -> list[float | None]:
@@ -170,6 +175,7 @@ def read_table(path: Path, videos: Path | None = None, name: str | None = None) 
         said,
         {video_id: replace(clip, path=root / clip.path) for video_id, clip in zip(ids, clips, strict=True)},
         None if groups is None else dict(zip(ids, groups, strict=True)),
+        [f"columns not read: {some(table.others)}"] if table.others else [],
     )
 
 

@@ -47,6 +47,32 @@ def test_a_plain_table(table, tmp_path) -> None:
     )
 
 
+def test_ranges_make_clips(table, tmp_path) -> None:
+    text = "video,caption,start,end\na.mp4,one,,\na.mp4,two,1.50,3\n./a.mp4,three,1.5,3.0\na.mp4,four,1.5,1e1\n"
+    data = read_table(table(text))
+    file = tmp_path / "a.mp4"
+    assert data.clips == (Clip(file), Clip(file, 1.5, 3.0), Clip(file, 1.5, 10.0))
+    assert data.video_ids == ("a.mp4", "a.mp4#t=1.5,3", "a.mp4#t=1.5,10")
+    assert (data.captions, data.owner) == (("one", "two", "three", "four"), (0, 1, 1, 2))
+    whole = parquet(tmp_path / "p.parquet", video=["a.mp4"] * 2, caption=["a", "b"], start=[0, 7], end=[7, 9])
+    assert read_table(whole).clips == (Clip(file, 0.0, 7.0), Clip(file, 7.0, 9.0))
+
+
+def test_ids_are_of_one_range(table) -> None:
+    said = refusal(table("video,caption,video_id,start,end\na.mp4,one,7,0,1\na.mp4,two,7,1,2\n"))
+    assert "ids with several files: '7' ('a.mp4#t=0,1' at line 2, 'a.mp4#t=1,2' at line 3);" in said
+
+
+def test_what_is_not_read_is_said(table) -> None:
+    assert read_table(table("video,start_time,caption,x\na.mp4,1,one,\n")).notes == ("columns not read: start_time, x",)
+    assert read_table(table("video,caption\na.mp4,one\n")).notes == ()
+
+
+def test_repeated_captions_stay(table) -> None:
+    data = read_table(table("video,caption\na.mp4,one\nb.mp4,one\na.mp4,one \n"))
+    assert (data.captions, data.owner) == (("one", "one", "one"), (0, 0, 1))
+
+
 def test_ids_groups_and_another_folder(table, tmp_path) -> None:
     text = "group,video,video_id,caption\ng1,/abs/x.avi,7,one\ng2,y.avi,8,two\ng1,/abs/x.avi,7,three\n"
     data = read_table(table(text), videos=tmp_path / "clips", name="mine")
@@ -148,6 +174,9 @@ def test_many_problems_are_counted(table) -> None:
         ({"video": ["a", "b"], "caption": ["one", None]}, "an empty caption at row 2;"),
         ({"video": ["a", "b"], "caption": ["one", "two"], "group": [3, None]}, "an empty group at row 2;"),
         ({"video": pl.Series([], dtype=pl.String), "caption": pl.Series([], dtype=pl.String)}, "no rows"),
+        ({"video": ["a"], "caption": ["one"], "start": [[1]], "end": [2]}, "List(Int64) in the column 'start'"),
+        ({"video": ["a"], "caption": ["one"], "start": [2.0], "end": [float("nan")]}, "row 1 (2 to nan);"),
+        ({"video": ["a"], "caption": ["one"], "start": [True], "end": [2]}, "Boolean in the column 'start'"),
         ({"words": ["one"]}, "the columns 'words'; expected video, caption"),
     ],
 )

@@ -98,6 +98,20 @@ def test_no_video_at_all(data, recipe, tmp_path):
         open_split("train", lost, recipe, ALONE, None, 0, True, silent)
 
 
+@pytest.mark.parametrize("with_cache", [False, True])
+def test_a_range_is_a_clip(data, recipe, tmp_path, with_cache):
+    clip = Clip(data.paths[0], 0.0, 0.4)
+    clips = (clip, data.clips[0], *data.clips[2:])
+    cut = replace(data, clips=clips)
+    split, _ = open_split("train", cut, recipe, ALONE, tmp_path if with_cache else None, 0, True, silent)
+    (found,) = split.footage.batches([np.array([0, 1])])
+    crop = preprocess_for(recipe).crop
+    np.testing.assert_array_equal(found.pixels[0], crop(read_frames(clip.path, 4, clip.start, clip.end)))
+    np.testing.assert_array_equal(found.pixels[1], crop(read_frames(clip.path, 4)))
+    assert not np.array_equal(*found.pixels)
+    assert fingerprint(cut) != fingerprint(replace(cut, clips=(Clip(clip.path, 0.0, 0.5), *clips[1:])))
+
+
 class TestBatches:
     def test_ids_and_masks(self, opened, data):
         split = opened["cache"]
