@@ -92,7 +92,7 @@ def _check_archive(path: Path) -> tuple[str, ...]:
         if any(record.filename.endswith("/constants.pkl") for record in records):
             raise CheckpointError(
                 f"{path} is a TorchScript archive, expected a state_dict. Convert it once: "
-                f"torch.save(torch.jit.load('{path}').state_dict(), 'clip.pt')"
+                f"torch.save(torch.jit.load({str(path)!r}).state_dict(), 'clip.pt')"
             )
         if not any(record.CRC for record in records):  # torch.serialization.set_crc32_options(False)
             return ("written without checksums, so damage could not be looked for",)

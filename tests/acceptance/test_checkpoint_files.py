@@ -1,5 +1,7 @@
 """A checkpoint is what its bytes say it is, whatever its name."""
 
+import os
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -24,6 +26,13 @@ def test_any_name_will_do(write, name, mini_state, opened, tmp_path):
     tensors = opened(tmp_path / name).checkpoint.tensors
     assert tensors.keys() == mini_state.keys()
     assert all(torch.equal(tensors[name], tensor) for name, tensor in mini_state.items())
+
+
+@pytest.mark.parametrize("write", [save_file, write_torch])
+def test_a_name_that_is_no_utf8(write, mini_state, opened, tmp_path):
+    write(mini_state, tmp_path / "a")
+    (tmp_path / "a").rename(tmp_path / os.fsdecode(b"caf\xe9's.safetensors"))
+    assert opened(tmp_path / os.fsdecode(b"caf\xe9's.safetensors")).checkpoint.tensors.keys() == mini_state.keys()
 
 
 @pytest.mark.parametrize(

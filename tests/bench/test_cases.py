@@ -1,0 +1,48 @@
+"""A bundle is measured beside the original path with the conventions it was built with."""
+
+import json
+
+import pytest
+
+from tempme_export import pipeline
+from tempme_export.bench.cases import open_case
+from tempme_export.bundle import VIDEO, write_manifest
+from tempme_export.errors import BundleError
+from tempme_export.export.to_onnx import DEFAULT_OPSET
+from tempme_export.recipe import open_recipe
+
+
+@pytest.fixture
+def gelu_bundle(tiny, tmp_path):
+    """A bundle of the tiny checkpoint, whose file does not say the activation, built with plain GELU."""
+    recipe = open_recipe(*tiny, "gelu")
+    (tmp_path / "a.tempme").mkdir()
+    (tmp_path / "a.tempme" / VIDEO).write_bytes(b"x")
+    write_manifest(tmp_path / "a.tempme", pipeline._manifest(recipe, "fp32", False, DEFAULT_OPSET, []))
+    return tmp_path / "a.tempme"
+
+
+def test_the_original_path_has_the_bundles_activation(gelu_bundle, tiny):
+    assert open_case(str(tiny[0]), str(tiny[1]), None).recipe.backbone.activation == "quickgelu"
+    recipe = open_case(str(gelu_bundle), None, None).recipe
+    assert recipe.backbone.activation == "gelu"
+    assert "--activation" in next(one.source for one in recipe.conventions if one.about == "activation")
+
+
+def test_bundles_of_earlier_versions_say_nothing(gelu_bundle):
+    manifest = json.loads((gelu_bundle / "manifest.json").read_text())
+    for key in ("conventions", "files", "sha256", "format"):
+        del manifest[key]
+    write_manifest(gelu_bundle, manifest)
+    recipe = open_case(str(gelu_bundle), None, None).recipe
+    assert recipe.backbone.activation == "gelu" and recipe.conventions == ()
+
+
+def test_a_configuration_that_came_later(gelu_bundle, tiny):
+    pixels = tiny[0].with_name("preprocessor_config.json")
+    pixels.write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
+    try:
+        with pytest.raises(BundleError, match="other pixel statistics"):
+            open_case(str(gelu_bundle), None, None)
+    finally:
+        pixels.unlink()
