@@ -44,6 +44,8 @@ def measure(wanted: Wanted, *, stage: Progress, progress: Progress) -> Report:
     try:
         for case in _cases(wanted, stage):
             stage(f"{case.profile.name}: {case.profile.frames} frames, {case.weights}")
+            if wanted.source is not None:
+                _show_conventions(case, stage)
             report += _measure_case(case, wanted, protocol, stage, progress)
             if report.interrupted:
                 break
@@ -59,18 +61,20 @@ def measure(wanted: Wanted, *, stage: Progress, progress: Progress) -> Report:
     )
 
 
+def _show_conventions(case: Case, stage: Progress) -> None:
+    """What a checkpoint's shapes cannot tell, in the words of the export."""
+    notes = [("note", remark) for remark in case.recipe.checkpoint.remarks]
+    for label, text in notes + in_words(case.recipe.conventions):
+        stage(f"{label:<10} {text}")
+
+
 def _cases(wanted: Wanted, stage: Progress) -> Iterator[Case]:
     """The model asked for, or one with random weights for each frame count of a sweep."""
     counts = wanted.frames or ()
     if wanted.source is not None:
         if len(counts) > 1:
             raise UsageError("a checkpoint has one frame count. Sweep --frames without one, on random weights.")
-        case = open_case(wanted.source, wanted.profile, counts[0] if counts else None, wanted.activation)
-        for label, text in [("note", one) for one in case.recipe.checkpoint.remarks] + in_words(
-            case.recipe.conventions
-        ):
-            stage(f"{label}: {text}")
-        yield case
+        yield open_case(wanted.source, wanted.profile, counts[0] if counts else None, wanted.activation)
         return
     if wanted.activation is not None:
         raise UsageError("--activation is of a checkpoint, and none was given. Leave it out.")

@@ -125,7 +125,7 @@ def _read_table(table: Mapping[Any, Any], source: str, path: str) -> Iterator[St
     for key, value in table.items():
         name = f"{path}{key}"
         if isinstance(value, Mapping):
-            if name.count(".") == _DEPTH:
+            if name.count(".") >= _DEPTH:
                 continue
             yield from _read_table(value, source, f"{name}.")
         elif (one := _read_entry(str(key), value, f"{source} ({name})")) is not None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from tempme_export.errors import CheckpointError
@@ -51,6 +52,11 @@ def listing(names: Iterable[str]) -> str:
     names = sorted(names)
     shown = ", ".join(names[:_LISTED])
     return f"{shown} and {len(names) - _LISTED} more" if len(names) > _LISTED else shown
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether it has values, one beside the other."""
+    return tensor.layout == torch.strided and not tensor.is_meta
 
 
 def _shape_of(tensors: Mapping[str, Tensor], name: str, dims: int) -> tuple[int, ...]:

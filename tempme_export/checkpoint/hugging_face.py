@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from tempme_export.checkpoint.facts import is_dense
 from tempme_export.errors import CheckpointError
 
 _TOWERS = {"text_model": "", "vision_model": "visual."}
@@ -48,7 +49,7 @@ def _joined(parts: Mapping[str, Tensor], name: str, source: str) -> Tensor:
     """Query, key and value under each other."""
     missing = [one for one in "qkv" if one not in parts]
     shapes = {tuple(tensor.shape) for tensor in parts.values()}
-    odd = any(tensor.layout != torch.strided or tensor.ndim == 0 for tensor in parts.values())
+    odd = any(not is_dense(tensor) or tensor.ndim == 0 for tensor in parts.values())
     if missing or odd or len(shapes) > 1:
         found = f"{', '.join(missing)} missing" if missing else f"shapes {sorted(shapes)}"
         raise CheckpointError(
@@ -60,7 +61,7 @@ def _joined(parts: Mapping[str, Tensor], name: str, source: str) -> Tensor:
 
 def _check_position_ids(name: str, ids: Tensor, source: str) -> None:
     """A buffer that only counts; anything else would be other positions."""
-    if ids.layout != torch.strided or ids.flatten().tolist() != list(range(ids.numel())):
+    if not is_dense(ids) or ids.flatten().tolist() != list(range(ids.numel())):
         raise CheckpointError(
             f"{source}: {name} does not count 0, 1, 2, ...; positions in another order are not built."
         )
@@ -77,7 +78,7 @@ def from_hugging_face(tensors: Mapping[str, Tensor], source: str) -> dict[str, T
         if _POSITION_IDS.fullmatch(name):
             _check_position_ids(name, tensor, source)
         elif name in _TRANSPOSED:
-            found[_TRANSPOSED[name]] = tensor.t() if tensor.ndim == 2 and tensor.layout == torch.strided else tensor
+            found[_TRANSPOSED[name]] = tensor.t() if tensor.ndim == 2 and is_dense(tensor) else tensor
         elif (match := _BLOCK.fullmatch(name)) is not None:
             tower, index, part, kind = match.groups()
             block = f"{_TOWERS[tower]}transformer.resblocks.{index}."

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tempme_export.checkpoint.facts import listing
+from tempme_export.checkpoint.facts import is_dense, listing
 from tempme_export.checkpoint.hugging_face import from_hugging_face, is_hugging_face
 from tempme_export.errors import CheckpointError
 
@@ -52,7 +52,7 @@ def _holders(raw: Mapping[Any, Any], path: str = "") -> Iterator[str]:
     """Every place below known keys that holds tensors, in the order of preference."""
     for key in _KEYS:
         value = raw.get(key)
-        if not isinstance(value, dict) or path.count(".") == _DEPTH:
+        if not isinstance(value, dict) or path.count(".") >= _DEPTH:
             continue
         below = list(_holders(value, f"{path}{key}."))
         if below:
@@ -116,7 +116,7 @@ def read_layout(raw: Any, source: str) -> Weights:
     if is_hugging_face(tensors):
         tensors = from_hugging_face(tensors, source)
         remarks.append("Hugging Face's names, converted to CLIP's")
-    if (scale := tensors.get("logit_scale")) is not None and scale.numel() == 1 and not scale.is_sparse:
+    if (scale := tensors.get("logit_scale")) is not None and scale.numel() == 1 and is_dense(scale):
         tensors["logit_scale"] = scale.reshape(())
     return Weights(tensors, tuple(documents[:-1]), tuple(remarks))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tempme_export.backbone import Activation, open_clip_backbone
 from tempme_export.checkpoint.configs import stated_beside
-from tempme_export.checkpoint.facts import Facts, expected_shapes, listing, read_facts
+from tempme_export.checkpoint.facts import Facts, expected_shapes, is_dense, listing, read_facts
 from tempme_export.checkpoint.files import read_file
 from tempme_export.checkpoint.layouts import Weights, read_layout
 from tempme_export.checkpoint.open_clip_weights import OPEN_CLIP, read_open_clip
@@ -65,13 +65,14 @@ def _check_jit_facts(tensors: dict[str, Tensor], facts: Facts, source: str) -> N
     for name, expected in told.items():
         if name not in tensors:
             continue
-        value: Any = tensors.pop(name).tolist()
+        scalar = tensors.pop(name)
+        value: Any = scalar.tolist() if is_dense(scalar) else "nothing"
         if value != expected:
             raise CheckpointError(f"{source}: {name} says {value}, the shapes say {expected}.")
 
 
 def _is_dense_float(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and tensor.layout == torch.strided and not tensor.is_meta
+    return tensor.is_floating_point() and is_dense(tensor)
 
 
 def _validated(tensors: dict[str, Tensor], source: str) -> tuple[dict[str, Tensor], Facts]:

@@ -109,9 +109,10 @@ def _check_archive(path: Path) -> tuple[str, ...]:
 
 def read_torch_file(path: Path) -> tuple[Any, tuple[str, ...]]:
     """What the file holds, and remarks on it. Raises CheckpointError for damage, code, TorchScript and other files."""
-    is_archive = zipfile.is_zipfile(path)
     try:
-        remarks = _check_archive(path) if is_archive else ("PyTorch's old format, which has no checksums",)
+        remarks = (
+            _check_archive(path) if zipfile.is_zipfile(path) else ("PyTorch's old format, which has no checksums",)
+        )
         with path.open("rb") as stream:  # of a path, torch reads the name first
             return torch.load(stream, map_location="cpu", weights_only=True), remarks
     except CheckpointError:

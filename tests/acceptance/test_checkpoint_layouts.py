@@ -127,6 +127,17 @@ def test_a_document_that_holds_itself(mini_state, same, refused):
     refused(document, "not a named tensor")
     document["state_dict"] = mini_state
     same(document)
+    settings = {}
+    settings["."] = settings
+    same({"model": mini_state, "config": settings})
+
+
+@pytest.mark.parametrize(
+    "name", ["vision_model.embeddings.position_ids", "input_resolution", "text_projection.weight", "logit_scale"]
+)
+def test_tensors_without_values(name, mini_state, refused):
+    refused(mini_state | {name: torch.zeros(1, device="meta")}, "ckpt.pth")
+    refused(mini_state | {name: torch.zeros(2, 2).to_sparse()}, "ckpt.pth")
 
 
 class TestHuggingFace:

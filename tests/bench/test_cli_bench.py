@@ -199,7 +199,8 @@ def test_a_checkpoint_from_command_to_files(tempme_bench, tiny, tiny_bundle, tmp
     chosen = [*quick, "--backends", ",".join(names[1:])]
     code, out, err = tempme_bench(checkpoint, "--profile", profile, *chosen, "--out", tmp_path, "--csv")
     assert code == 0
-    assert err.startswith(f"tiny: 4 frames, {checkpoint}\nloading original\n")
+    assert err.startswith(f"tiny: 4 frames, {checkpoint}\nactivation quickgelu (assumed from CLIP's own defaults; ")
+    assert "\npixels " in err and "\nloading original\n" in err
     lines = [line.split() for line in out.splitlines()]
     assert [line[:3] for line in lines if "fp32" in line] == [[name, "fp32", batch] for batch in "12" for name in names]
     assert max(map(len, out.splitlines())) <= 100

@@ -315,4 +315,5 @@ def test_the_checkpoint_names_what_it_needs(tempme_train, arguments, tmp_path):
     """best.pth alone is enough for what comes next: its profile is inside."""
     assert tempme_train(*arguments, "--epochs", 1)[0] == 0
     stored = torch.load(tmp_path / "out" / "best.pth", weights_only=True)
-    assert set(stored) == {"state_dict", "profile"} and stored["profile"]["frames"] == 4
+    assert set(stored) == {"state_dict", "profile", "activation", "mean", "std"}
+    assert stored["profile"]["frames"] == 4 and stored["activation"] == "quickgelu"
