@@ -132,6 +132,7 @@ def test_a_document_that_holds_itself(mini_state, same, refused):
     same({"model": mini_state, "config": settings})
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
 @pytest.mark.parametrize(
     "name", ["vision_model.embeddings.position_ids", "input_resolution", "text_projection.weight", "logit_scale"]
 )
