@@ -1,9 +1,13 @@
 """`--pt2`: a bundle with a compiled package, from the command line to a process that knows only torch."""
 
+import copy
 import json
 import os
+import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +21,7 @@ from tempme_export.bench.contenders import on_backends
 from tempme_export.bench.run import Request, run
 from tempme_export.bench.timing import Protocol
 from tempme_export.bundle import PT2, TEXT, VIDEO, open_bundle, verify_files
-from tempme_export.errors import BackendError, BundleError, ExportError, ParityError
+from tempme_export.errors import BackendError, BundleError, ExportError, ParityError, UsageError
 from tempme_export.export import to_pt2
 from tempme_export.files import file_sha256
 from tempme_export.parity import cosine_distance
@@ -199,6 +203,66 @@ class TestUse:
                 assert found.dtype == np.float32 and found.shape == expected.shape
                 assert found.size == 0 or cosine_distance(expected, found) < 1e-6
             assert isinstance(model._runner(PT2), Pt2Runner)
+
+    def test_every_thread_gets_its_own_embeddings(self, bundle, frames):
+        videos = [np.roll(frames, i, axis=2) for i in range(8)]
+        with tempme_export.load(bundle, backend="pt2") as model:
+            expected = [model.encode_video(video) for video in videos]
+            with ThreadPoolExecutor(8) as pool:
+                for _ in range(3):
+                    for found, wanted in zip(pool.map(model.encode_video, videos), expected, strict=True):
+                        np.testing.assert_array_equal(found, wanted)
+        assert len(np.unique(np.stack(expected), axis=0)) == 8, "a mix-up would show"
+
+    def test_pickled_and_copied(self, bundle, frames):
+        with tempme_export.load(bundle, backend="pt2") as model:
+            expected = model.encode_video(frames)
+            for again in (pickle.loads(pickle.dumps(model)), copy.copy(model)):
+                np.testing.assert_array_equal(again.encode_video(frames), expected)
+
+    def test_threads_are_the_whole_process_s(self, bundle):
+        with pytest.raises(UsageError, match=r"torch\.set_num_threads"):
+            tempme_export.load(bundle, backend="pt2", threads=2)
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+    def test_a_child_is_refused(self, bundle):
+        """torch's threads do not come along, and a call would wait for them; both processes end as they should."""
+        program = f"""
+import os, sys
+import numpy as np
+import torch
+import tempme_export
+from tempme_export.errors import BackendError
+torch.set_num_threads(4)
+frames = np.zeros((4, 50, 50, 3), np.uint8)
+model = tempme_export.load({str(bundle)!r}, backend="pt2")
+model.encode_video([frames] * 8)
+pid = os.fork()
+if pid == 0:
+    for use in (lambda: model.encode_video(frames), lambda: tempme_export.load({str(bundle)!r}, backend="pt2")):
+        try:
+            use()
+        except BackendError as error:
+            assert "spawn" in str(error)
+        else:
+            sys.exit(3)
+    tempme_export.load({str(bundle)!r}).encode_video(frames)
+    sys.exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+model.encode_video(frames)
+"""
+        subprocess.run([sys.executable, "-c", program], timeout=120, check=True)
+
+    @pytest.mark.parametrize("folder", ["missing", "noexec"])
+    def test_a_folder_that_code_cannot_be_unpacked_in(self, bundle, tmp_path, monkeypatch, folder):
+        monkeypatch.setenv("TMPDIR", str(tmp_path / folder))
+        if folder == "noexec":
+            (tmp_path / folder).mkdir()
+            real = os.statvfs
+            monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=real(path).f_flag | os.ST_NOEXEC))
+        with pytest.raises(BackendError, match=rf"unpacks its code into .*{folder}.*Set TMPDIR") as caught:
+            tempme_export.load(bundle, backend="pt2")
+        assert caught.value.exit_code == 4
 
     def test_a_bundle_without_one(self, small_bundle):
         with pytest.raises(BackendError, match=r"has no video\.pt2\. Export it with --pt2") as caught:
