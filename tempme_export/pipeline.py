@@ -29,6 +29,7 @@ from tempme_export.engine_request import engine_nodes
 from tempme_export.errors import UsageError
 from tempme_export.evaluation.gate import Gate, GateData, open_gate, run_gate
 from tempme_export.export import to_pt2, to_tensorrt
+from tempme_export.export.external_data import LARGEST_FILE, graph_files
 from tempme_export.export.to_onnx import DEFAULT_OPSET, OPSETS, export_text, export_video
 from tempme_export.export.to_plugin_onnx import export_plugin_video
 from tempme_export.files import building
@@ -254,19 +255,25 @@ def _write_towers(
     opset: int,
     frame_mask: bool,
     trace: bool,
+    largest_file: int,
     progress: Progress,
 ) -> None:
     video, text = work / VIDEO, work / TEXT
     if quantization is None:
-        export_video(recipe, video, precision, opset, frame_mask, trace)
+        export_video(recipe, video, precision, opset, frame_mask, trace, largest_file=largest_file)
     else:
-        int8.export_video(recipe, quantization.video, video, opset, frame_mask, trace)
-    progress("file", video)
+        int8.export_video(recipe, quantization.video, video, opset, frame_mask, trace, largest_file=largest_file)
+    _report_graph(video, progress)
     if quantization is None:
-        export_text(recipe, text, precision, opset)
+        export_text(recipe, text, precision, opset, largest_file=largest_file)
     else:
-        int8.export_text(recipe, quantization.text, text, opset)
-    progress("file", text)
+        int8.export_text(recipe, quantization.text, text, opset, largest_file=largest_file)
+    _report_graph(text, progress)
+
+
+def _report_graph(graph: Path, progress: Progress) -> None:
+    for path in graph_files(graph):
+        progress("file", path)
 
 
 def export(
@@ -289,6 +296,7 @@ def export(
     gate: RetrievalData | str | Path | None = None,
     gate_videos: str | Path | None = None,
     workspace_gib: float | None = None,
+    largest_file: int = LARGEST_FILE,
     verbose: bool = False,
     progress: Progress = _silent,
 ) -> Bundle:
@@ -311,6 +319,7 @@ def export(
                 `tempme_export.data.annotations.open_data` reads (its test split), or data already read
     gate_videos the folder of the gate's video files; None: where the data says
     workspace_gib  most GPU memory for the scratch of a layer of the engine; None: all of it
+    largest_file most bytes of an ONNX file: the weights of a larger graph lie beside it, in `video.onnx.data` and so on
     verbose     also pass on the log of the engine's builder
     progress    called with a stage's name and its result
 
@@ -336,14 +345,14 @@ def export(
         selftest = make_selftest(recipe)
         save_selftest(selftest, work / SELFTEST)
         progress("selftest", selftest)
-        _write_towers(recipe, quantization, work, precision, opset, frame_mask, trace, progress)
+        _write_towers(recipe, quantization, work, precision, opset, frame_mask, trace, largest_file, progress)
         if pt2:
             to_pt2.export_video(recipe, work / PT2, precision, device, frame_mask)
             progress("file", work / PT2)
         engine = None
         if trt:
-            export_plugin_video(recipe, work / SOURCE, precision, frame_mask)
-            progress("file", work / SOURCE)
+            export_plugin_video(recipe, work / SOURCE, precision, frame_mask, largest_file=largest_file)
+            _report_graph(work / SOURCE, progress)
             engine = to_tensorrt.build(
                 work / SOURCE,
                 work / ENGINE,

@@ -8,6 +8,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from tempme_export.errors import ExportError
 from tempme_export.export.common import DTYPES, video_inputs
+from tempme_export.export.external_data import LARGEST_FILE, put_aside_above, within
 from tempme_export.model import Merges, TextEncoder, VideoEncoder
 from tempme_export.ops import DENSE_FORMS
 from tempme_export.recipe import Recipe
@@ -28,7 +30,6 @@ from tempme_export.recipe import Recipe
 OPSETS = (18, 20, 23)
 DEFAULT_OPSET = 18
 FORBIDDEN = ("Shape", "Size", "Range", "Scatter", "NonZero", "Loop", "If", "Scan", "Unique", "Compress")
-_PROTOBUF_LIMIT = 2**31 - 1
 _INT64_MAX = 2**63 - 1
 Rewrite = Callable[[onnx.ModelProto], onnx.ModelProto]
 TRACED_BATCH = 3  # tracing a symbolic batch takes twice as long; `_free_batch` makes it one
@@ -102,10 +103,12 @@ def to_proto(
     outputs: list[str],
     opset: int,
     forms: Mapping[Any, Any] = MappingProxyType(DENSE_FORMS),
+    put_aside: Callable[[onnx_ir.Model], None] | None = None,
 ) -> onnx.ModelProto:
     """The graph of `module`, traced on inputs whose batch stands for any.
 
-    forms  what each of our operators becomes
+    forms      what each of our operators becomes
+    put_aside  takes weights out before the graph becomes one message; None: all stay in
 
     Raises ExportError for an untested opset.
     """
@@ -130,6 +133,8 @@ def to_proto(
             )
             assert exported is not None, "torch.onnx.export returns a program with dynamo=True"
             _simplify(exported.model)
+            if put_aside is not None:
+                put_aside(exported.model)
     finally:
         exporter_log.setLevel(level)
     proto: onnx.ModelProto = exported.model_proto
@@ -179,16 +184,18 @@ def check_graph(proto: onnx.ModelProto) -> None:
         )
 
 
-def save(proto: onnx.ModelProto, path: Path, check: Callable[[onnx.ModelProto], None] = check_graph) -> None:
-    """Write a graph that passes `check`. Raises ExportError for one above 2 GB, and what `check` raises."""
-    size = proto.ByteSize()
-    if size > _PROTOBUF_LIMIT:
-        raise ExportError(
-            f"{path.name} would have {size / 1e9:.2f} GB, above the 2 GB that one ONNX file can hold. "
-            "Export with --precision fp16."
-        )
+def save(
+    proto: onnx.ModelProto,
+    path: Path,
+    check: Callable[[onnx.ModelProto], None] = check_graph,
+    largest_file: int = LARGEST_FILE,
+) -> None:
+    """Write a graph that passes `check`, its weights beside it where it would take more than `largest_file` bytes.
+
+    Raises what `check` raises.
+    """
     check(proto)
-    path.write_bytes(proto.SerializeToString())
+    path.write_bytes(within(proto, path, largest_file).SerializeToString())
     onnx.checker.check_model(str(path), full_check=True)
 
 
@@ -209,24 +216,28 @@ def export_video(
     *,
     encoder: VideoEncoder | None = None,
     rewrite: Rewrite | None = None,
+    largest_file: int = LARGEST_FILE,
 ) -> None:
     """Write the video tower to `path`.
 
-    encoder  one of this recipe whose products were made ready for another precision; None: the recipe's
-    rewrite  the last step on the graph before it is checked
+    encoder       one of this recipe whose products were made ready for another precision; None: the recipe's
+    rewrite       the last step on the graph before it is checked
+    largest_file  bytes; above them the weights go to `external_data.data_path(path)`
 
     Input `frames` float32 [batch, F, 3, S, S], with `frame_mask` also bool [batch, F]; output
     `video_embedding` float32 [batch, E] of unit length, whatever the precision inside. With `trace` the merges
     follow in execution order: `assign_00`, ... int32 [batch * clips, N], the row that every token goes to.
-    Raises ExportError for an untested opset, a graph above 2 GB or one with operators that do not belong.
+    Raises ExportError for an untested opset and for operators that do not belong.
     """
     inputs = video_inputs(recipe, TRACED_BATCH, frame_mask)
     names = [name for merge in recipe.plan.merges for name in (merge.assign_name, merge.tokens_name)]
     encoder = VideoEncoder(recipe, DTYPES[precision]) if encoder is None else encoder
-    proto = to_proto(TracedVideo(encoder), inputs, ["video_embedding", *names], opset)
+    aside = partial(put_aside_above, graph=path, limit=largest_file) if rewrite is None else None
+    proto = to_proto(TracedVideo(encoder), inputs, ["video_embedding", *names], opset, put_aside=aside)
     proto = proto if rewrite is None else rewrite(proto)
     kept = _trace_axes(recipe) if trace else {}
-    save(finish(proto, {"profile": recipe.profile.to_dict(), "precision": precision}, kept), path)
+    finish(proto, {"profile": recipe.profile.to_dict(), "precision": precision}, kept)
+    save(proto, path, largest_file=largest_file)
 
 
 def export_text(
@@ -237,14 +248,17 @@ def export_text(
     *,
     encoder: TextEncoder | None = None,
     rewrite: Rewrite | None = None,
+    largest_file: int = LARGEST_FILE,
 ) -> None:
     """Write the text tower to `path`: `token_ids` int64 [batch, L] -> `text_embedding` float32 [batch, E].
 
-    encoder, rewrite  as for `export_video`, whose errors it raises
+    encoder, rewrite, largest_file  as for `export_video`, whose errors it raises
     """
     length = recipe.profile.text_length
     inputs = {"token_ids": torch.zeros(TRACED_BATCH, length, dtype=torch.int64)}
     encoder = TextEncoder(recipe, DTYPES[precision]) if encoder is None else encoder
-    proto = to_proto(encoder, inputs, ["text_embedding"], opset)
+    aside = partial(put_aside_above, graph=path, limit=largest_file) if rewrite is None else None
+    proto = to_proto(encoder, inputs, ["text_embedding"], opset, put_aside=aside)
     proto = proto if rewrite is None else rewrite(proto)
-    save(finish(proto, {"profile": recipe.profile.to_dict(), "precision": precision}), path)
+    finish(proto, {"profile": recipe.profile.to_dict(), "precision": precision})
+    save(proto, path, largest_file=largest_file)

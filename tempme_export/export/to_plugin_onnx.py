@@ -6,6 +6,7 @@ Everything else, the attention too, stays standard operators, which TensorRT fus
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tempme_export import ops
 from tempme_export.errors import ExportError
 from tempme_export.export import plugin_nodes as nodes_of
 from tempme_export.export.common import DTYPES, video_inputs
+from tempme_export.export.external_data import LARGEST_FILE, put_aside_above
 from tempme_export.export.plugin_functions import DOMAIN, PLUGIN_ATTRIBUTES, VERSION, functions_of
 from tempme_export.export.plugin_nodes import PluginNode, Tokens, plugin_nodes
 from tempme_export.export.to_onnx import TRACED_BATCH, TracedVideo, check_graph, finish, save, to_proto
@@ -120,13 +122,20 @@ def check_plugin_graph(proto: onnx.ModelProto, nodes: Sequence[PluginNode]) -> N
 
 
 def export_plugin_video(
-    recipe: Recipe, path: Path, precision: str = "fp32", frame_mask: bool = False, opset: int = DEFAULT_OPSET
+    recipe: Recipe,
+    path: Path,
+    precision: str = "fp32",
+    frame_mask: bool = False,
+    opset: int = DEFAULT_OPSET,
+    *,
+    largest_file: int = LARGEST_FILE,
 ) -> None:
     """Write the video tower with its merges as functions to `path`.
 
+    largest_file  bytes; above them the weights go to `external_data.data_path(path)`
+
     Inputs and output are those of `export_video`; the merges' values have its names too (`assign_00`, ...).
-    Raises ExportError for a profile that never merges, an untested opset, a graph above 2 GB or one with operators
-    that do not belong.
+    Raises ExportError for a profile that never merges, an untested opset, and operators that do not belong.
     """
     nodes = plugin_nodes(recipe)
     if not nodes:
@@ -137,7 +146,8 @@ def export_plugin_video(
     names = [name for merge in recipe.plan.merges for name in (merge.assign_name, merge.tokens_name)]
     encoder = TracedVideo(VideoEncoder(recipe, DTYPES[precision]))
     inputs = video_inputs(recipe, TRACED_BATCH, frame_mask)
-    proto = to_proto(encoder, inputs, ["video_embedding", *names], opset, _PLUGIN_FORMS)
+    aside = partial(put_aside_above, graph=path, limit=largest_file)
+    proto = to_proto(encoder, inputs, ["video_embedding", *names], opset, _PLUGIN_FORMS, aside)
     finish(proto, {"profile": recipe.profile.to_dict(), "precision": precision})
     proto.functions.extend(functions_of(nodes, opset))
-    save(proto, path, lambda graph: check_plugin_graph(graph, nodes))
+    save(proto, path, lambda graph: check_plugin_graph(graph, nodes), largest_file)

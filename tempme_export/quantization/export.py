@@ -7,6 +7,7 @@ from typing import Any
 import onnx
 
 from tempme_export.export import to_onnx
+from tempme_export.export.external_data import LARGEST_FILE
 from tempme_export.model import TextEncoder, VideoEncoder
 from tempme_export.quantization.invariance import look_up_logarithms
 from tempme_export.quantization.qdq import quantise
@@ -31,13 +32,35 @@ def export_video(
     opset: int = to_onnx.DEFAULT_OPSET,
     frame_mask: bool = False,
     trace: bool = False,
+    *,
+    largest_file: int = LARGEST_FILE,
 ) -> None:
     """Write the video tower in int8; the file's contract is that of `to_onnx.export_video`, whose errors it raises."""
     largest = recipe.plan.frames * recipe.plan.tokens_per_frame
     rewrite = _rewrite(tower, largest)
-    to_onnx.export_video(recipe, path, INT8, opset, frame_mask, trace, encoder=tower.module, rewrite=rewrite)
+    to_onnx.export_video(
+        recipe,
+        path,
+        INT8,
+        opset,
+        frame_mask,
+        trace,
+        encoder=tower.module,
+        rewrite=rewrite,
+        largest_file=largest_file,
+    )
 
 
-def export_text(recipe: Recipe, tower: Tower[TextEncoder], path: Path, opset: int = to_onnx.DEFAULT_OPSET) -> None:
+def export_text(
+    recipe: Recipe,
+    tower: Tower[TextEncoder],
+    path: Path,
+    opset: int = to_onnx.DEFAULT_OPSET,
+    *,
+    largest_file: int = LARGEST_FILE,
+) -> None:
     """Write the text tower in int8; the file's contract is that of `to_onnx.export_text`, whose errors it raises."""
-    to_onnx.export_text(recipe, path, INT8, opset, encoder=tower.module, rewrite=_rewrite(tower, 0))
+    rewrite = _rewrite(tower, 0)
+    to_onnx.export_text(
+        recipe, path, INT8, opset, encoder=tower.module, rewrite=rewrite, largest_file=largest_file
+    )

@@ -13,6 +13,7 @@ from tempme_export.heap import give_back
 from tempme_export.runtime.base import Arrays, Runner, check_threads
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(bool)": np.bool_}
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -42,11 +43,12 @@ def check_device(device: str) -> None:
 
 
 def _with_outputs(path: Path, names: Sequence[str]) -> bytes:
-    """The model's bytes with further values as outputs. onnx is slow to import and not needed without them."""
+    """The model's bytes with further values as outputs; weights that lie beside it stay there. onnx is slow to import
+    and not needed without them."""
     import onnx
 
     try:
-        proto = onnx.load(str(path))
+        proto = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # the file system's or protobuf's own
         raise BundleError(f"{path} cannot be loaded: {error}") from error
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
@@ -91,6 +93,8 @@ class OrtRunner(Runner):
         options.log_severity_level = 3
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
+        if self._expose:  # bytes have no folder
+            options.add_session_config_entry(_DATA_FOLDER, str(path.parent))
         model = _with_outputs(path, self._expose) if self._expose else str(path)
         errors = ort.capi.onnxruntime_pybind11_state
         try:
