@@ -1,5 +1,6 @@
 """The ways to run a case: what each needs, builds and loads."""
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from tempme_export.bundle import PT2, VIDEO, open_bundle
 from tempme_export.devices import quiet_torch, torch_device
 from tempme_export.engine_facts import ENGINE, KEY, EngineFacts
 from tempme_export.errors import BackendError, UsageError
+from tempme_export.export.external_data import graph_bytes, graph_files
 from tempme_export.files import file_sha256
 from tempme_export.model import VideoEncoder
 from tempme_export.parity import inputs_for
@@ -267,6 +269,12 @@ def ready(
     return Loaded(name, runner, precision, load_s, kept, build_s, artifact_mb, artifact_sha256, onnx)
 
 
+def _sha256(artifact: Path) -> str:
+    """Of the file, or of the hashes of all its files."""
+    hashes = [file_sha256(path) for path in graph_files(artifact)]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
 def load(name: str, case: Case, device: str, folder: Path) -> Loaded:
     """Build the artifact into `folder`, unless the case brings it or none is needed, and load the backend.
 
@@ -283,7 +291,7 @@ def load(name: str, case: Case, device: str, folder: Path) -> Loaded:
             start = time.perf_counter()
             artifact = backend.build(case, folder)
             build_s = time.perf_counter() - start
-        size, sha256 = artifact.stat().st_size / 1e6, file_sha256(artifact)
+        size, sha256 = graph_bytes(artifact) / 1e6, _sha256(artifact)
     precision = backend.precision or case.precision
     onnx = artifact if backend.file in (VIDEO, _INT8) else None
     return ready(name, lambda: backend.load(case, artifact, device), precision, build_s, size, sha256, onnx)

@@ -16,6 +16,8 @@ from tempme_export.errors import BackendError, ProfileError
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 HEAD_WIDTH = 64
+# Vision towers with heads of another width, which shapes do not tell: (width, layers) -> name in open_clip's configs.
+OTHER_HEADS = {(1280, 32): "ViT-H"}
 
 Activation = Literal["quickgelu", "gelu"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)

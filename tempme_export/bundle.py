@@ -13,6 +13,7 @@ from typing import Any
 from tempme_export import files
 from tempme_export.conventions import Statement
 from tempme_export.errors import BundleError, ExportError, ReleaseError
+from tempme_export.export.external_data import is_data
 from tempme_export.files import file_sha256
 from tempme_export.names import printable
 from tempme_export.profile import Profile, parse_profile
@@ -173,6 +174,8 @@ def verify_files(bundle: Bundle) -> None:
         path = folder / name
         if not path.is_file():
             problems.append(f"{name} is missing")
+        elif path.is_symlink() and is_data(name):
+            problems.append(f"{name} is a link, which runtimes do not follow out of a folder")
         elif path.stat().st_size != entry["bytes"] or file_sha256(path) != entry["sha256"]:
             problems.append(f"{name} was changed")
     known = {*manifest["files"], MANIFEST}

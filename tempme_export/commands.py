@@ -5,8 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tempme_export import console, engine_request, pipeline
-from tempme_export.bundle import PT2, SELFTEST, TEXT, VIDEO, Bundle, check_destination, open_bundle
-from tempme_export.engine_facts import ENGINE, SOURCE
+from tempme_export.bundle import Bundle, check_destination, open_bundle
 from tempme_export.quantization.calibration import read_calibration
 from tempme_export.rebuild import rebuild
 from tempme_export.serving.repository import check_folder, write_repository
@@ -139,9 +138,9 @@ def plan_bundle(request: Request, repository: Path | None, as_json: bool) -> Non
     source = engine_request.source_path(target)
     if trt:
         engine_request.check_source(source, request.force)
-        engine_request.write_source(recipe, source, request.precision, request.frame_mask)
-        console.show_file(source)
-    files = [SELFTEST, VIDEO, TEXT, *([PT2] if request.pt2 else []), *([SOURCE, ENGINE] if trt else [])]
+        for path in engine_request.write_source(recipe, source, request.precision, request.frame_mask):
+            console.show_file(path)
+    files = pipeline.planned_files(recipe, request.precision, request.pt2, trt)
     if as_json:
         document = {"out": str(target), "profile": recipe.profile.to_dict(), "schedule": asdict(recipe.plan)}
         document["conventions"] = {one.about: one.to_dict() for one in recipe.conventions}

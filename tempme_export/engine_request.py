@@ -7,6 +7,7 @@ from tempme_export.engine_facts import SOURCE
 from tempme_export.errors import BackendError, BundleError, UsageError
 from tempme_export.export import to_tensorrt
 from tempme_export.export.engine_plan import EnginePlan, engine_plan
+from tempme_export.export.external_data import LARGEST_FILE, data_path, graph_files
 from tempme_export.export.plugin_nodes import PluginNode, plugin_nodes
 from tempme_export.export.to_plugin_onnx import export_plugin_video
 from tempme_export.export.trt_plugin_builds import ptx_target
@@ -47,14 +48,23 @@ def check_source(path: Path, force: bool) -> None:
     `force`."""
     if (path.absolute().parent / MANIFEST).is_file():
         raise BundleError(f"{path.parent} is a bundle, which holds its own files only. Choose another --out.")
-    if path.is_dir():
-        raise BundleError(f"{path} is a folder, expected to write a file there. Choose another --out.")
-    if path.exists() and not force:
-        raise BundleError(f"{path} exists. Add --force to replace it, or choose another --out.")
+    for one in (path, data_path(path)):
+        if one.is_dir():
+            raise BundleError(f"{one} is a folder, expected to write a file there. Choose another --out.")
+        if one.exists() and not force:
+            raise BundleError(f"{one} exists. Add --force to replace it, or choose another --out.")
 
 
-def write_source(recipe: Recipe, path: Path, precision: str, frame_mask: bool) -> None:
-    """The graph alone, complete or not at all. Raises ExportError as `export_plugin_video`."""
+def write_source(
+    recipe: Recipe, path: Path, precision: str, frame_mask: bool, largest_file: int = LARGEST_FILE
+) -> tuple[Path, ...]:
+    """The graph alone, complete or not at all, and its data where it has some; the files written.
+
+    Raises ExportError as `export_plugin_video`.
+    """
     with building(path) as work:
-        export_plugin_video(recipe, work / SOURCE, precision, frame_mask)
-        (work / SOURCE).replace(path)
+        export_plugin_video(recipe, work / path.name, precision, frame_mask, largest_file=largest_file)
+        data_path(path).unlink(missing_ok=True)  # of the graph that is replaced
+        for made in reversed(graph_files(work / path.name)):
+            made.replace(path.with_name(made.name))
+    return graph_files(path)

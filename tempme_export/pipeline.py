@@ -29,7 +29,7 @@ from tempme_export.engine_request import engine_nodes
 from tempme_export.errors import UsageError
 from tempme_export.evaluation.gate import Gate, GateData, open_gate, run_gate
 from tempme_export.export import to_pt2, to_tensorrt
-from tempme_export.export.external_data import LARGEST_FILE, graph_files
+from tempme_export.export.external_data import LARGEST_FILE, data_path, graph_files
 from tempme_export.export.to_onnx import DEFAULT_OPSET, OPSETS, export_text, export_video
 from tempme_export.export.to_plugin_onnx import export_plugin_video
 from tempme_export.files import building
@@ -119,11 +119,26 @@ def _manifest(
 
 def estimate_bytes(recipe: Recipe, precision: str, pt2: bool = False, trt: bool = False) -> int:
     """Upper estimate of a bundle's size: its weights and the self-test clips, a tenth added."""
-    weights = sum(tensor.numel() for tensor in recipe.checkpoint.tensors.values())
-    weights += _video_weights(recipe) * (pt2 + 2 * trt)  # an engine comes with the graph it was built from
+    weights = _weights(recipe) + _video_weights(recipe) * (
+        pt2 + 2 * trt
+    )  # an engine comes with the graph it was built from
     clips = len(CLIPS) * recipe.profile.frames * 3 * recipe.backbone.image_size**2
     code = 16 * 2**20 if pt2 else 0
     return int(1.1 * (weights * _width(precision) + clips)) + 4 * 2**20 + code
+
+
+def planned_files(
+    recipe: Recipe, precision: str, pt2: bool = False, trt: bool = False, largest_file: int = LARGEST_FILE
+) -> list[str]:
+    """Names of what a bundle will hold beside its manifest, by the size of the weights."""
+    video = _video_weights(recipe) * _width(precision)
+    text = _weights(recipe) * _width(precision) - video
+
+    def graph(name: str, weights: int) -> list[str]:
+        return [name, data_path(Path(name)).name] if weights > largest_file else [name]
+
+    engine = [*graph(SOURCE, video), ENGINE] if trt else []
+    return [SELFTEST, *graph(VIDEO, video), *graph(TEXT, text), *([PT2] if pt2 else []), *engine]
 
 
 def scratch_bytes(recipe: Recipe, precision: str, pt2: bool = False, trt: bool = False) -> int:
@@ -131,6 +146,10 @@ def scratch_bytes(recipe: Recipe, precision: str, pt2: bool = False, trt: bool =
     building an engine, a copy of it and the builder's timings."""
     weights = _video_weights(recipe) * _width(precision)
     return 3 * weights * pt2 + to_tensorrt.needed_bytes(weights) * trt
+
+
+def _weights(recipe: Recipe) -> int:
+    return sum(tensor.numel() for tensor in recipe.checkpoint.tensors.values())
 
 
 def _video_weights(recipe: Recipe) -> int:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tempme_export.backbone import ACTIVATIONS, HEAD_WIDTH, Backbone, open_clip_backbone
+from tempme_export.backbone import ACTIVATIONS, HEAD_WIDTH, OTHER_HEADS, Backbone, open_clip_backbone
 from tempme_export.checkpoint import CLIP_POSITION, LORA_A, LORA_B, Checkpoint, load_checkpoint
 from tempme_export.conventions import FIXED, About, Statement, agreed
 from tempme_export.errors import CheckpointError, ProfileError, UsageError
@@ -64,6 +64,13 @@ def _heads(known: _Known, about: Literal["heads", "text_heads"], width: int, nam
 
 def _backbone_from_shapes(checkpoint: Checkpoint, known: _Known) -> Backbone:
     facts = checkpoint.facts
+    other = OTHER_HEADS.get((facts.width, facts.layers))
+    if other is not None and known.get("heads") is None:
+        raise ProfileError(
+            f"found backbone {FROM_CHECKPOINT!r} for {checkpoint.source}, whose width {facts.width} and {facts.layers} "
+            f"blocks are {other}'s, and its heads are not {HEAD_WIDTH} wide, as is assumed where nothing tells them. "
+            f"Name the backbone in the profile: {other}-14-quickgelu, or another that open_clip calls {other}."
+        )
     return Backbone(
         name=FROM_CHECKPOINT,
         heads=_heads(known, "heads", facts.width, "width"),

@@ -157,6 +157,19 @@ class TestInference:
             assert recipe.origin == "asked" and recipe.profile.name == "vit-b-32-12f"
             assert recipe.plan.final_tokens == 97
 
+    def test_heads_that_shapes_do_not_tell(self, checkpoint_of):
+        """ViT-H divides its width by 80, not by 64; both come out even."""
+        facts = dataclasses.replace(
+            plain(B32), patch=14, width=1280, layers=32, embed=1024, text_width=1024, text_layers=24
+        )
+        policy = MergePolicy(0, (), (), 0, 0, size_bias=False, clip_position=False)
+        profile = Profile("h", "checkpoint", 2, 32, policy, BatchRange(1, 1, 1))
+        with pytest.raises(ProfileError, match=r"found backbone 'checkpoint'.*ViT-H's.*ViT-H-14-quickgelu, or another"):
+            prepare(checkpoint_of(facts), profile)
+        named = dataclasses.replace(profile, backbone="ViT-H-14-quickgelu")
+        assert prepare(checkpoint_of(facts), named).backbone.heads == 16
+        assert prepare(checkpoint_of(dataclasses.replace(facts, layers=31)), profile).backbone.heads == 20
+
     def test_the_checkpoint_s_own_profile_comes_before_its_shapes(self, checkpoint_of):
         own = dataclasses.replace(load_profile("vit-b-32-12f"), name="mine", text_length=20)
         checkpoint = dataclasses.replace(checkpoint_of(B32), profile=own)

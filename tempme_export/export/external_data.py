@@ -20,6 +20,11 @@ def data_path(graph: Path) -> Path:
     return graph.with_name(f"{graph.name}.data")
 
 
+def is_data(name: str) -> bool:
+    """Whether a file of this name holds weights of a graph."""
+    return name.endswith(".onnx.data")
+
+
 def graph_files(graph: Path) -> tuple[Path, ...]:
     """The files that a graph consists of: itself and, where it has one, its data."""
     data = data_path(graph)
@@ -65,17 +70,19 @@ def put_aside_above(model: "onnx_ir.Model", graph: Path, limit: int) -> None:
         put_aside(model, graph)
 
 
-def within(proto: "onnx.ModelProto", graph: Path, limit: int) -> "onnx.ModelProto":
-    """The graph as a message of at most `limit` bytes, or of what is left once its weights are put aside."""
+def message_of(proto: "onnx.ModelProto", graph: Path, limit: int) -> bytes:
+    """The graph as one message of at most `limit` bytes, or as what is left of it once its weights are put aside."""
     import onnx
     import onnx_ir
 
     weights = proto.graph.initializer
     if any(one.data_location == onnx.TensorProto.EXTERNAL for one in weights):
-        return proto
-    # Above its own limit protobuf cannot count either.
-    if sum(len(one.raw_data) for one in weights) <= limit and proto.ByteSize() <= limit:
-        return proto
+        return proto.SerializeToString()
+    # Above its own limit protobuf does not serialise, nor count.
+    if sum(len(one.raw_data) for one in weights) <= limit:
+        message = proto.SerializeToString()
+        if len(message) <= limit:
+            return message
     model = onnx_ir.from_proto(proto)
     put_aside(model, graph)
-    return onnx_ir.to_proto(model)
+    return onnx_ir.to_proto(model).SerializeToString()

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from tempme_export.errors import ExportError
 from tempme_export.export.common import DTYPES, video_inputs
-from tempme_export.export.external_data import LARGEST_FILE, put_aside_above, within
+from tempme_export.export.external_data import LARGEST_FILE, message_of, put_aside_above
 from tempme_export.model import Merges, TextEncoder, VideoEncoder
 from tempme_export.ops import DENSE_FORMS
 from tempme_export.recipe import Recipe
@@ -195,7 +195,7 @@ def save(
     Raises what `check` raises.
     """
     check(proto)
-    path.write_bytes(within(proto, path, largest_file).SerializeToString())
+    path.write_bytes(message_of(proto, path, largest_file))
     onnx.checker.check_model(str(path), full_check=True)
 
 

@@ -31,6 +31,7 @@ from tempme_export.export.build_reports import (
     parser_errors,
 )
 from tempme_export.export.engine_layers import EngineLayers, prove, read_layers
+from tempme_export.export.external_data import graph_bytes
 from tempme_export.files import write_file
 from tempme_export.nvidia import Gpu, engine_device, find_gpu
 from tempme_export.profile import BatchRange
@@ -293,7 +294,7 @@ def build(
     """
     check_options(precision, workspace_gib)
     check_builder(device)
-    check_disk(engine.absolute().parent, needed_bytes(plugin_onnx.stat().st_size))
+    check_disk(engine.absolute().parent, needed_bytes(graph_bytes(plugin_onnx)))
     names = read_plugin_names(plugin_onnx)
     import torch
 

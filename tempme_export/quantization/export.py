@@ -61,6 +61,4 @@ def export_text(
 ) -> None:
     """Write the text tower in int8; the file's contract is that of `to_onnx.export_text`, whose errors it raises."""
     rewrite = _rewrite(tower, 0)
-    to_onnx.export_text(
-        recipe, path, INT8, opset, encoder=tower.module, rewrite=rewrite, largest_file=largest_file
-    )
+    to_onnx.export_text(recipe, path, INT8, opset, encoder=tower.module, rewrite=rewrite, largest_file=largest_file)

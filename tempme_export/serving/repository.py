@@ -1,6 +1,7 @@
 """Bundle -> model repository of Triton Inference Server. The server itself has not been run with one yet.
 
-REPOSITORY/README.md, and for each model MODEL/config.pbtxt and MODEL/1/model.onnx or model.plan.
+REPOSITORY/README.md, and for each model MODEL/config.pbtxt and MODEL/1/model.onnx or model.plan, with the file of a
+graph's weights where they lie beside it.
 """
 
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 from tempme_export.bundle import Bundle, one_release, verify_files
 from tempme_export.engine_facts import ENGINE, KEY, EngineFacts
 from tempme_export.errors import BundleError, ExportError
+from tempme_export.export.external_data import data_path
 from tempme_export.files import building, publish
 from tempme_export.profile import FROM_CHECKPOINT
 from tempme_export.runtime.base import check_threads
@@ -84,8 +86,13 @@ def _write_model(model: ServedModel, bundle: Bundle, work: Path) -> list[Path]:
     config, version = work / model.name / CONFIG, work / model.name / VERSION
     version.mkdir(parents=True)
     config.write_text(model_config(model), encoding="utf-8")
-    _take(bundle.path / model.artifact, version / model.filename)
-    return [config, version / model.filename]
+    # The graph names its data, so that keeps its name.
+    data = data_path(bundle.path / model.artifact)
+    names = {model.artifact: model.filename, data.name: data.name}
+    held = [name for name in names if name in bundle.manifest["files"]]
+    for name in held:
+        _take(bundle.path / name, version / names[name])
+    return [config, *(version / names[name] for name in held)]
 
 
 def _describe(model: ServedModel) -> str:

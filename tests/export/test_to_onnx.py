@@ -468,13 +468,6 @@ def test_unknown_opset_is_refused(recipe_of, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_graph_above_the_protobuf_limit_is_refused(recipe_of, tmp_path, monkeypatch):
-    monkeypatch.setattr(to_onnx, "_PROTOBUF_LIMIT", 1_000_000)
-    with pytest.raises(ExportError, match=r"text\.onnx would have 0\.00 GB, above the 2 GB.*--precision fp16"):
-        export_text(recipe_of(VARIANTS["none"]), tmp_path / "text.onnx")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_export_leaves_the_exporters_log_level_alone(recipe_of, tmp_path, monkeypatch):
     import logging
 

@@ -76,9 +76,9 @@ def file_of(recipe_of, tmp_path_factory):
 
     @functools.cache
     def export(variant, trace):
-        def once(*args):
+        def once(*args, **options):
             if variant not in graphs:
-                graphs[variant] = to_proto(*args)
+                graphs[variant] = to_proto(*args, **options)
             return copy.deepcopy(graphs[variant])
 
         path = tmp_path_factory.mktemp("video") / "video.onnx"

@@ -105,7 +105,7 @@ def quick_export(small_bundle, small_selftest, monkeypatch):
     """Within a test, exports copy the graphs of `small_bundle` and take its self-test; all else is real."""
 
     def copy_of(name):
-        return lambda recipe, path, *rest: shutil.copyfile(small_bundle / name, path)
+        return lambda recipe, path, *rest, **options: shutil.copyfile(small_bundle / name, path)
 
     monkeypatch.setattr(pipeline, "export_video", copy_of(VIDEO))
     monkeypatch.setattr(pipeline, "export_text", copy_of(TEXT))

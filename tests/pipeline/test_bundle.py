@@ -311,7 +311,7 @@ class TestFailedParity:
         import onnx
         from onnx import numpy_helper
 
-        def export_text(recipe, path, *rest):
+        def export_text(recipe, path, *rest, **options):
             proto = onnx.load(small_bundle / TEXT)
             for tensor in proto.graph.initializer:
                 if list(tensor.dims) == [128, 32]:

@@ -210,7 +210,7 @@ class TestBackend:
 def wrong_text_tower(small_bundle, monkeypatch):
     """What comes out as text.onnx has its projection negated."""
 
-    def export_text(recipe, path, *rest):
+    def export_text(recipe, path, *rest, **options):
         proto = onnx.load(small_bundle / TEXT)
         for tensor in proto.graph.initializer:
             if list(tensor.dims) == [128, 32]:
@@ -230,7 +230,7 @@ class TestParityAndBuild:
         assert [path.name for path in tmp_path.iterdir()] == ["out.failed"]
 
     def test_build_failure(self, export, monkeypatch, tmp_path):
-        def fail(*args):
+        def fail(*args, **options):
             raise ExportError("the graph holds ai.onnx.Loop, which other runtimes refuse.")
 
         monkeypatch.setattr(pipeline, "export_video", fail)

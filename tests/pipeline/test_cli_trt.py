@@ -79,7 +79,7 @@ def export(command, small_checkpoint, small_profile, quick_export, small_source,
     """Run it on the small model with graphs that were built before."""
     for module in (pipeline, engine_request):
         monkeypatch.setattr(
-            module, "export_plugin_video", lambda recipe, path, *rest: shutil.copyfile(small_source, path)
+            module, "export_plugin_video", lambda recipe, path, *rest, **options: shutil.copyfile(small_source, path)
         )
 
     def run(*arguments):

@@ -86,7 +86,9 @@ def selftest(recipe):
 def quick(gated, selftest, monkeypatch):
     """Exports copy the graphs of `gated` and take its self-test; all else is real."""
     for name, file in (("export_video", VIDEO), ("export_text", TEXT)):
-        monkeypatch.setattr(pipeline, name, lambda recipe, path, *rest, file=file: shutil.copyfile(gated / file, path))
+        monkeypatch.setattr(
+            pipeline, name, lambda recipe, path, *rest, file=file, **options: shutil.copyfile(gated / file, path)
+        )
     monkeypatch.setattr(pipeline, "make_selftest", lambda recipe: selftest)
 
 
