@@ -158,7 +158,7 @@ class TestNothingHalfDone:
             import resource, sys, types
             from tempme_export import cli, pipeline
 
-            def write(recipe, path, *rest):
+            def write(recipe, path, *rest, **options):
                 path.write_bytes(bytes(2_000_000))
 
             pipeline.export_video = write
