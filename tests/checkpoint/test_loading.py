@@ -565,6 +565,12 @@ class TestOpenClip:
         holds(checkpoint, module.state_dict())
         assert checkpoint.facts.is_plain_clip and checkpoint.facts.width == 64
         assert checkpoint.activation == ("quickgelu" if quick else "gelu")
+        told = {one.about: one.value for one in checkpoint.statements}
+        assert (
+            told["heads"] == 1
+            and told["mean"] == (0.48145466, 0.4578275, 0.40821073)
+            and told["interpolation"] == "bicubic"
+        )
         assert checkpoint.source == f"open_clip:tiny-test/{path}"
         assert checkpoint.sha256 == from_state_dict(module.state_dict(), "x").sha256
 
