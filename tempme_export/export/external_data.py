@@ -45,7 +45,7 @@ def put_aside(model: "onnx_ir.Model", graph: Path) -> None:
 
     data = data_path(graph)
     with data.open("wb") as stream:
-        for value in model.graph.initializers.values():
+        for name, value in model.graph.initializers.items():
             weight = value.const_value
             if weight is None or weight.nbytes < _SMALL:
                 continue
@@ -55,8 +55,8 @@ def put_aside(model: "onnx_ir.Model", graph: Path) -> None:
                 stream.tell(),
                 weight.nbytes,
                 weight.dtype,
-                shape=weight.shape,
-                name=value.name,
+                shape=onnx_ir.Shape(weight.shape.numpy()),
+                name=name,
                 base_dir=data.parent,
             )
             stream.write(weight.tobytes())
