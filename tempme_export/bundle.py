@@ -15,6 +15,7 @@ from tempme_export.conventions import Statement
 from tempme_export.errors import BundleError, ExportError, ReleaseError
 from tempme_export.export.external_data import is_data
 from tempme_export.files import file_sha256
+from tempme_export.manifest import misfits
 from tempme_export.names import printable
 from tempme_export.profile import Profile, parse_profile
 from tempme_export.schedule import Schedule, schedule
@@ -108,7 +109,7 @@ def open_bundle(path: str | Path) -> Bundle:
         raise BundleError(f"{folder} has no {MANIFEST}, so it is no bundle.")
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise BundleError(f"{folder / MANIFEST} is damaged: {error}. Export the bundle again.") from error
     version = manifest.get("format") if isinstance(manifest, dict) else None
     if version != FORMAT:
@@ -118,6 +119,8 @@ def open_bundle(path: str | Path) -> Bundle:
         raise BundleError(f"{folder / MANIFEST} lacks {', '.join(missing)}. Export the bundle again.")
     if manifest["sha256"] != _self_sha256(manifest):
         raise BundleError(f"{folder / MANIFEST} was changed. Export the bundle again.")
+    if wrong := misfits(manifest):
+        raise BundleError(f"{folder / MANIFEST}: {'; '.join(wrong)}. Export the bundle again.")
     return Bundle(folder.absolute(), manifest)
 
 

@@ -65,7 +65,7 @@ def read_facts(path: Path) -> PackageFacts:
         facts = json.loads(stored)
         inputs = {name: (dtype, tuple(shape)) for name, (dtype, shape) in facts.pop("inputs").items()}
         return PackageFacts(**facts, inputs=inputs)
-    except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(f"{path} is no package that can be read: {error}. Export the bundle again.") from error
 
 

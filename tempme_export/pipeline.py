@@ -47,7 +47,7 @@ from tempme_export.quantization.calibration import FEWEST, read_calibration
 from tempme_export.quantization.ranges import DEFAULT_METHOD, check_method
 from tempme_export.recipe import Recipe, open_recipe
 from tempme_export.runtime.ort import check_device
-from tempme_export.selftest import CLIPS, load_selftest, make_selftest, preprocess_for, save_selftest
+from tempme_export.selftest import CLIPS, check_fits, load_selftest, make_selftest, preprocess_for, save_selftest
 from tempme_export.tolerance import INT8, PRECISIONS, TOLERANCES
 
 Progress = Callable[[str, Any], None]
@@ -424,8 +424,9 @@ def _judge_bundle(bundle: Bundle, device: str, progress: Progress) -> list[Parit
     progress("files", bundle)
     image, sizes = bundle.manifest["image"], bundle.profile.batch
     preprocess = Preprocess(image["size"], tuple(image["mean"]), tuple(image["std"]))
-    selftest = load_selftest(bundle.path / SELFTEST)
+    selftest, plan = load_selftest(bundle.path / SELFTEST), bundle.plan
+    check_fits(selftest, plan, image["size"], bundle.manifest["backbone"]["embed"])
     batches = tuple(sorted({sizes.min, sizes.opt}))
     precision = bundle.manifest["precision"]
     engine = EngineFacts.from_dict(bundle.manifest.get(KEY)) if ENGINE in bundle.manifest["files"] else None
-    return judge(bundle.path, selftest, bundle.plan, preprocess, precision, batches, device, engine, elsewhere=True)
+    return judge(bundle.path, selftest, plan, preprocess, precision, batches, device, engine, elsewhere=True)

@@ -234,6 +234,6 @@ def load_profile(name_or_path: str | Path) -> Profile:
         raise ProfileError(f"profile {path} is not a file. Shipped profiles: {', '.join(shipped_profiles())}.")
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ProfileError(f"profile {path} cannot be read as TOML: {error}") from error
     return parse_profile(document, source=f"profile {path.name}")

@@ -19,6 +19,7 @@ from tempme_export.kernels.reference import SNAP_STEPS
 from tempme_export.preprocess import Preprocess
 from tempme_export.recipe import Recipe
 from tempme_export.reference import MergeStep, ReferenceText, ReferenceVideo, Trace
+from tempme_export.schedule import Schedule
 
 CLIPS = ("moving", "static", "moving", "black", "repeated", "moving")
 TEXTS = 8
@@ -153,10 +154,37 @@ def save_selftest(selftest: SelfTest, path: Path) -> None:
     )
 
 
+def check_fits(selftest: SelfTest, plan: Schedule, size: int, embed: int) -> None:
+    """Raises BundleError for a self-test of other sizes than the bundle's: it belongs to another bundle."""
+    videos, texts = max(1, len(selftest.clips)), max(1, len(selftest.token_ids))
+    blocks = {block.index: block for block in plan.blocks}
+    expected: dict[str, tuple[str, tuple[int, ...]]] = {
+        "clips": ("uint8", (videos, plan.frames, size, size, 3)),
+        "token_ids": ("int64", (texts, *selftest.token_ids.shape[1:2])),
+        "video_embedding": ("float32", (videos, embed)),
+        "text_embedding": ("float32", (texts, embed)),
+        "gaps": ("float32", (videos, len(plan.merges))),
+    }
+    for merge in plan.merges:
+        block = blocks[merge.block]
+        tokens = block.tokens_attention + (merge.r if merge.kind == "cross" else 0)
+        expected[merge.assign_name] = ("int32", (videos * block.clips, tokens))
+    assigns = {f"assign_{k:02d}": assign for k, assign in enumerate(selftest.assigns)}
+    found = {name: assigns.get(name, getattr(selftest, name, None)) for name in {**expected, **assigns}}
+    for name, array in found.items():
+        said = "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
+        dtype, shape = expected.get(name, ("", ()))
+        wanted = f"{dtype} {list(shape)}" if dtype else "nothing"
+        if said != wanted:
+            raise BundleError(f"the bundle's self-test: {name} is {said}, expected {wanted}. Export the bundle again.")
+
+
 def load_selftest(path: Path) -> SelfTest:
     """Read `selftest.npz`. Raises BundleError when it is damaged."""
     try:
         with np.load(path, allow_pickle=False) as data:
+            if flat := [name for name in data.files if np.ndim(data[name]) == 0]:
+                raise ValueError(f"{', '.join(flat)} is no array")
             assigns = tuple(data[name] for name in sorted(data.files) if name.startswith("assign_"))
             return SelfTest(
                 clips=data["clips"],

@@ -45,6 +45,7 @@ LAYERS = (
     ("runtime",),
     ("tolerance", "selftest", "parity"),
     ("quantization",),
+    ("manifest",),
     ("bundle",),
     ("retrieval", "serving"),
     ("evaluation",),

@@ -114,7 +114,7 @@ def read_results(path: Path) -> Results:
             f"found no {file}; expected a folder with {DOCUMENT}, or that file. Measure with: "
             f"tempme-bench --out {folder}"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"found {file}, which cannot be read as JSON ({error}); expected the {DOCUMENT} that tempme-bench --out "
             "writes. Measure again, or name another file."

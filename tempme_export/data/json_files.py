@@ -45,6 +45,8 @@ def read_json(path: Path, holds: str) -> Any:
             f"{path}: found no JSON ({error.msg} in line {error.lineno}, column {error.colno}); expected {holds}; "
             "the file may be cut short, copy it again"
         ) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists within lists without end
+        raise InputError(f"{path}: found JSON that cannot be read ({error}); expected {holds}") from error
 
 
 def entries(path: Path, value: Any, name: str, keys: tuple[str, ...]) -> list[dict[str, str]]:

@@ -153,7 +153,7 @@ class RowStore:
         """Compare the folder with the key."""
         try:
             found = json.loads((self.folder / _KEY).read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             self._damaged(str(error), error)
         if not isinstance(found, dict):
             self._damaged(f"{_KEY} holds no object")
@@ -320,7 +320,7 @@ def _read_reasons(path: Path) -> dict[int, str]:
     for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
             entry = json.loads(line)
-        except ValueError:  # half a line; its row has no byte
+            reasons[int(entry["row"])] = str(entry["reason"])
+        except (ValueError, KeyError, TypeError, RecursionError):  # half a line; its row has no byte
             continue
-        reasons[int(entry["row"])] = str(entry["reason"])
     return reasons

@@ -195,7 +195,7 @@ def write_world(
 def _check_world(folder: Path, facts: dict[str, int]) -> None:
     try:
         found = json.loads((folder / WORLD).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise InputError(
             f"{folder} exists and is no rendered world; it is left alone. Choose another folder."
         ) from None
