@@ -108,6 +108,8 @@ class OrtRunner(Runner):
             errors.InvalidArgument,
             errors.NoSuchFile,
             errors.Fail,
+            errors.RuntimeException,
+            UnicodeDecodeError,  # of the message, which quotes the damaged file
         ) as error:
             raise BundleError(f"{path} cannot be loaded by ONNX Runtime: {error}") from error
         if provider not in session.get_providers():

@@ -10,7 +10,8 @@ from typing import Any
 
 ODD_VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 3, 2**31, -(2**63), 2**64, 10**400, 0.5, -0.0, 1e308, math.nan, math.inf, -math.inf,
-    "", "checkpoint", "\0", "é\u202e\U0001d54f", "../../x", "x" * 5000, b"bytes", [], {}, [1], [[]], [1, "2", None], {"a": 1},
+    "", "checkpoint", "\0", "é\u202e\U0001d54f", "../../x", "x" * 5000, b"bytes",
+    [], {}, [1], [[]], [1, "2", None], {"a": 1},
 )  # fmt: skip
 _DEEP = 100_000  # levels; Python's own limit is 1000
 

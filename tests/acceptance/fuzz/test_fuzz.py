@@ -17,7 +17,7 @@ import pytest
 
 WORKER = Path(__file__).with_name("worker.py")
 # As many as take about twenty seconds on one core.
-CASES = {"checkpoints": 600, "tensors": 150, "profiles": 900, "bundles": 60, "videos": 600}
+CASES = {"checkpoints": 800, "tensors": 100, "profiles": 900, "bundles": 70, "videos": 800}
 MINUTES = os.environ.get("FUZZ_MINUTES", "")
 AGAIN = os.environ.get("FUZZ_CASE", "")
 MOST = 20  # broken cases of a kind; more say nothing new
