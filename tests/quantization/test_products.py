@@ -81,7 +81,8 @@ class TestSeen:
         seen = observe(tower, calls)
         assert list(seen) == ["first", "last"] == list(products(tower))
         rows = torch.cat([call.flatten(0, -2) for call in calls])
-        hidden = torch.relu(tower.first(rows))
+        # Call by call: how many rows a product has may choose its kernel, and with it the last bit.
+        hidden = torch.cat([torch.relu(tower.first(call)).flatten(0, -2) for call in calls])
         for name, expected in (("first", rows), ("last", hidden)):
             found = seen[name]
             assert found.rows == 11
