@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +16,17 @@ from hypothesis import strategies as st
 
 from tempme_export.checkpoint import Checkpoint, from_state_dict
 from tempme_export.conventions import Statement
+from tempme_export.kernels.reference import merge_tokens_ref
 from tempme_export.profile import FROM_CHECKPOINT, BatchRange, Profile
 from tempme_export.recipe import Recipe, prepare
+from tempme_export.reference import ReferenceVideo
 from tempme_export.schedule import MergePolicy
 
 HERE = Path(__file__).parent / "golden"
 BESIDE = Path(__file__).parents[2] / "shared" / "golden"
 
 # The models here are tiny: on shared cores, threads that wait for each other made these tests five times slower.
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 def _load_module(path):
@@ -352,6 +355,27 @@ class Rounding:
 def rounding():
     """`rounding(dtype, layers)` -> Rounding."""
     return Rounding
+
+
+class _Watched(ReferenceVideo):
+    def __init__(self, recipe, video, assigns, dtype=torch.float32):
+        super().__init__(recipe, dtype)
+        self.given, self.metrics = iter(assigns), []
+        self.feature = self.video_feature(video)
+
+    def _merge(self, x, size, metric, plan, kind, trace):
+        r = plan.r_cross if kind == "cross" else plan.r_intra
+        if r == 0:
+            return x, size
+        self.metrics.append((metric, plan.n_cls, r))
+        return merge_tokens_ref(x, size, next(self.given), x.shape[1] - r)
+
+
+@pytest.fixture(scope="session")
+def watched():
+    """`watched(recipe, video, assigns, dtype)`: the oracle that merged by `assigns`, its `feature`, and the `metrics`
+    it would have decided on, each with n_cls and r."""
+    return _Watched
 
 
 def _decided(encoder, assigns):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tempme_export.checkpoint import from_state_dict
-from tempme_export.kernels.reference import merge_tokens_ref
+from tempme_export.kernels.reference import SNAP_STEPS
 from tempme_export.model import Merges, TextEncoder, VideoEncoder
 from tempme_export.profile import BatchRange, Profile
 from tempme_export.recipe import prepare
@@ -104,13 +104,21 @@ def letterboxed(video):
     return boxed
 
 
+# What ties in exact numbers may differ in the last bit of float32, where a processor adds up in another order for it,
+# and be rounded to either side of a step. Float64's last bit is too far below a step for that.
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("tied", [frozen, black, repeated, letterboxed])
-def test_ties_are_decided_as_by_the_oracle(golden_case, name, tied):
+def test_ties_are_decided_as_by_the_oracle(golden_case, check_optimal, decided, watched, name, tied):
     case = golden_case(name)
-    found = same_as_oracle(case.recipe, tied(case.video))
-    expected = ReferenceVideo(case.recipe, torch.float64)(tied(case.video))
+    video, trace, merges = tied(case.video), Trace(), Merges()
+    same_as_oracle(case.recipe, video.double(), dtype=torch.float64)
+    expected = unit(ReferenceVideo(case.recipe, torch.float64).video_feature(video, None, trace))
+    assigns = [step.assign for step in trace.steps]
+    found = decided(VideoEncoder(case.recipe), assigns).encode(video, None, merges)
     assert (one_minus_cosine(found, expected) <= 1e-12).all()
+    metrics = watched(case.recipe, video, assigns, torch.float64).metrics
+    for (assign, _), (metric, n_cls, r) in zip(merges, metrics, strict=True):
+        check_optimal(metric, assign, n_cls, r, within=2 / SNAP_STEPS)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
@@ -210,41 +218,25 @@ class TestFrameMask:
             torch.testing.assert_close(encoder(video, mask), frames[:, frame], rtol=0, atol=1e-5)
 
 
-class Watched(ReferenceVideo):
-    """The oracle with given decisions, which notes what else it would decide on: metric [B * clips, N, C], n_cls, r."""
-
-    def __init__(self, recipe, assigns):
-        super().__init__(recipe)
-        self.given, self.metrics = iter(assigns), []
-
-    def _merge(self, x, size, metric, plan, kind, trace):
-        r = plan.r_cross if kind == "cross" else plan.r_intra
-        if r == 0:
-            return x, size
-        self.metrics.append((metric, plan.n_cls, r))
-        return merge_tokens_ref(x, size, next(self.given), x.shape[1] - r)
-
-
 # A turned decision moves an embedding by up to 1e-3, and which one turns is a processor's choice: its order of
 # addition. Hence every merge here continues with the decision of float32; what half precision would have decided is
 # judged by the margin at which it differs, and what is left of the embedding's distance is rounding. The shares
 # of equal decisions are what the margins cannot show: that they are small beside the scores' differences.
 @pytest.mark.parametrize("dtype, share", [(torch.float16, 0.95), (torch.bfloat16, 0.9)], ids=["fp16", "bf16"])
 @pytest.mark.parametrize("name", SMALL)
-def test_half_precision(golden_case, check_optimal, decided, rounding, name, dtype, share):
+def test_half_precision(golden_case, check_optimal, decided, watched, rounding, name, dtype, share):
     case = golden_case(name)
     video = torch.cat([case.video, black(case.video[:1]), frozen(case.video[:1])])
     narrow, wide = Merges(), Merges()
     expected = VideoEncoder(case.recipe).encode(video, None, wide)
     assigns = [assign for assign, _ in wide]
-    encoder, watched = decided(VideoEncoder(case.recipe, dtype), assigns), Watched(case.recipe, assigns)
-    watched.video_feature(video)
+    encoder = decided(VideoEncoder(case.recipe, dtype), assigns)
     found = encoder.encode(video, None, narrow)
     limits = rounding(dtype, case.recipe.backbone.layers)
     assert found.dtype == torch.float32
     assert (one_minus_cosine(found, expected) <= limits.distance).all()
     torch.testing.assert_close(found.norm(dim=-1), torch.ones(len(video)))
-    for (assign, _), (metric, n_cls, r) in zip(narrow, watched.metrics, strict=True):
+    for (assign, _), (metric, n_cls, r) in zip(narrow, watched(case.recipe, video, assigns).metrics, strict=True):
         check_optimal(metric, assign, n_cls, r, within=limits.error)
     same = torch.cat([(a == b).flatten() for (a, _), (b, _) in zip(narrow, wide, strict=True)])
     assert same.float().mean() >= share

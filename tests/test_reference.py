@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tempme_export import reference
-from tempme_export.kernels.reference import match_tokens_ref, merge_tokens_ref
+from tempme_export.kernels.reference import SNAP_STEPS, match_tokens_ref, merge_tokens_ref
 from tempme_export.recipe import folded_weights
 from tempme_export.reference import ReferenceText, ReferenceVideo, Trace
 
@@ -273,21 +273,21 @@ def letterboxed(video):
 TIED = [frozen, black, repeated, letterboxed]
 
 
+# What ties in exact numbers may differ in the last bit of float32, where a processor adds up in another order for it,
+# and be rounded to either side of a step: hence given the decisions of float64, and within two steps of them.
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("tied", TIED)
-def test_ties_are_decided_alike_in_every_precision(golden_case, name, tied):
+def test_ties_are_decided_alike_in_every_precision(golden_case, check_optimal, watched, name, tied):
     case = golden_case(name)
-    video = tied(case.video).double()
-    traces, features = [], []
-    for dtype, scale in ((torch.float64, 1.0), (torch.float32, 1.0), (torch.float32, 1 + 1e-6)):
-        traces.append(Trace())
-        features.append(ReferenceVideo(case.recipe, dtype).video_feature(video * scale, None, traces[-1]))
-    for trace, feature in zip(traces[1:], features[1:], strict=True):
-        for step, expected in zip(trace.steps, traces[0].steps, strict=True):
-            torch.testing.assert_close(step.assign, expected.assign, rtol=0, atol=0)
-        for sizes, expected in zip(trace.sizes, traces[0].sizes, strict=True):
-            torch.testing.assert_close(sizes.double(), expected, rtol=0, atol=0)
-        assert (one_minus_cosine(feature, features[0]) <= 1e-12).all()
+    video, trace = tied(case.video).double(), Trace()
+    expected = ReferenceVideo(case.recipe, torch.float64).video_feature(video, None, trace)
+    assigns = [step.assign for step in trace.steps]
+    wide = watched(case.recipe, video, assigns, torch.float64)
+    for scale in (1.0, 1 + 1e-6):
+        narrow = watched(case.recipe, video * scale, assigns)
+        for (metric, n_cls, r), (exact, *_) in zip(narrow.metrics, wide.metrics, strict=True):
+            check_optimal(exact, match_tokens_ref(metric, n_cls, r), n_cls, r, within=2 / SNAP_STEPS)
+        assert (one_minus_cosine(narrow.feature, expected) <= 1e-12).all()
 
 
 class TestText:
