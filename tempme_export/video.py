@@ -265,20 +265,21 @@ def _decode_damaged(path: Path, wanted: Sequence[int], scan: _Scan, allow_damage
             damaged.add(frame.number)
             waiting.append(frame)
             continue
+        packet = frame.opaque  # PyAV forgets it with the first copy of the frame that is freed
         if frame.key_frame and frame.pict_type == _INTRA:
-            key = frame.opaque
+            key = packet
         if frame.is_corrupt:
-            damaged.add(frame.opaque)
-        later = [one for one in waiting if not _shown_before(one, frame, key)]
+            damaged.add(packet)
+        later = [one for one in waiting if not _shown_before(one, frame, packet, key)]
         n_lost += len(waiting) - len(later)
         waiting = later
         begin = frame.time if begin is None else begin
         for position in [position for position in wanted if n_decoded <= position <= n_shown + n_lost]:
             pictures[position] = _upright(frame, path)
             if position < n_shown + n_lost:
-                origins.append(_Origin(0, frame.opaque, position / scan.fps))
+                origins.append(_Origin(0, packet, position / scan.fps))
             else:
-                origins.append(_Origin(key, frame.opaque, _seconds(frame, begin, position / scan.fps)))
+                origins.append(_Origin(key, packet, _seconds(frame, begin, position / scan.fps)))
         n_shown += 1
         n_decoded = n_shown + n_lost
         if len(pictures) == len(wanted):
@@ -308,9 +309,9 @@ def _found_strictly(path: Path, n_packets: int) -> set[int]:
     }
 
 
-def _shown_before(lost: Lost, frame: Any, key: int) -> bool:
+def _shown_before(lost: Lost, frame: Any, packet: int, key: int) -> bool:
     if lost.number < key or lost.pts is None or frame.pts is None:
-        return lost.number < frame.opaque
+        return lost.number < packet
     return lost.pts < frame.pts
 
 

@@ -23,7 +23,7 @@ def end_of_frames(path: Path, container: str) -> int:
             for name, read in _READERS.items():
                 if name in container.split(","):
                     return max(read(file), default=0)
-        except struct.error:  # the file ends inside a header, after what has been seen
+        except (struct.error, OSError, OverflowError, ValueError):  # a header ends early, or names what no file has
             return 0
     return 0
 

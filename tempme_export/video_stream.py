@@ -122,4 +122,10 @@ def decode(path: Path, strict: bool, threads: bool, n_packets: int | None = None
             except FFmpegError as error:
                 yield Lost(number, pts, error.strerror)
             else:
-                yield from frames
+                for frame in frames:
+                    if not threads:
+                        # Frames of one packet share its number, and lose it with the first that is freed. One that is
+                        # pieced together from a damaged packet has none.
+                        own = frame.opaque
+                        frame.opaque = number if own is None else own
+                    yield frame
