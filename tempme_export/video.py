@@ -258,14 +258,15 @@ def _decode_damaged(path: Path, wanted: Sequence[int], scan: _Scan, allow_damage
     origins: list[_Origin] = []
     damaged = set(scan.torn)
     waiting: list[Lost] = []  # to be shown later
-    n_shown = n_lost = n_decoded = key = 0
+    n_shown = n_lost = n_decoded = key = packet = 0
     begin = None
     for frame in decode(path, strict=False, threads=False):
         if isinstance(frame, Lost):
             damaged.add(frame.number)
             waiting.append(frame)
             continue
-        packet = frame.opaque  # PyAV forgets it with the first copy of the frame that is freed
+        number = frame.opaque  # PyAV forgets it with the first copy of a frame that is freed
+        packet = packet if number is None else number
         if frame.key_frame and frame.pict_type == _INTRA:
             key = packet
         if frame.is_corrupt:
@@ -303,10 +304,13 @@ def _decode_damaged(path: Path, wanted: Sequence[int], scan: _Scan, allow_damage
 
 def _found_strictly(path: Path, n_packets: int) -> set[int]:
     """Numbers of the packets, of the first so many, in which the decoder finds what is against the format."""
-    found = decode(path, strict=True, threads=False, n_packets=n_packets)
-    return {
-        one.number if isinstance(one, Lost) else one.opaque for one in found if isinstance(one, Lost) or one.is_corrupt
-    }
+    found, packet = set(), 0
+    for one in decode(path, strict=True, threads=False, n_packets=n_packets):
+        number = one.number if isinstance(one, Lost) else one.opaque
+        packet = packet if number is None else number
+        if isinstance(one, Lost) or one.is_corrupt:
+            found.add(packet)
+    return found
 
 
 def _shown_before(lost: Lost, frame: Any, packet: int, key: int) -> bool:
