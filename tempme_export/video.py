@@ -304,7 +304,7 @@ def _decode_damaged(path: Path, wanted: Sequence[int], scan: _Scan, allow_damage
 
 def _found_strictly(path: Path, n_packets: int) -> set[int]:
     """Numbers of the packets, of the first so many, in which the decoder finds what is against the format."""
-    found, packet = set(), 0
+    packet, found = 0, set[int]()
     for one in decode(path, strict=True, threads=False, n_packets=n_packets):
         number = one.number if isinstance(one, Lost) else one.opaque
         packet = packet if number is None else number

@@ -17,7 +17,7 @@ import pytest
 
 WORKER = Path(__file__).with_name("worker.py")
 # As many as take about twenty seconds on one core.
-CASES = {"checkpoints": 800, "tensors": 100, "profiles": 900, "bundles": 70, "videos": 800}
+CASES = {"checkpoints": 600, "tensors": 40, "profiles": 700, "bundles": 40, "videos": 800}
 MINUTES = os.environ.get("FUZZ_MINUTES", "")
 AGAIN = os.environ.get("FUZZ_CASE", "")
 MOST = 20  # broken cases of a kind; more say nothing new
