@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tempme_export.bundle import open_bundle, verify_files
 from tempme_export.checkpoint import OPEN_CLIP, load_checkpoint
 from tempme_export.errors import BundleError, CheckpointError, ParityError, UsageError
+from tempme_export.names import command
 from tempme_export.profile import Profile, shipped_profiles
 from tempme_export.random_weights import draw_checkpoint
 from tempme_export.recipe import Recipe, open_recipe, prepare
@@ -82,7 +83,7 @@ def _bundle_case(folder: Path, profile: str | None) -> Case:
     verify_files(bundle)
     own, made_from = bundle.profile, bundle.manifest["checkpoint"]
     named = own.name if own.name in shipped_profiles() else f"{own.name}.toml"
-    advice = f"Measure the checkpoint itself: tempme-bench CKPT --profile {named}"
+    advice = f"Measure the checkpoint itself: {command('tempme-bench', 'CKPT', '--profile', named)}"
     try:
         checkpoint = load_checkpoint(made_from["path"])
     except CheckpointError as error:

@@ -1,6 +1,5 @@
 """`tempme-bench`: arguments -> a request -> the command that answers it (`commands`)."""
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ from tempme_export.bench import commands
 from tempme_export.bench.wanted import DEFAULT_FRAMES, Wanted
 from tempme_export.entry import entry
 from tempme_export.errors import UsageError
+from tempme_export.names import command as shell_command
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -174,7 +174,7 @@ def bench(
             samples=samples,
             seed=seed,
             handicap=tuple(map(_handicap, handicap or ())),
-            command=shlex.join(["tempme-bench", *sys.argv[1:]]),
+            command=shell_command("tempme-bench", *sys.argv[1:]),
         )
         if commands.measure(wanted, commands.Delivery(json, out, csv, report), strict=strict):
             raise SystemExit(_INTERRUPTED)

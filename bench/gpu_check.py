@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import json
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from tempme_export.bench.tables import gpu_tables, show
 from tempme_export.entry import entry
 from tempme_export.errors import BackendError, UsageError
 from tempme_export.files import write_file
+from tempme_export.names import command
 
 DOCUMENT = "gpu-check.json"
 DRY_RUN = "dry run: CPU, not a measurement"
@@ -125,7 +125,7 @@ def check(folder: Path, steps: str | None, *, quick: bool, dry_run: bool, second
     checkout = Path.cwd() if (Path.cwd() / "tests" / "kernels").is_dir() else None
     console = Console(stderr=True, markup=False, highlight=False, emoji=False)
     document: dict[str, Any] = {
-        "command": shlex.join([sys.executable, "-m", "tempme_export.bench.gpu_check", *sys.argv[1:]]),
+        "command": command(sys.executable, "-m", "tempme_export.bench.gpu_check", *sys.argv[1:]),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "dry_run": dry_run,
         "quick": quick,

@@ -14,6 +14,7 @@ import polars as pl
 from tempme_export.bench.timing import Comparison
 from tempme_export.errors import ParityError, UsageError
 from tempme_export.files import write_file
+from tempme_export.names import printable
 
 ROWS, SAMPLES, DOCUMENT, CSV = "bench.parquet", "samples.parquet", "bench.json", "bench.csv"
 SCHEMA_VERSION = 2
@@ -130,7 +131,7 @@ SAMPLES_SCHEMA: dict[str, type[pl.DataType]] = {
 
 def frame(rows: Iterable[Row]) -> pl.DataFrame:
     """The rows as a frame with the columns of `Row`."""
-    return pl.DataFrame([dataclasses.asdict(row) for row in rows], schema=SCHEMA)
+    return pl.DataFrame(printable([dataclasses.asdict(row) for row in rows]), schema=SCHEMA)
 
 
 @dataclass(frozen=True)
@@ -272,7 +273,7 @@ class Report:
         write_file(folder / SAMPLES, self.samples().write_parquet)
         if csv:
             write_file(folder / CSV, rows.write_csv)
-        write_file(folder / DOCUMENT, (json.dumps(self.to_dict(), indent=2) + "\n").encode())
+        write_file(folder / DOCUMENT, (json.dumps(printable(self.to_dict()), indent=2) + "\n").encode())
 
 
 def prepare_folder(folder: Path) -> None:

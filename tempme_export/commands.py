@@ -6,10 +6,11 @@ from pathlib import Path
 
 from tempme_export import console, engine_request, pipeline
 from tempme_export.bundle import Bundle, check_destination, open_bundle
+from tempme_export.errors import ExportError
 from tempme_export.quantization.calibration import read_calibration
 from tempme_export.rebuild import rebuild
 from tempme_export.serving.repository import check_folder, write_repository
-from tempme_export.terminal import write_json
+from tempme_export.terminal import show_warning, write_json
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,12 @@ def _statuses(bundle: Bundle) -> list[str]:
 
 
 def _write_bundle_json(bundle: Bundle, written: tuple[Path, ...] = ()) -> None:
-    repository = {"repository": [str(path) for path in written]} if written else {}
-    write_json({"bundle": str(bundle.path), "manifest": bundle.manifest} | repository)
+    """What was built is in place, so that a stdout that takes no document is no failure."""
+    repository = {"repository": list(written)} if written else {}
+    try:
+        write_json({"bundle": bundle.path, "manifest": bundle.manifest} | repository)
+    except ExportError as error:
+        show_warning(f"{error} {bundle.path} is complete.")
 
 
 def verify_bundle(folder: Path, device: str, as_json: bool) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tempme_export.doctor_process import TIME_LIMIT, ask_probe
+from tempme_export.files import name_temporary_folder
 from tempme_export.processor import Int8Products, int8_products
 from tempme_export.tensorrt_package import parse_version
 
@@ -198,6 +199,7 @@ def probe_disks() -> tuple[Disk, ...]:
         here = Path.cwd()
     except OSError:  # the folder was removed
         here = Path.home()
+    name_temporary_folder()
     return tuple(map(probe_disk, dict.fromkeys((here, Path(tempfile.gettempdir())))))
 
 

@@ -256,6 +256,9 @@ def _asked(name: str, arguments: list[str]) -> Report:
 
 def main() -> None:
     """`NAME ARGUMENT ...` -> one JSON document on stdout, which no library can write between: theirs goes to stderr."""
+    from tempme_export.files import name_temporary_folder
+
+    name_temporary_folder()
     answer = os.dup(1)
     os.dup2(2, 1)
     found = json.dumps(_asked(sys.argv[1], sys.argv[2:]))

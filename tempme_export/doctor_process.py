@@ -16,6 +16,11 @@ _SAID = 300  # characters of a last line
 _NO_LIBRARY = re.compile(r"(\S+\.so[.\d]*): cannot open shared object file")
 
 
+def _stream() -> IO[bytes]:
+    """What a process may write to without end, and whoever else it started: in memory, where the system can."""
+    return open(os.memfd_create("probe"), "w+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()
+
+
 def _end(process: "subprocess.Popen[bytes]") -> None:
     process.kill()
     try:
@@ -49,7 +54,7 @@ def ask_probe(probe: str, *arguments: str, limit: float = TIME_LIMIT) -> dict[st
     """Run one probe of `doctor_probes` in its own process: {"report": ...} or {"problem": text}."""
     command = [sys.executable, "-P", "-m", "tempme_export.doctor_probes", probe, *arguments]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    with _stream() as out, _stream() as err:
         try:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment)
         except OSError as error:
@@ -57,8 +62,9 @@ def ask_probe(probe: str, *arguments: str, limit: float = TIME_LIMIT) -> dict[st
         try:
             code = process.wait(limit)
         except subprocess.TimeoutExpired:
-            _end(process)
             return {"problem": f"did not answer within {limit:g} s"}
+        finally:
+            _end(process)
         out.seek(0)
         try:
             answer: dict[str, Any] = json.loads(out.read())

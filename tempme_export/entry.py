@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from tempme_export import terminal
 from tempme_export.errors import LeftBehindWarning, TempMeExportError
+from tempme_export.files import name_temporary_folder
 from tempme_export.signals import stopping
 
 
@@ -20,6 +21,7 @@ def entry(
     """
 
     def main() -> NoReturn:
+        name_temporary_folder()
         with terminal.usable_streams(), stopping() as stop:
             try:
                 code = _run(app, show_error)

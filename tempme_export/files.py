@@ -83,16 +83,26 @@ def scratch_folder(name: str) -> Iterator[Path]:
 
     Raises ExportError where there is no place for it.
     """
-    try:
-        place = Path(tempfile.gettempdir()) / name
-    except FileNotFoundError as error:
-        raise ExportError(
-            f"found no folder for temporary files that can be written to ({error}). Name one in the environment "
-            "variable TMPDIR."
-        ) from error
-    with _unfinished(place) as work:
-        work.mkdir(mode=0o700)
+    name_temporary_folder()
+    with _unfinished(Path(tempfile.gettempdir()) / name) as work:
+        try:
+            work.mkdir(mode=0o700)
+        except OSError as error:
+            raise ExportError(
+                f"found no folder for temporary files that can be written to ({error}). Name one in the environment "
+                "variable TMPDIR."
+            ) from error
         yield work
+
+
+def name_temporary_folder() -> None:
+    """Where no folder for temporary files can be written to, let there be the name of one: libraries ask for it while
+    they are imported, and most never write there."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        tempfile.tempdir = os.path.abspath(os.sep)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", tempfile.tempdir)  # torch makes its own, unless it is there
 
 
 def publish(work: Path, out: Path, *, replace: bool) -> None:
@@ -111,6 +121,25 @@ def publish(work: Path, out: Path, *, replace: bool) -> None:
         with suppress(FileNotFoundError, FileExistsError):  # it has just gone, or another has just come
             _exchange(work, out)
             return
+
+
+@contextmanager
+def library_path(path: Path) -> Iterator[str]:
+    """Within, a path to this file for libraries that know names in UTF-8 only.
+
+    Where a name is none, which Linux allows, it is the file's or its folder's among the open files of this process.
+    """
+    path = path.absolute()
+    if _is_utf8(path):
+        yield str(path)
+        return
+    by_folder = _is_utf8(Path(path.name))
+    descriptor = os.open(path.parent if by_folder else path, os.O_RDONLY)
+    try:
+        opened = f"/proc/{os.getpid()}/fd/{descriptor}"
+        yield f"{opened}/{path.name}" if by_folder else opened
+    finally:
+        os.close(descriptor)
 
 
 def discard_unfinished() -> None:
@@ -142,6 +171,14 @@ def _unfinished(place: Path) -> Iterator[Path]:
 
 def _hidden_sibling(place: Path) -> Path:
     return place.with_name(f".{place.name[:_NAME_KEPT]}.{secrets.token_hex(4)}.partial")
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _fill(stream: BinaryIO, content: Content) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tempme_export.errors import InputError
+from tempme_export.names import command
 
 if TYPE_CHECKING:
     import polars as pl
@@ -112,7 +113,7 @@ def read_results(path: Path) -> Results:
         folder = path if path == file.parent or not path.suffix else path.parent
         raise InputError(
             f"found no {file}; expected a folder with {DOCUMENT}, or that file. Measure with: "
-            f"tempme-bench --out {folder}"
+            f"{command('tempme-bench', '--out', folder)}"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from tempme_export.errors import CheckpointError
+from tempme_export.files import library_path
 
 MOST_HEADER = 100_000_000  # the format's own limit, bytes
 _LENGTH = 8
@@ -101,23 +102,15 @@ def _check_places(path: Path) -> None:
         )
 
 
-def _is_utf8(path: Path) -> bool:
-    """Whether the library can open a file of this name."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Named tensors. Raises CheckpointError for a file that is damaged, truncated or something else."""
     from safetensors import SafetensorError
-    from safetensors.torch import load, load_file
+    from safetensors.torch import load_file
 
     _check_places(path)
     try:
-        tensors: dict[str, Tensor] = load_file(path) if _is_utf8(path) else load(path.read_bytes())
+        with library_path(path) as named:
+            tensors: dict[str, Tensor] = load_file(named)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
     return tensors

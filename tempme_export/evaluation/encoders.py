@@ -19,6 +19,7 @@ from tempme_export.checkpoint import OPEN_CLIP
 from tempme_export.devices import torch_device
 from tempme_export.errors import BackendError, InputError, UsageError
 from tempme_export.model import TextEncoder, VideoEncoder
+from tempme_export.names import command
 from tempme_export.preprocess import Preprocess
 from tempme_export.profile import Profile
 from tempme_export.recipe import Recipe, open_recipe
@@ -194,8 +195,8 @@ def _check_backend(source: str, is_bundle: bool, backend: str | None) -> None:
         )
     if backend in BUNDLE_BACKENDS:
         raise UsageError(
-            f"{source} is a checkpoint, and backend {backend!r} runs a bundle. Export it first with tempme-export "
-            f"{source}{_FLAGS.get(backend, '')} and give the bundle, or choose of: "
+            f"{source} is a checkpoint, and backend {backend!r} runs a bundle. Export it first with "
+            f"{command('tempme-export', source)}{_FLAGS.get(backend, '')} and give the bundle, or choose of: "
             f"{', '.join(CHECKPOINT_BACKENDS)}."
         )
     known = ", ".join(BUNDLE_BACKENDS if is_bundle else CHECKPOINT_BACKENDS)

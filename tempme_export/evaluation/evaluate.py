@@ -19,6 +19,7 @@ from tempme_export.data.store import RowStore
 from tempme_export.errors import InputError, VideoError
 from tempme_export.evaluation.encoders import Encoder
 from tempme_export.evaluation.metrics import Retrieval, best_caption_retrieval, group_retrieval, retrieval
+from tempme_export.names import printable
 
 Clips = Generator[tuple[int, NDArray[np.uint8] | VideoError], None, None]
 Progress = Callable[[str, int, int], None]  # "videos" or "texts", how many are done, of how many
@@ -128,7 +129,7 @@ class Evaluation:
             )
             for label, one in self.directions.items()
         ]
-        return pl.DataFrame(rows, schema=dict(COLUMNS), orient="row")
+        return pl.DataFrame(printable(rows), schema=dict(COLUMNS), orient="row")
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: names, fingerprint, every direction by its label, and the skipped videos with their reasons."""

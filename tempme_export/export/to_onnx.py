@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tempme_export.errors import ExportError
 from tempme_export.export.common import DTYPES, video_inputs
 from tempme_export.export.external_data import LARGEST_FILE, message_of, put_aside_above
+from tempme_export.files import library_path
 from tempme_export.model import Merges, TextEncoder, VideoEncoder
 from tempme_export.ops import DENSE_FORMS
 from tempme_export.recipe import Recipe
@@ -196,7 +197,8 @@ def save(
     """
     check(proto)
     path.write_bytes(message_of(proto, path, largest_file))
-    onnx.checker.check_model(str(path), full_check=True)
+    with library_path(path) as named:
+        onnx.checker.check_model(named, full_check=True)
 
 
 def _trace_axes(recipe: Recipe) -> dict[str, str]:

@@ -25,6 +25,7 @@ from tempme_export import ops
 from tempme_export.devices import capability, quiet_torch, torch_device
 from tempme_export.errors import BackendError, ExportError
 from tempme_export.export.common import DTYPES, video_inputs
+from tempme_export.files import library_path
 from tempme_export.model import Merges, VideoEncoder
 from tempme_export.package_facts import PackageFacts, check_unpacking
 from tempme_export.recipe import Recipe
@@ -177,7 +178,8 @@ def export_video(
     from torch._inductor.utils import fresh_cache
 
     with (
-        tempfile.TemporaryDirectory(prefix=".pt2.", dir=path.absolute().parent) as folder,
+        library_path(path) as named,
+        tempfile.TemporaryDirectory(prefix=".pt2.", dir=Path(named).parent) as folder,
         quiet_torch(),
         torch.no_grad(),
     ):

@@ -32,7 +32,7 @@ from tempme_export.export.build_reports import (
 )
 from tempme_export.export.engine_layers import EngineLayers, prove, read_layers
 from tempme_export.export.external_data import graph_bytes
-from tempme_export.files import write_file
+from tempme_export.files import library_path, write_file
 from tempme_export.nvidia import Gpu, engine_device, find_gpu
 from tempme_export.profile import BatchRange
 from tempme_export.tensorrt_package import import_tensorrt, install_command, made_for_cuda, parse_version, start
@@ -192,7 +192,9 @@ def _network(trt: Any, builder: Any, logger: Any, source: Path) -> tuple[Any, An
     if network is None:
         raise ExportError(f"TensorRT {trt.__version__} makes no network that prefers plugins built ahead of time.")
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(source)):
+    with library_path(source) as named:
+        parsed = parser.parse_from_file(named)
+    if not parsed:
         errors = parser_errors(parser) or ["the parser named no error"]
         listed = "".join(f"\n  {line}" for line in errors)
         raise ExportError(f"TensorRT {trt.__version__} cannot read {source.name}:{listed}")

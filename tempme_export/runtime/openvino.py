@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tempme_export.errors import BackendError, BundleError
+from tempme_export.files import library_path
 from tempme_export.heap import give_back
 from tempme_export.runtime.base import Arrays, Runner, check_threads
 
@@ -80,7 +81,8 @@ class OpenVinoRunner(Runner):
             settings["INFERENCE_NUM_THREADS"] = str(self._threads)
         core = openvino.Core()
         try:
-            model = core.read_model(str(self._path))
+            with library_path(self._path) as named:
+                model = core.read_model(named)
             # Before compiling: afterwards a value next to a cast may answer to two names.
             self._outputs = [port.any_name for port in model.outputs]
             self.inputs = {

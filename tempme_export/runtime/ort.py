@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tempme_export.errors import BackendError, BundleError, PrecisionError
+from tempme_export.files import library_path
 from tempme_export.heap import give_back
 from tempme_export.runtime.base import Arrays, Runner, check_threads
 
@@ -93,13 +94,14 @@ class OrtRunner(Runner):
         options.log_severity_level = 3
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
-        if self._expose:  # bytes have no folder
-            options.add_session_config_entry(_DATA_FOLDER, str(path.parent))
-        model = _with_outputs(path, self._expose) if self._expose else str(path)
         errors = ort.capi.onnxruntime_pybind11_state
         try:
             settings = [(provider, {"device_id": index or "0"})] if kind == "cuda" else [provider]
-            session = ort.InferenceSession(model, options, providers=settings)
+            with library_path(path) as named:
+                if self._expose:  # bytes have no folder
+                    options.add_session_config_entry(_DATA_FOLDER, str(Path(named).parent))
+                model = _with_outputs(path, self._expose) if self._expose else named
+                session = ort.InferenceSession(model, options, providers=settings)
         except errors.NotImplemented as error:
             raise PrecisionError(f"ONNX Runtime on {device} cannot run {path.name}: {error}") from error
         except (

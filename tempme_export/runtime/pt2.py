@@ -12,6 +12,7 @@ from torch.torch_version import TorchVersion
 
 from tempme_export.devices import after_fork, capability, quiet_torch, torch_device
 from tempme_export.errors import BackendError, BundleError, UsageError
+from tempme_export.files import library_path
 from tempme_export.package_facts import PackageFacts, check_unpacking, read_facts
 from tempme_export.runtime.base import Arrays, Runner
 
@@ -75,10 +76,10 @@ class Pt2Runner(Runner):
         check_unpacking(self._path.name, self._path.stat().st_size)
         index = -1 if self._device.index is None else self._device.index
         try:
-            with quiet_torch():
+            with quiet_torch(), library_path(self._path) as named:
                 from torch._inductor import aoti_load_package
 
-                return aoti_load_package(str(self._path), device_index=index)
+                return aoti_load_package(named, device_index=index)
         except RuntimeError as error:
             raise BundleError(f"{self._path} cannot be loaded: {str(error).splitlines()[0]}") from error
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tempme_export.devices import torch_device
 from tempme_export.engine_facts import EngineFacts
 from tempme_export.errors import BackendError, BundleError
+from tempme_export.names import command
 from tempme_export.nvidia import Gpu, find_gpu
 from tempme_export.runtime.base import Arrays, Runner
 from tempme_export.runtime.device_time import timed
@@ -34,7 +35,8 @@ def check_engine(facts: EngineFacts, gpu: Gpu, version: str, path: Path) -> None
         found.append(f"with NVIDIA driver {facts.driver}, and {gpu.driver} is installed")
     if found:
         raise BackendError(
-            f"{path.name} was built {'; '.join(found)}. Build it again here: tempme-export --rebuild {path.parent}"
+            f"{path.name} was built {'; '.join(found)}. Build it again here: "
+            f"{command('tempme-export', '--rebuild', path.parent)}"
         )
 
 
@@ -67,7 +69,7 @@ class _Log:
 
 
 def _again(path: Path) -> str:
-    return f"Build it again: tempme-export --rebuild {path.parent}"
+    return f"Build it again: {command('tempme-export', '--rebuild', path.parent)}"
 
 
 def _tensors(

@@ -109,7 +109,7 @@ def _readme(bundle: Bundle, models: tuple[ServedModel, ...]) -> str:
     manifest, image, backbone = bundle.manifest, bundle.manifest["image"], bundle.profile.backbone
     tokenizer = "that the checkpoint was trained with" if backbone == FROM_CHECKPOINT else f"of {backbone}"
     paragraphs = [
-        f"{MARK} A model repository for Triton Inference Server: `tritonserver --model-repository=$PWD`",
+        f"{MARK} A model repository for Triton Inference Server: " + '`tritonserver --model-repository="$PWD"`',
         f"Bundle {manifest['sha256']}, profile {manifest['profile']['name']}, precision {manifest['precision']}.",
         "\n".join(map(_describe, models)),
         f"Frames are RGB, {image['size']} x {image['size']}, scaled to 0..1, less mean {image['mean']} and divided by "

@@ -8,8 +8,8 @@ import typer
 
 from tempme_export.console import show_recipe
 from tempme_export.entry import entry
-from tempme_export.errors import ProfileError, UsageError
-from tempme_export.terminal import write_json
+from tempme_export.errors import ExportError, ProfileError, UsageError
+from tempme_export.terminal import show_warning, write_json
 from tempme_export.training import console
 
 if TYPE_CHECKING:
@@ -128,7 +128,10 @@ def _train(
         raise typer.Exit(_INTERRUPTED) from None
     console.show_result(result)
     if as_json:
-        write_json(result.to_dict())
+        try:
+            write_json(result.to_dict())
+        except ExportError as error:  # what was trained is in place
+            show_warning(f"{error} {config.out} is complete.")
 
 
 @app.command()

@@ -1,6 +1,5 @@
 """Every line that `tempme-train` prints. Human text goes to stderr, data to stdout."""
 
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from tempme_export.console import STDERR
+from tempme_export.names import command
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -120,7 +120,7 @@ def show_result(result: "TrainResult") -> None:
     _line("done", f"{result.total} steps in {seconds}{best}")
     _line("wrote", f"{result.out}: {', '.join(result.files)}")
     if result.model is not None:
-        _line("next", f"tempme-export {shlex.quote(str(result.model))}")
+        _line("next", command("tempme-export", result.model))
 
 
 @contextmanager
