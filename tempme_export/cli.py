@@ -133,6 +133,13 @@ def command(
     gate_videos: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the gate's video files. Default: where DATA says.")
     ] = None,
+    allow_damaged: Annotated[
+        bool,
+        typer.Option(
+            "--allow-damaged",
+            help="Take damaged pictures of the videos of --calibrate and --gate as a player shows them.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     dry_run: Annotated[
@@ -204,6 +211,7 @@ def command(
         ranges=ranges,
         gate=gate,
         gate_videos=gate_videos,
+        allow_damaged=allow_damaged,
         workspace_gib=workspace,
         verbose=verbose,
         force=force,

@@ -33,6 +33,7 @@ class Request:
     ranges: str | None
     gate: str | None
     gate_videos: Path | None
+    allow_damaged: bool
     workspace_gib: float | None
     verbose: bool
     force: bool
@@ -125,7 +126,9 @@ def plan_bundle(request: Request, repository: Path | None, as_json: bool) -> Non
         request.checkpoint, request.profile, request.batch, request.trace, request.activation
     )
     gate = pipeline.requested_gate(request.gate, request.gate_videos, recipe)
-    calibration = None if request.calibrate is None else read_calibration(request.calibrate, recipe)
+    calibration = None
+    if request.calibrate is not None:
+        calibration = read_calibration(request.calibrate, recipe, request.allow_damaged)
     console.show_recipe(recipe)
     if calibration is not None:
         console.show_calibration(calibration)

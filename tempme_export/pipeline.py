@@ -256,12 +256,13 @@ def _run_gate(
     precision: str,
     device: str,
     progress: Progress,
+    allow_damaged: bool,
 ) -> Gate | None:
     """None where no gate is asked for, or where parity failed: what computes something else is not worth the time."""
     if data is None or any(report.status == "failed" for report in reports):
         return None
     progress("gate data", data)
-    gate = run_gate(recipe, folder, data, precision, device, progress)
+    gate = run_gate(recipe, folder, data, precision, device, progress, allow_damaged)
     progress("gate", gate)
     return gate
 
@@ -314,6 +315,7 @@ def export(
     force: bool = False,
     gate: RetrievalData | str | Path | None = None,
     gate_videos: str | Path | None = None,
+    allow_damaged: bool = False,
     workspace_gib: float | None = None,
     largest_file: int = LARGEST_FILE,
     verbose: bool = False,
@@ -337,6 +339,7 @@ def export(
     gate        videos and captions on which the bundle must retrieve what the original path does: what
                 `tempme_export.data.annotations.open_data` reads (its test split), or data already read
     gate_videos the folder of the gate's video files; None: where the data says
+    allow_damaged  take damaged pictures of the videos of `calibrate` and `gate` as the decoder shows them
     workspace_gib  most GPU memory for the scratch of a layer of the engine; None: all of it
     largest_file most bytes of an ONNX file: the weights of a larger graph lie beside it, in `video.onnx.data` and so on
     verbose     also pass on the log of the engine's builder
@@ -356,7 +359,7 @@ def export(
     sizes = recipe.profile.batch
     quantization = None
     if calibrate is not None:
-        calibration = read_calibration(calibrate, recipe)
+        calibration = read_calibration(calibrate, recipe, allow_damaged)
         progress("calibration", calibration)
         quantization = quantize(recipe, calibration, ranges or DEFAULT_METHOD)
         progress("quantization", quantization)
@@ -390,7 +393,7 @@ def export(
         preprocess = preprocess_for(recipe)
         reports = judge(work, selftest, recipe.plan, preprocess, precision, batches, device, engine)
         progress("parity", reports)
-        gated = _run_gate(gate_data, reports, recipe, work, precision, device, progress)
+        gated = _run_gate(gate_data, reports, recipe, work, precision, device, progress, allow_damaged)
         facts = read_facts(work / PT2) if pt2 else None
         manifest = write_manifest(
             work, _manifest(recipe, precision, frame_mask, opset, reports, facts, gated, trace, quantization, engine)

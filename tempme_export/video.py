@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tempme_export.errors import InputError, VideoError
 from tempme_export.video_size import end_of_frames
-from tempme_export.video_stream import Lost, decode, import_av, open_video, packets
+from tempme_export.video_stream import Lost, Shown, decode, import_av, open_video, packets
 from tempme_export.video_transport import is_whole
 
 # Packets may outnumber frames a little: hidden reference frames, fields stored one by one.
@@ -132,6 +132,15 @@ def check_video(path: str | os.PathLike[str]) -> int:
     return _scan(path).n_frames
 
 
+def is_video(path: str | os.PathLike[str]) -> bool:
+    """Whether a decoder finds a video in a file, by its beginning. Raises BackendError without PyAV."""
+    try:
+        with open_video(Path(path)):
+            return True
+    except VideoError:
+        return False
+
+
 def _check_file(path: Path) -> None:
     if not os.path.exists(path):
         raise VideoError(f"{path}: found no such file; expected a video file; check the path")
@@ -228,11 +237,11 @@ def _decode_whole(path: Path, wanted: set[int]) -> tuple[Pictures, int] | None:
     """None at the first sign of damage."""
     pictures: Pictures = {}
     n_decoded = 0
-    for frame in decode(path, strict=True, threads=True):
-        if isinstance(frame, Lost) or frame.is_corrupt:
+    for item in decode(path, strict=True, threads=True):
+        if isinstance(item, Lost) or item.frame.is_corrupt:
             return None
         if n_decoded in wanted:
-            pictures[n_decoded] = _upright(frame, path)
+            pictures[n_decoded] = _upright(item.frame, path)
         n_decoded += 1
         if len(pictures) == len(wanted):
             break
@@ -258,29 +267,28 @@ def _decode_damaged(path: Path, wanted: Sequence[int], scan: _Scan, allow_damage
     origins: list[_Origin] = []
     damaged = set(scan.torn)
     waiting: list[Lost] = []  # to be shown later
-    n_shown = n_lost = n_decoded = key = packet = 0
+    n_shown = n_lost = n_decoded = key = 0
     begin = None
-    for frame in decode(path, strict=False, threads=False):
-        if isinstance(frame, Lost):
-            damaged.add(frame.number)
-            waiting.append(frame)
+    for item in decode(path, strict=False, threads=False):
+        if isinstance(item, Lost):
+            damaged.add(item.number)
+            waiting.append(item)
             continue
-        number = frame.opaque  # PyAV forgets it with the first copy of a frame that is freed
-        packet = packet if number is None else number
+        frame, number = item.frame, item.number
         if frame.key_frame and frame.pict_type == _INTRA:
-            key = packet
+            key = number
         if frame.is_corrupt:
-            damaged.add(packet)
-        later = [one for one in waiting if not _shown_before(one, frame, packet, key)]
+            damaged.add(number)
+        later = [one for one in waiting if not _shown_before(one, item, key)]
         n_lost += len(waiting) - len(later)
         waiting = later
         begin = frame.time if begin is None else begin
         for position in [position for position in wanted if n_decoded <= position <= n_shown + n_lost]:
             pictures[position] = _upright(frame, path)
             if position < n_shown + n_lost:
-                origins.append(_Origin(0, packet, position / scan.fps))
+                origins.append(_Origin(0, number, position / scan.fps))
             else:
-                origins.append(_Origin(key, packet, _seconds(frame, begin, position / scan.fps)))
+                origins.append(_Origin(key, number, _seconds(frame, begin, position / scan.fps)))
         n_shown += 1
         n_decoded = n_shown + n_lost
         if len(pictures) == len(wanted):
@@ -304,19 +312,14 @@ def _decode_damaged(path: Path, wanted: Sequence[int], scan: _Scan, allow_damage
 
 def _found_strictly(path: Path, n_packets: int) -> set[int]:
     """Numbers of the packets, of the first so many, in which the decoder finds what is against the format."""
-    packet, found = 0, set[int]()
-    for one in decode(path, strict=True, threads=False, n_packets=n_packets):
-        number = one.number if isinstance(one, Lost) else one.opaque
-        packet = packet if number is None else number
-        if isinstance(one, Lost) or one.is_corrupt:
-            found.add(packet)
-    return found
+    found = decode(path, strict=True, threads=False, n_packets=n_packets)
+    return {one.number for one in found if isinstance(one, Lost) or one.frame.is_corrupt}
 
 
-def _shown_before(lost: Lost, frame: Any, packet: int, key: int) -> bool:
-    if lost.number < key or lost.pts is None or frame.pts is None:
-        return lost.number < packet
-    return lost.pts < frame.pts
+def _shown_before(lost: Lost, shown: Shown, key: int) -> bool:
+    if lost.number < key or lost.pts is None or shown.frame.pts is None:
+        return lost.number < shown.number
+    return bool(lost.pts < shown.frame.pts)
 
 
 def _seconds(frame: Any, begin: float | None, otherwise: float) -> float:

@@ -93,13 +93,21 @@ class Lost:
     reason: str
 
 
-def decode(path: Path, strict: bool, threads: bool, n_packets: int | None = None) -> Iterator[Any]:
-    """Frames in the order of display, and what was lost: av.VideoFrame or Lost.
+@dataclass(frozen=True)
+class Shown:
+    """A frame, av.VideoFrame, and the number of its packet; where the decoder filled a gap, of the newest one."""
+
+    frame: Any
+    number: int
+
+
+def decode(path: Path, strict: bool, threads: bool, n_packets: int | None = None) -> Iterator[Shown | Lost]:
+    """Frames in the order of display, and what was lost.
 
     strict     lose what is against the format, as far as the decoder can know; otherwise it is concealed
-    threads    decode faster; what was lost then shows some packets late
+    threads    decode faster; numbers are then some packets late
     n_packets  decode no more than these; None decodes all
-    Without threads a frame's `opaque` is the number of its packet, from 0. Raises VideoError.
+    Packets are numbered from 0. Raises VideoError.
     """
     FFmpegError = import_av().error.FFmpegError
     with open_video(path) as (container, stream):
@@ -123,9 +131,5 @@ def decode(path: Path, strict: bool, threads: bool, n_packets: int | None = None
                 yield Lost(number, pts, error.strerror)
             else:
                 for frame in frames:
-                    if not threads:
-                        # Frames of one packet share its number, and lose it with the first that is freed. One that is
-                        # pieced together from a damaged packet has none.
-                        own = frame.opaque
-                        frame.opaque = number if own is None else own
-                    yield frame
+                    origin = None if threads else frame.opaque
+                    yield Shown(frame, max(number, 0) if origin is None else origin)

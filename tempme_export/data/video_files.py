@@ -1,4 +1,4 @@
-"""Finds the files of videos that annotations know by name only: any folder layout, any common suffix."""
+"""Finds the files of videos that annotations know by name only: any folder layout, any suffix."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from tempme_export.data.records import some
 from tempme_export.errors import InputError
+from tempme_export.video import is_video
 
 SUFFIXES = frozenset(
     (
@@ -27,11 +28,16 @@ def without_suffix(name: str) -> str:
 
 @dataclass(frozen=True)
 class Index:
-    """Files below a folder, as sorted paths relative to it: every file by its whole name, and videos by their name
-    without suffix."""
+    """Files below a folder, as sorted paths relative to it.
+
+    names   every file by its whole name
+    stems   those of a common suffix by their name without it
+    others  the other files by their name without suffix
+    """
 
     names: Mapping[str, Sequence[PurePosixPath]]
     stems: Mapping[str, Sequence[PurePosixPath]]
+    others: Mapping[str, Sequence[PurePosixPath]]
 
 
 def index_files(folder: Path) -> Index:
@@ -59,15 +65,14 @@ def index_files(folder: Path) -> Index:
                 "mend its permissions or name another folder"
             ) from error
     stems: dict[str, list[PurePosixPath]] = {}
+    others: dict[str, list[PurePosixPath]] = {}
     for name, paths in names.items():
-        if os.path.splitext(name)[1].lower() in SUFFIXES:
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() in SUFFIXES:
             stems.setdefault(without_suffix(name), []).extend(paths)
-    return Index(*({key: sorted(paths) for key, paths in found.items()} for found in (names, stems)))
-
-
-def index_videos(folder: Path) -> Mapping[str, Sequence[PurePosixPath]]:
-    """Every video file below `folder` by its name without suffix, as `index_files` finds them."""
-    return index_files(folder).stems
+        else:
+            others.setdefault(stem, []).extend(paths)
+    return Index(*({key: sorted(paths) for key, paths in found.items()} for found in (names, stems, others)))
 
 
 def find_videos(folder: Path, search: Path, expected: Mapping[str, Sequence[str]]) -> dict[str, Path]:
@@ -77,11 +82,11 @@ def find_videos(folder: Path, search: Path, expected: Mapping[str, Sequence[str]
     search    the folder that is searched, with all below it; it need not exist
     expected  {video id: paths relative to the folder, likeliest first}
     A file at an expected path is taken first, then one of the same name wherever it lies, then one whose name differs
-    by its suffix.
+    by a common suffix, at last one with a suffix of any kind that the decoder takes for a video.
     Returns {video id: path}: the first expected path where nothing was found.
     Raises InputError when several files have the name of a video and none lies where it is expected.
     """
-    index = index_files(search) if search.is_dir() else Index({}, {})
+    index = index_files(search) if search.is_dir() else Index({}, {}, {})
     paths, ambiguous = {}, []
     for video_id, names in expected.items():
         wanted = [PurePosixPath(name) for name in names]
@@ -89,6 +94,9 @@ def find_videos(folder: Path, search: Path, expected: Mapping[str, Sequence[str]
         named = [index.names.get(path.name, ()) for path in wanted]
         alike = [index.stems.get(without_suffix(path.name), ()) for path in wanted]
         files = next((files for files in (*exact, *named, *alike) if files), ())
+        if not files:
+            others = [path for name in wanted for path in index.others.get(without_suffix(name.name), ())]
+            files = [path for path in others if is_video(search / path)]
         if len(files) > 1:
             ambiguous.append(f"{video_id} ({some([str(file) for file in files])})")
         paths[video_id] = search / files[0] if files else folder / names[0]

@@ -44,14 +44,15 @@ def _source(
     encoder: "Encoder",
     cache: Path | None,
     workers: int,
+    allow_damaged: bool,
     progress: Callable[[str, int, int], None],
 ) -> "FrameSource":
     """Frames of the data's videos, decoded as they are asked for, or all of them from a cache, filled if need be."""
     from tempme_export.data.frames import FrameCache, FrameFiles
 
     if cache is None:
-        return FrameFiles(data.clips, encoder.frames, encoder.preprocess)
-    frames = FrameCache.open(cache, data.clips, encoder.frames, encoder.preprocess)
+        return FrameFiles(data.clips, encoder.frames, encoder.preprocess, allow_damaged)
+    frames = FrameCache.open(cache, data.clips, encoder.frames, encoder.preprocess, allow_damaged)
     frames.fill(workers, lambda done, total: progress("frames", done, total), retry_failed=True)
     return frames
 
@@ -93,6 +94,9 @@ def command(
         4, os.cpu_count() or 1
     ),
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="Videos per call.")] = 8,
+    allow_damaged: Annotated[
+        bool, typer.Option("--allow-damaged", help="Take damaged pictures of videos as a player shows them.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
     parquet: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table here too.")] = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table here too.")] = None,
@@ -126,7 +130,7 @@ def command(
     try:
         console.show_encoder(encoder)
         with console.warnings_as_lines(), console.progress() as progress:
-            frames = _source(asked, encoder, cache, workers, progress)
+            frames = _source(asked, encoder, cache, workers, allow_damaged, progress)
             found = evaluate(
                 encoder, asked, frames, features, progress, backend=encoder.backend, batch=batch, workers=workers
             )

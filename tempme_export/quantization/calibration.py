@@ -16,7 +16,7 @@ from tempme_export.data.annotations import open_data
 from tempme_export.data.clip import Clip
 from tempme_export.data.frames import decode
 from tempme_export.data.records import missing
-from tempme_export.data.video_files import index_videos
+from tempme_export.data.video_files import SUFFIXES, index_files
 from tempme_export.errors import InputError, VideoError
 from tempme_export.preprocess import Preprocess
 from tempme_export.profile import FROM_CHECKPOINT
@@ -135,11 +135,11 @@ def _from_arrays(path: Path, recipe: Recipe) -> NDArray[np.uint8]:
 
 
 def _decoded(videos: Sequence[Clip], recipe: Recipe, allow_damaged: bool) -> tuple[NDArray[np.uint8], dict[str, str]]:
-    """CLIPS videos that can be read; for those that cannot, others are taken."""
-    videos = sorted(videos, key=_place)
-    first = _spread(videos, CLIPS)
-    others = sorted(set(videos) - set(first), key=_place)
-    wanted = [*first, *_spread(others, CLIPS)]
+    """CLIPS videos that can be read; for those that cannot, others are taken, and at last files of unknown suffixes."""
+    common = [video for video in videos if video.path.suffix.lower() in SUFFIXES]
+    first = _spread(sorted(common, key=_place), CLIPS)
+    more = (sorted(set(some) - set(first), key=_place) for some in (common, set(videos) - set(common)))
+    wanted = [*first, *(video for others in more for video in _spread(others, CLIPS))]
     clips, skipped = [], dict[str, str]()
     with closing(decode(wanted, recipe.profile.frames, preprocess_for(recipe), 0, allow_damaged)) as answers:
         for i, found in answers:
@@ -183,7 +183,7 @@ def read_calibration(spec: str | Path, recipe: Recipe, allow_damaged: bool = Fal
                 f"{spec}: found nothing there; expected a folder of videos, a .npz file of clips, or DATA as for --gate"
             )
         if path.is_dir():
-            videos = [Clip(path / name) for names in index_videos(path).values() for name in names]
+            videos = [Clip(path / name) for names in index_files(path).names.values() for name in names]
         else:
             videos, captions = _captioned(spec)
         clips, skipped = _decoded(videos, recipe, allow_damaged)

@@ -212,6 +212,9 @@ def command(
             "--augment none.",
         ),
     ] = None,
+    allow_damaged: Annotated[
+        bool, typer.Option("--allow-damaged", help="Take damaged pictures of videos as a player shows them.")
+    ] = False,
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16; auto is bf16 on a GPU that has it.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     save_every: Annotated[
@@ -261,6 +264,7 @@ def command(
         seed=seed,
         workers=min(_processors(), _MOST_WORKERS) if workers is None else workers,
         cache=cache,
+        allow_damaged=allow_damaged,
         precision=precision,
         device=device,
         save_every=save_every,

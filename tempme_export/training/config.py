@@ -31,6 +31,7 @@ class TrainConfig:
     clip_norm          longest gradient
     augment            what happens to training frames before they are resized, one of AUGMENTS
     cache              folder for decoded frames; None: videos are decoded in every epoch
+    allow_damaged      take damaged pictures as the decoder shows them
     workers            processes that decode
     device             auto, cpu, cuda or cuda:N
     save_every         steps between two saved states, beside one after every epoch; None: only those
@@ -55,6 +56,7 @@ class TrainConfig:
     seed: int = 42
     workers: int = 2
     cache: Path | None = None
+    allow_damaged: bool = False
     precision: str = "auto"
     device: str = "auto"
     save_every: int | None = None

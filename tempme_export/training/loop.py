@@ -144,6 +144,7 @@ class _Run:
             self.config.workers,
             not self.config.resume,
             lambda done, total: self.progress("frames", (name, done, total)),
+            self.config.allow_damaged,
         )
         self.skipped += skipped
         self.progress("data", (split, skipped))

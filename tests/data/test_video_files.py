@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tempme_export.data.video_files import find_videos, index_videos, without_suffix
+from tempme_export.data.video_files import find_videos, index_files, without_suffix
+from tempme_export.demo import render_clip
 from tempme_export.errors import InputError
 
 
@@ -35,7 +36,7 @@ def test_the_index_has_every_video_below_the_folder(tmp_path) -> None:
     put(tmp_path, "a.mp4", "deep/er/b.WebM", "deep/a.avi", "deep/notes.txt", "c.json")
     (tmp_path / "folder.mp4").mkdir()
     (tmp_path / "broken.mp4").symlink_to(tmp_path / "nowhere.mp4")
-    found = {stem: [str(path) for path in paths] for stem, paths in index_videos(tmp_path).items()}
+    found = {stem: [str(path) for path in paths] for stem, paths in index_files(tmp_path).stems.items()}
     assert found == {"a": ["a.mp4", "deep/a.avi"], "b": ["deep/er/b.WebM"]}
 
 
@@ -46,7 +47,7 @@ def test_links_to_folders_are_followed_once(tmp_path) -> None:
     (videos / "link").symlink_to(other)
     (videos / "again").symlink_to(other)
     (videos / "here" / "up").symlink_to(videos)
-    found = {stem: [str(path) for path in paths] for stem, paths in index_videos(videos).items()}
+    found = {stem: [str(path) for path in paths] for stem, paths in index_files(videos).stems.items()}
     assert found == {"a": ["here/a.mp4"], "b": ["again/b.mp4"]}
 
 
@@ -61,7 +62,7 @@ def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch) -> None
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(InputError, match=r"shut: found a folder that cannot be read \(Permission denied\)"):
-        index_videos(tmp_path)
+        index_files(tmp_path)
 
 
 def test_the_expected_place_comes_first(tmp_path) -> None:
@@ -103,3 +104,11 @@ def test_several_files_for_one_video_are_refused(tmp_path) -> None:
     assert "video0 (large/video0.mp4, small/video0.mp4), video1 (" in said
     assert "and 2 more, 7 in all" in said and "video5 (" not in said
     assert find_videos(tmp_path / "small", tmp_path / "small", {"video0": ["video0.mp4"]})
+
+
+def test_any_suffix_that_the_decoder_knows(tmp_path):
+    pytest.importorskip("av")
+    render_clip(tmp_path / "clip.mp4", seconds=1, size=(64, 48))
+    (tmp_path / "clip.mp4").rename(tmp_path / "a.divx")
+    (tmp_path / "a.txt").write_text("a note\n")
+    assert find_videos(tmp_path, tmp_path, {"a": ["a.mp4"]}) == {"a": tmp_path / "a.divx"}

@@ -1,0 +1,108 @@
+"""Damage is what a wanted frame was made from: found there, said with its time, and nowhere else."""
+
+import numpy as np
+import pytest
+
+from tempme_export.errors import VideoError
+from tempme_export.video import read_frames
+
+av = pytest.importorskip("av")
+FRAMES = 12
+
+
+def picture(number):
+    """Something that moves over something that stays, with noise that a codec has to spend bits on."""
+    noise = np.random.default_rng(number).integers(-6, 7, (48, 64, 3))
+    found = np.add.outer(np.arange(48) * 3, np.arange(64) * 2)[..., None] + np.array([0, 20, 40])
+    found[8:30, number % 44 : number % 44 + 18] = (230, number * 4 % 255, 60)
+    return np.clip(found + noise, 0, 255).astype(np.uint8)
+
+
+def write(path, codec, count=60, rate=25, **options):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, options=options)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.gop_size = 12
+        for number in range(count):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number), format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def payloads(path):
+    with av.open(str(path)) as container:
+        return [bytes(packet) for packet in container.demux(video=0) if packet.size]
+
+
+def spoil(path, packets, rng=None):
+    """Change bytes of whole stretches of the payload of some packets."""
+    content = bytearray(path.read_bytes())
+    whole = payloads(path)
+    for number in packets:
+        payload = whole[number]
+        start, length = len(payload) // 3, max(4, len(payload) // 4)
+        at = content.find(payload[start : start + 12])
+        assert at >= 0
+        rng = rng or np.random.default_rng(number)
+        content[at : at + length] = bytes(length)
+    spoiled = path.with_name(f"spoiled{path.suffix}")
+    spoiled.write_bytes(content)
+    return spoiled
+
+
+CODECS = [
+    ("a.mp4", "libx264"),
+    ("a.avi", "mpeg4"),
+    ("a.wmv", "wmv2"),
+    ("a.flv", "flv"),
+    ("a.mkv", "mpeg2video"),
+    ("b.avi", "msmpeg4"),
+]
+
+
+@pytest.mark.parametrize("name, codec", [one for one in CODECS if one[1] not in ("wmv2", "mpeg2video")])
+def test_no_wrong_frame_is_accepted(tmp_path, name, codec):
+    """Three packets a file; whatever is accepted equals the frames before the damage.
+
+    Zeros are valid pictures to some decoders of WMV and MPEG-2: no flag of theirs can know.
+    """
+    path = write(tmp_path / name, codec)
+    whole = read_frames(path, FRAMES)
+    refused = 0
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        try:
+            np.testing.assert_array_equal(
+                read_frames(spoil(path, rng.choice(60, 3, replace=False), rng), FRAMES), whole
+            )
+        except VideoError as error:
+            assert "damaged" in str(error)
+            refused += 1
+    assert refused >= 4
+
+
+@pytest.mark.parametrize("name, codec", CODECS)
+def test_damage_ends_at_the_next_key_frame(tmp_path, name, codec):
+    """Wanted are 0, 25 and 50 of 60, in groups that begin at 0, 12, 24, 36 and 48."""
+    path = write(tmp_path / name, codec, bf="0", **({"sc_threshold": "0"} if codec == "libx264" else {}))
+    whole = read_frames(path, 3)
+    np.testing.assert_array_equal(read_frames(spoil(path, [14]), 3), whole)
+    np.testing.assert_array_equal(read_frames(spoil(path, [57]), 3), whole)
+    damaged = spoil(path, [24])
+    with pytest.raises(VideoError, match=r"found the frame at 1\.00 s damaged"):
+        read_frames(damaged, 3)
+    shown = read_frames(damaged, 3, allow_damaged=True)
+    np.testing.assert_array_equal(shown[[0, 2]], whole[[0, 2]])
+    np.testing.assert_array_equal(read_frames(damaged, 1, end=0.9), whole[:1])
+
+
+def test_option_of_the_commands(tmp_path, run, mini):
+    (tmp_path / "videos").mkdir()
+    path = write(tmp_path / "a.avi", "mpeg4", bf="0")
+    spoil(path, range(0, 60, 12)).rename(tmp_path / "videos" / "a.avi")
+    write(tmp_path / "videos" / "b.avi", "mpeg4")
+    (tmp_path / "set.csv").write_text("video,caption\na.avi,a red square\nb.avi,a blue square\n")
+    command = ["tempme-eval", mini, "--data", tmp_path / "set.csv", "--videos", tmp_path / "videos", "--json"]
+    left_out, taken = run(*command), run(*command, "--allow-damaged")
+    assert left_out.returncode == 0 and "damaged" in left_out.stderr, left_out.stderr
+    assert taken.returncode == 0 and "damaged" not in taken.stderr, taken.stderr
