@@ -51,6 +51,7 @@ class OpenVinoRunner(Runner):
     """
 
     one_at_a_time = True
+    not_after_fork = "OpenVINO"
 
     def __init__(
         self,
