@@ -107,7 +107,8 @@ def rendered_clip() -> Iterator[Path]:
 
 def describe_video(path: Path) -> str:
     """`NAME: CODEC, 320x240, 10 s, 250 frames`. Raises VideoError for what is not a whole video."""
-    from tempme_export.video import check_video, import_av
+    from tempme_export.video import check_video
+    from tempme_export.video_stream import import_av
 
     frames = check_video(path)
     with import_av().open(f"file:{path}") as container:

@@ -8,7 +8,7 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 _SEGMENT, _CLUSTER, _CUES = 0x18538067, 0x1F43B675, 0x1C53BB6B  # of Matroska
 
@@ -28,7 +28,7 @@ def end_of_frames(path: Path, container: str) -> int:
     return 0
 
 
-def _unpack(file: BinaryIO, layout: str) -> tuple[int, ...]:
+def _unpack(file: BinaryIO, layout: str) -> tuple[Any, ...]:
     return struct.unpack(layout, file.read(struct.calcsize(layout)))
 
 

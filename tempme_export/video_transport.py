@@ -19,7 +19,7 @@ def is_whole(file: BinaryIO, position: int | None) -> bool:
     if position is None:
         return False
     file.seek(position)
-    pid = counter = None
+    pid, counter = None, 0
     filled = False
     while len(piece := file.read(_PACKET)) == _PACKET and piece[0] == _SYNC:
         begins, here = piece[1] & 0x40, int.from_bytes(piece[1:3], "big") & 0x1FFF

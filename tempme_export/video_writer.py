@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tempme_export.errors import InputError
-from tempme_export.video import import_av
+from tempme_export.video_stream import import_av
 
 _CODECS = {".mp4": ("libx264", "mpeg4"), ".avi": ("mpeg4",)}
 
