@@ -64,7 +64,8 @@ CODECS = [
 def test_no_wrong_frame_is_accepted(tmp_path, name, codec):
     """Three packets a file; whatever is accepted equals the frames before the damage.
 
-    Zeros are valid pictures to some decoders of WMV and MPEG-2: no flag of theirs can know.
+    WMV and MPEG-2 are left out: some of these zeros pass their decoders without a complaint, and so do random bytes
+    in MPEG-4.
     """
     path = write(tmp_path / name, codec)
     whole = read_frames(path, FRAMES)
