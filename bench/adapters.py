@@ -13,14 +13,14 @@ video information", and that the generation is left out of the figures. Their ro
 import dataclasses
 from typing import TYPE_CHECKING
 
-from tempme_export.backbone import Backbone
 from tempme_export.bench.paper import Claim, Counter, merge_plan
-from tempme_export.complexity import Complexity, complexity
+from tempme_export.encoder.backbone import Backbone
+from tempme_export.encoder.complexity import Complexity, complexity
+from tempme_export.encoder.schedule import BlockPlan, MergePolicy, Schedule
 from tempme_export.errors import ProfileError
-from tempme_export.schedule import BlockPlan, MergePolicy, Schedule
 
 if TYPE_CHECKING:
-    from tempme_export.checkpoint import Facts
+    from tempme_export.encoder.checkpoint import Facts
 
 ADAPTER_WIDTH = 8
 """Inner width of an adapter: the dimension that Section 4.1 gives for all experiments."""

@@ -12,27 +12,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tempme_export.artifacts.bundle import PT2, VIDEO, open_bundle
+from tempme_export.artifacts.graph_files import graph_bytes, graph_files
 from tempme_export.bench.cases import Case
 from tempme_export.bench.memory import measured
 from tempme_export.bench.timing import Progress
-from tempme_export.bundle import PT2, VIDEO, open_bundle
-from tempme_export.devices import quiet_torch, torch_device
-from tempme_export.engine_facts import ENGINE, KEY, EngineFacts
+from tempme_export.encoder.model import VideoEncoder
+from tempme_export.encoder.reference import ReferenceVideo
 from tempme_export.errors import BackendError, UsageError
-from tempme_export.export.external_data import graph_bytes, graph_files
 from tempme_export.files import file_sha256
-from tempme_export.model import VideoEncoder
-from tempme_export.parity import inputs_for
-from tempme_export.processor import videos_at_once
-from tempme_export.reference import ReferenceVideo
+from tempme_export.parity.checks import inputs_for
+from tempme_export.parity.tolerance import INT8
 from tempme_export.runtime.base import Runner
+from tempme_export.runtime.devices import quiet_torch, torch_device
+from tempme_export.runtime.engine_facts import ENGINE, KEY, EngineFacts
 from tempme_export.runtime.openvino import OpenVinoRunner, import_openvino
 from tempme_export.runtime.ort import OrtRunner, import_onnxruntime
+from tempme_export.runtime.processor import videos_at_once
 from tempme_export.runtime.pt2 import Pt2Runner
 from tempme_export.runtime.pytorch import TorchRunner
 from tempme_export.runtime.tensorrt import TensorRtRunner
-from tempme_export.tensorrt_package import import_tensorrt
-from tempme_export.tolerance import INT8
+from tempme_export.runtime.tensorrt_package import import_tensorrt
 
 ORIGINAL = "original"
 _INT8 = "video.int8.onnx"
@@ -107,7 +107,7 @@ class Loaded:
 
 
 def _build_onnx(case: Case, folder: Path) -> Path:
-    from tempme_export.export.to_onnx import export_video
+    from tempme_export.exporters.onnx import export_video
 
     path = folder / VIDEO
     if not path.is_file():

@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tempme_export.bundle import open_bundle, verify_files
-from tempme_export.checkpoint import OPEN_CLIP, load_checkpoint
+from tempme_export.artifacts.bundle import open_bundle, verify_files
+from tempme_export.encoder.checkpoint import OPEN_CLIP, load_checkpoint
+from tempme_export.encoder.profile import Profile, shipped_profiles
+from tempme_export.encoder.random_weights import draw_checkpoint
+from tempme_export.encoder.recipe import Recipe, open_recipe, prepare
+from tempme_export.encoder.reference import ReferenceVideo, Trace
 from tempme_export.errors import BundleError, CheckpointError, ParityError, UsageError
 from tempme_export.names import command
-from tempme_export.profile import Profile, shipped_profiles
-from tempme_export.random_weights import draw_checkpoint
-from tempme_export.recipe import Recipe, open_recipe, prepare
-from tempme_export.reference import ReferenceVideo, Trace
-from tempme_export.selftest import SAFE_GAP, draw_clip, preprocess_for
+from tempme_export.parity.selftest import SAFE_GAP, draw_clip, preprocess_for
 
 DISTINCT = 4
 _TRIES = 64

@@ -8,7 +8,7 @@ import typer
 
 from tempme_export.bench import commands
 from tempme_export.bench.wanted import DEFAULT_FRAMES, Wanted
-from tempme_export.entry import entry
+from tempme_export.cli.entry import entry
 from tempme_export.errors import UsageError
 from tempme_export.names import command as shell_command
 

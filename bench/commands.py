@@ -18,10 +18,10 @@ from tempme_export.bench.counting.agreement import Counted, check_counts, count_
 from tempme_export.bench.result_tables import bench_tables, change_tables, fit_tables, method_tables, stage_tables
 from tempme_export.bench.tables import counted_tables, kernel_tables, paper_tables, resource_tables, show
 from tempme_export.bench.wanted import Wanted, chosen_profile
+from tempme_export.cli.terminal import json_text, write_json
+from tempme_export.encoder.profile import load_profile
 from tempme_export.errors import UsageError
 from tempme_export.files import write_file
-from tempme_export.profile import load_profile
-from tempme_export.terminal import json_text, write_json
 
 if TYPE_CHECKING:
     from tempme_export.bench.report import Report
@@ -170,9 +170,9 @@ def draw(
     activation: str | None = None,
 ) -> None:
     """Draw which patches of a video became one token. A bundle is enough; its checkpoint may be gone."""
+    from tempme_export.artifacts.bundle import Bundle, open_bundle, verify_files
     from tempme_export.bench.cases import Case, open_case, random_case
     from tempme_export.bench.merge_picture import draw_trace
-    from tempme_export.bundle import Bundle, open_bundle, verify_files
 
     model: Case | Bundle
     if source is None:

@@ -16,11 +16,11 @@ from tempme_export.bench.methods.encoders import encoder
 from tempme_export.bench.methods.recipes import method_recipe
 from tempme_export.bench.paper import Counter
 from tempme_export.bench.timing import Progress
-from tempme_export.complexity import Complexity, complexity
+from tempme_export.encoder.complexity import Complexity, complexity
+from tempme_export.encoder.recipe import Recipe
+from tempme_export.encoder.schedule import MergePolicy, Schedule
 from tempme_export.errors import UsageError
-from tempme_export.recipe import Recipe
 from tempme_export.runtime.pytorch import TorchRunner
-from tempme_export.schedule import MergePolicy, Schedule
 
 Embed = Callable[[NDArray[np.float32]], NDArray[Any]]
 

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from tempme_export.bench.check_steps import FAILED, STEPS, TIMED_OUT, Context, Outcome, Step, skipped
 from tempme_export.bench.tables import gpu_tables, show
-from tempme_export.entry import entry
+from tempme_export.cli.entry import entry
 from tempme_export.errors import BackendError, UsageError
 from tempme_export.files import write_file
 from tempme_export.names import command

@@ -11,8 +11,8 @@ from tempme_export.bench.gpu_encoder import Deciding, moving_clips
 from tempme_export.bench.gpu_timing import capture
 from tempme_export.bench.kernel_cases import kernel_calls
 from tempme_export.bench.kernel_timing import DTYPES
-from tempme_export.model import VideoEncoder
-from tempme_export.recipe import Recipe
+from tempme_export.encoder.model import VideoEncoder
+from tempme_export.encoder.recipe import Recipe
 
 RUNS = 3
 _DIRT = 2**26

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tempme_export.bench.gpu_timing import Spread, Timer, Work, capture, matrix_work
-from tempme_export.complexity import complexity
-from tempme_export.model import Merges, VideoEncoder
-from tempme_export.recipe import Recipe
-from tempme_export.reference import ReferenceVideo, Trace
+from tempme_export.encoder.complexity import complexity
+from tempme_export.encoder.model import Merges, VideoEncoder
+from tempme_export.encoder.recipe import Recipe
+from tempme_export.encoder.reference import ReferenceVideo, Trace
 
 Output = tuple[Tensor, tuple[Tensor, ...]]
 Run = Callable[[], Output]

@@ -31,11 +31,11 @@ from tempme_export.bench.gpu_encoder import (
 )
 from tempme_export.bench.gpu_facts import gpu_facts, versions
 from tempme_export.bench.gpu_timing import Effort, timer
-from tempme_export.checkpoint import Facts, expected_shapes, from_state_dict
+from tempme_export.encoder.checkpoint import Facts, expected_shapes, from_state_dict
+from tempme_export.encoder.profile import FROM_CHECKPOINT, BatchRange, Profile, load_profile
+from tempme_export.encoder.recipe import Recipe, prepare
+from tempme_export.encoder.schedule import MergePolicy
 from tempme_export.files import write_file
-from tempme_export.profile import FROM_CHECKPOINT, BatchRange, Profile, load_profile
-from tempme_export.recipe import Recipe, prepare
-from tempme_export.schedule import MergePolicy
 
 B_32, B_16 = "vit-b-32-12f", "vit-b-16-12f"
 _TINY = Facts(
@@ -73,7 +73,7 @@ def tiny_recipe() -> Recipe:
 
 def drawn_recipe(profile: str) -> Recipe:
     """A shipped profile with random weights, the same in every process."""
-    from tempme_export.random_weights import draw_checkpoint
+    from tempme_export.encoder.random_weights import draw_checkpoint
 
     chosen = load_profile(profile)
     return prepare(draw_checkpoint(chosen, 0), chosen)
@@ -229,7 +229,7 @@ STEPS: dict[str, Callable[[Run], None]] = {
 
 def build_package(path: Path, profile: str, *, dry_run: bool) -> None:
     """Compile the drawn model into `path`."""
-    from tempme_export.export.to_pt2 import export_video
+    from tempme_export.exporters.pt2 import export_video
 
     recipe = tiny_recipe() if dry_run else drawn_recipe(profile)
     export_video(recipe, path, "bf16", "cpu" if dry_run else "cuda")

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tempme_export import ops
 from tempme_export.bench import kernel_traffic as traffic
+from tempme_export.encoder import ops
+from tempme_export.encoder.schedule import BlockPlan, Schedule
 from tempme_export.kernels import dense, dense_block
 from tempme_export.kernels.reference import match_tokens_ref, merge_tokens_ref
-from tempme_export.schedule import BlockPlan, Schedule
 
 Inputs = tuple[Any, ...]
 

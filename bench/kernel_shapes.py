@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from tempme_export.backbone import HEAD_WIDTH
+from tempme_export.encoder.backbone import HEAD_WIDTH
+from tempme_export.encoder.schedule import BlockPlan, Schedule
 from tempme_export.kernels import attention, match, merge
 from tempme_export.kernels.aot import Launch, launches_of
-from tempme_export.schedule import BlockPlan, Schedule
 
 
 def encoder_launches(

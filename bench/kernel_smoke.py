@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tempme_export.console import show_done
-from tempme_export.entry import entry
+from tempme_export.cli.console import show_done
+from tempme_export.cli.entry import entry
 from tempme_export.errors import BackendError, ParityError
 from tempme_export.kernels import attention, dense_block, match, merge
 from tempme_export.kernels.launch import interpreting

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from tempme_export.bench.gpu_timing import Effort, Spread, Timer, Work, copy_work, l2_bytes, timer
 from tempme_export.bench.kernel_cases import Inputs, KernelCall, kernel_calls
+from tempme_export.encoder.profile import Profile
+from tempme_export.encoder.random_weights import draw_checkpoint
+from tempme_export.encoder.recipe import Recipe, prepare
 from tempme_export.errors import BackendError, UsageError
-from tempme_export.profile import Profile
-from tempme_export.random_weights import draw_checkpoint
-from tempme_export.recipe import Recipe, prepare
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PROFILES = ("vit-b-32-12f", "vit-b-16-12f")
@@ -278,7 +278,7 @@ def copy_gb_s(device: torch.device, take: Timer) -> float:
 
 def encode_s(recipe: Recipe, batch: int, dtype: str, device: torch.device, take: Timer) -> float:
     """Seconds per call of the whole fused encoder, replayed from a CUDA graph."""
-    from tempme_export.model import VideoEncoder
+    from tempme_export.encoder.model import VideoEncoder
 
     encoder = VideoEncoder(recipe, DTYPES[dtype]).to(device)
     size = recipe.backbone.image_size

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from tempme_export.heap import give_back
+from tempme_export.runtime.malloc import give_back
 
 T = TypeVar("T")
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from tempme_export.artifacts.bundle import Bundle
 from tempme_export.bench.cases import Case
 from tempme_export.bench.trace import Stage, drawn_blocks, trace_video
-from tempme_export.bundle import Bundle
 from tempme_export.errors import InputError, UsageError
 from tempme_export.files import write_file
 

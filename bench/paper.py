@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tempme_export.backbone import Backbone, open_clip_backbone
 from tempme_export.bench.methods.plans import evit_schedule, within_frames
-from tempme_export.complexity import Complexity, complexity
+from tempme_export.encoder.backbone import Backbone, open_clip_backbone
+from tempme_export.encoder.complexity import Complexity, complexity
+from tempme_export.encoder.profile import FROM_CHECKPOINT, Profile
+from tempme_export.encoder.schedule import MergePolicy, Schedule, schedule
 from tempme_export.errors import ParityError, ProfileError
-from tempme_export.profile import FROM_CHECKPOINT, Profile
-from tempme_export.schedule import MergePolicy, Schedule, schedule
 
 TOLERANCE = 0.1
 """Largest difference, in GMACs, of a row that claims to reproduce the paper: the paper prints one decimal."""

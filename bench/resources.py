@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from tempme_export.backbone import open_clip_backbone
 from tempme_export.bench.kernel_shapes import encoder_launches
+from tempme_export.encoder.backbone import open_clip_backbone
+from tempme_export.encoder.profile import FROM_CHECKPOINT, Profile
 from tempme_export.errors import BackendError, UsageError
 from tempme_export.kernels import aot
-from tempme_export.profile import FROM_CHECKPOINT, Profile
 
 DTYPES = (torch.float32, torch.bfloat16)
 

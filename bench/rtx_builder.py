@@ -17,8 +17,8 @@ from types import ModuleType
 from typing import Any
 
 from tempme_export.bench.rtx_layers import Layer, by_dtype, fused_attentions, read_layers
+from tempme_export.encoder.profile import BatchRange
 from tempme_export.errors import BackendError, ExportError
-from tempme_export.profile import BatchRange
 
 BINDINGS, PROVIDER = "tensorrt_rtx_bindings", "onnxruntime_ep_nv_tensorrt_rtx"
 _LIBRARIES = ("libtensorrt_rtx.so", "libtensorrt_onnxparser_rtx.so")

@@ -17,12 +17,12 @@ from rich.table import Table
 
 from tempme_export.bench.rtx_builder import Built, build, load_bindings
 from tempme_export.bench.tables import new_table, show
-from tempme_export.entry import entry
+from tempme_export.cli.entry import entry
 from tempme_export.files import scratch_folder, write_file
-from tempme_export.tolerance import PRECISIONS
+from tempme_export.parity.tolerance import PRECISIONS
 
 if TYPE_CHECKING:
-    from tempme_export.recipe import Recipe
+    from tempme_export.encoder.recipe import Recipe
 
 FOLDER = Path("build/trt-rtx")
 OPSET = 20
@@ -38,10 +38,10 @@ _FIGURES = (
 
 
 def _recipe(source: str, random: bool) -> "Recipe":
-    from tempme_export.checkpoint import load_checkpoint
-    from tempme_export.profile import load_profile
-    from tempme_export.random_weights import draw_checkpoint
-    from tempme_export.recipe import prepare
+    from tempme_export.encoder.checkpoint import load_checkpoint
+    from tempme_export.encoder.profile import load_profile
+    from tempme_export.encoder.random_weights import draw_checkpoint
+    from tempme_export.encoder.recipe import prepare
 
     if random:
         profile = load_profile(source)
@@ -51,8 +51,8 @@ def _recipe(source: str, random: bool) -> "Recipe":
 
 def exporters(precision: str) -> Mapping[str, Callable[["Recipe", Path], None]]:
     """File name -> what writes it. Both graphs of the video tower, the one with nodes for plugins last."""
-    from tempme_export.export.to_onnx import export_video
-    from tempme_export.export.to_plugin_onnx import export_plugin_video
+    from tempme_export.exporters.onnx import export_video
+    from tempme_export.exporters.plugin_onnx import export_plugin_video
 
     return {
         "video.onnx": lambda recipe, path: export_video(recipe, path, precision, OPSET),

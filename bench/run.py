@@ -17,10 +17,10 @@ from tempme_export.bench.machine import machine
 from tempme_export.bench.memory import device_peak_mb, is_out_of_memory, measured
 from tempme_export.bench.report import Measured, Report, Row
 from tempme_export.bench.timing import Comparison, Progress, Protocol, compare
+from tempme_export.encoder.profile import Profile
 from tempme_export.errors import BackendError, UsageError
-from tempme_export.parity import Floats, centred_cosine, cosine_distance, embedding_checks
-from tempme_export.profile import Profile
-from tempme_export.tolerance import TOLERANCES
+from tempme_export.parity.checks import Floats, centred_cosine, cosine_distance, embedding_checks
+from tempme_export.parity.tolerance import TOLERANCES
 
 RESIDENT = " (on the device)"
 _GAIN = 1.05  # a larger batch that is not at least so much faster has passed the knee

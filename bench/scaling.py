@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from tempme_export.bench.bootstrap import LEVEL, Floats, student_t
+from tempme_export.encoder.profile import Expect, Profile, load_profile, shipped_profiles
 from tempme_export.errors import InputError, ProfileError
-from tempme_export.profile import Expect, Profile, load_profile, shipped_profiles
 
 WITHIN_PERCENT = 5.0
 """How near the best of the sweep the knee has to come: what the timing protocol takes for equal (`agreement`)."""

@@ -21,7 +21,7 @@ from tempme_export.errors import UnstableError, UsageError
 from tempme_export.files import scratch_folder
 
 if TYPE_CHECKING:
-    from tempme_export.recipe import Recipe
+    from tempme_export.encoder.recipe import Recipe
 
 DECODE, PREPROCESS, TRANSFER, ENCODE = "decode", "preprocess", "transfer", "encode"
 
@@ -87,8 +87,8 @@ class StageTable:
 
 def source_for(recipe: "Recipe") -> Source:
     """Decoding and preprocessing as an exported bundle does them for this recipe."""
-    from tempme_export.selftest import preprocess_for
-    from tempme_export.video import read_frames
+    from tempme_export.media.video import read_frames
+    from tempme_export.parity.selftest import preprocess_for
 
     frames = recipe.profile.frames
     return Source(lambda path: read_frames(path, frames), preprocess_for(recipe), describe_video)
@@ -97,7 +97,7 @@ def source_for(recipe: "Recipe") -> Source:
 @contextmanager
 def rendered_clip() -> Iterator[Path]:
     """A video to measure with where none is given, which is gone afterwards. Raises BackendError without PyAV."""
-    from tempme_export.demo import render_clip
+    from tempme_export.media.render import render_clip
 
     with scratch_folder("tempme-stages") as folder:
         path = folder / "rendered.mp4"
@@ -107,8 +107,8 @@ def rendered_clip() -> Iterator[Path]:
 
 def describe_video(path: Path) -> str:
     """`NAME: CODEC, 320x240, 10 s, 250 frames`. Raises VideoError for what is not a whole video."""
-    from tempme_export.video import check_video
-    from tempme_export.video_stream import import_av
+    from tempme_export.media.video import check_video
+    from tempme_export.media.video_stream import import_av
 
     frames = check_video(path)
     with import_av().open(f"file:{path}") as container:

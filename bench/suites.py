@@ -19,11 +19,11 @@ from tempme_export.bench.scaling import fits, knees, profile_for_frames
 from tempme_export.bench.stages import measure_stages, rendered_clip, source_for
 from tempme_export.bench.timing import Progress, Protocol
 from tempme_export.bench.wanted import DEFAULT_FRAMES, Wanted, chosen_profile
-from tempme_export.conventions import in_words
-from tempme_export.devices import torch_device
+from tempme_export.encoder.conventions import in_words
+from tempme_export.encoder.profile import load_profile
 from tempme_export.errors import UsageError
 from tempme_export.files import scratch_folder
-from tempme_export.profile import load_profile
+from tempme_export.runtime.devices import torch_device
 
 THROUGHPUT, END_TO_END = "throughput", "end-to-end"
 

@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tempme_export.artifacts.bundle import VIDEO, Bundle, open_bundle
 from tempme_export.bench.cases import Case
-from tempme_export.bundle import VIDEO, Bundle, open_bundle
+from tempme_export.encoder.schedule import BlockPlan, PlannedMerge, Schedule
 from tempme_export.errors import InputError
-from tempme_export.preprocess import Preprocess
+from tempme_export.media.preprocess import Preprocess
+from tempme_export.media.video import read_frames
+from tempme_export.parity.selftest import preprocess_for
 from tempme_export.runtime.base import Runner
 from tempme_export.runtime.ort import OrtRunner
-from tempme_export.schedule import BlockPlan, PlannedMerge, Schedule
-from tempme_export.selftest import preprocess_for
-from tempme_export.video import read_frames
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _original_assigns(case: Case, pixels: NDArray[np.float32]) -> list[NDArray[n
     """As `_graph_assigns`, by the original path."""
     import torch
 
-    from tempme_export.reference import ReferenceVideo, Trace
+    from tempme_export.encoder.reference import ReferenceVideo, Trace
 
     trace = Trace()
     ReferenceVideo(case.recipe).frame_features(torch.from_numpy(pixels), trace)

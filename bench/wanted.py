@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from tempme_export.encoder.profile import Profile, load_profile, shipped_profiles
 from tempme_export.errors import ProfileError, UsageError
-from tempme_export.profile import Profile, load_profile, shipped_profiles
 
 DEFAULT_FRAMES = 12
 

@@ -42,7 +42,7 @@ def search(bundle: Path, world: Path) -> None:
     import tempme_export
     from tempme_export.data.annotations import open_data
     from tempme_export.evaluation.sheet import Hit, Query, save_sheet
-    from tempme_export.video import read_frames
+    from tempme_export.media.video import read_frames
 
     data = open_data(f"synthetic:{world}", "test")
     with tempme_export.load(bundle) as model:
@@ -75,9 +75,9 @@ def full_size(clip: Path | None) -> None:
     import torch
 
     import tempme_export
-    from tempme_export.demo import render_clip
-    from tempme_export.profile import load_profile
-    from tempme_export.random_weights import draw_state_dict
+    from tempme_export.encoder.profile import load_profile
+    from tempme_export.encoder.random_weights import draw_state_dict
+    from tempme_export.media.render import render_clip
 
     checkpoint, bundle = FOLDER / "checkpoint.pth", FOLDER / "checkpoint.tempme"
     print(f"\nDrawing a ViT-B/32 TempMe checkpoint from seed {SEED}: the weights are RANDOM.")

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tempme_export.backbone import open_clip_backbone
-from tempme_export.profile import load_profile
+from tempme_export.encoder.backbone import open_clip_backbone
+from tempme_export.encoder.profile import load_profile
+from tempme_export.encoder.random_weights import draw_state_dict
+from tempme_export.parity.selftest import draw_clip
 from tempme_export.quantization.calibration import CLIPS
 from tempme_export.quantization.outliers import plant_outliers
-from tempme_export.random_weights import draw_state_dict
-from tempme_export.selftest import draw_clip
 
 FOLDER = Path("demo")
 FIRST_SEED = 1000  # of the calibration clips; the self-test draws its own from 0 on

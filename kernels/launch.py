@@ -140,7 +140,7 @@ def check_device(name: str, x: Tensor) -> None:
     if x.device.type != "cuda" and _recorded.get() is None and not interpreting():
         raise ValueError(
             f"{name} is on {x.device}, and Triton kernels need a GPU (or TRITON_INTERPRET=1, set before the start). "
-            f"Call the operators of tempme_export.ops, which run anywhere."
+            f"Call the operators of tempme_export.encoder.ops, which run anywhere."
         )
 
 

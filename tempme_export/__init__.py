@@ -12,20 +12,16 @@ from typing import TYPE_CHECKING, Any
 # ONNX Runtime reads it once, when it is imported: without it a thread looks up a host and writes to the home folder.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-# The sub-package `export` and the function `export` share a name. Imported here first, the sub-package is
-# found in sys.modules from then on and does not replace the function.
-import tempme_export.export as _  # noqa: F401
-
 if TYPE_CHECKING:
-    from tempme_export.bundle import Bundle
+    from tempme_export.artifacts.bundle import Bundle
     from tempme_export.retrieval import RetrievalModel
 
 __all__ = ["export", "load", "verify"]
 
 
 def export(checkpoint: Any, profile: Any = None, out: str | Path | None = None, **options: Any) -> "Bundle":
-    """Checkpoint -> accepted bundle; see `tempme_export.pipeline.export`."""
-    from tempme_export.pipeline import export
+    """Checkpoint -> accepted bundle; see `tempme_export.pipeline.export.export`."""
+    from tempme_export.pipeline.export import export
 
     return export(checkpoint, profile, out, **options)
 
@@ -40,7 +36,7 @@ def load(
 
 
 def verify(path: str | Path, **options: Any) -> Any:
-    """Check a bundle's bytes and run its self-test; see `tempme_export.pipeline.verify`."""
-    from tempme_export.pipeline import verify
+    """Check a bundle's bytes and run its self-test; see `tempme_export.pipeline.export.verify`."""
+    from tempme_export.pipeline.export import verify
 
     return verify(path, **options)

@@ -1,5 +1,5 @@
 """`python -m tempme_export` is `tempme-export`."""
 
-from tempme_export.cli import main
+from tempme_export.cli.export import main
 
 main()

@@ -11,19 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tempme_export.bundle import PT2, TEXT, VIDEO, Bundle, one_release, open_bundle
-from tempme_export.engine_facts import ENGINE, KEY, EngineFacts
+from tempme_export.artifacts.bundle import PT2, TEXT, VIDEO, Bundle, one_release, open_bundle
+from tempme_export.encoder.profile import FROM_CHECKPOINT
 from tempme_export.errors import BackendError, InputError, ReleaseError
-from tempme_export.nvidia import gpu_index
-from tempme_export.preprocess import Preprocess
-from tempme_export.processor import videos_at_once
-from tempme_export.profile import FROM_CHECKPOINT
+from tempme_export.media.preprocess import Preprocess
+from tempme_export.media.tokenizer import Tokenizer
+from tempme_export.media.video import read_frames
+from tempme_export.parity.tolerance import INT8
 from tempme_export.runtime.base import Runner, check_threads
+from tempme_export.runtime.engine_facts import ENGINE, KEY, EngineFacts
+from tempme_export.runtime.nvidia import gpu_index
 from tempme_export.runtime.ort import OrtRunner, check_device
 from tempme_export.runtime.process import ProcessBound
-from tempme_export.tokenizer import Tokenizer
-from tempme_export.tolerance import INT8
-from tempme_export.video import read_frames
+from tempme_export.runtime.processor import videos_at_once
 
 BACKENDS = ("ort", "pt2", "tensorrt")
 _VIDEO_FILES = {"ort": VIDEO, "pt2": PT2, "tensorrt": ENGINE}
@@ -44,7 +44,7 @@ def _device_for(bundle: Bundle, backend: str, device: str | None) -> str:
     if backend == "ort":
         check_device(device or "cpu")
         return device or "cpu"
-    from tempme_export.devices import torch_device
+    from tempme_export.runtime.devices import torch_device
 
     if backend == "tensorrt":
         if ENGINE not in bundle.manifest["files"]:

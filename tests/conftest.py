@@ -14,13 +14,13 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from tempme_export.checkpoint import Checkpoint, from_state_dict
-from tempme_export.conventions import Statement
+from tempme_export.encoder.checkpoint import Checkpoint, from_state_dict
+from tempme_export.encoder.conventions import Statement
+from tempme_export.encoder.profile import FROM_CHECKPOINT, BatchRange, Profile
+from tempme_export.encoder.recipe import Recipe, prepare
+from tempme_export.encoder.reference import ReferenceVideo
+from tempme_export.encoder.schedule import MergePolicy
 from tempme_export.kernels.reference import merge_tokens_ref
-from tempme_export.profile import FROM_CHECKPOINT, BatchRange, Profile
-from tempme_export.recipe import Recipe, prepare
-from tempme_export.reference import ReferenceVideo
-from tempme_export.schedule import MergePolicy
 
 HERE = Path(__file__).parent / "golden"
 BESIDE = Path(__file__).parents[2] / "shared" / "golden"

@@ -18,44 +18,28 @@ FOLDERS = {
 # Lowest first. A name stands for its module and everything below it; "" is tempme_export/__init__.py itself,
 # the door for users: it may lead to everything but the commands, and nothing below may go through it.
 LAYERS = (
-    ("errors", "files", "names", "profiles"),
-    (
-        "backbone",
-        "conventions",
-        "schedule",
-        "complexity",
-        "devices",
-        "package_facts",
-        "engine_facts",
-        "nvidia",
-        "tensorrt_package",
-        "processor",
-        "heap",
-    ),
-    ("video_size", "video_transport", "video_stream", "video", "video_writer", "preprocess", "tokenizer"),
-    ("data",),
-    ("profile",),
-    ("checkpoint",),
-    ("recipe",),
-    ("random_weights", "demo"),
+    ("errors", "names", "files", "profiles"),
     ("kernels",),
-    ("ops",),
-    ("reference", "model"),
-    ("export",),
+    ("encoder.backbone", "encoder.conventions", "encoder.schedule", "encoder.complexity"),
+    ("encoder.profile",),
+    ("encoder.checkpoint",),
+    ("encoder.recipe",),
+    ("encoder.random_weights", "encoder.ops"),
+    ("encoder",),
+    ("parity.tolerance",),  # one table, which everybody reads
+    ("artifacts",),  # the folder and its manifest, which exporters, verdicts and servers read
+    ("media",),
+    ("data",),
     ("runtime",),
-    ("tolerance", "selftest", "parity"),
+    ("exporters",),
+    ("parity",),
     ("quantization",),
-    ("manifest",),
-    ("bundle",),
-    ("retrieval", "serving"),
-    ("evaluation",),
-    ("engine_judging", "engine_request", "judging", "pipeline", "rebuild"),
+    ("retrieval",),
+    ("evaluation", "serving"),
+    ("pipeline",),
     ("",),
-    ("training",),
-    ("doctor_process", "doctor_machine", "doctor", "doctor_probes"),
-    ("terminal", "signals"),
-    ("console", "engine_console", "evaluation.console", "training.console", "doctor_console"),
-    ("entry", "cli", "commands", "__main__", "evaluation.cli", "training.cli", "doctor_cli"),
+    ("training", "doctor"),
+    ("cli", "__main__"),
     ("bench",),
 )
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -64,18 +48,19 @@ KERNEL_CODE = "kernels.jit"  # what runs on a GPU: these modules are triton's, a
 
 # What the ranks would let through: module, what it must not import, why.
 FORBIDDEN = (
-    ("runtime", "export", "a runtime runs artifacts and knows no exporter"),
-    ("parity", "export", "parity judges artifacts and knows no exporter"),
-    ("reference", "ops", "the oracle stands on definitions alone"),
-    ("reference", "model", "the oracle is not checked against itself"),
-    ("model", "reference", "the fast encoder is not the oracle"),
-    ("model", "kernels", "ops is the only door between model and kernels"),
+    ("runtime", "exporters", "a runtime runs artifacts and knows no exporter"),
+    ("parity", "exporters", "parity judges artifacts and knows no exporter"),
+    ("encoder.reference", "encoder.ops", "the oracle stands on definitions alone"),
+    ("encoder.reference", "encoder.model", "the oracle is not checked against itself"),
+    ("encoder.model", "encoder.reference", "the fast encoder is not the oracle"),
+    ("encoder.model", "kernels", "ops is the only door between model and kernels"),
 )
 
 # These answer --help, so nothing they load on import may load one of these.
 QUICK = (
-    *("", "console", "cli", "bench.cli", "evaluation.cli", "evaluation.console", "training.cli", "training.console"),
-    *("doctor", "doctor_machine", "doctor_process", "doctor_cli", "doctor_console", "engine_console", "terminal"),
+    *("", "bench.cli", "cli.export", "cli.evaluate", "cli.train", "cli.doctor", "cli.entry", "cli.terminal"),
+    *("cli.console", "cli.engine_console", "cli.evaluate_console", "cli.train_console", "cli.doctor_console"),
+    *("doctor.rules", "doctor.machine", "doctor.process"),
 )
 HEAVY = {
     *("av", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "open_clip", "openvino"),
@@ -222,19 +207,19 @@ def test_the_package_keeps_the_direction() -> None:
     ("module", "source", "said"),
     [
         ("novelty", "", "has no layer"),
-        ("schedule", "from tempme_export.profile import Profile", "lies above it"),
-        ("schedule", "def f():\n    from tempme_export import profile", "lies above it"),
-        ("schedule", "if TYPE_CHECKING:\n    import tempme_export.model", "lies above it"),
-        ("profile", "from tempme_export import load", "lies above it"),
-        ("model", "import tempme_export.novelty", "has no layer"),
-        ("schedule", "from .errors import ProfileError", "in full"),
-        ("ops", "from kernels import dense", "in full"),
+        ("encoder.schedule", "from tempme_export.encoder.profile import Profile", "lies above it"),
+        ("encoder.schedule", "def f():\n    from tempme_export.encoder import profile", "lies above it"),
+        ("encoder.schedule", "if TYPE_CHECKING:\n    import tempme_export.encoder.model", "lies above it"),
+        ("encoder.profile", "from tempme_export import load", "lies above it"),
+        ("encoder.model", "import tempme_export.novelty", "has no layer"),
+        ("encoder.schedule", "from .errors import ProfileError", "in full"),
+        ("encoder.ops", "from kernels import dense", "in full"),
         ("kernels.dense", "from tempme_export.errors import InputError", "kernels/ knows only kernels/"),
-        ("cli", "def f():\n    from tempme_export.bench.run import run", "nothing imports bench"),
-        ("runtime.ort", "from tempme_export.export.to_onnx import export_video", "knows no exporter"),
-        ("parity", "from tempme_export import export", "knows no exporter"),
-        ("reference", "from tempme_export import ops", "definitions alone"),
-        ("model", "from tempme_export.kernels import dense", "only door"),
+        ("cli.export", "def f():\n    from tempme_export.bench.run import run", "nothing imports bench"),
+        ("runtime.ort", "from tempme_export.exporters.onnx import export_video", "knows no exporter"),
+        ("parity", "from tempme_export.exporters import onnx", "knows no exporter"),
+        ("encoder.reference", "from tempme_export.encoder import ops", "definitions alone"),
+        ("encoder.model", "from tempme_export.kernels import dense", "only door"),
         ("kernels.match", "import triton", "only functions in kernels/"),
         ("kernels.match", "from tempme_export.kernels.jit.match import match_kernel", "it needs triton"),
         (
@@ -242,22 +227,22 @@ def test_the_package_keeps_the_direction() -> None:
             "try:\n    import triton.language as tl\nexcept ImportError:\n    pass",
             "only func",
         ),
-        ("ops", "def f():\n    from triton import jit", "only functions in kernels/"),
-        ("schedule", "def f():\n    print('x')", "calls print"),
-        ("cli", "import torch.nn", "loads torch.nn on import"),
+        ("encoder.ops", "def f():\n    from triton import jit", "only functions in kernels/"),
+        ("encoder.schedule", "def f():\n    print('x')", "calls print"),
+        ("cli.export", "import torch.nn", "loads torch.nn on import"),
         (
             "bench.cli",
-            "from tempme_export.reference import Reference",
-            "bench.cli -> tempme_export.reference:",
+            "from tempme_export.encoder.reference import Reference",
+            "bench.cli -> tempme_export.encoder.reference:",
         ),
         ("", "class A:\n    import onnx", "loads onnx on import"),
-        ("console", "try:\n    import av\nexcept ImportError:\n    av = None", "loads av on import"),
+        ("cli.console", "try:\n    import av\nexcept ImportError:\n    av = None", "loads av on import"),
     ],
 )
 def test_a_breach_is_found(module: str, source: str, said: str) -> None:
-    sources = {PACKAGE: "", f"{PACKAGE}.reference": "import torch", f"{PACKAGE}.export": ""}
+    sources = {PACKAGE: "", f"{PACKAGE}.encoder.reference": "import torch", f"{PACKAGE}.exporters.onnx": ""}
     for name in ("ops", "profile"):
-        sources[f"{PACKAGE}.{name}"] = ""
+        sources[f"{PACKAGE}.encoder.{name}"] = ""
     sources[f"{PACKAGE}.{module}".rstrip(".")] = source
     assert any(said in line for line in violations(sources)), violations(sources)
 
@@ -265,17 +250,17 @@ def test_a_breach_is_found(module: str, source: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("profile", "from tempme_export import profiles\nfrom tempme_export.errors import ProfileError"),
+        ("encoder.profile", "from tempme_export import profiles\nfrom tempme_export.errors import ProfileError"),
         ("kernels.match", "import torch\ndef launch():\n    import triton\n    import triton.language as tl"),
         ("kernels.match", "from tempme_export.kernels.reference import match_tokens_ref"),
-        ("cli", "def main():\n    import torch"),
-        ("cli", "if TYPE_CHECKING:\n    import torch"),
-        ("bench.cli", "def f():\n    from tempme_export.reference import Reference"),
-        ("bench.run", "import tempme_export.bench.report, tempme_export.cli, torch"),
-        ("console", "console.print('x')"),
+        ("cli.export", "def main():\n    import torch"),
+        ("cli.export", "if TYPE_CHECKING:\n    import torch"),
+        ("bench.cli", "def f():\n    from tempme_export.encoder.reference import Reference"),
+        ("bench.run", "import tempme_export.bench.report, tempme_export.cli.export, torch"),
+        ("cli.console", "console.print('x')"),
     ],
 )
 def test_what_is_allowed_passes(module: str, source: str) -> None:
-    sources = {PACKAGE: "", f"{PACKAGE}.reference": "import torch", f"{PACKAGE}.profiles": ""}
+    sources = {PACKAGE: "", f"{PACKAGE}.encoder.reference": "import torch", f"{PACKAGE}.profiles": ""}
     sources[f"{PACKAGE}.{module}"] = source
     assert violations(sources) == []

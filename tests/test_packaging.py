@@ -136,7 +136,7 @@ def test_the_wheel_works_outside_the_tree(wheel: Path, tmp_path: Path) -> None:
     output_of(*pip, "--target", target, wheel, cwd=tmp_path)
     program = (
         "import json, tempme_export.kernels as kernels\n"
-        "from tempme_export.profile import load_profile, shipped_profiles\n"
+        "from tempme_export.encoder.profile import load_profile, shipped_profiles\n"
         "print(json.dumps([kernels.__file__, load_profile('vit-b-32-12f').frames, [*shipped_profiles()]]))\n"
     )
     printed = output_of(sys.executable, "-c", program, cwd=tmp_path, PYTHONPATH=str(target), PYTHONSAFEPATH="1")

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from tempme_export.backbone import Backbone, open_clip_backbone
 from tempme_export.bench import paper
 from tempme_export.bench.adapters import (
     ADAPTER_WIDTH,
@@ -23,12 +22,13 @@ from tempme_export.bench.adapters import (
 )
 from tempme_export.bench.counting.products import PARTS, Parts, Products, parts_of
 from tempme_export.bench.paper import Claim, Counter, Planner
-from tempme_export.complexity import Complexity, complexity
+from tempme_export.encoder.backbone import Backbone, open_clip_backbone
+from tempme_export.encoder.complexity import Complexity, complexity
+from tempme_export.encoder.schedule import Schedule
 from tempme_export.errors import ParityError
-from tempme_export.schedule import Schedule
 
 if TYPE_CHECKING:
-    from tempme_export.recipe import Recipe
+    from tempme_export.encoder.recipe import Recipe
 
 NO_ENCODER = "by formula only: the paper does not say enough to build an encoder that computes this"
 NO_EXPORT = "has no exported graph: it runs on the original path only"
@@ -113,7 +113,7 @@ class _Encoder:
 def _original(recipe: "Recipe") -> Products:
     from tempme_export.bench.counting.flops import count_eager
     from tempme_export.bench.counting.shapes import shape_frames
-    from tempme_export.reference import ReferenceVideo
+    from tempme_export.encoder.reference import ReferenceVideo
 
     return count_eager(ReferenceVideo(recipe, device="meta"), shape_frames(recipe))
 

@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from tempme_export.export.common import DTYPES, video_inputs
-from tempme_export.export.to_onnx import DEFAULT_OPSET, TracedVideo, check_graph, to_proto
-from tempme_export.model import VideoEncoder
-from tempme_export.recipe import Recipe
+from tempme_export.encoder.model import VideoEncoder
+from tempme_export.encoder.recipe import Recipe
+from tempme_export.exporters.common import DTYPES, video_inputs
+from tempme_export.exporters.onnx import DEFAULT_OPSET, TracedVideo, check_graph, to_proto
 
 if TYPE_CHECKING:
     import onnx

@@ -18,9 +18,9 @@ from torch.utils._pytree import tree_any, tree_map
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from tempme_export.bench.counting.products import Kind, Product, Products
+from tempme_export.encoder.ops import DENSE_FORMS
 from tempme_export.errors import InputError, ParityError
 from tempme_export.kernels import dense, reference
-from tempme_export.ops import DENSE_FORMS
 
 Code = ModuleType | Callable[..., Any]
 

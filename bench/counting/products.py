@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from tempme_export.complexity import Complexity
+from tempme_export.encoder.complexity import Complexity
+from tempme_export.encoder.schedule import Schedule
 from tempme_export.errors import InputError, ParityError
-from tempme_export.schedule import Schedule
 
 Kind = Literal["convolution", "weights", "attention", "merging"]
 

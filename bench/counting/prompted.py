@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
+from tempme_export.encoder.recipe import Recipe
+from tempme_export.encoder.reference import ReferenceVideo, Trace
+from tempme_export.encoder.schedule import BlockPlan
 from tempme_export.errors import ProfileError
-from tempme_export.recipe import Recipe
-from tempme_export.reference import ReferenceVideo, Trace
-from tempme_export.schedule import BlockPlan
 
 
 class PromptedVideo(ReferenceVideo):

@@ -15,9 +15,9 @@ from tempme_export.bench.counting.graph import count_graph
 from tempme_export.bench.counting.products import BlockTokens, Parts, parts_of
 from tempme_export.bench.counting.tokens import check_tokens, tokens_of_artifact, tokens_of_encoder
 from tempme_export.bench.methods.encoders import EvitVideo, class_attention, keep_attentive
+from tempme_export.encoder.model import VideoEncoder
+from tempme_export.encoder.reference import ReferenceVideo
 from tempme_export.errors import ParityError
-from tempme_export.model import VideoEncoder
-from tempme_export.reference import ReferenceVideo
 from tempme_export.runtime.pytorch import TorchRunner
 
 COMPILED = "compiled code cannot be watched; its embeddings are judged all the same"

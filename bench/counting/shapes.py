@@ -5,13 +5,13 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from tempme_export.backbone import Backbone
 from tempme_export.bench.paper import Claim
-from tempme_export.checkpoint import Checkpoint, expected_shapes
-from tempme_export.profile import BatchRange, Profile
-from tempme_export.random_weights import facts_of
-from tempme_export.recipe import Recipe
-from tempme_export.schedule import schedule
+from tempme_export.encoder.backbone import Backbone
+from tempme_export.encoder.checkpoint import Checkpoint, expected_shapes
+from tempme_export.encoder.profile import BatchRange, Profile
+from tempme_export.encoder.random_weights import facts_of
+from tempme_export.encoder.recipe import Recipe
+from tempme_export.encoder.schedule import schedule
 
 
 def claim_profile(claim: Claim) -> Profile:

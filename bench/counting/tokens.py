@@ -11,11 +11,11 @@ from torch.utils.hooks import RemovableHandle
 
 from tempme_export.bench.counting.graph import count_graph
 from tempme_export.bench.counting.products import BlockTokens, block_products, tokens_of_plan
+from tempme_export.encoder.model import VideoEncoder
+from tempme_export.encoder.reference import ReferenceVideo, Trace
+from tempme_export.encoder.schedule import Schedule
 from tempme_export.errors import InputError, ParityError
-from tempme_export.model import VideoEncoder
-from tempme_export.reference import ReferenceVideo, Trace
 from tempme_export.runtime.ort import OrtRunner
-from tempme_export.schedule import Schedule
 
 
 def _whole(rows: int, videos: int, block: int) -> int:

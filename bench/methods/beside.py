@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tempme_export.backbone import Backbone
 from tempme_export.bench.methods.catalogue import Method
 from tempme_export.bench.methods.derive import derive
-from tempme_export.profile import Profile
+from tempme_export.encoder.backbone import Backbone
+from tempme_export.encoder.profile import Profile
 
 
 def beside_paper(

@@ -7,13 +7,13 @@ percentages are those of the profile, so that every method of a comparison share
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from tempme_export.backbone import Backbone
 from tempme_export.bench.methods.plans import EVIT_BLOCKS, evit_schedule, within_frames
 from tempme_export.bench.paper import CLAIMS, Counter
-from tempme_export.complexity import complexity
+from tempme_export.encoder.backbone import Backbone
+from tempme_export.encoder.complexity import complexity
+from tempme_export.encoder.profile import Profile
+from tempme_export.encoder.schedule import MergePolicy, Schedule, schedule
 from tempme_export.errors import ProfileError, UsageError
-from tempme_export.profile import Profile
-from tempme_export.schedule import MergePolicy, Schedule, schedule
 
 ALL = "all"
 _LAYERS = 12  # blocks of the backbones that the papers' schedules are for

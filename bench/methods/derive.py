@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-from tempme_export.backbone import Backbone
 from tempme_export.bench.methods.catalogue import Method, policy_plan
 from tempme_export.bench.methods.figures import PaperFigures, paper_figures
 from tempme_export.bench.paper import TOLERANCE
-from tempme_export.complexity import Complexity
+from tempme_export.encoder.backbone import Backbone
+from tempme_export.encoder.complexity import Complexity
+from tempme_export.encoder.profile import Profile
+from tempme_export.encoder.schedule import MergePolicy, Schedule
 from tempme_export.errors import ProfileError
-from tempme_export.profile import Profile
-from tempme_export.schedule import MergePolicy, Schedule
 
 
 @dataclass(frozen=True)

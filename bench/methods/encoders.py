@@ -9,10 +9,10 @@ from torch import Tensor
 from tempme_export.bench.methods.catalogue import Method, without_clips
 from tempme_export.bench.methods.plans import evit_schedule
 from tempme_export.bench.methods.recipes import method_recipe, with_policy
+from tempme_export.encoder.recipe import Recipe
+from tempme_export.encoder.reference import ReferenceVideo, Trace, attention, layer_norm, mlp
+from tempme_export.encoder.schedule import BlockPlan, Schedule
 from tempme_export.errors import CheckpointError
-from tempme_export.recipe import Recipe
-from tempme_export.reference import ReferenceVideo, Trace, attention, layer_norm, mlp
-from tempme_export.schedule import BlockPlan, Schedule
 
 
 def class_attention(h: Tensor, keys: Tensor, weights: Mapping[str, Tensor]) -> Tensor:

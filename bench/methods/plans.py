@@ -3,9 +3,9 @@
 import dataclasses
 import math
 
-from tempme_export.backbone import Backbone
-from tempme_export.complexity import Complexity, complexity
-from tempme_export.schedule import BlockPlan, Schedule
+from tempme_export.encoder.backbone import Backbone
+from tempme_export.encoder.complexity import Complexity, complexity
+from tempme_export.encoder.schedule import BlockPlan, Schedule
 
 EVIT_BLOCKS = (3, 6, 9)
 """Blocks that fuse, zero-based: 4, 7 and 10 of the EViT paper."""

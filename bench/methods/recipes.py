@@ -4,11 +4,11 @@ import dataclasses
 
 from tempme_export.bench.methods.catalogue import Method, without_clips
 from tempme_export.bench.methods.derive import derive
-from tempme_export.checkpoint import CLIP_POSITION, Checkpoint
+from tempme_export.encoder.checkpoint import CLIP_POSITION, Checkpoint
+from tempme_export.encoder.profile import Expect
+from tempme_export.encoder.recipe import Recipe
+from tempme_export.encoder.schedule import MergePolicy, Schedule
 from tempme_export.errors import UsageError
-from tempme_export.profile import Expect
-from tempme_export.recipe import Recipe
-from tempme_export.schedule import MergePolicy, Schedule
 
 
 def with_policy(recipe: Recipe, merge: MergePolicy, name: str) -> Recipe:

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tempme_export.backbone import open_clip_backbone
 from tempme_export.bench.paper import CLAIMS
 from tempme_export.bench.scaling import even_factors
-from tempme_export.complexity import complexity
+from tempme_export.encoder.backbone import open_clip_backbone
+from tempme_export.encoder.complexity import complexity
+from tempme_export.encoder.schedule import MergePolicy, schedule
 from tempme_export.errors import InputError
-from tempme_export.schedule import MergePolicy, schedule
 
 FRAMES = (8, 12, 16, 24, 32, 48, 64)
 BASE_FRAMES = 12

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tempme_export.bundle import SELFTEST, Bundle, open_bundle
+from tempme_export.artifacts.bundle import SELFTEST, Bundle, open_bundle
 from tempme_export.errors import InputError, ParityError, TempMeExportError
-from tempme_export.preprocess import Preprocess
-from tempme_export.selftest import load_selftest
-from tempme_export.tolerance import UNIT_LENGTH
+from tempme_export.media.preprocess import Preprocess
+from tempme_export.parity.selftest import load_selftest
+from tempme_export.parity.tolerance import UNIT_LENGTH
 
 
 def write_frames(bundle: Bundle, path: Path) -> int:

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from tempme_export.data.clip import Clip
 from tempme_export.data.clip_rows import ClipRows
 from tempme_export.errors import ExportError, InputError, TempMeExportError, VideoError
-from tempme_export.preprocess import Preprocess
-from tempme_export.video import check_video, decoder_version, read_frames
+from tempme_export.media.preprocess import Preprocess
+from tempme_export.media.video import check_video, decoder_version, read_frames
 
 Progress = Callable[[int, int], None]  # done, total
 

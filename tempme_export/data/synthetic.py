@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 
 from tempme_export.errors import InputError
 from tempme_export.files import building, publish
-from tempme_export.video_writer import write_video
+from tempme_export.media.writer import write_video
 
 COLOURS = {
     "red": (220, 40, 40),

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from tempme_export.data.records import some
 from tempme_export.errors import InputError
-from tempme_export.video import is_video
+from tempme_export.media.video import is_video
 
 SUFFIXES = frozenset(
     (

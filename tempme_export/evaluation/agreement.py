@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tempme_export.evaluation.metrics import TEXT_TO_VIDEO, VIDEO_TO_TEXT, Retrieval, group_retrieval, retrieval
-from tempme_export.parity import Check, centred_cosine, cosine_distance, embedding_checks, rank_agreement
-from tempme_export.tolerance import UNIT_LENGTH, RetrievalTolerance, Tolerance
+from tempme_export.parity.checks import Check, centred_cosine, cosine_distance, embedding_checks, rank_agreement
+from tempme_export.parity.tolerance import UNIT_LENGTH, RetrievalTolerance, Tolerance
 
 GROUPS = f"{TEXT_TO_VIDEO} in group"
 RECALLS = {"R@1": "r1", "R@5": "r5", "R@10": "r10"}

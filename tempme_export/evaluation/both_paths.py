@@ -12,19 +12,19 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from tempme_export.bundle import PT2, TEXT, VIDEO
+from tempme_export.artifacts.bundle import PT2, TEXT, VIDEO
 from tempme_export.data.annotations import RetrievalData
 from tempme_export.data.frames import decode
+from tempme_export.encoder.recipe import Recipe
+from tempme_export.encoder.reference import ReferenceText, ReferenceVideo, Trace
+from tempme_export.encoder.schedule import Schedule
 from tempme_export.errors import PrecisionError, VideoError
 from tempme_export.evaluation.agreement import Decisions, Floats
-from tempme_export.parity import ParityReport
-from tempme_export.recipe import Recipe
-from tempme_export.reference import ReferenceText, ReferenceVideo, Trace
+from tempme_export.parity.checks import ParityReport
+from tempme_export.parity.selftest import preprocess_for
 from tempme_export.runtime.base import Runner
 from tempme_export.runtime.ort import OrtRunner
 from tempme_export.runtime.pt2 import Pt2Runner
-from tempme_export.schedule import Schedule
-from tempme_export.selftest import preprocess_for
 
 _TEXTS = 64  # captions per call
 

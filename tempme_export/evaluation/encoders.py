@@ -14,21 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from tempme_export.bundle import MANIFEST, Bundle, one_release, open_bundle, verify_files
-from tempme_export.checkpoint import OPEN_CLIP
-from tempme_export.devices import torch_device
+from tempme_export.artifacts.bundle import MANIFEST, Bundle, one_release, open_bundle, verify_files
+from tempme_export.encoder.checkpoint import OPEN_CLIP
+from tempme_export.encoder.model import TextEncoder, VideoEncoder
+from tempme_export.encoder.profile import Profile
+from tempme_export.encoder.recipe import Recipe, open_recipe
+from tempme_export.encoder.reference import ReferenceText, ReferenceVideo
 from tempme_export.errors import BackendError, InputError, UsageError
-from tempme_export.model import TextEncoder, VideoEncoder
+from tempme_export.media.preprocess import Preprocess
+from tempme_export.media.tokenizer import Tokenizer
 from tempme_export.names import command
-from tempme_export.preprocess import Preprocess
-from tempme_export.profile import Profile
-from tempme_export.recipe import Recipe, open_recipe
-from tempme_export.reference import ReferenceText, ReferenceVideo
+from tempme_export.parity.selftest import preprocess_for
 from tempme_export.retrieval import BACKENDS as BUNDLE_BACKENDS
 from tempme_export.retrieval import RetrievalModel
+from tempme_export.runtime.devices import torch_device
 from tempme_export.runtime.pytorch import TorchRunner
-from tempme_export.selftest import preprocess_for
-from tempme_export.tokenizer import Tokenizer
 
 CHECKPOINT_BACKENDS = ("original", "torch")
 _TEXTS = 256  # per call: the text tower takes some 50 MB of activations

@@ -17,14 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tempme_export.data.annotations import RetrievalData, missing, open_data
+from tempme_export.encoder.profile import FROM_CHECKPOINT, Profile
+from tempme_export.encoder.recipe import Recipe
 from tempme_export.errors import InputError
 from tempme_export.evaluation.agreement import Comparison, Embedded, Metrics, Truth, compare
 from tempme_export.evaluation.both_paths import Original, Progress, open_artifacts, read_captions, see_videos
-from tempme_export.parity import ParityReport
-from tempme_export.profile import FROM_CHECKPOINT, Profile
-from tempme_export.recipe import Recipe
-from tempme_export.tokenizer import TextTruncatedWarning, Tokenizer
-from tempme_export.tolerance import TOLERANCES
+from tempme_export.media.tokenizer import TextTruncatedWarning, Tokenizer
+from tempme_export.parity.checks import ParityReport
+from tempme_export.parity.tolerance import TOLERANCES
 
 MIN_VIDEOS = 8
 _SHOWN = 3

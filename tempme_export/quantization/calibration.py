@@ -17,13 +17,13 @@ from tempme_export.data.clip import Clip
 from tempme_export.data.frames import decode
 from tempme_export.data.records import missing
 from tempme_export.data.video_files import SUFFIXES, index_files
+from tempme_export.encoder.profile import FROM_CHECKPOINT
+from tempme_export.encoder.recipe import Recipe
 from tempme_export.errors import InputError, VideoError
-from tempme_export.preprocess import Preprocess
-from tempme_export.profile import FROM_CHECKPOINT
+from tempme_export.media.preprocess import Preprocess
+from tempme_export.media.tokenizer import TextTruncatedWarning, Tokenizer
+from tempme_export.parity.selftest import TEXTS, draw_clip, draw_token_ids, preprocess_for
 from tempme_export.quantization.products import Calls
-from tempme_export.recipe import Recipe
-from tempme_export.selftest import TEXTS, draw_clip, draw_token_ids, preprocess_for
-from tempme_export.tokenizer import TextTruncatedWarning, Tokenizer
 
 CLIPS = 32  # used at most, spread evenly over what is given
 FEWEST = 8  # below, scales are believed less

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tempme_export.model import LayerNorm, Linear, TextBlock, VideoBlock, VideoEncoder
+from tempme_export.encoder.model import LayerNorm, Linear, TextBlock, VideoBlock, VideoEncoder
 from tempme_export.quantization.products import Encoder, Seen
 
 _SHARE = 0.5  # of the difficulty that goes to the weights, SmoothQuant's alpha

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from tempme_export.checkpoint import from_state_dict
-from tempme_export.profile import Profile
-from tempme_export.recipe import prepare
-from tempme_export.reference import ReferenceText, ReferenceVideo
-from tempme_export.selftest import draw_clip, draw_token_ids, preprocess_for
+from tempme_export.encoder.checkpoint import from_state_dict
+from tempme_export.encoder.profile import Profile
+from tempme_export.encoder.recipe import prepare
+from tempme_export.encoder.reference import ReferenceText, ReferenceVideo
+from tempme_export.parity.selftest import draw_clip, draw_token_ids, preprocess_for
 
 CHANNELS = 5
 SMALLEST, LARGEST = 20.0, 100.0  # times as large as the other channels of the residual stream

@@ -7,7 +7,7 @@ hold exactly. Undone in the graph, p / 255 is a multiple of the scale, and the n
 import torch
 from torch import Tensor, nn
 
-from tempme_export.model import Linear
+from tempme_export.encoder.model import Linear
 from tempme_export.quantization.products import Range
 
 PIXELS = Range(0.0, 1.0)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tempme_export.model import Linear, TextEncoder, VideoEncoder
+from tempme_export.encoder.model import Linear, TextEncoder, VideoEncoder
 
 ACTIVATION_STEPS = 255
 WEIGHT_STEPS = 64

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tempme_export.model import Linear
+from tempme_export.encoder.model import Linear
 from tempme_export.quantization.products import WEIGHT_STEPS, Seen, products, weight_scales
 
 _DAMPING = 0.01  # of the channels' mean second moment, as in the paper: for directions that no calibration clip shows

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tempme_export.model import Merges, Stages, VideoEncoder
+from tempme_export.encoder.model import Merges, Stages, VideoEncoder
 from tempme_export.quantization.products import Calls, Encoder, Range, hooked, products
 from tempme_export.quantization.rounding import Rounded, put
 

@@ -9,8 +9,9 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
+from tempme_export.encoder.model import TextEncoder, VideoEncoder
+from tempme_export.encoder.recipe import Recipe
 from tempme_export.errors import CheckpointError
-from tempme_export.model import TextEncoder, VideoEncoder
 from tempme_export.quantization.embedding import RoundedEmbedding
 from tempme_export.quantization.migration import migrate
 from tempme_export.quantization.pixels import PIXELS, PixelPatches
@@ -26,7 +27,6 @@ from tempme_export.quantization.sensitivity import (
     embed,
     measure,
 )
-from tempme_export.recipe import Recipe
 
 _JUDGED = 5  # at most so many calls of the calibration data are what every product is tried on
 _EMBEDDING = "embedding"

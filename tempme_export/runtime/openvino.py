@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from tempme_export.errors import BackendError, BundleError
 from tempme_export.files import library_path
-from tempme_export.heap import give_back
 from tempme_export.runtime.base import Arrays, Runner, check_threads
+from tempme_export.runtime.malloc import give_back
 
 _TELEMETRY = "openvino_telemetry"
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from tempme_export.errors import BackendError, BundleError, PrecisionError
 from tempme_export.files import library_path
-from tempme_export.heap import give_back
 from tempme_export.runtime.base import Arrays, Runner, check_threads
+from tempme_export.runtime.malloc import give_back
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(bool)": np.bool_}
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"

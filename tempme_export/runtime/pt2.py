@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch.torch_version import TorchVersion
 
-from tempme_export.devices import after_fork, capability, quiet_torch, torch_device
 from tempme_export.errors import BackendError, BundleError, UsageError
 from tempme_export.files import library_path
-from tempme_export.package_facts import PackageFacts, check_unpacking, read_facts
 from tempme_export.runtime.base import Arrays, Runner
+from tempme_export.runtime.devices import after_fork, capability, quiet_torch, torch_device
+from tempme_export.runtime.package_facts import PackageFacts, check_unpacking, read_facts
 
 _X86 = ("DEFAULT", "AVX2", "AVX512")  # rising: each runs the code of those before it
 

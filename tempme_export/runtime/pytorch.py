@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tempme_export.devices import after_fork, torch_device
-from tempme_export.recipe import Recipe
+from tempme_export.encoder.recipe import Recipe
 from tempme_export.runtime.base import Arrays, Runner
 from tempme_export.runtime.device_time import timed
+from tempme_export.runtime.devices import after_fork, torch_device
 
 
 class TorchRunner(Runner):

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tempme_export.devices import torch_device
-from tempme_export.engine_facts import EngineFacts
 from tempme_export.errors import BackendError, BundleError
 from tempme_export.names import command
-from tempme_export.nvidia import Gpu, find_gpu
 from tempme_export.runtime.base import Arrays, Runner
 from tempme_export.runtime.device_time import timed
-from tempme_export.tensorrt_package import import_tensorrt, parse_version, start
+from tempme_export.runtime.devices import torch_device
+from tempme_export.runtime.engine_facts import EngineFacts
+from tempme_export.runtime.nvidia import Gpu, find_gpu
+from tempme_export.runtime.tensorrt_package import import_tensorrt, parse_version, start
 
 
 def check_engine(facts: EngineFacts, gpu: Gpu, version: str, path: Path) -> None:

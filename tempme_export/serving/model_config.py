@@ -8,11 +8,11 @@ counts clips, and the server batches along a first axis of requests. Its TensorR
 import json
 from dataclasses import dataclass
 
-from tempme_export.bundle import TEXT, VIDEO, Bundle
-from tempme_export.engine_facts import ENGINE, KEY, EngineFacts
+from tempme_export.artifacts.bundle import TEXT, VIDEO, Bundle
+from tempme_export.encoder.profile import BatchRange
 from tempme_export.errors import BundleError
-from tempme_export.profile import BatchRange
-from tempme_export.tolerance import INT8
+from tempme_export.parity.tolerance import INT8
+from tempme_export.runtime.engine_facts import ENGINE, KEY, EngineFacts
 
 MARK = "# Written by tempme-export."
 VERSION = "1"

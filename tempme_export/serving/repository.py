@@ -9,15 +9,15 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from tempme_export.bundle import Bundle, one_release, verify_files
-from tempme_export.engine_facts import ENGINE, KEY, EngineFacts
+from tempme_export.artifacts.bundle import Bundle, one_release, verify_files
+from tempme_export.artifacts.graph_files import data_path
+from tempme_export.encoder.profile import FROM_CHECKPOINT
 from tempme_export.errors import BundleError, ExportError
-from tempme_export.export.external_data import data_path
 from tempme_export.files import building, publish
-from tempme_export.profile import FROM_CHECKPOINT
+from tempme_export.parity.tolerance import INT8
 from tempme_export.runtime.base import check_threads
+from tempme_export.runtime.engine_facts import ENGINE, KEY, EngineFacts
 from tempme_export.serving.model_config import MARK, VERSION, ServedModel, TensorSpec, model_config, served_models
-from tempme_export.tolerance import INT8
 
 CONFIG, README = "config.pbtxt", "README.md"
 

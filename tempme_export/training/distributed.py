@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tempme_export.devices import torch_device
 from tempme_export.errors import TempMeExportError, UsageError
+from tempme_export.runtime.devices import torch_device
 
 T = TypeVar("T")
 

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tempme_export import ops
-from tempme_export.checkpoint import ADAPTER, CLIP_POSITION, LORA_A, LORA_B, PROMPT
+from tempme_export.encoder import ops
+from tempme_export.encoder.checkpoint import ADAPTER, CLIP_POSITION, LORA_A, LORA_B, PROMPT
+from tempme_export.encoder.recipe import Recipe
+from tempme_export.encoder.reference import join_clips
+from tempme_export.encoder.schedule import BlockPlan
 from tempme_export.errors import CheckpointError
 from tempme_export.kernels.dense import merge_tokens
-from tempme_export.recipe import Recipe
-from tempme_export.reference import join_clips
-from tempme_export.schedule import BlockPlan
 
 Tune = Literal["lora", "full", "adapter", "prompt"]
 TUNES: tuple[Tune, ...] = ("lora", "full", "adapter", "prompt")

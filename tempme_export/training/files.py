@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tempme_export.encoder.recipe import Recipe
 from tempme_export.errors import ExportError
 from tempme_export.files import write_file
-from tempme_export.recipe import Recipe
 
 
 def save_model(path: Path, state: dict[str, Tensor], recipe: Recipe, store: str) -> None:

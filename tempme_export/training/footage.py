@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tempme_export.data.clip import Clip
 from tempme_export.data.frames import ChangedClip, FrameSource, decode
 from tempme_export.errors import VideoError
-from tempme_export.preprocess import Preprocess
+from tempme_export.media.preprocess import Preprocess
 
 Change = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]  # frames [F, H, W, 3] -> the same
 

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from tempme_export.backbone import Backbone
-from tempme_export.checkpoint import CLIP_POSITION, Checkpoint, expected_shapes, from_state_dict
-from tempme_export.profile import Profile
-from tempme_export.random_weights import facts_of
+from tempme_export.encoder.backbone import Backbone
+from tempme_export.encoder.checkpoint import CLIP_POSITION, Checkpoint, expected_shapes, from_state_dict
+from tempme_export.encoder.profile import Profile
+from tempme_export.encoder.random_weights import facts_of
 
 _LOGIT_SCALE = 2.6593  # log(1 / 0.07), where CLIP begins
 

@@ -9,8 +9,8 @@ import torch
 
 from tempme_export.data.annotations import RetrievalData, missing
 from tempme_export.data.frames import FrameCache
+from tempme_export.encoder.recipe import Recipe
 from tempme_export.errors import InputError
-from tempme_export.recipe import Recipe
 from tempme_export.training.config import TrainConfig
 from tempme_export.training.encoder import TrainableModel
 from tempme_export.training.folder import bytes_needed, check_folder

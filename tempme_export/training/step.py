@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tempme_export.errors import BackendError
-from tempme_export.preprocess import Preprocess
+from tempme_export.media.preprocess import Preprocess
 from tempme_export.training.distributed import World
 from tempme_export.training.encoder import TrainableModel
 from tempme_export.training.loss import contrastive_loss

@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from tempme_export.video import read_frames
+from tempme_export.media.video import read_frames
 
 av = pytest.importorskip("av")
 

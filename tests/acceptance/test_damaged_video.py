@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tempme_export.errors import VideoError
-from tempme_export.video import read_frames
+from tempme_export.media.video import read_frames
 
 av = pytest.importorskip("av")
 FRAMES = 12

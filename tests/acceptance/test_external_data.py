@@ -67,8 +67,8 @@ def places(graph):
 
 def run_plainly(folder, video, text, clips, mini_bundle):
     """Run two files with onnxruntime alone, in another process and folder; both embeddings."""
-    from tempme_export.preprocess import Preprocess
-    from tempme_export.tokenizer import Tokenizer
+    from tempme_export.media.preprocess import Preprocess
+    from tempme_export.media.tokenizer import Tokenizer
 
     manifest = json.loads((mini_bundle / "manifest.json").read_bytes())
     image, profile = manifest["image"], manifest["profile"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tempme_export.errors import VideoError
-from tempme_export.video import check_video, read_frames
+from tempme_export.media.video import check_video, read_frames
 
 av = pytest.importorskip("av")
 

@@ -170,7 +170,7 @@ def test_served_and_replaced(releases, tmp_path, monkeypatch):
     """The configuration of one release over the files of another would not be seen by the server."""
     import os
 
-    from tempme_export.bundle import open_bundle
+    from tempme_export.artifacts.bundle import open_bundle
     from tempme_export.serving.repository import write_repository
 
     path, replace = releases

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 
-from tempme_export.backbone import open_clip_backbone
 from tempme_export.bench import paper
 from tempme_export.bench.adapters import (
     ADAPTER_CLAIMS,
@@ -15,9 +14,10 @@ from tempme_export.bench.adapters import (
     with_adapters,
     with_key_prompts,
 )
-from tempme_export.complexity import complexity
+from tempme_export.encoder.backbone import open_clip_backbone
+from tempme_export.encoder.complexity import complexity
+from tempme_export.encoder.random_weights import facts_of
 from tempme_export.errors import ParityError, ProfileError
-from tempme_export.random_weights import facts_of
 
 FACTS = facts_of(open_clip_backbone("ViT-B-32-quickgelu"))
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from tempme_export.bench import backends, cases
-from tempme_export.processor import videos_at_once
+from tempme_export.runtime.processor import videos_at_once
 
 
 @pytest.mark.parametrize("name", ["ort", "openvino"])

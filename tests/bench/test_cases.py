@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from tempme_export import pipeline
+from tempme_export.artifacts.bundle import VIDEO, write_manifest
 from tempme_export.bench.cases import open_case
-from tempme_export.bundle import VIDEO, write_manifest
+from tempme_export.encoder.recipe import open_recipe
 from tempme_export.errors import BundleError
-from tempme_export.export.to_onnx import DEFAULT_OPSET
-from tempme_export.recipe import open_recipe
+from tempme_export.exporters.onnx import DEFAULT_OPSET
+from tempme_export.pipeline import export
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def gelu_bundle(tiny, tmp_path):
     recipe = open_recipe(*tiny, "gelu")
     (tmp_path / "a.tempme").mkdir()
     (tmp_path / "a.tempme" / VIDEO).write_bytes(b"x")
-    write_manifest(tmp_path / "a.tempme", pipeline._manifest(recipe, "fp32", False, DEFAULT_OPSET, []))
+    write_manifest(tmp_path / "a.tempme", export._manifest(recipe, "fp32", False, DEFAULT_OPSET, []))
     return tmp_path / "a.tempme"
 
 

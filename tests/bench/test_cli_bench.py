@@ -9,14 +9,14 @@ import polars as pl
 import pytest
 import torch
 
-from tempme_export import pipeline
 from tempme_export.bench import cli, paper, report, suites
 from tempme_export.bench.adapters import ADAPTER_CLAIMS
 from tempme_export.bench.backends import BACKENDS
 from tempme_export.bench.counting import flops
-from tempme_export.export import to_onnx
-from tempme_export.export.to_tensorrt import missing_for_engine
+from tempme_export.exporters import onnx
+from tempme_export.exporters.trt.builder import missing_for_engine
 from tempme_export.files import file_sha256
+from tempme_export.pipeline import export as pipeline
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--complexity"]], ids=" ".join)
@@ -192,7 +192,7 @@ def test_a_checkpoint_from_command_to_files(tempme_bench, tiny, tiny_bundle, tmp
     def export(recipe, path, precision):
         shutil.copy(tiny_bundle / "video.onnx", path)
 
-    monkeypatch.setattr(to_onnx, "export_video", export)
+    monkeypatch.setattr(onnx, "export_video", export)
     checkpoint, profile = tiny
     quick = ["--seconds", 0.05, "--samples", 5, "--batch", "1,2"]
     names = ["original", "torch", "ort", "openvino"]
@@ -259,7 +259,7 @@ def test_methods_side_by_side(tempme_bench, tiny):
 
 
 def test_the_whole_way_of_a_video(tempme_bench, tiny, tmp_path):
-    from tempme_export.demo import render_clip
+    from tempme_export.media.render import render_clip
 
     render_clip(tmp_path / "clip.mp4", seconds=1)
     checkpoint, profile = tiny
@@ -345,7 +345,7 @@ def test_a_page_of_this_run_and_of_results(tempme_bench, tiny, tmp_path):
 
 
 def test_a_merge_picture_of_a_bundle(tempme_bench, tiny_bundle, tmp_path):
-    from tempme_export.demo import render_clip
+    from tempme_export.media.render import render_clip
 
     render_clip(tmp_path / "clip.mp4", seconds=1)
     code, out, err = tempme_bench(tiny_bundle, "--trace", tmp_path / "clip.mp4", "--out", tmp_path / "pictures")

@@ -208,7 +208,7 @@ def test_tests_that_lack_a_package_are_named(context, monkeypatch):
     files, notes = check_steps._test_files(dataclasses.replace(context, dry_run=False), ROOT)
     assert any(file.startswith("tests/kernels/triton/") for file in files)
     assert not any("to_pt2" in file for file in files)
-    assert len(notes) == 1 and "want of onnx" in notes[0] and "tests/export/test_to_pt2.py" in notes[0]
+    assert len(notes) == 1 and "want of onnx" in notes[0] and "tests/exporters/test_pt2.py" in notes[0]
 
 
 @pytest.mark.parametrize(("code", "status"), [(0, "passed"), (9, "failed"), (None, "failed")])

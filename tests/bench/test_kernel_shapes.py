@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from tempme_export import ops
-from tempme_export.backbone import open_clip_backbone
 from tempme_export.bench import kernel_shapes
+from tempme_export.encoder import ops
+from tempme_export.encoder.backbone import open_clip_backbone
+from tempme_export.encoder.model import VideoEncoder
+from tempme_export.encoder.profile import load_profile, shipped_profiles
 from tempme_export.kernels import attention, match, merge
-from tempme_export.model import VideoEncoder
-from tempme_export.profile import load_profile, shipped_profiles
 
 LAUNCHERS = {
     "attention": attention,

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tempme_export.artifacts.bundle import open_bundle
 from tempme_export.bench import merge_picture
 from tempme_export.bench.cases import Case
 from tempme_export.bench.merge_picture import draw_stage, draw_trace, save_pictures, token_colours
 from tempme_export.bench.trace import Stage
-from tempme_export.bundle import open_bundle
-from tempme_export.checkpoint import load_checkpoint
-from tempme_export.demo import render_clip
+from tempme_export.encoder.checkpoint import load_checkpoint
+from tempme_export.encoder.recipe import prepare
 from tempme_export.errors import ExportError, InputError, UsageError, VideoError
-from tempme_export.recipe import prepare
+from tempme_export.media.render import render_clip
 
 NAMES = ["stage-1.png", "stage-2.png", "merges.png", "merges.gif"]
 GAP = 6  # pixels between drawn frames

@@ -5,10 +5,10 @@ import itertools
 
 import pytest
 
-from tempme_export.backbone import open_clip_backbone
 from tempme_export.bench import paper
+from tempme_export.encoder.backbone import open_clip_backbone
+from tempme_export.encoder.profile import load_profile
 from tempme_export.errors import ParityError, ProfileError
-from tempme_export.profile import load_profile
 
 # label, frames -> the paper's figure, the formula's value to two decimals
 SPEC = {

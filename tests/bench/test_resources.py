@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tempme_export.bench import resources
+from tempme_export.encoder.profile import load_profile
 from tempme_export.errors import BackendError
 from tempme_export.kernels import aot, launch
-from tempme_export.profile import load_profile
 
 pytestmark = pytest.mark.skipif(launch.interpreting(), reason="TRITON_INTERPRET is set: nothing can be compiled")
 

@@ -16,8 +16,8 @@ from onnx import TensorProto, helper
 from rich.console import Console
 
 from tempme_export.bench import rtx_builder, rtx_check
+from tempme_export.encoder.profile import BatchRange
 from tempme_export.errors import BackendError, ExportError
-from tempme_export.profile import BatchRange
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = ROOT / rtx_check.FOLDER

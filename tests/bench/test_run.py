@@ -11,10 +11,10 @@ from tempme_export.bench.cases import benchmark_clips, open_case
 from tempme_export.bench.contenders import on_backends
 from tempme_export.bench.run import Request, batches_of, check_batches, run, slowed, sweep
 from tempme_export.bench.timing import Protocol
+from tempme_export.encoder.reference import ReferenceVideo, Trace
 from tempme_export.errors import BackendError, ParityError, UsageError
-from tempme_export.reference import ReferenceVideo, Trace
+from tempme_export.parity.selftest import SAFE_GAP
 from tempme_export.runtime.pytorch import TorchRunner
-from tempme_export.selftest import SAFE_GAP
 
 
 @pytest.fixture

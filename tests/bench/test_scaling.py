@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 
-from tempme_export.backbone import open_clip_backbone
 from tempme_export.bench.scaling import (
     even_factors,
     family,
@@ -16,9 +15,10 @@ from tempme_export.bench.scaling import (
     knees,
     profile_for_frames,
 )
-from tempme_export.complexity import complexity
+from tempme_export.encoder.backbone import open_clip_backbone
+from tempme_export.encoder.complexity import complexity
+from tempme_export.encoder.profile import load_profile, parse_profile
 from tempme_export.errors import InputError, ProfileError
-from tempme_export.profile import load_profile, parse_profile
 
 FRAMES = (8, 12, 16, 32, 64)
 

@@ -19,8 +19,8 @@ from tempme_export.bench.stages import (
     source_for,
 )
 from tempme_export.bench.timing import FEWEST, Protocol
-from tempme_export.demo import render_clip
 from tempme_export.errors import UnstableError, UsageError, VideoError
+from tempme_export.media.render import render_clip
 
 PROTOCOL = Protocol(seconds=1.0, samples=20, window=5, resamples=200)
 
@@ -223,8 +223,8 @@ class TestRefusals:
 
 @pytest.fixture(scope="module")
 def recipe(tiny):
-    from tempme_export.checkpoint import load_checkpoint
-    from tempme_export.recipe import prepare
+    from tempme_export.encoder.checkpoint import load_checkpoint
+    from tempme_export.encoder.recipe import prepare
 
     return prepare(load_checkpoint(tiny[0]), tiny[1])
 
@@ -241,9 +241,9 @@ class TestReal:
         """The batch that the encoder gets is read and preprocessed as a bundle does it."""
         import torch
 
-        from tempme_export.model import VideoEncoder
-        from tempme_export.selftest import preprocess_for
-        from tempme_export.video import read_frames
+        from tempme_export.encoder.model import VideoEncoder
+        from tempme_export.media.video import read_frames
+        from tempme_export.parity.selftest import preprocess_for
 
         encoder, seen = VideoEncoder(recipe), []
 

@@ -8,20 +8,20 @@ import onnx
 import pytest
 import torch
 
-from tempme_export import pipeline
+from tempme_export.artifacts.bundle import VIDEO, open_bundle, write_manifest
 from tempme_export.bench import trace as trace_module
 from tempme_export.bench.cases import Case, open_case
 from tempme_export.bench.trace import drawn_blocks, merge_stages, trace_video
-from tempme_export.bundle import VIDEO, open_bundle, write_manifest
-from tempme_export.checkpoint import load_checkpoint
-from tempme_export.demo import render_clip
+from tempme_export.encoder.checkpoint import load_checkpoint
+from tempme_export.encoder.recipe import prepare
+from tempme_export.encoder.reference import ReferenceVideo, Trace
+from tempme_export.encoder.schedule import MergePolicy, schedule
 from tempme_export.errors import BundleError, InputError, VideoError
-from tempme_export.export.to_onnx import DEFAULT_OPSET
-from tempme_export.recipe import prepare
-from tempme_export.reference import ReferenceVideo, Trace
-from tempme_export.schedule import MergePolicy, schedule
-from tempme_export.selftest import draw_clip, preprocess_for
-from tempme_export.video import read_frames
+from tempme_export.exporters.onnx import DEFAULT_OPSET
+from tempme_export.media.render import render_clip
+from tempme_export.media.video import read_frames
+from tempme_export.parity.selftest import draw_clip, preprocess_for
+from tempme_export.pipeline import export
 
 GRID = 4  # of the tiny model: 64 pixels, patches of 16
 
@@ -47,7 +47,7 @@ def traced_bundle(recipe, tiny_bundle, tmp_path_factory):
     proto = onnx.load(tiny_bundle / VIDEO)
     proto.graph.output.extend(onnx.ValueInfoProto(name=merge.assign_name) for merge in recipe.plan.merges)
     onnx.save(proto, folder / VIDEO)
-    write_manifest(folder, pipeline._manifest(recipe, "fp32", False, DEFAULT_OPSET, [], trace=True))
+    write_manifest(folder, export._manifest(recipe, "fp32", False, DEFAULT_OPSET, [], trace=True))
     return folder
 
 
@@ -300,6 +300,6 @@ class TestTraceVideo:
 
     def test_a_graph_without_the_values(self, recipe, tmp_path, video):
         """A manifest may name merges that a foreign graph does not hold."""
-        write_manifest(tmp_path, pipeline._manifest(recipe, "fp32", False, DEFAULT_OPSET, []))
+        write_manifest(tmp_path, export._manifest(recipe, "fp32", False, DEFAULT_OPSET, []))
         with pytest.raises(BundleError, match=VIDEO):
             trace_video(open_bundle(tmp_path), Path(video))

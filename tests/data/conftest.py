@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tempme_export.preprocess import Preprocess
+from tempme_export.media.preprocess import Preprocess
 
 
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory):
     """Paths of five clips of several lengths and sizes; the first takes longest to read. Copy one to change it."""
     pytest.importorskip("av")
-    from tempme_export.demo import render_clip
+    from tempme_export.media.render import render_clip
 
     folder = tmp_path_factory.mktemp("clips")
     sizes = [(320, 240), (48, 64), (64, 48), (34, 34), (80, 32)]

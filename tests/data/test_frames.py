@@ -23,8 +23,8 @@ from tempme_export.data import frames as module
 from tempme_export.data.clip import Clip
 from tempme_export.data.frames import FrameCache, FrameFiles, cpu_share, decode, probe
 from tempme_export.errors import BackendError, ExportError, InputError, VideoError
-from tempme_export.preprocess import Preprocess
-from tempme_export.video import read_frames, sample_positions
+from tempme_export.media.preprocess import Preprocess
+from tempme_export.media.video import read_frames, sample_positions
 
 pytest.importorskip("av")
 
@@ -255,7 +255,7 @@ import os, signal, sys, time
 from pathlib import Path
 from tempme_export.data.clip import Clip
 from tempme_export.data.frames import FrameCache, _each, decode
-from tempme_export.preprocess import Preprocess
+from tempme_export.media.preprocess import Preprocess
 
 def main():
     preprocess = Preprocess(30, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))

@@ -11,7 +11,7 @@ from tempme_export.data import synthetic
 from tempme_export.data.annotations import open_data
 from tempme_export.data.synthetic import MOVES, Scene, all_scenes, draw_pictures, draw_splits, write_world
 from tempme_export.errors import ExportError, InputError
-from tempme_export.video import read_frames
+from tempme_export.media.video import read_frames
 
 
 def centres(pictures):

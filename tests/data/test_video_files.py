@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tempme_export.data.video_files import find_videos, index_files, without_suffix
-from tempme_export.demo import render_clip
 from tempme_export.errors import InputError
+from tempme_export.media.render import render_clip
 
 
 def put(folder: Path, *names: str) -> None:

@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from tempme_export import pipeline
 from tempme_export.data.annotations import open_data
-from tempme_export.demo import render_clip
-from tempme_export.preprocess import Preprocess
-from tempme_export.profile import load_profile
-from tempme_export.random_weights import draw_state_dict
+from tempme_export.encoder.profile import load_profile
+from tempme_export.encoder.random_weights import draw_state_dict
+from tempme_export.media.preprocess import Preprocess
+from tempme_export.media.render import render_clip
+from tempme_export.pipeline import export
 
 CLIPS = ("a", "b", "c", "d", "e")
 
@@ -59,7 +59,7 @@ def mini_checkpoint(mini_profile):
 def mini_bundle(mini_checkpoint, mini_profile, tmp_path_factory):
     """Path of its bundle, built and accepted for real. Do not write there."""
     out = tmp_path_factory.mktemp("bundles") / "mini.tempme"
-    pipeline.export(mini_checkpoint, mini_profile, out)
+    export.export(mini_checkpoint, mini_profile, out)
     return out
 
 

@@ -13,13 +13,14 @@ import pytest
 import torch
 from rich.console import Console
 
+from tempme_export.cli import evaluate as cli
+from tempme_export.cli import evaluate_console
 from tempme_export.data.annotations import open_data
 from tempme_export.data.frames import FrameFiles
-from tempme_export.evaluation import cli, console
+from tempme_export.encoder.profile import load_profile
 from tempme_export.evaluation import evaluate as module
 from tempme_export.evaluation.encoders import CheckpointEncoder, open_encoder
 from tempme_export.evaluation.evaluate import COLUMNS, evaluate
-from tempme_export.profile import load_profile
 
 
 @pytest.fixture
@@ -152,7 +153,7 @@ class TestResults:
         assert "1 video could not be read and is left out with its captions" in err
 
     def test_only_ten_skipped_videos_are_listed(self, capsys):
-        console.show_skipped({f"v{i}": f"reason {i}" for i in range(13)})
+        evaluate_console.show_skipped({f"v{i}": f"reason {i}" for i in range(13)})
         err = capsys.readouterr().err
         assert "v9: reason 9" in err and "v10" not in err
         assert "13 videos (3 more than listed) could not be read and are left out with their captions" in err
@@ -167,19 +168,19 @@ class TestResults:
         assert "TextTruncatedWarning" not in err
 
     def test_other_warnings_come_through(self, capsys):
-        with console.warnings_as_lines():
+        with evaluate_console.warnings_as_lines():
             for text in ("one", "one", "two"):
                 warnings.warn(text, UserWarning, stacklevel=1)
         assert capsys.readouterr().err.split() == ["warning", "one", "warning", "two"]
 
     def test_what_is_no_number_is_told(self, capsys, expected):
-        console.show_evaluation(dataclasses.replace(expected, not_finite=2))
+        evaluate_console.show_evaluation(dataclasses.replace(expected, not_finite=2))
         assert "2 embeddings are not finite" in capsys.readouterr().err
 
     def test_the_bar(self, monkeypatch):
         screen = io.StringIO()
-        monkeypatch.setattr(console, "STDERR", Console(force_terminal=True, width=80, file=screen))
-        with console.progress() as show:
+        monkeypatch.setattr(evaluate_console, "STDERR", Console(force_terminal=True, width=80, file=screen))
+        with evaluate_console.progress() as show:
             show("videos", 1, 5)
             show("videos", 5, 5)
             show("texts", 7, 7)

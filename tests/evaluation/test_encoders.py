@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from tempme_export.bundle import MANIFEST, TEXT, VIDEO, open_bundle, write_manifest
-from tempme_export.checkpoint import load_checkpoint
+from tempme_export.artifacts.bundle import MANIFEST, TEXT, VIDEO, open_bundle, write_manifest
+from tempme_export.encoder.checkpoint import load_checkpoint
+from tempme_export.encoder.profile import load_profile
+from tempme_export.encoder.recipe import prepare
+from tempme_export.encoder.reference import ReferenceText, ReferenceVideo
 from tempme_export.errors import BackendError, BundleError, CheckpointError, InputError, ProfileError, UsageError
 from tempme_export.evaluation import encoders
 from tempme_export.evaluation.encoders import BundleEncoder, CheckpointEncoder, open_encoder
-from tempme_export.parity import cosine_distance
-from tempme_export.profile import load_profile
-from tempme_export.recipe import prepare
-from tempme_export.reference import ReferenceText, ReferenceVideo
+from tempme_export.media.tokenizer import Tokenizer
+from tempme_export.parity.checks import cosine_distance
+from tempme_export.parity.selftest import preprocess_for
 from tempme_export.retrieval import RetrievalModel
-from tempme_export.selftest import preprocess_for
-from tempme_export.tokenizer import Tokenizer
 
 TEXTS = ["a small red square moves left, then up", "a dog", "rain"]
 

@@ -21,7 +21,7 @@ from tempme_export.evaluation import evaluate as module
 from tempme_export.evaluation.encoders import open_encoder
 from tempme_export.evaluation.evaluate import COLUMNS, embed, evaluate, judge
 from tempme_export.evaluation.metrics import group_retrieval, retrieval
-from tempme_export.parity import cosine_distance
+from tempme_export.parity.checks import cosine_distance
 
 
 def files(data, encoder):
@@ -77,7 +77,7 @@ from tempme_export.data.annotations import open_data
 from tempme_export.data.clip import Clip
 from tempme_export.data.frames import FrameFiles
 from tempme_export.evaluation.evaluate import embed
-from tempme_export.preprocess import Preprocess
+from tempme_export.media.preprocess import Preprocess
 
 class Encoder:
     name, fingerprint, frames, embed = "fake", "f" * 64, 4, 6

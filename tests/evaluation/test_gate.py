@@ -14,14 +14,14 @@ import pytest
 
 from tempme_export.data.annotations import RetrievalData
 from tempme_export.data.clip import Clip
+from tempme_export.encoder.profile import load_profile
 from tempme_export.errors import InputError, PrecisionError, VideoError
 from tempme_export.evaluation import both_paths, gate
 from tempme_export.evaluation.agreement import GROUPS, Decisions, Embedded, Truth, compare
 from tempme_export.evaluation.both_paths import Artifact, count_changes, read_captions, see_videos
 from tempme_export.evaluation.gate import GateData, open_gate, run_gate
-from tempme_export.parity import ParityReport
-from tempme_export.profile import load_profile
-from tempme_export.tolerance import INT8, PRECISIONS, TOLERANCES, RetrievalTolerance
+from tempme_export.parity.checks import ParityReport
+from tempme_export.parity.tolerance import INT8, PRECISIONS, TOLERANCES, RetrievalTolerance
 
 FP32, FP16 = TOLERANCES["fp32"], TOLERANCES["fp16"]
 T2V, V2T = "text-to-video", "video-to-text"

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tempme_export.bundle import Bundle
+from tempme_export.artifacts.bundle import Bundle
 from tempme_export.errors import InputError, ParityError
-from tempme_export.preprocess import Preprocess
-from tempme_export.selftest import SelfTest, save_selftest
+from tempme_export.media.preprocess import Preprocess
+from tempme_export.parity.selftest import SelfTest, save_selftest
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "cpp"
 STUB = Path(__file__).parent / "stub"
@@ -245,12 +245,12 @@ def test_embeddings_of_another_length_or_count_are_refused(compare, bundle, tmp_
 @pytest.mark.skipif(CMAKE is None, reason="needs CMake")
 def test_a_real_engine_without_python(compare, tmp_path):
     """The trained model's engine, through the C++ program, beside the original path in Python."""
-    from tempme_export.export.to_tensorrt import missing_for_engine
+    from tempme_export.exporters.trt.builder import missing_for_engine
 
     missing = missing_for_engine("cuda")
     if missing:
         pytest.skip("; ".join(missing))
-    from tempme_export.pipeline import export
+    from tempme_export.pipeline.export import export
 
     built = run(CMAKE, "-S", EXAMPLE, "-B", tmp_path / "build")
     if built.returncode != 0:

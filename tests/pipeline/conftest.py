@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from tempme_export import pipeline
-from tempme_export.bundle import TEXT, VIDEO
-from tempme_export.checkpoint import load_checkpoint
-from tempme_export.recipe import prepare
-from tempme_export.selftest import make_selftest
+from tempme_export.artifacts.bundle import TEXT, VIDEO
+from tempme_export.encoder.checkpoint import load_checkpoint
+from tempme_export.encoder.recipe import prepare
+from tempme_export.parity.selftest import make_selftest
+from tempme_export.pipeline import export
 
 PROFILE = """
 name = "small"
@@ -88,7 +88,7 @@ def small_stages():
 def small_bundle(one_thread, small_checkpoint, small_profile, small_stages, tmp_path_factory):
     """Path of a float32 bundle that was built and accepted for real. Do not write there."""
     out = tmp_path_factory.mktemp("bundles") / "small.tempme"
-    pipeline.export(
+    export.export(
         small_checkpoint, small_profile, out, progress=lambda stage, result: small_stages.append((stage, result))
     )
     return out
@@ -107,6 +107,6 @@ def quick_export(small_bundle, small_selftest, monkeypatch):
     def copy_of(name):
         return lambda recipe, path, *rest, **options: shutil.copyfile(small_bundle / name, path)
 
-    monkeypatch.setattr(pipeline, "export_video", copy_of(VIDEO))
-    monkeypatch.setattr(pipeline, "export_text", copy_of(TEXT))
-    monkeypatch.setattr(pipeline, "make_selftest", lambda recipe: small_selftest)
+    monkeypatch.setattr(export, "export_video", copy_of(VIDEO))
+    monkeypatch.setattr(export, "export_text", copy_of(TEXT))
+    monkeypatch.setattr(export, "make_selftest", lambda recipe: small_selftest)

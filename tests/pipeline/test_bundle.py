@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import tempme_export
-from tempme_export import bundle as bundle_module
-from tempme_export import files, pipeline
-from tempme_export.bundle import (
+from tempme_export import files
+from tempme_export.artifacts import bundle as bundle_module
+from tempme_export.artifacts.bundle import (
     FORMAT,
     MANIFEST,
     SELFTEST,
@@ -28,9 +28,10 @@ from tempme_export.bundle import (
     verify_files,
     write_manifest,
 )
+from tempme_export.encoder.profile import load_profile
 from tempme_export.errors import BundleError, ExportError, ParityError, TempMeExportError, UsageError
 from tempme_export.files import building, file_sha256
-from tempme_export.profile import load_profile
+from tempme_export.pipeline import export as pipeline
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,10 +13,12 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from tempme_export import cli, console, pipeline
-from tempme_export.bundle import MANIFEST, TEXT, VIDEO, open_bundle, verify_files
+from tempme_export.artifacts.bundle import MANIFEST, TEXT, VIDEO, open_bundle, verify_files
+from tempme_export.cli import console
+from tempme_export.cli import export as cli
 from tempme_export.errors import ExportError
-from tempme_export.parity import Check, ParityReport
+from tempme_export.parity.checks import Check, ParityReport
+from tempme_export.pipeline import export as pipeline
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -167,7 +169,7 @@ class TestInput:
         refusal(tempme_export(small_checkpoint), 3, "fits no shipped profile", "Write one", "vit-b-32-12f")
 
     def test_several_profiles_fit(self, tempme_export, small_checkpoint, monkeypatch):
-        from tempme_export import recipe
+        from tempme_export.encoder import recipe
 
         monkeypatch.setattr(recipe, "_contradictions", lambda checkpoint, profile, backbone: [])
         refusal(
@@ -406,7 +408,7 @@ class TestProcess:
         script = (
             "import sys\n"
             "sys.argv = ['tempme-export', '--help']\n"
-            "from tempme_export.cli import main\n"
+            "from tempme_export.cli.export import main\n"
             "try:\n"
             "    main()\n"
             "except SystemExit as end:\n"
@@ -420,7 +422,7 @@ class TestProcess:
 
     def test_without_onnxruntime(self, small_checkpoint, small_profile, tmp_path):
         """In a process that has imported nothing yet, as on a machine where only the core is installed."""
-        script = "import sys\nsys.modules['onnxruntime'] = None\nfrom tempme_export.cli import main\nmain()\n"
+        script = "import sys\nsys.modules['onnxruntime'] = None\nfrom tempme_export.cli.export import main\nmain()\n"
         done = run_python("-c", script, small_checkpoint, "--profile", small_profile, "--out", tmp_path / "out")
         assert done.returncode == 4 and "ONNX Runtime is not installed" in done.stderr, done.stderr
         assert "Traceback" not in done.stderr and list(tmp_path.iterdir()) == []

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 import tempme_export
-from tempme_export import cli, pipeline, processor
-from tempme_export.bundle import TEXT, VIDEO, open_bundle, verify_files
+from tempme_export.artifacts.bundle import TEXT, VIDEO, open_bundle, verify_files
+from tempme_export.cli import export as cli
+from tempme_export.parity.selftest import draw_clip
+from tempme_export.pipeline import export as pipeline
 from tempme_export.quantization.products import products
-from tempme_export.selftest import draw_clip
+from tempme_export.runtime import processor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -154,7 +156,7 @@ def test_few_clips_are_warned_of_and_exported(run, clips, tmp_path, small_bundle
     assert said["method"] == "percentile"
     assert said["calibration"]["clips"] == 3 and said["calibration"]["source"] == str(clips(3))
     assert len(said["calibration"]["warnings"]) == 1 and said["calibration"]["skipped"] == {}
-    from tempme_export.model import TextEncoder
+    from tempme_export.encoder.model import TextEncoder
 
     tried = {one["product"] for one in said["text"]["sensitivities"]}
     assert tried == {*products(TextEncoder(small_recipe)), "embedding"}

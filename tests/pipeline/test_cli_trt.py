@@ -14,16 +14,21 @@ import pytest
 import torch
 
 import tempme_export
-from tempme_export import cli, console, engine_console, engine_judging, engine_request, judging, pipeline
-from tempme_export.bundle import MANIFEST, TEXT, VIDEO, open_bundle, verify_files
-from tempme_export.engine_facts import ENGINE, KEY, SOURCE, EngineFacts
-from tempme_export.engine_request import check_source, engine_nodes, source_path
+from tempme_export.artifacts.bundle import MANIFEST, TEXT, VIDEO, open_bundle, verify_files
+from tempme_export.cli import console, engine_console
+from tempme_export.cli import export as cli
 from tempme_export.errors import BackendError, BundleError, ExportError, ParityError, UsageError
-from tempme_export.export import to_tensorrt
-from tempme_export.export.build_reports import LOG, STEP, BuildStep
-from tempme_export.export.plugin_nodes import plugin_nodes
-from tempme_export.export.to_plugin_onnx import export_plugin_video
-from tempme_export.parity import Check, ParityReport
+from tempme_export.exporters.plugin_nodes import plugin_nodes
+from tempme_export.exporters.plugin_onnx import export_plugin_video
+from tempme_export.exporters.trt import builder as to_tensorrt
+from tempme_export.exporters.trt.reports import LOG, STEP, BuildStep
+from tempme_export.parity import engine as engine_judging
+from tempme_export.parity import verification
+from tempme_export.parity.checks import Check, ParityReport
+from tempme_export.pipeline import engine_request
+from tempme_export.pipeline import export as pipeline
+from tempme_export.pipeline.engine_request import check_source, engine_nodes, source_path
+from tempme_export.runtime.engine_facts import ENGINE, KEY, SOURCE, EngineFacts
 from tempme_export.runtime.ort import OrtRunner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -119,7 +124,7 @@ def builder(monkeypatch):
         if state.place_error is not None:
             raise state.place_error
 
-    monkeypatch.setattr(judging, "find_engine_gpu", find)
+    monkeypatch.setattr(verification, "find_engine_gpu", find)
     monkeypatch.setattr(to_tensorrt, "missing_for_engine", lambda device: state.missing)
     monkeypatch.setattr(to_tensorrt, "build", build)
     monkeypatch.setattr(engine_judging, "TensorRtRunner", runner)
@@ -179,9 +184,9 @@ class TestRefusals:
         """Whatever this machine has: it is told to lack something."""
         script = (
             "import sys\n"
-            "from tempme_export.export import to_tensorrt\n"
-            "to_tensorrt.missing_for_engine = lambda device: ('a GPU',)\n"
-            "from tempme_export.cli import main\n"
+            "from tempme_export.exporters.trt import builder\n"
+            "builder.missing_for_engine = lambda device: ('a GPU',)\n"
+            "from tempme_export.cli.export import main\n"
             "sys.argv = ['tempme-export', *sys.argv[1:]]\n"
             "try:\n"
             "    main()\n"
@@ -322,7 +327,7 @@ class TestBuild:
             checks = (Check("video, batch 1: 1 - cosine", 0.5, 1e-6),)
             return ParityReport(ENGINE, "TensorRT", checks)
 
-        monkeypatch.setattr(judging, "judge_engine", failing)
+        monkeypatch.setattr(verification, "judge_engine", failing)
         code, _, err = export("--trt")
         assert code == ParityError.exit_code and f"{ENGINE}: video, batch 1: 1 - cosine is 0.5" in err
         assert [path.name for path in tmp_path.iterdir()] == ["out.tempme.failed"]
@@ -402,7 +407,7 @@ class TestLoad:
             return OrtRunner(path.with_name(SOURCE), "cpu")
 
         monkeypatch.setattr("tempme_export.runtime.tensorrt.TensorRtRunner", runner)
-        monkeypatch.setattr("tempme_export.devices.torch_device", lambda device: device)
+        monkeypatch.setattr("tempme_export.runtime.devices.torch_device", lambda device: device)
         videos = np.random.default_rng(0).integers(0, 256, (4, 4, 48, 48, 3), np.uint8)
         with tempme_export.load(tmp_path / "out.tempme") as plain:
             expected = plain.encode_video(list(videos))

@@ -11,21 +11,23 @@ import pytest
 import torch
 
 import tempme_export
-from tempme_export import cli, console, pipeline
-from tempme_export.backbone import open_clip_backbone
-from tempme_export.bundle import MANIFEST, TEXT, VIDEO, open_bundle, verify_files, write_manifest
+from tempme_export.artifacts.bundle import MANIFEST, TEXT, VIDEO, open_bundle, verify_files, write_manifest
+from tempme_export.cli import console
+from tempme_export.cli import export as cli
 from tempme_export.data.annotations import open_data
-from tempme_export.demo import render_clip
+from tempme_export.encoder.backbone import open_clip_backbone
+from tempme_export.encoder.recipe import prepare
+from tempme_export.encoder.reference import ReferenceVideo, Trace
 from tempme_export.errors import BackendError, InputError, ParityError, PrecisionError, UsageError
 from tempme_export.evaluation import both_paths
 from tempme_export.evaluation.gate import open_gate, run_gate
-from tempme_export.parity import cosine_distance
-from tempme_export.recipe import prepare
-from tempme_export.reference import ReferenceVideo, Trace
-from tempme_export.selftest import make_selftest, preprocess_for
-from tempme_export.tolerance import RetrievalTolerance
+from tempme_export.media.render import render_clip
+from tempme_export.media.video import read_frames
+from tempme_export.parity.checks import cosine_distance
+from tempme_export.parity.selftest import make_selftest, preprocess_for
+from tempme_export.parity.tolerance import RetrievalTolerance
+from tempme_export.pipeline import export as pipeline
 from tempme_export.training.init import draw_clip
-from tempme_export.video import read_frames
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,19 +14,20 @@ import pytest
 import torch
 
 import tempme_export
-from tempme_export import cli, pipeline
+from tempme_export.artifacts.bundle import PT2, TEXT, VIDEO, open_bundle, verify_files
 from tempme_export.bench.backends import BACKENDS
 from tempme_export.bench.cases import Case
 from tempme_export.bench.contenders import on_backends
 from tempme_export.bench.run import Request, run
 from tempme_export.bench.timing import Protocol
-from tempme_export.bundle import PT2, TEXT, VIDEO, open_bundle, verify_files
+from tempme_export.cli import export as export_cli
 from tempme_export.errors import BackendError, BundleError, ExportError, ParityError, UsageError
-from tempme_export.export import to_pt2
+from tempme_export.exporters import pt2
 from tempme_export.files import file_sha256
-from tempme_export.parity import cosine_distance
+from tempme_export.parity.checks import cosine_distance
+from tempme_export.parity.selftest import preprocess_for
+from tempme_export.pipeline import export
 from tempme_export.runtime.pt2 import Pt2Runner
-from tempme_export.selftest import preprocess_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def package(small_recipe, tmp_path_factory):
     """`video.pt2` of the small model, compiled once. Do not write there."""
     path = tmp_path_factory.mktemp("package") / PT2
-    to_pt2.export_video(small_recipe, path)
+    pt2.export_video(small_recipe, path)
     return path
 
 
@@ -48,7 +49,7 @@ def with_package(quick_export, package, monkeypatch):
         calls.append((precision, device, frame_mask))
         path.write_bytes(package.read_bytes())
 
-    monkeypatch.setattr(to_pt2, "export_video", copy)
+    monkeypatch.setattr(pt2, "export_video", copy)
     return calls
 
 
@@ -56,7 +57,7 @@ def with_package(quick_export, package, monkeypatch):
 def bundle(with_package, small_checkpoint, small_profile, tmp_path):
     """Path of an accepted bundle with a package."""
     out = tmp_path / "with.tempme"
-    pipeline.export(small_checkpoint, small_profile, out, pt2=True)
+    export.export(small_checkpoint, small_profile, out, pt2=True)
     return out
 
 
@@ -67,7 +68,7 @@ def command(monkeypatch, capsys):
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["tempme-export", *map(str, arguments)])
         with pytest.raises(SystemExit) as caught:
-            cli.main()
+            export_cli.main()
         out, err = capsys.readouterr()
         return caught.value.code or 0, out, err
 
@@ -127,7 +128,7 @@ class TestExport:
     def test_no_compiler(self, command, small_checkpoint, small_profile, tmp_path, monkeypatch, dry):
         from torch._inductor import config
 
-        monkeypatch.setattr(pipeline, "make_selftest", lambda recipe: pytest.fail("worked before it looked"))
+        monkeypatch.setattr(export, "make_selftest", lambda recipe: pytest.fail("worked before it looked"))
         arguments = (small_checkpoint, "--profile", small_profile, "--out", tmp_path / "out", "--pt2", *dry)
         with config.patch({"cpp.cxx": (None, "no-such-compiler")}):
             code, out, err = command(*arguments)
@@ -139,7 +140,7 @@ class TestExport:
         def fail(*args):
             raise ExportError("video.pt2 could not be compiled by torch\nlast line")
 
-        monkeypatch.setattr(to_pt2, "export_video", fail)
+        monkeypatch.setattr(pt2, "export_video", fail)
         code, _, err = command(small_checkpoint, "--profile", small_profile, "--out", tmp_path / "out", "--pt2")
         assert code == 6 and "could not be compiled by torch\nlast line" in err
         assert list(tmp_path.iterdir()) == []
@@ -161,7 +162,7 @@ class TestParity:
 
         monkeypatch.setattr(Pt2Runner, "_infer", wrong)
         with pytest.raises(ParityError, match=rf"parity failed\. video\.pt2: .*{check}"):
-            pipeline.export(small_checkpoint, small_profile, tmp_path / "out", pt2=True)
+            export.export(small_checkpoint, small_profile, tmp_path / "out", pt2=True)
         assert [path.name for path in tmp_path.iterdir()] == ["out.failed"]
 
     def test_a_package_that_does_not_load_is_no_acceptance(
@@ -169,11 +170,11 @@ class TestParity:
     ):
         monkeypatch.setattr("tempme_export.runtime.pt2.capability", lambda device: "another")
         with pytest.raises(BackendError, match="Export the bundle again on this machine"):
-            pipeline.export(small_checkpoint, small_profile, tmp_path / "out", pt2=True)
+            export.export(small_checkpoint, small_profile, tmp_path / "out", pt2=True)
         assert list(tmp_path.iterdir()) == []
 
     def test_verify(self, bundle):
-        reports = pipeline.verify(bundle)
+        reports = export.verify(bundle)
         assert [(report.artifact, report.status) for report in reports] == [
             (VIDEO, "passed"),
             (TEXT, "passed"),
@@ -191,7 +192,7 @@ class TestParity:
         content[len(content) // 2] ^= 1
         (bundle / PT2).write_bytes(content)
         with pytest.raises(BundleError, match=r"video\.pt2 was changed"):
-            pipeline.verify(bundle)
+            export.verify(bundle)
 
 
 class TestUse:

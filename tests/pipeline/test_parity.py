@@ -9,10 +9,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from tempme_export import pipeline
-from tempme_export.bundle import TEXT, VIDEO
+from tempme_export.artifacts.bundle import TEXT, VIDEO
 from tempme_export.errors import BackendError, BundleError, ParityError
-from tempme_export.parity import (
+from tempme_export.media.preprocess import Preprocess
+from tempme_export.parity.checks import (
     Check,
     ParityReport,
     centred_cosine,
@@ -24,11 +24,11 @@ from tempme_export.parity import (
     embedding_checks,
     rank_agreement,
 )
-from tempme_export.preprocess import Preprocess
+from tempme_export.parity.selftest import SAFE_GAP, preprocess_for
+from tempme_export.parity.tolerance import INT8, PRECISIONS, TOLERANCES, Tolerance
+from tempme_export.pipeline import export
 from tempme_export.runtime.base import Runner
 from tempme_export.runtime.ort import OrtRunner
-from tempme_export.selftest import SAFE_GAP, preprocess_for
-from tempme_export.tolerance import INT8, PRECISIONS, TOLERANCES, Tolerance
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -491,7 +491,7 @@ def test_text_together_and_alone(small_selftest):
 
 
 def judge(folder, selftest, recipe, precision="fp32"):
-    return pipeline.judge(folder, selftest, recipe.plan, preprocess_for(recipe), precision, (1, 3), "cpu")
+    return export.judge(folder, selftest, recipe.plan, preprocess_for(recipe), precision, (1, 3), "cpu")
 
 
 def test_the_real_bundle_passes(small_bundle, small_selftest, small_recipe):
@@ -568,7 +568,7 @@ def test_a_graph_that_skips_a_merge_decision_fails(bundle_copy, small_selftest, 
 
 def test_wrong_preprocessing_fails(bundle_copy, small_selftest, small_recipe):
     wrong = Preprocess(48, small_recipe.backbone.mean, (0.3, 0.3, 0.3))
-    video, _ = pipeline.judge(bundle_copy, small_selftest, small_recipe.plan, wrong, "fp32", (1,), "cpu")
+    video, _ = export.judge(bundle_copy, small_selftest, small_recipe.plan, wrong, "fp32", (1,), "cpu")
     assert video.status == "failed"
 
 
@@ -602,7 +602,7 @@ class TestNotRun:
     def test_a_missing_device_is_an_error(self, small_bundle, small_selftest, small_recipe, precision, device):
         """Whatever the precision: "not run" would publish a bundle that nobody judged."""
         with pytest.raises(BackendError, match=device.split(":")[0]):
-            pipeline.judge(
+            export.judge(
                 small_bundle,
                 small_selftest,
                 small_recipe.plan,
@@ -623,25 +623,25 @@ def test_verify_fails_where_this_machine_computes_something_else(small_bundle, m
 
     monkeypatch.setattr(OrtRunner, "_infer", wrong)
     with pytest.raises(ParityError, match=r"text\.onnx: text, batch 8: 1 - cosine is 2, limit 1e-06") as caught:
-        pipeline.verify(small_bundle)
+        export.verify(small_bundle)
     assert caught.value.exit_code == 5
     assert "does not compute here what it did where it was built" in str(caught.value)
 
 
 def test_verify_passes_and_reports(small_bundle):
     stages = []
-    reports = pipeline.verify(small_bundle, progress=lambda stage, result: stages.append(stage))
+    reports = export.verify(small_bundle, progress=lambda stage, result: stages.append(stage))
     assert stages == ["files", "parity"]
     assert [report.status for report in reports] == ["passed", "passed"]
     assert "merged tokens, relative RMS" not in [check.name for check in reports[0].checks], "not in selftest.npz"
 
 
 def test_verify_checks_bytes_before_it_computes(bundle_copy, monkeypatch):
-    monkeypatch.setattr(pipeline, "judge", lambda *args: pytest.fail("computed with changed files"))
+    monkeypatch.setattr(export, "judge", lambda *args: pytest.fail("computed with changed files"))
     with (bundle_copy / VIDEO).open("r+b") as stream:
         stream.seek(1000)
         byte = stream.read(1)
         stream.seek(1000)
         stream.write(bytes([byte[0] ^ 1]))
     with pytest.raises(BundleError, match=r"video\.onnx was changed"):
-        pipeline.verify(bundle_copy)
+        export.verify(bundle_copy)

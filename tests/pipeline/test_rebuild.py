@@ -9,18 +9,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tempme_export import engine_judging, rebuild
-from tempme_export.bundle import MANIFEST, VIDEO, open_bundle, verify_files, write_manifest
-from tempme_export.engine_facts import ENGINE, KEY, SOURCE, EngineFacts
-from tempme_export.engine_judging import engine_batches, engine_checks, judge_engine
+from tempme_export.artifacts.bundle import MANIFEST, VIDEO, open_bundle, verify_files, write_manifest
 from tempme_export.errors import BackendError, BundleError, ExportError, ParityError, UsageError
-from tempme_export.export import to_tensorrt
-from tempme_export.export.plugin_nodes import plugin_nodes
+from tempme_export.exporters.plugin_nodes import plugin_nodes
+from tempme_export.exporters.trt import builder as to_tensorrt
+from tempme_export.parity import engine as engine_judging
+from tempme_export.parity.engine import engine_batches, engine_checks, judge_engine
+from tempme_export.parity.selftest import load_selftest, preprocess_for
+from tempme_export.parity.tolerance import TOLERANCES
+from tempme_export.pipeline import rebuild
 from tempme_export.retrieval import load
 from tempme_export.runtime.base import Runner
+from tempme_export.runtime.engine_facts import ENGINE, KEY, SOURCE, EngineFacts
 from tempme_export.runtime.ort import OrtRunner
-from tempme_export.selftest import load_selftest, preprocess_for
-from tempme_export.tolerance import TOLERANCES
 
 FACTS = EngineFacts(
     tensorrt="11.4.0.106",

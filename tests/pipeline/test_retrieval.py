@@ -10,20 +10,21 @@ import torch
 from PIL import Image
 
 import tempme_export
-from tempme_export import backbone, pipeline
-from tempme_export.backbone import open_clip_config
-from tempme_export.bundle import TEXT, VIDEO, Bundle, open_bundle
-from tempme_export.checkpoint import from_state_dict
-from tempme_export.demo import render_clip
+from tempme_export.artifacts.bundle import TEXT, VIDEO, Bundle, open_bundle
+from tempme_export.encoder import backbone
+from tempme_export.encoder.backbone import open_clip_config
+from tempme_export.encoder.checkpoint import from_state_dict
+from tempme_export.encoder.profile import load_profile
+from tempme_export.encoder.recipe import prepare
+from tempme_export.encoder.reference import ReferenceText, ReferenceVideo
 from tempme_export.errors import BackendError, BundleError, InputError, VideoError
-from tempme_export.parity import cosine_distance
-from tempme_export.profile import load_profile
-from tempme_export.recipe import prepare
-from tempme_export.reference import ReferenceText, ReferenceVideo
+from tempme_export.media.render import render_clip
+from tempme_export.media.tokenizer import TextTruncatedWarning, Tokenizer
+from tempme_export.media.video import read_frames
+from tempme_export.parity.checks import cosine_distance
+from tempme_export.parity.selftest import preprocess_for
+from tempme_export.pipeline import export
 from tempme_export.retrieval import RetrievalModel
-from tempme_export.selftest import preprocess_for
-from tempme_export.tokenizer import TextTruncatedWarning, Tokenizer
-from tempme_export.video import read_frames
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -164,7 +165,7 @@ class TestVideo:
 def masked_bundle(small_bundle, small_checkpoint, small_profile, tmp_path_factory):
     """A real bundle with the input `frame_mask`."""
     out = tmp_path_factory.mktemp("masked") / "masked.tempme"
-    pipeline.export(small_checkpoint, small_profile, out, frame_mask=True)
+    export.export(small_checkpoint, small_profile, out, frame_mask=True)
     return out
 
 
@@ -229,7 +230,7 @@ def worded(small_bundle, checkpoint_maker, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         real = open_clip_config
         patch.setattr(backbone, "open_clip_config", lambda name: config if name == WORDS else real(name))
-        from tempme_export import tokenizer
+        from tempme_export.media import tokenizer
 
         real_text = tokenizer._text_config
         patch.setattr(tokenizer, "_text_config", lambda name: config["text_cfg"] if name == WORDS else real_text(name))
@@ -244,7 +245,7 @@ size_bias = true, clip_position = true}}
         """
         (folder / "worded.toml").write_text(text)
         recipe = prepare(checkpoint, load_profile(folder / "worded.toml"))
-        pipeline.export(checkpoint, recipe.profile, folder / "worded.tempme")
+        export.export(checkpoint, recipe.profile, folder / "worded.tempme")
         yield folder / "worded.tempme", recipe
     backbone.open_clip_backbone.cache_clear()
 

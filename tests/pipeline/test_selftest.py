@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from tempme_export import selftest as selftest_module
+from tempme_export.encoder.reference import ReferenceText, ReferenceVideo, Trace
 from tempme_export.errors import BundleError
-from tempme_export.reference import ReferenceText, ReferenceVideo, Trace
-from tempme_export.selftest import (
+from tempme_export.parity import selftest as selftest_module
+from tempme_export.parity.selftest import (
     CLIPS,
     SAFE_GAP,
     TEXTS,

@@ -10,19 +10,21 @@ import pytest
 import torch
 
 import tempme_export
-from tempme_export import cli, console, pipeline
-from tempme_export.backbone import open_clip_backbone
-from tempme_export.bundle import MANIFEST, TEXT, VIDEO, Bundle, open_bundle, verify_files, write_manifest
-from tempme_export.demo import render_clip
+from tempme_export.artifacts.bundle import MANIFEST, TEXT, VIDEO, Bundle, open_bundle, verify_files, write_manifest
+from tempme_export.cli import console
+from tempme_export.cli import export as cli
+from tempme_export.encoder.backbone import open_clip_backbone
+from tempme_export.encoder.profile import load_profile
+from tempme_export.encoder.reference import ReferenceVideo
 from tempme_export.errors import UsageError
-from tempme_export.parity import cosine_distance
-from tempme_export.profile import load_profile
-from tempme_export.reference import ReferenceVideo
+from tempme_export.media.render import render_clip
+from tempme_export.media.video import read_frames
+from tempme_export.parity.checks import cosine_distance
+from tempme_export.parity.selftest import preprocess_for
+from tempme_export.parity.tolerance import TOLERANCES
+from tempme_export.pipeline import export as pipeline
 from tempme_export.runtime.ort import OrtRunner
-from tempme_export.selftest import preprocess_for
-from tempme_export.tolerance import TOLERANCES
 from tempme_export.training.init import draw_clip
-from tempme_export.video import read_frames
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

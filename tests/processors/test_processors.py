@@ -26,9 +26,9 @@ PROCESSORS = {
 }
 FURTHEST = ("old", "another order 2", "another order 3")
 NUMBERS = (
-    "tests/test_model.py",
-    "tests/test_reference.py",
-    "tests/test_ops.py",
+    "tests/encoder/test_model.py",
+    "tests/encoder/test_reference.py",
+    "tests/encoder/test_ops.py",
     "tests/kernels/test_dense.py",
     "tests/kernels/test_dense_block.py",
     "tests/kernels/test_reference_kernels.py",
@@ -36,11 +36,11 @@ NUMBERS = (
     "tests/training/test_encoder.py",
     "tests/training/test_loss.py",
     "tests/evaluation/test_encoders.py",
-    "tests/export/test_to_onnx.py",
+    "tests/exporters/test_onnx.py",
     "tests/runtime",
     "tests/bench/methods/test_encoders.py",
 )
-ONCE_HUNG = ("tests/test_model.py", "tests/test_reference.py", "tests/quantization/test_products.py")
+ONCE_HUNG = ("tests/encoder/test_model.py", "tests/encoder/test_reference.py", "tests/quantization/test_products.py")
 ALL = os.environ.get("PROCESSORS") == "all"
 
 
@@ -48,7 +48,7 @@ ALL = os.environ.get("PROCESSORS") == "all"
 def test_numbers_hold_on(processor):
     settings = PROCESSORS[processor]
     chosen = [*NUMBERS] if ALL else [*ONCE_HUNG, "-k", "half_precision or ties_are_decided or all_rows_of_all_calls"]
-    emulated = ["-p", "another_order", "--deselect=tests/test_ops.py"] if "ANOTHER_ORDER" in settings else []
+    emulated = ["-p", "another_order", "--deselect=tests/encoder/test_ops.py"] if "ANOTHER_ORDER" in settings else []
     paths = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *emulated, *chosen]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths} | settings

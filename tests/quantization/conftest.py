@@ -8,19 +8,19 @@ import onnx
 import pytest
 import torch
 
-from tempme_export.checkpoint import from_state_dict, load_checkpoint
 from tempme_export.data.synthetic import all_scenes, draw_pictures
-from tempme_export.export import to_onnx
-from tempme_export.profile import FROM_CHECKPOINT, BatchRange, Profile
+from tempme_export.encoder.checkpoint import from_state_dict, load_checkpoint
+from tempme_export.encoder.profile import FROM_CHECKPOINT, BatchRange, Profile
+from tempme_export.encoder.recipe import prepare
+from tempme_export.encoder.schedule import MergePolicy
+from tempme_export.exporters import onnx as to_onnx
+from tempme_export.parity.selftest import draw_clip, draw_token_ids, preprocess_for
+from tempme_export.parity.tolerance import INT8
 from tempme_export.quantization.build import prepare as quantize
 from tempme_export.quantization.calibration import Calibration
 from tempme_export.quantization.outliers import plant_outliers
 from tempme_export.quantization.products import hooked
 from tempme_export.quantization.qdq import quantise
-from tempme_export.recipe import prepare
-from tempme_export.schedule import MergePolicy
-from tempme_export.selftest import draw_clip, draw_token_ids, preprocess_for
-from tempme_export.tolerance import INT8
 
 MINI = Path(__file__).parents[2] / "examples/mini.pth"
 KINDS = ("moving", "static", "moving", "black", "repeated", "moving", "moving")

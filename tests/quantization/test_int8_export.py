@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from tempme_export.data.synthetic import all_scenes
-from tempme_export.export import to_onnx
-from tempme_export.export.to_onnx import check_graph
-from tempme_export.model import TextEncoder, VideoEncoder
-from tempme_export.parity import centred_cosine
+from tempme_export.encoder.model import TextEncoder, VideoEncoder
+from tempme_export.exporters import onnx as to_onnx
+from tempme_export.exporters.onnx import check_graph
+from tempme_export.media.tokenizer import Tokenizer
+from tempme_export.parity.checks import centred_cosine
+from tempme_export.parity.selftest import draw_token_ids, preprocess_for
 from tempme_export.quantization import export
 from tempme_export.quantization.products import products
 from tempme_export.quantization.qdq import find_products
 from tempme_export.runtime.openvino import OpenVinoRunner
 from tempme_export.runtime.ort import OrtRunner
-from tempme_export.selftest import draw_token_ids, preprocess_for
-from tempme_export.tokenizer import Tokenizer
 
 BATCHES = (2, 3, 5, 7)
 

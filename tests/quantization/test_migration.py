@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
-from tempme_export.model import LayerNorm, Linear, Merges, TextEncoder, VideoEncoder
+from tempme_export.encoder.model import LayerNorm, Linear, Merges, TextEncoder, VideoEncoder
+from tempme_export.parity.selftest import draw_token_ids
 from tempme_export.quantization.migration import migrate
 from tempme_export.quantization.products import Seen, observe
-from tempme_export.selftest import draw_token_ids
 
 
 def even(seen):

@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tempme_export.checkpoint import from_state_dict
-from tempme_export.model import Merges, TextEncoder, VideoEncoder
+from tempme_export.encoder.checkpoint import from_state_dict
+from tempme_export.encoder.model import Merges, TextEncoder, VideoEncoder
+from tempme_export.encoder.recipe import prepare
+from tempme_export.parity.selftest import draw_token_ids
 from tempme_export.quantization.outliers import CHANNELS, LARGEST, SMALLEST, plant_outliers
-from tempme_export.recipe import prepare
-from tempme_export.selftest import draw_token_ids
 
 TOWERS = ("video", "text")
 

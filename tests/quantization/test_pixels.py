@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from tempme_export.model import Linear, VideoEncoder
-from tempme_export.preprocess import Preprocess
+from tempme_export.encoder.model import Linear, VideoEncoder
+from tempme_export.media.preprocess import Preprocess
 from tempme_export.quantization.pixels import PIXELS, PixelPatches
 
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))

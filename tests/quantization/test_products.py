@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tempme_export.model import Linear, TextEncoder, VideoEncoder
+from tempme_export.encoder.model import Linear, TextEncoder, VideoEncoder
+from tempme_export.parity.selftest import draw_token_ids
 from tempme_export.quantization.products import (
     Range,
     Seen,
@@ -16,7 +17,6 @@ from tempme_export.quantization.products import (
     products,
     watch,
 )
-from tempme_export.selftest import draw_token_ids
 
 ENDS = st.floats(-1e3, 1e3).map(lambda x: round(x, 6))  # ends of 1e-39 have no steps in float32
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from tempme_export.encoder.model import Linear
 from tempme_export.errors import UsageError
-from tempme_export.model import Linear
 from tempme_export.quantization.products import Range, observe, products
 from tempme_export.quantization.ranges import DEFAULT_METHOD, METHODS, check_method, choose_ranges
 

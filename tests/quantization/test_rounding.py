@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tempme_export.model import Linear
+from tempme_export.encoder.model import Linear
 from tempme_export.quantization.products import Seen, observe
 from tempme_export.quantization.rounding import round_product
 

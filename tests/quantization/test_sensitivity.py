@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from tempme_export.model import Merges, TextEncoder, VideoEncoder
+from tempme_export.encoder.model import Merges, TextEncoder, VideoEncoder
 from tempme_export.quantization import sensitivity
 from tempme_export.quantization.products import hooked, observe, products
 from tempme_export.quantization.ranges import choose_ranges

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from tempme_export.encoder.model import TextEncoder, VideoEncoder
 from tempme_export.errors import CheckpointError
-from tempme_export.model import TextEncoder, VideoEncoder
-from tempme_export.parity import centred_cosine
+from tempme_export.parity.checks import centred_cosine
+from tempme_export.parity.selftest import draw_token_ids, preprocess_for
 from tempme_export.quantization import sensitivity, towers
 from tempme_export.quantization.build import prepare as quantize
 from tempme_export.quantization.embedding import RoundedEmbedding
@@ -19,7 +20,6 @@ from tempme_export.quantization.products import Range, observe, products, weight
 from tempme_export.quantization.ranges import choose_ranges
 from tempme_export.quantization.rounding import Rounded, round_product
 from tempme_export.quantization.towers import prepare_text, prepare_video
-from tempme_export.selftest import draw_token_ids, preprocess_for
 
 
 @pytest.mark.parametrize("tower", ["video", "text"])

@@ -6,13 +6,13 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from tempme_export.devices import torch_device
+from tempme_export.encoder.model import TextEncoder, VideoEncoder
+from tempme_export.encoder.reference import ReferenceText, ReferenceVideo
 from tempme_export.errors import BackendError, BundleError, InputError, PrecisionError
-from tempme_export.model import TextEncoder, VideoEncoder
 from tempme_export.quantization.products import WEIGHT_STEPS
-from tempme_export.reference import ReferenceText, ReferenceVideo
 from tempme_export.runtime import ort as ort_module
 from tempme_export.runtime.base import Runner
+from tempme_export.runtime.devices import torch_device
 from tempme_export.runtime.openvino import OpenVinoRunner
 from tempme_export.runtime.ort import OrtRunner
 from tempme_export.runtime.pytorch import TorchRunner

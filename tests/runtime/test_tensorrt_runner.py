@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import torch
 
-from tempme_export.engine_facts import ENGINE, EngineFacts
 from tempme_export.errors import BackendError, BundleError, InputError
-from tempme_export.nvidia import Gpu
 from tempme_export.runtime import tensorrt as runtime
+from tempme_export.runtime.engine_facts import ENGINE, EngineFacts
+from tempme_export.runtime.nvidia import Gpu
 from tempme_export.runtime.tensorrt import TensorRtRunner, check_engine
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", (9, 0), "580.65.06", (13, 0))

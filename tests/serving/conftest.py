@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from tempme_export.bundle import SELFTEST, TEXT, VIDEO, open_bundle, write_manifest
-from tempme_export.checkpoint import from_state_dict
-from tempme_export.export.to_onnx import export_text, export_video
-from tempme_export.profile import FROM_CHECKPOINT, BatchRange, Profile
-from tempme_export.recipe import prepare
-from tempme_export.schedule import MergePolicy
+from tempme_export.artifacts.bundle import SELFTEST, TEXT, VIDEO, open_bundle, write_manifest
+from tempme_export.encoder.checkpoint import from_state_dict
+from tempme_export.encoder.profile import FROM_CHECKPOINT, BatchRange, Profile
+from tempme_export.encoder.recipe import prepare
+from tempme_export.encoder.schedule import MergePolicy
+from tempme_export.exporters.onnx import export_text, export_video
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from tempme_export import files
-from tempme_export.bundle import TEXT, VIDEO
-from tempme_export.engine_facts import ENGINE, KEY, EngineFacts
+from tempme_export.artifacts.bundle import TEXT, VIDEO
 from tempme_export.errors import BundleError, ExportError
 from tempme_export.files import building
+from tempme_export.runtime.engine_facts import ENGINE, KEY, EngineFacts
 from tempme_export.serving import repository
 from tempme_export.serving.model_config import model_config, served_models
 from tempme_export.serving.repository import write_repository

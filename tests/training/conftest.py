@@ -7,12 +7,12 @@ import polars as pl
 import pytest
 import torch
 
-from tempme_export.backbone import open_clip_backbone
-from tempme_export.checkpoint import load_checkpoint
 from tempme_export.data.annotations import open_data
-from tempme_export.demo import render_clip
-from tempme_export.profile import load_profile
-from tempme_export.recipe import prepare
+from tempme_export.encoder.backbone import open_clip_backbone
+from tempme_export.encoder.checkpoint import load_checkpoint
+from tempme_export.encoder.profile import load_profile
+from tempme_export.encoder.recipe import prepare
+from tempme_export.media.render import render_clip
 from tempme_export.training.config import TrainConfig
 from tempme_export.training.encoder import TrainableModel
 from tempme_export.training.init import draw_clip

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tempme_export.checkpoint import load_checkpoint
 from tempme_export.data.annotations import open_data
+from tempme_export.encoder.checkpoint import load_checkpoint
+from tempme_export.encoder.recipe import prepare
 from tempme_export.errors import InputError
-from tempme_export.preprocess import Preprocess
-from tempme_export.recipe import prepare
+from tempme_export.media.preprocess import Preprocess
 from tempme_export.training import step
 from tempme_export.training.batches import share
 from tempme_export.training.config import TrainConfig

@@ -14,16 +14,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from tempme_export.checkpoint import load_checkpoint
+from tempme_export.cli import train, train_console
+from tempme_export.encoder.checkpoint import load_checkpoint
+from tempme_export.encoder.profile import load_profile
 from tempme_export.errors import ExportError
-from tempme_export.profile import load_profile
-from tempme_export.training import cli, console, loop
+from tempme_export.training import loop
 from tempme_export.training.log import read_rows
 from tempme_export.training.plan import Plan
 from tempme_export.training.split import Skipped
 from tempme_export.training.state import Position
 
-COMMAND = [sys.executable, "-m", "tempme_export.training.cli"]
+COMMAND = [sys.executable, "-m", "tempme_export.cli.train"]
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def tempme_train(monkeypatch, capsys):
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["tempme-train", *map(str, arguments)])
         with pytest.raises(SystemExit) as caught:
-            cli.main()
+            train.main()
         out, err = capsys.readouterr()
         return caught.value.code or 0, out, err
 
@@ -110,7 +111,11 @@ class TestUsage:
         assert list(tmp_path.iterdir()) == []
 
     def test_full_may_be_said_twice(self):
-        assert [cli._tune("full", True), cli._tune(None, True), cli._tune(None, False)] == ["full", "full", "lora"]
+        assert [train._tune("full", True), train._tune(None, True), train._tune(None, False)] == [
+            "full",
+            "full",
+            "lora",
+        ]
 
     def test_the_documented_training_from_nothing(self, tempme_train, tmp_path, monkeypatch):
         from tempme_export.data import synthetic
@@ -228,7 +233,7 @@ def test_missing_videos_are_said(tempme_train, arguments, broken_clips, tmp_path
 
 
 def test_long_lists_are_short_on_the_screen(capsys):
-    console.show_skipped([Skipped("train", f"{i}.mp4", "", "why") for i in range(12)])
+    train_console.show_skipped([Skipped("train", f"{i}.mp4", "", "why") for i in range(12)])
     err = capsys.readouterr().err
     assert "9.mp4" in err and "10.mp4" not in err
     assert "12 videos could not be read and are left out, 2 more than shown" in err
@@ -241,8 +246,8 @@ def test_bars_on_a_terminal(monkeypatch):
     from rich.console import Console
 
     screen = io.StringIO()
-    monkeypatch.setattr(console, "STDERR", Console(file=screen, force_terminal=True, width=120))
-    with console.progress() as progress:
+    monkeypatch.setattr(train_console, "STDERR", Console(file=screen, force_terminal=True, width=120))
+    with train_console.progress() as progress:
         progress("frames", ("train", 3, 9))
         progress("plan", (Plan((3, 3), 1, 4), Position(2, 0, 2)))
         progress("step", {"step": 3, "loss": 1.25, "samples_per_s": 80.0, "data_wait": 0.05})

@@ -5,16 +5,16 @@ import dataclasses
 import pytest
 import torch
 
-from tempme_export.backbone import open_clip_backbone
-from tempme_export.checkpoint import from_state_dict
+from tempme_export.encoder.backbone import open_clip_backbone
+from tempme_export.encoder.checkpoint import from_state_dict
+from tempme_export.encoder.model import TextEncoder, VideoEncoder
+from tempme_export.encoder.profile import Expect, load_profile
+from tempme_export.encoder.random_weights import facts_of
+from tempme_export.encoder.recipe import prepare
+from tempme_export.encoder.reference import ReferenceText, ReferenceVideo
 from tempme_export.errors import CheckpointError
 from tempme_export.kernels.reference import match_tokens_ref, merge_tokens_ref
-from tempme_export.model import TextEncoder, VideoEncoder
-from tempme_export.pipeline import export
-from tempme_export.profile import Expect, load_profile
-from tempme_export.random_weights import facts_of
-from tempme_export.recipe import prepare
-from tempme_export.reference import ReferenceText, ReferenceVideo
+from tempme_export.pipeline.export import export
 from tempme_export.training import encoder
 from tempme_export.training.encoder import TUNES, TrainableModel
 from tempme_export.training.init import draw_clip

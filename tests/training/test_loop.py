@@ -13,12 +13,12 @@ import polars as pl
 import pytest
 import torch
 
-from tempme_export.checkpoint import load_checkpoint
 from tempme_export.data.clip import Clip
+from tempme_export.encoder.checkpoint import load_checkpoint
+from tempme_export.encoder.recipe import prepare
 from tempme_export.errors import BackendError, ExportError, InputError, ProfileError, UsageError
 from tempme_export.evaluation.metrics import Retrieval, retrieval
-from tempme_export.recipe import prepare
-from tempme_export.selftest import preprocess_for
+from tempme_export.parity.selftest import preprocess_for
 from tempme_export.training import config as config_module
 from tempme_export.training import loop, plot, step
 from tempme_export.training.config import TrainConfig

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tempme_export.backbone import open_clip_backbone
+from tempme_export.cli import train_console
+from tempme_export.encoder.backbone import open_clip_backbone
+from tempme_export.encoder.profile import load_profile
+from tempme_export.encoder.recipe import prepare
 from tempme_export.errors import UsageError
-from tempme_export.profile import load_profile
-from tempme_export.recipe import prepare
-from tempme_export.selftest import preprocess_for
-from tempme_export.training import console
+from tempme_export.parity.selftest import preprocess_for
 from tempme_export.training.distributed import World
 from tempme_export.training.init import draw_clip
 from tempme_export.training.memory import MemoryAccount, _Ledger, account, largest_batch
@@ -232,7 +232,7 @@ class TestDryRun:
     def test_it_is_one_line(self, config, recipe, data, monkeypatch, capsys):
         gb = MemoryAccount(128, "bf16", 600 * 10**6, 2 * 10**6, 0, 4 * 10**6, 231 * 10**6, 129 * 10**8, 147 * 10**8)
         monkeypatch.setattr("tempme_export.training.preview.account", lambda *_: gb)
-        console.show_preview(preview(config, recipe, data), config.out)
+        train_console.show_preview(preview(config, recipe, data), config.out)
         said = " ".join(capsys.readouterr().err.split())
         assert "memory about 14.7 GB on the device, 128 pairs in bf16: 12.9 kept for the backward pass" in said
         assert "0.602 weights, 0.004 AdamW, 0.231 input, 0.963 in between" in said

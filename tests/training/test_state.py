@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tempme_export.checkpoint import load_checkpoint
+from tempme_export.encoder.checkpoint import load_checkpoint
 from tempme_export.errors import CheckpointError, ExportError, InputError
 from tempme_export.training.config import TrainConfig
 from tempme_export.training.files import save_model

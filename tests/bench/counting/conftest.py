@@ -3,14 +3,14 @@ import dataclasses
 import pytest
 import torch
 
-from tempme_export.backbone import Backbone
 from tempme_export.bench.counting.shapes import shape_recipe
-from tempme_export.export.to_onnx import export_video
-from tempme_export.profile import BatchRange, Profile
+from tempme_export.encoder.backbone import Backbone
+from tempme_export.encoder.profile import BatchRange, Profile
+from tempme_export.encoder.schedule import MergePolicy
+from tempme_export.exporters.onnx import export_video
 from tempme_export.quantization import export as int8
 from tempme_export.quantization.calibration import drawn_clips
 from tempme_export.quantization.towers import prepare_video
-from tempme_export.schedule import MergePolicy
 
 # Three blocks of four frames with 17 tokens each; the embedding differs from every multiple of the width.
 BACKBONE = Backbone("tiny", 64, 16, 64, 3, 1, 48, 64, 1, 1, 16, 64)

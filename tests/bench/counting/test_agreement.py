@@ -20,7 +20,7 @@ from tempme_export.bench.counting.agreement import (
 )
 from tempme_export.bench.counting.products import parts_of
 from tempme_export.bench.paper import Claim
-from tempme_export.complexity import Complexity
+from tempme_export.encoder.complexity import Complexity
 from tempme_export.errors import ExportError, ParityError
 
 FORMULA = Complexity(1, 20, 300, 4000, 50000, 600000)

@@ -12,11 +12,11 @@ from tempme_export.bench.counting.flops import count_eager
 from tempme_export.bench.counting.products import parts_of, tokens_of_plan
 from tempme_export.bench.counting.prompted import PromptedVideo
 from tempme_export.bench.counting.shapes import shape_frames
-from tempme_export.complexity import complexity
+from tempme_export.encoder.complexity import complexity
+from tempme_export.encoder.model import VideoEncoder
+from tempme_export.encoder.reference import ReferenceVideo
 from tempme_export.errors import InputError, ParityError, ProfileError
 from tempme_export.kernels.reference import match_tokens_ref, split_ab
-from tempme_export.model import VideoEncoder
-from tempme_export.reference import ReferenceVideo
 
 
 def without_merging(parts):

@@ -11,9 +11,9 @@ from tempme_export.bench.counting.flops import count_eager
 from tempme_export.bench.counting.graph import count_graph
 from tempme_export.bench.counting.products import parts_of, tokens_of_plan
 from tempme_export.bench.counting.shapes import shape_frames
-from tempme_export.complexity import complexity
+from tempme_export.encoder.complexity import complexity
+from tempme_export.encoder.model import VideoEncoder
 from tempme_export.errors import InputError
-from tempme_export.model import VideoEncoder
 
 
 @pytest.mark.parametrize("videos", [1, 3])

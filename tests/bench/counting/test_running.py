@@ -9,11 +9,11 @@ import torch
 from tempme_export.bench.cases import benchmark_clips, open_case
 from tempme_export.bench.contenders import on_backends, with_methods
 from tempme_export.bench.counting.running import COMPILED, count_contenders
-from tempme_export.checkpoint import expected_shapes
-from tempme_export.complexity import complexity
+from tempme_export.encoder.checkpoint import expected_shapes
+from tempme_export.encoder.complexity import complexity
+from tempme_export.encoder.schedule import MergePolicy, schedule
 from tempme_export.errors import ParityError
-from tempme_export.export import to_onnx
-from tempme_export.schedule import MergePolicy, schedule
+from tempme_export.exporters import onnx
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def clip(case):
 @pytest.fixture
 def contenders(case, tiny_bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        to_onnx, "export_video", lambda recipe, path, precision: shutil.copy(tiny_bundle / "video.onnx", path)
+        onnx, "export_video", lambda recipe, path, precision: shutil.copy(tiny_bundle / "video.onnx", path)
     )
     found, _ = on_backends(case, ("torch", "ort", "openvino"), "cpu", tmp_path, lambda _: None)
     return found

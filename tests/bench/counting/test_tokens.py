@@ -11,9 +11,9 @@ from tempme_export.bench.counting.tokens import (
     tokens_of_encoder,
     tokens_of_original,
 )
+from tempme_export.encoder.model import VideoEncoder
+from tempme_export.encoder.reference import ReferenceVideo
 from tempme_export.errors import InputError, ParityError
-from tempme_export.model import VideoEncoder
-from tempme_export.reference import ReferenceVideo
 
 
 @pytest.mark.parametrize("policy", ["none", "image", "clips", "joined", "no-bias"])

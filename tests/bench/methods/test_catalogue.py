@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from tempme_export.backbone import open_clip_backbone
 from tempme_export.bench import paper
 from tempme_export.bench.methods.catalogue import METHODS, chosen
 from tempme_export.bench.methods.derive import derive
 from tempme_export.bench.methods.figures import paper_figures
+from tempme_export.encoder.backbone import open_clip_backbone
+from tempme_export.encoder.profile import load_profile
+from tempme_export.encoder.schedule import MergePolicy
 from tempme_export.errors import UsageError
-from tempme_export.profile import load_profile
-from tempme_export.schedule import MergePolicy
 
 KEYS = [method.key for method in METHODS]
 NOT_DERIVED = ("diffrate", "sta", "testa")

@@ -12,11 +12,11 @@ from tempme_export.bench.methods.derive import derive
 from tempme_export.bench.methods.encoders import EvitVideo, class_attention, encoder, keep_attentive
 from tempme_export.bench.methods.plans import evit_schedule
 from tempme_export.bench.methods.recipes import with_policy
-from tempme_export.checkpoint import expected_shapes, from_state_dict
+from tempme_export.encoder.checkpoint import expected_shapes, from_state_dict
+from tempme_export.encoder.recipe import folded_weights, prepare
+from tempme_export.encoder.reference import ReferenceVideo, Trace
+from tempme_export.encoder.schedule import MergePolicy
 from tempme_export.errors import CheckpointError, UsageError
-from tempme_export.recipe import folded_weights, prepare
-from tempme_export.reference import ReferenceVideo, Trace
-from tempme_export.schedule import MergePolicy
 
 RUNNING = [method.key for method in METHODS if method.runs]
 NOTHING = MergePolicy(0, (), (), 0, 0)

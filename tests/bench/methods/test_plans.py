@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from tempme_export.backbone import open_clip_backbone
 from tempme_export.bench.methods.plans import evit_schedule, within_frames
-from tempme_export.complexity import complexity
-from tempme_export.profile import load_profile
+from tempme_export.encoder.backbone import open_clip_backbone
+from tempme_export.encoder.complexity import complexity
+from tempme_export.encoder.profile import load_profile
 
 B32 = open_clip_backbone("ViT-B-32-quickgelu")
 

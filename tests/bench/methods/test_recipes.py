@@ -8,13 +8,13 @@ import torch
 
 from tempme_export.bench.methods.catalogue import METHODS, chosen
 from tempme_export.bench.methods.recipes import method_recipe, with_policy
-from tempme_export.checkpoint import CLIP_POSITION
+from tempme_export.encoder.checkpoint import CLIP_POSITION
+from tempme_export.encoder.model import VideoEncoder
+from tempme_export.encoder.profile import Expect
+from tempme_export.encoder.recipe import folded_weights, prepare
+from tempme_export.encoder.reference import ReferenceVideo
+from tempme_export.encoder.schedule import MergePolicy
 from tempme_export.errors import ProfileError, UsageError
-from tempme_export.model import VideoEncoder
-from tempme_export.profile import Expect
-from tempme_export.recipe import folded_weights, prepare
-from tempme_export.reference import ReferenceVideo
-from tempme_export.schedule import MergePolicy
 
 POSITION = f"visual.transformer.resblocks.{{}}.{CLIP_POSITION}"
 EXPORTED = [method.key for method in METHODS if method.exports]

@@ -9,10 +9,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tempme_export.backbone import open_clip_backbone
 from tempme_export.bench.methods.catalogue import METHODS, policy_plan
-from tempme_export.complexity import complexity
-from tempme_export.profile import load_profile
+from tempme_export.encoder.backbone import open_clip_backbone
+from tempme_export.encoder.complexity import complexity
+from tempme_export.encoder.profile import load_profile
 
 ROUNDS = 60
 CPU = {"cpu": "Example CPU 8-Core", "threads": 2, "load_average": 0.31, "gpu": None, "driver": None}

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from tempme_export.backbone import HEAD_WIDTH, open_clip_backbone
+from tempme_export.encoder.backbone import HEAD_WIDTH, open_clip_backbone
+from tempme_export.encoder.profile import load_profile, shipped_profiles
 from tempme_export.kernels import attention, match, merge
 from tempme_export.kernels.reference import decision_gap_ref, match_tokens_ref, merge_tokens_ref
-from tempme_export.profile import load_profile, shipped_profiles
 
 NARROW = HEAD_WIDTH  # one head: what a width costs is not a matter of shape
 

@@ -1,0 +1,1 @@
+"""The bundle: its folder and manifest."""

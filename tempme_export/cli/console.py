@@ -1,0 +1,234 @@
+"""Every line that `tempme-export` prints. Human text goes to stderr, data to stdout."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from tempme_export.cli import engine_console, terminal
+from tempme_export.cli.terminal import STDERR as STDERR
+from tempme_export.cli.terminal import show_line as _line
+
+if TYPE_CHECKING:
+    from tempme_export.artifacts.bundle import Bundle
+    from tempme_export.encoder.conventions import Statement
+    from tempme_export.encoder.recipe import Recipe
+    from tempme_export.evaluation.agreement import Comparison, Part
+    from tempme_export.evaluation.gate import Gate, GateData
+    from tempme_export.parity.checks import ParityReport
+    from tempme_export.parity.selftest import SelfTest
+    from tempme_export.quantization.build import Quantization
+    from tempme_export.quantization.calibration import Calibration
+
+_ORIGINS = {
+    "asked": "as asked",
+    "declared": "as the checkpoint's file says",
+    "inferred": "inferred from the checkpoint's shapes",
+}
+_METRICS = {"R@1": "r1", "R@5": "r5", "R@10": "r10", "R-Sum": "r_sum", "MdR": "median_rank", "MnR": "mean_rank"}
+_LISTED = 5  # skipped videos
+_ENGINE_STEPS = engine_console.EngineSteps()
+
+
+def show_error(error: Exception) -> None:
+    """One refusal, with its exit code's name in front."""
+    _ENGINE_STEPS.close()
+    terminal.show_error(error)
+
+
+def show_recipe(recipe: "Recipe") -> None:
+    """What will be built: profile, token schedule, complexity."""
+    from tempme_export.encoder.complexity import complexity
+
+    profile, plan, backbone = recipe.profile, recipe.plan, recipe.backbone
+    how = _ORIGINS[recipe.origin]
+    _line("checkpoint", f"{recipe.checkpoint.source}   sha256 {recipe.checkpoint.sha256[:12]}")
+    _line("profile", f"{profile.name} ({how})   {profile.frames} frames, backbone {backbone.name}")
+    show_conventions(recipe.checkpoint.remarks, recipe.conventions)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("block", "clips", "tokens in", "merged across", "in attention", "merged within", "out"):
+        table.add_column(column, justify="right")
+    for b in plan.blocks:
+        row = (b.clips, b.tokens_in, b.r_cross, b.tokens_attention, b.r_intra, b.tokens_mlp)
+        joined = f"{b.index} (joins {b.factor})" if b.factor > 1 else str(b.index)
+        table.add_row(joined, *map(str, row))
+    STDERR.print(table)
+    cost = complexity(plan, backbone)
+    start = plan.frames * plan.tokens_per_frame
+    _line(
+        "schedule",
+        f"{start} -> {plan.final_clips * plan.final_tokens} tokens   {cost.gmacs:.1f} GMACs (the paper's GFLOPs), "
+        f"{cost.gflops:.1f} GFLOPs",
+    )
+
+
+def show_conventions(remarks: Sequence[str], conventions: "Iterable[Statement]") -> None:
+    """What was decided while a checkpoint was read, and what its shapes cannot tell: each with who says it."""
+    from tempme_export.encoder.conventions import in_words
+
+    for remark in remarks:
+        _line("note", remark)
+    for label, text in in_words(conventions):
+        _line(label, text)
+
+
+def show_selftest(selftest: "SelfTest") -> None:
+    """The inputs that parity is judged on."""
+    _line(
+        "self-test",
+        f"{len(selftest.clips)} clips and {len(selftest.token_ids)} texts through the original path",
+    )
+
+
+def show_calibration(calibration: "Calibration") -> None:
+    """What int8 takes its scales from, and what is wrong with it."""
+    texts = f"{len(calibration.texts)} texts ({calibration.captions})"
+    _line("calibration", f"{calibration.source}   {len(calibration.clips)} clips, {texts}")
+    for video, reason in list(calibration.skipped.items())[:_LISTED]:
+        _line("skipped", f"{video}: {reason}")
+    for warning in calibration.warnings:
+        STDERR.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
+
+
+def show_quantization(quantization: "Quantization") -> None:
+    """What stays in float and why, and what this machine's processor makes of int8."""
+    from tempme_export.runtime.processor import INT8_ADVICE, int8_products
+
+    for name, tower in (("video", quantization.video), ("text", quantization.text)):
+        kept, costs = tower.in_float, tower.sensitivities
+        named = f"in float: {', '.join(kept)}" if kept else "none in float"
+        cost = f"together they cost {tower.cost:.4f} of centred cosine; costliest {costs[0].product}"
+        _line("int8", f"{name}: {len(costs) - len(kept)} of {len(costs)} in 8 bits, {named}; {cost}")
+    _line("processor", INT8_ADVICE[int8_products()])
+
+
+def show_file(path: Path) -> None:
+    """One finished artifact."""
+    _line("wrote", f"{path.name:<14}{path.stat().st_size / 1e6:8.1f} MB")
+
+
+def show_parity(reports: "list[ParityReport]") -> None:
+    """Every check with its value and limit; the value is the tolerance that would just have passed."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("parity", "", "check", "found", "limit", ""):
+        table.add_column(column, justify="right" if column in ("found", "limit") else "left")
+    for report in reports:
+        if report.reason:
+            table.add_row(report.artifact, "[yellow]NOT RUN[/]", escape(report.reason))
+        for c in report.checks:
+            verdict = "[green]PASS[/]" if c.passed else "[red]FAIL[/]"
+            sign = ">=" if c.at_least else "<="
+            found, limit = f"{c.value:.3g}", f"{sign} {c.limit:g}"
+            table.add_row(report.artifact, verdict, escape(c.name), found, limit, escape(c.detail))
+    STDERR.print(table)
+
+
+def show_gate_data(gate: "GateData") -> None:
+    """What the gate is about to ask."""
+    absent = f"   {len(gate.missing)} more videos have no file" if gate.missing else ""
+    _line("gate", f"{gate.data.name}   {gate.videos} videos, {gate.captions} captions{absent}")
+    for note in gate.data.notes:
+        _line("note", note)
+
+
+def show_count(label: str, count: tuple[int, int]) -> None:
+    """How many of how many: a line that is written over on a terminal, and elsewhere the last one only."""
+    done, total = count
+    if done == total or STDERR.is_terminal:
+        text = f"{label:<14}{done} of {total} through both paths"
+        STDERR.print(text, markup=False, soft_wrap=True, end="\n" if done == total else "\r")
+
+
+def show_gate(gate: "Gate") -> None:
+    """Each artifact beside the original path, what its differences come from, and the verdict."""
+    for video, reason in list(gate.skipped.items())[:_LISTED]:
+        _line("skipped", f"{video}: {reason}")
+    if gate.skipped:
+        STDERR.print(f"{len(gate.skipped)} videos could not be read and are left out of the gate", style="yellow")
+    for comparison in gate.comparisons:
+        _show_retrieval(gate, comparison)
+        _show_causes(comparison, gate.videos)
+    show_parity(list(gate.reports))
+
+
+def _show_retrieval(gate: "Gate", found: "Comparison") -> None:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("gate", "", "original", found.artifact, "change"):
+        table.add_column(column, justify="right" if column in ("original", found.artifact, "change") else "left")
+    for direction, before in (gate.original or {}).items():
+        after = found.metrics[direction]
+        for label, field in _METRICS.items():
+            old, new = getattr(before, field), getattr(after, field)
+            table.add_row(escape(direction), label, f"{old:.2f}", f"{new:.2f}", f"{new - old:+.2f}")
+    STDERR.print(table)
+    for direction, overlap in found.top10_overlap.items():
+        agreement = f"top-10 overlap {overlap:.4f}, rank correlation {found.rank_agreement[direction]:.6f}"
+        _line("agreement", f"{direction}: {agreement}")
+    cosines = ", ".join(f"{tower} {value:.6f}" for tower, value in found.centred_cosine.items())
+    _line("agreement", f"smallest centred cosine: {cosines}")
+
+
+def _show_causes(found: "Comparison", videos: int) -> None:
+    def part(label: str, one: "Part") -> None:
+        change = ", ".join(f"{name} {value:+.2f}" for name, value in one.r1_change.items())
+        distance = f"1 - cosine {one.largest:.2g} at most, {one.mean:.2g} on average; " if one.videos else ""
+        _line("cause", f"{label} {one.videos} of {videos} videos; {distance}R@1 by this alone: {change}")
+
+    if found.decisions.videos:
+        where = f"{found.changed_tokens:.2%} of all tokens, first where the original decided by {found.largest_gap:.1e}"
+        part(f"changed decisions ({where} or less) in", found.decisions)
+    else:
+        _line("cause", f"no decision changed in {videos} videos")
+    part("numeric drift in the texts and", found.drift)
+
+
+def show_bundle(bundle: "Bundle") -> None:
+    """The finished bundle's files."""
+    total = sum(entry["bytes"] for entry in bundle.manifest["files"].values())
+    names = ", ".join([*bundle.manifest["files"], "manifest.json"])
+    _line("bundle", f"{bundle.path}   {total / 1e6:.1f} MB: {names}")
+    if bundle.manifest.get("trace"):
+        merges = [merge.assign_name for merge in bundle.plan.merges]
+        _line("trace", f"video.onnx also returns {len(merges)} merges, {merges[0]} to {merges[-1]}")
+
+
+def show_repository(written: Sequence[Path]) -> None:
+    """A model repository: the folder, and the models in it."""
+    models = [path.parent for path in written if path.name == "config.pbtxt"]
+    _line("repository", f"{models[0].parent}   models {', '.join(model.name for model in models)}")
+
+
+def show_progress(stage: str, result: Any) -> None:
+    """The pipeline's progress, one stage at a time."""
+    if stage == "engine step":
+        _ENGINE_STEPS.show(result)
+        return
+    _ENGINE_STEPS.close()
+    show: dict[str, Callable[[Any], None]] = {
+        "recipe": show_recipe,
+        "engine plan": engine_console.show_engine_plan,
+        "engine log": engine_console.show_engine_log,
+        "engine": engine_console.show_engine,
+        "repository": show_repository,
+        "selftest": show_selftest,
+        "calibration": show_calibration,
+        "quantization": show_quantization,
+        "file": show_file,
+        "parity": show_parity,
+        "gate data": show_gate_data,
+        "gate videos": lambda count: show_count("gate videos", count),
+        "gate captions": lambda count: show_count("gate captions", count),
+        "gate": show_gate,
+        "bundle": show_bundle,
+    }
+    if stage == "files":
+        _line("files", f"{len(result.manifest['files'])} files, every byte as the manifest says")
+    else:
+        show[stage](result)
+
+
+def show_done(text: str) -> None:
+    """The last line of a command that did what was asked."""
+    _line("done", text)

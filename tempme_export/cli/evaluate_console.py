@@ -1,0 +1,121 @@
+"""Every line that `tempme-eval` prints. Human text goes to stderr, data to stdout."""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from tempme_export.cli.console import STDERR, show_conventions
+
+if TYPE_CHECKING:
+    from tempme_export.data.annotations import RetrievalData
+    from tempme_export.evaluation.encoders import BundleEncoder, CheckpointEncoder
+    from tempme_export.evaluation.evaluate import Evaluation
+
+_LISTED = 10  # skipped videos
+_ORIGINS = {
+    "asked": "as asked",
+    "declared": "as the checkpoint's file says",
+    "inferred": "inferred from the checkpoint's shapes",
+    "bundle": "the bundle's",
+}
+
+
+def _line(label: str, text: str) -> None:
+    STDERR.print(f"{label:<11}{text}", markup=False, soft_wrap=True)
+
+
+def show_data(data: "RetrievalData") -> None:
+    """What is asked."""
+    _line("data", f"{data.name}   {len(data.video_ids)} videos, {len(data.captions)} captions")
+    for note in data.notes:
+        _line("note", note)
+
+
+def show_encoder(encoder: "BundleEncoder | CheckpointEncoder") -> None:
+    """What answers."""
+    _line("model", f"{encoder.name}   {encoder.backend} on {encoder.device}   fingerprint {encoder.fingerprint[:12]}")
+    _line("profile", f"{encoder.profile.name} ({_ORIGINS[encoder.origin]})   {encoder.frames} frames")
+    show_conventions(encoder.remarks, encoder.conventions)
+
+
+def show_warning(text: str) -> None:
+    """Something that the result must be read with."""
+    STDERR.print(f"{'warning':<11}{text}", style="yellow", markup=False, soft_wrap=True)
+
+
+def show_skipped(skipped: Mapping[str, str]) -> None:
+    """The first videos that could not be read, each with its reason, and how many there are. Nothing for none."""
+    if not skipped:
+        return
+    for video_id, reason in list(skipped.items())[:_LISTED]:
+        _line("skipped", f"{video_id}: {reason}")
+    more = f" ({len(skipped) - _LISTED} more than listed)" if len(skipped) > _LISTED else ""
+    one = len(skipped) == 1
+    count, verb, whose = ("1 video", "is", "its") if one else (f"{len(skipped)} videos{more}", "are", "their")
+    show_warning(f"{count} could not be read and {verb} left out with {whose} captions")
+
+
+def show_evaluation(evaluation: "Evaluation") -> None:
+    """Skipped videos, then one line for each direction. Recalls in percent."""
+    show_skipped(evaluation.skipped)
+    if evaluation.not_finite:
+        show_warning(f"{evaluation.not_finite} embeddings are not finite; each counts against the model")
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("direction", "R@1", "R@5", "R@10", "R-Sum", "MdR", "MnR", "queries", "candidates"):
+        table.add_column(column, justify="left" if column == "direction" else "right", no_wrap=True)
+    for label, one in evaluation.directions.items():
+        recalls = (f"{value:.1f}" for value in (one.r1, one.r5, one.r10, one.r_sum, one.median_rank, one.mean_rank))
+        table.add_row(escape(label), *recalls, str(one.queries), str(one.candidates))
+    STDERR.print(table)
+    if evaluation.best_caption is not None:
+        _line("note", "video-to-text ranks a video's best caption among all captions of the other videos;")
+        _line("", "by best caption: among the best caption of each other video, as CLIP4Clip reports it for MSVD")
+
+
+def show_file(path: Path) -> None:
+    """One finished file."""
+    _line("wrote", str(path))
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each stage on a terminal, gone when done; nothing elsewhere. Yields (stage, done, total) -> None."""
+    if not STDERR.is_terminal:
+        yield lambda stage, done, total: None
+        return
+    columns = (TextColumn("{task.description:<11}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=STDERR, transient=True) as bars:
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield show
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Inside, a warning is one line; texts that are cut, which come batch by batch, are told once."""
+    from tempme_export.media.tokenizer import TextTruncatedWarning
+
+    told = set()
+
+    def show(message: Warning | str, category: type[Warning], *where: object) -> None:
+        cut = issubclass(category, TextTruncatedWarning)
+        text = "some captions are longer than the model reads; their ends are cut" if cut else str(message)
+        if text not in told:
+            told.add(text)
+            show_warning(text)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", TextTruncatedWarning)
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield

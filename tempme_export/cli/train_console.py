@@ -1,0 +1,168 @@
+"""Every line that `tempme-train` prints. Human text goes to stderr, data to stdout."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from tempme_export.cli.console import STDERR
+from tempme_export.names import command
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tempme_export.training.memory import MemoryAccount
+    from tempme_export.training.plan import Plan, TrainResult
+    from tempme_export.training.preview import Preview
+    from tempme_export.training.split import Skipped, Split
+    from tempme_export.training.state import Position
+
+_LISTED = 10  # skipped videos
+
+
+def _line(label: str, text: str) -> None:
+    STDERR.print(f"{label:<11}{text}", markup=False, soft_wrap=True)
+
+
+def show_note(text: str) -> None:
+    """Something to know that stops nothing."""
+    STDERR.print(f"{'note':<11}{text}", style="yellow", markup=False, soft_wrap=True)
+
+
+def show_error(error: Exception, rank: int) -> None:
+    """One refusal; of which process, where it is not the first."""
+    who = f"process {rank}: " if rank else ""
+    STDERR.print(f"error: {who}{error}", style="red", markup=False, soft_wrap=True)
+
+
+def show_skipped(skipped: "Sequence[Skipped]") -> None:
+    """The first videos that could not be read, each with its reason, and how many there are. Nothing for none."""
+    if not skipped:
+        return
+    for one in skipped[:_LISTED]:
+        _line("skipped", f"{one.split} {one.video}: {one.reason}")
+    more = f", {len(skipped) - _LISTED} more than shown" if len(skipped) > _LISTED else ""
+    show_note(f"{len(skipped)} videos could not be read and are left out{more}; skipped.jsonl lists them")
+
+
+def _show_data(found: "tuple[Split, list[Skipped]]") -> None:
+    split, skipped = found
+    _line(f"{split.name} data", f"{split.data.name}   {len(split.data.paths)} videos, {len(split.token_ids)} captions")
+    for note in split.data.notes:
+        show_note(note)
+    show_skipped(skipped)
+    if split.cut:
+        show_note(
+            f"some captions are longer than the {split.token_ids.shape[1]} tokens of the model; their ends are cut"
+        )
+
+
+def _show_model(counts: dict[str, int]) -> None:
+    parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    _line("trains", f"{sum(counts.values()):,} parameters: {parts}")
+
+
+def show_plan(plan: "Plan", position: "Position") -> None:
+    """How long it will be."""
+    epochs = len(plan.lengths)
+    left_out = f"; at most {plan.dropped} captions sit out an epoch" if plan.dropped else ""
+    _line("plan", f"{plan.steps} steps in {epochs} epochs, batches of {plan.batch}{left_out}")
+    if position.step:
+        _line("resumed", f"after step {position.step}, in epoch {min(position.epoch + 1, epochs)} of {epochs}")
+
+
+def _show_memory(found: "MemoryAccount") -> None:
+    parts = {
+        "kept for the backward pass": found.saved,
+        "weights": found.frozen + found.trained,
+        "AdamW": found.optimizer,
+        "input": found.inputs,
+        "in between": found.temporary,
+    }
+    said = ", ".join(f"{n_bytes / 1e9:.3g} {name}" for name, n_bytes in parts.items())
+    _line("memory", f"about {found.peak / 1e9:.3g} GB on the device, {found.batch} pairs in {found.precision}: {said}")
+
+
+def show_preview(found: "Preview", out: "Path") -> None:
+    """What --dry-run found."""
+    from tempme_export.training.state import Position
+
+    _show_model(found.counts)
+    show_plan(found.plan, Position())
+    _show_memory(found.memory)
+    for name, count in found.missing.items():
+        if count:
+            show_note(f"{count} {name} videos are not there and would be left out")
+    cache = f", its cache about {found.on_cache / 1e6:.0f} MB" if found.on_cache else ""
+    _line("done", f"dry run: nothing written. {out} would take up to {found.disk / 1e6:.0f} MB{cache}")
+
+
+def _show_evaluation(found: tuple[dict[str, Any], bool]) -> None:
+    row, better = found
+    groups = f"   in groups {row['group_r1']:.1f}" if "group_r1" in row else ""
+    _line(
+        f"epoch {row['epoch']}",
+        f"text-to-video R@1 {row['t2v_r1']:.1f}, R@5 {row['t2v_r5']:.1f}, R@10 {row['t2v_r10']:.1f}   "
+        f"video-to-text R@1 {row['v2t_r1']:.1f}{groups}{'   best so far' if better else ''}",
+    )
+
+
+def show_result(result: "TrainResult") -> None:
+    """What the run left, and what to do next."""
+    seconds = f"{result.seconds:.0f} s"
+    if not result.finished:
+        _line(
+            "stopped", f"after step {result.steps} of {result.total}, {seconds}; the same command with --resume goes on"
+        )
+        return
+    best = "" if result.best is None else f"   best R@1 {result.best.r1:.1f} after epoch {result.best.epochs}"
+    _line("done", f"{result.total} steps in {seconds}{best}")
+    _line("wrote", f"{result.out}: {', '.join(result.files)}")
+    if result.model is not None:
+        _line("next", command("tempme-export", result.model))
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, Any], None]]:
+    """Lines for what happened once, and on a terminal bars for what goes on. Yields (stage, result) -> None."""
+    columns = (
+        TextColumn("{task.description:<11}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[now]}"),
+    )
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=STDERR, transient=True, disable=not STDERR.is_terminal) as bars:
+
+        def bar(name: str, done: int, total: int | None, now: str = "") -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=total, now=now)
+            bars.update(tasks[name], completed=done, total=total, now=now)
+
+        def show_frames(found: tuple[str, int, int]) -> None:
+            name, done, total = found
+            bar(f"{name} videos", done, total)
+
+        def start(found: "tuple[Plan, Position]") -> None:
+            plan, position = found
+            show_plan(plan, position)
+            bar("training", position.step, plan.steps)
+
+        def step(row: dict[str, Any]) -> None:
+            now = f"loss {row['loss']:.3f}  {row['samples_per_s']:.0f}/s  waiting {row['data_wait']:.0%}"
+            bar("training", row["step"], None, now)
+
+        shows: dict[str, Callable[[Any], None]] = {
+            "data": _show_data,
+            "frames": show_frames,
+            "model": _show_model,
+            "plan": start,
+            "step": step,
+            "skipped": show_skipped,
+            "evaluation": _show_evaluation,
+            "note": show_note,
+            "saved": lambda position: None,
+        }
+        yield lambda stage, result: shows[stage](result)

@@ -1,0 +1,258 @@
+"""What is there, found by loading every part for real, several at a time. Nothing here raises for what it finds."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tempme_export.doctor.process import TIME_LIMIT, ask_probe
+from tempme_export.files import name_temporary_folder
+from tempme_export.runtime.processor import Int8Products, int8_products
+from tempme_export.runtime.tensorrt_package import parse_version
+
+PACKAGE = "tempme-export"
+CUDA_PROVIDER = "CUDAExecutionProvider"
+
+
+@dataclass(frozen=True)
+class Host:
+    """The machine as Python sees it; `cores` are those this process may use, `memory` is in bytes, `int8` is how the
+    processor sums products of 8 bits."""
+
+    python: str
+    system: str
+    cores: int
+    memory: int | None
+    package: str | None
+    int8: Int8Products = "unknown"
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Free bytes where a folder lies, None where that cannot be read."""
+
+    path: str
+    free: int | None
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU: its name and generation, such as sm_90."""
+
+    name: str
+    capability: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """One probed part.
+
+    version  what it says itself, or its installed version; None where it has none
+    notes    what it can do
+    problem  why it cannot be used; None where it can
+    """
+
+    name: str
+    version: str | None = None
+    notes: tuple[str, ...] = ()
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """All that was found. `parts` is in the order of PARTS; one that makes no sense without another is left out."""
+
+    host: Host
+    disks: tuple[Disk, ...]
+    gpus: tuple[Gpu, ...]
+    parts: tuple[Part, ...]
+
+    def part(self, name: str) -> Part | None:
+        """A part by name; None where it was not probed."""
+        return next((part for part in self.parts if part.name == name), None)
+
+
+def floors(requirements: Iterable[str]) -> dict[str, str]:
+    """Distribution -> its `>=` version, of requirement lines such as `torch>=2.11; extra == "gpu"`."""
+    lowest = {}
+    for line in requirements:
+        name = re.match(r"[\w.-]+", line)
+        floor = re.search(r">=\s*([\d.]+)", line.partition(";")[0])
+        if name and floor:
+            lowest[name[0].lower().replace("-", "_")] = floor[1]
+    return lowest
+
+
+def _own_floors() -> dict[str, str]:
+    try:
+        return floors(importlib.metadata.requires(PACKAGE) or ())
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+
+
+def installed_version(*distributions: str) -> str | None:
+    """The version of the first of these that is installed."""
+    for name in distributions:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+Ask = Callable[..., dict[str, Any]]
+
+
+def _part(name: str, answer: Mapping[str, Any], version: str | None = None, floor: str | None = None) -> Part:
+    if "problem" in answer:
+        return Part(name, version, (), str(answer["problem"]))
+    report = answer["report"]
+    version = report["version"] or version
+    problem = None
+    if floor and version and parse_version(version) < parse_version(floor):
+        problem = f"version {version} is installed, {floor} or newer is needed"
+    return Part(name, version, tuple(report["notes"]), problem)
+
+
+@dataclass(frozen=True)
+class _Library:
+    """A Python package: where it is imported from, the distributions it may come with, its probe."""
+
+    name: str
+    module: str
+    distributions: tuple[str, ...]
+    probe: tuple[str, ...]
+
+
+def _plain(name: str, module: str | None = None) -> _Library:
+    return _Library(name, module or name, (name,), ("module", module or name))
+
+
+# The slowest first: there may be fewer cores than probes.
+_LIBRARIES = (
+    _plain("open_clip_torch", "open_clip"),
+    _Library("torch", "torch", ("torch",), ("torch",)),
+    _plain("onnxscript"),
+    _Library("openvino", "openvino", ("openvino",), ("openvino",)),
+    _plain("matplotlib"),
+    _plain("polars"),
+    _plain("onnx"),
+    _plain("triton"),
+    _Library("onnxruntime", "onnxruntime", ("onnxruntime-gpu", "onnxruntime"), ("onnxruntime",)),
+    _Library("av", "av", ("av",), ("av",)),
+    _plain("numpy"),
+    _plain("safetensors"),
+    _plain("pillow", "PIL.Image"),
+)
+_TENSORRT = _Library("tensorrt", "tensorrt", ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"), ("tensorrt",))
+_COMPILERS = ("triton", "C compiler")  # what a fused kernel takes beside a GPU
+_TOOLS = {"C++ compiler": "cxx", "C compiler": "cc"}
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module.partition(".")[0]) is not None
+    except (ImportError, ValueError):  # a module that was replaced or half removed
+        return False
+
+
+def probe_library(library: _Library, ask: Ask, floor: str | None, *more: str) -> tuple[Part, Mapping[str, Any]]:
+    """One package: absent, broken, too old or working; with the rest of what its probe reported."""
+    if not _is_there(library.module):
+        return Part(library.name, problem="is not installed"), {}
+    answer = ask(*library.probe, *more)
+    return _part(library.name, answer, installed_version(*library.distributions), floor), answer.get("report", {})
+
+
+def probe_host() -> Host:
+    """Python, system, cores and memory."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        memory = None
+    system = f"{platform.system()} {platform.machine()}"
+    return Host(platform.python_version(), system, cores, memory, installed_version(PACKAGE), int8_products())
+
+
+def probe_disk(path: Path) -> Disk:
+    """Free space where `path` lies."""
+    try:
+        return Disk(str(path), shutil.disk_usage(path).free)
+    except OSError:
+        return Disk(str(path), None)
+
+
+def probe_disks() -> tuple[Disk, ...]:
+    """Where a bundle would be written, and where compilers put what they need for a while."""
+    try:
+        here = Path.cwd()
+    except OSError:  # the folder was removed
+        here = Path.home()
+    name_temporary_folder()
+    return tuple(map(probe_disk, dict.fromkeys((here, Path(tempfile.gettempdir())))))
+
+
+def _provider(name: str, ask: Ask) -> Part:
+    """One execution provider: alone, and where that fails as in a process that has imported torch."""
+    alone = _part(name, ask("provider", name))
+    if alone.problem is None or name == "CPUExecutionProvider":
+        return alone
+    after = _part(name, ask("provider_after_torch", name))
+    return after if after.problem is None else alone
+
+
+def _providers(runtime: Part, report: Mapping[str, Any], ask: Ask, pool: ThreadPoolExecutor) -> list[Part]:
+    """Every provider this ONNX Runtime was built with; CUDA also where it was not."""
+    if runtime.problem is not None:
+        return []
+    built = list(report["providers"])
+    parts = list(pool.map(lambda name: _provider(name, ask), built))
+    if CUDA_PROVIDER not in built:
+        parts.append(Part(CUDA_PROVIDER, problem="this ONNX Runtime was built without it"))
+    return parts
+
+
+def _gpu_parts(found: Mapping[str, Part], ask: Ask) -> list[Part]:
+    """torch on the GPU, then a fused kernel; each only where what it stands on works."""
+    if any(found[name].problem for name in ("driver", "torch")):
+        return []
+    on_gpu = _part("torch on GPU", ask("torch_gpu"))
+    if on_gpu.problem or any(found[name].problem for name in _COMPILERS):
+        return [on_gpu]
+    return [on_gpu, _part("fused kernels", ask("kernels"))]
+
+
+def examine(limit: float = TIME_LIMIT, ask: Ask | None = None) -> Machine:
+    """Probe everything, several parts at a time. `limit` is for each probe, in seconds; `ask` stands in in tests."""
+    asked: Ask = ask or partial(ask_probe, limit=limit)
+    lowest, host = _own_floors(), probe_host()
+
+    def library(one: _Library, *more: str) -> tuple[Part, Mapping[str, Any]]:
+        floor = next((lowest[n] for d in one.distributions if (n := d.replace("-", "_")) in lowest), None)
+        return probe_library(one, asked, floor, *more)
+
+    with ThreadPoolExecutor(max(2, host.cores)) as pool:
+        driver_answer = pool.submit(asked, "driver")
+        libraries = {one.name: pool.submit(library, one) for one in _LIBRARIES}
+        tools = {name: pool.submit(asked, probe) for name, probe in _TOOLS.items()}
+        driver = driver_answer.result()
+        tensorrt = pool.submit(library, _TENSORRT, "yes" if "report" in driver else "no")
+        runtime, report = libraries["onnxruntime"].result()
+        providers = _providers(runtime, report, asked, pool)
+        found = {"driver": _part("driver", driver)}
+        found |= {name: future.result()[0] for name, future in libraries.items()}
+        found |= {name: _part(name, future.result()) for name, future in tools.items()}
+        parts = [*found.values(), *_gpu_parts(found, asked), *providers, tensorrt.result()[0]]
+    gpus = driver.get("report", {}).get("gpus", ())
+    return Machine(host, probe_disks(), tuple(Gpu(gpu["name"], gpu["capability"]) for gpu in gpus), tuple(parts))

@@ -1,1 +1,0 @@
-"""Encoder -> artifact: one module per target format."""

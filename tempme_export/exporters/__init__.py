@@ -1,0 +1,1 @@
+"""Recipe to file: one module per kind of artifact."""

@@ -1,0 +1,1 @@
+"""The plugin graph to a TensorRT engine."""

@@ -1,0 +1,389 @@
+"""`video.plugin.onnx` -> `video.plan`: a TensorRT engine for the GPU at hand, with the merges as plugins.
+
+The network is strongly typed, so its precision is the graph's; whether the engine holds it is read back from the engine
+inspector, and an engine that does not is not kept. TF32 is off: it is no float32, and decisions would change by it.
+
+Has not been run with TensorRT yet: written against the documentation of 10.9 to 11.4 and NVIDIA's published bindings.
+"""
+
+import importlib.util
+import math
+import os
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tempme_export.artifacts.graph_files import graph_bytes
+from tempme_export.encoder.profile import BatchRange
+from tempme_export.errors import BackendError, ExportError, UsageError
+from tempme_export.exporters.trt.layers import EngineLayers, prove, read_layers
+from tempme_export.exporters.trt.reports import (
+    STEP,
+    BuildStep,
+    Complaints,
+    Failure,
+    Progress,
+    make_logger,
+    make_monitor,
+    parser_errors,
+)
+from tempme_export.files import library_path, write_file
+from tempme_export.runtime.engine_facts import EngineFacts
+from tempme_export.runtime.nvidia import Gpu, engine_device, find_gpu
+from tempme_export.runtime.tensorrt_package import import_tensorrt, install_command, made_for_cuda, parse_version, start
+
+if TYPE_CHECKING:
+    from tempme_export.exporters.plugin_nodes import PluginNode
+
+DOMAIN = "tempme"
+PRECISIONS = ("fp32", "fp16", "bf16")
+_GIB = 2**30
+_LEAST_COMPUTE = (8, 0)
+_BLACKWELL = (10, 0)
+_DYNAMIC = -1
+_ONNX_STAYS = "Leave out --trt to export what runs anywhere."
+BUNDLE_STAYS = "The bundle keeps the engine that it has."
+_DRIVERS = {(12, 0): 525, (12, 2): 535, (12, 8): 570, (13, 0): 580}  # the first that run this CUDA
+_NO_CUDA = re.compile(r"^cuda\b.*=\s*None\s*$", re.MULTILINE)
+
+
+def timing_cache_path(out: Path) -> Path:
+    """Where the builder's timings lie: beside the bundle, so that the next build of it takes a fraction of the time."""
+    return out.with_name(out.name + ".timing")
+
+
+def needed_bytes(source_bytes: int) -> int:
+    """Upper estimate of what a build writes: the engine, which holds the graph's weights, its copy, and timings."""
+    return 3 * source_bytes + 64 * 2**20
+
+
+def check_options(precision: str, workspace_gib: float | None = None) -> None:
+    """Raise UsageError for what no engine can be built with."""
+    if precision not in PRECISIONS:
+        raise UsageError(
+            f"--precision {precision} and --trt do not go together: engines are built, and proven, in "
+            f"{', '.join(PRECISIONS)}."
+        )
+    check_workspace(workspace_gib)
+
+
+def check_workspace(workspace_gib: float | None) -> None:
+    """Raise UsageError for a size that is none."""
+    if workspace_gib is not None and not 0 < workspace_gib < math.inf:
+        raise UsageError(f"a workspace of {workspace_gib:g} GiB was asked for, expected more than 0.")
+
+
+def check_builder(device: str, otherwise: str = _ONNX_STAYS) -> None:
+    """Raise BackendError naming everything that is missing here to build an engine, and how to get it.
+
+    Imports TensorRT where it is installed, and nothing else of weight. A device of "cpu" stands for the first GPU.
+
+    otherwise  what can be done without an engine
+    """
+    missing = missing_for_engine(device)
+    if missing:
+        listed = "".join(f"\n  - {one}" for one in missing)
+        raise BackendError(f"no engine can be built here. {otherwise}{listed}")
+
+
+def missing_for_engine(device: str) -> tuple[str, ...]:
+    """What `check_builder` would raise for; each with what to do."""
+    missing, gpu, version = [], None, ""
+    try:
+        gpu = find_gpu(engine_device(device))
+    except BackendError as error:
+        missing.append(str(error))
+    try:
+        version = str(import_tensorrt().__version__)
+    except BackendError as error:
+        fitting = "" if gpu is None or gpu.cuda >= (13, 0) else f" (for this driver: {install_command(gpu.cuda[0])})"
+        missing.append(f"{error}{fitting}")
+    if gpu is not None:
+        missing += unfit_for_engine(gpu, version)
+    if importlib.util.find_spec("triton") is None:
+        missing.append("Triton, which compiles the plugins, is not installed. Run: pip install triton")
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+        missing.append("TRITON_INTERPRET is set, and interpreted kernels cannot be compiled. Unset it.")
+    if _torch_lacks_cuda():
+        missing.append(
+            "torch is installed without CUDA, and the engine gets its memory from it. Install torch from PyPI, or from "
+            "an index of its CUDA builds."
+        )
+    return tuple(missing)
+
+
+def _torch_lacks_cuda() -> bool:
+    """What torch's version file says; importing torch takes a second."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    version = Path(spec.origin).with_name("version.py")
+    return version.is_file() and _NO_CUDA.search(version.read_text()) is not None
+
+
+def unfit_for_engine(gpu: Gpu, version: str) -> Iterator[str]:
+    """What the GPU or its driver is too old for; `version` is TensorRT's, empty where there is none."""
+    if gpu.compute < _LEAST_COMPUTE:
+        yield f"{gpu.name} has compute capability {gpu.compute[0]}.{gpu.compute[1]}; the plugins need 8.0 or newer."
+    if not version:
+        return
+    made_for = made_for_cuda() or 12
+    wanted = (made_for, 0)
+    if made_for == 12:  # 535 and newer for TensorRT 11; PTX of Blackwell is of CUDA 12.8
+        wanted = (12, 8) if gpu.compute >= _BLACKWELL else (12, 2) if parse_version(version) >= (11,) else (12, 0)
+    if gpu.cuda < wanted:
+        release = _DRIVERS.get(wanted)
+        driver = f"driver {release} or newer" if release else "a newer driver"
+        other = f", or a TensorRT for CUDA 12: {install_command(12)}" if made_for > 12 else ""
+        yield (
+            f"the NVIDIA driver {gpu.driver or 'here'} runs CUDA {gpu.cuda[0]}.{gpu.cuda[1]}, and TensorRT {version} "
+            f"needs {wanted[0]}.{wanted[1]} on {gpu.name}. Install {driver}{other}."
+        )
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """Raise ExportError where the disk has too little room for a build."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ExportError(
+            f"{folder} has {free / 1e9:.2f} GB free and building the engine needs about {needed / 1e9:.2f} GB. Free "
+            "some space or choose another --out."
+        )
+
+
+@dataclass(frozen=True)
+class PluginNames:
+    """The nodes of a graph that plugins are to take: node name -> operator."""
+
+    operators: Mapping[str, str]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Nodes by operator."""
+        return dict(sorted(Counter(self.operators.values()).items()))
+
+
+def read_plugin_names(source: Path) -> PluginNames:
+    """The nodes of domain tempme in an ONNX file. Raises ExportError for a file that is none, or has none."""
+    import onnx
+
+    try:
+        graph = onnx.load(str(source), load_external_data=False).graph
+    except Exception as error:  # the file system's or protobuf's own
+        raise ExportError(f"{source} cannot be read as ONNX: {error}") from error
+    operators = {node.name or f"node {k}": node.op_type for k, node in enumerate(graph.node) if node.domain == DOMAIN}
+    if not operators:
+        raise ExportError(f"{source} has no nodes of domain {DOMAIN}, so its engine would hold no plugin of ours.")
+    return PluginNames(operators)
+
+
+def _network(trt: Any, builder: Any, logger: Any, source: Path) -> tuple[Any, Any]:
+    """The parsed graph and its parser, which owns the weights. Raises ExportError with every error of the parser."""
+    flags = trt.NetworkDefinitionCreationFlag
+    wanted = 1 << int(flags.PREFER_AOT_PYTHON_PLUGINS)
+    if parse_version(str(trt.__version__)) < (11,):  # since 11 every network is
+        wanted |= 1 << int(flags.STRONGLY_TYPED)
+    network = builder.create_network(wanted)
+    if network is None:
+        raise ExportError(f"TensorRT {trt.__version__} makes no network that prefers plugins built ahead of time.")
+    parser = trt.OnnxParser(network, logger)
+    with library_path(source) as named:
+        parsed = parser.parse_from_file(named)
+    if not parsed:
+        errors = parser_errors(parser) or ["the parser named no error"]
+        listed = "".join(f"\n  {line}" for line in errors)
+        raise ExportError(f"TensorRT {trt.__version__} cannot read {source.name}:{listed}")
+    return network, parser
+
+
+def _check_plugins(trt: Any, network: Any, names: PluginNames) -> None:
+    """Raise ExportError where the parser took a function's body, which any plugin that it did not find has."""
+    kinds = [getattr(trt.LayerType, name) for name in ("PLUGIN", "PLUGIN_V2", "PLUGIN_V3")]
+    layers = (network.get_layer(index) for index in range(network.num_layers))
+    found = [str(layer.name) for layer in layers if layer.type in kinds]
+    if len(found) != len(names.operators):
+        absent = Counter(kind for name, kind in names.operators.items() if name not in found)
+        listed = ", ".join(f"{count} of {kind}" for kind, count in sorted(absent.items()))
+        raise ExportError(
+            f"TensorRT {trt.__version__} took {len(found)} of {len(names.operators)} merge steps as plugins; without "
+            f"one: {listed}. It built those from standard operators, so the engine is not what was asked for."
+        )
+
+
+def _shapes(shape: tuple[int, ...], batch: BatchRange) -> tuple[tuple[int, ...], ...]:
+    return tuple(
+        tuple(size if axis == _DYNAMIC else axis for axis in shape) for size in (batch.min, batch.opt, batch.max)
+    )
+
+
+def _add_profile(builder: Any, config: Any, network: Any, batch: BatchRange) -> None:
+    profile = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        profile.set_shape(tensor.name, *_shapes(tuple(tensor.shape), batch))
+    if config.add_optimization_profile(profile) < 0:
+        raise ExportError(f"TensorRT refuses the batch range {batch.min}:{batch.opt}:{batch.max} for this graph.")
+
+
+def _attach_timings(config: Any, path: Path) -> None:
+    """Start from the timings of an earlier build, or from none where they are another GPU's or version's."""
+    stored = path.read_bytes() if path.is_file() else b""
+    cache = config.create_timing_cache(stored)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+
+
+def _save_timings(config: Any, path: Path) -> None:
+    write_file(path, bytes(config.get_timing_cache().serialize()))
+
+
+def _tensors(trt: Any, engine: Any, mode: Any) -> dict[str, tuple[str, tuple[int | None, ...]]]:
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    import numpy as np
+
+    return {
+        name: (
+            str(np.dtype(trt.nptype(engine.get_tensor_dtype(name)))),
+            tuple(None if axis == _DYNAMIC else int(axis) for axis in engine.get_tensor_shape(name)),
+        )
+        for name in names
+        if engine.get_tensor_mode(name) == mode
+    }
+
+
+def _inspect(trt: Any, engine: Any, batch: BatchRange, names: PluginNames) -> EngineLayers:
+    """The layers at the usual batch: without shapes the inspector leaves formats out."""
+    context = engine.create_execution_context()
+    if context is None:
+        raise ExportError("TensorRT built the engine and cannot make a context for it: the GPU's memory is too small.")
+    for name, (_, shape) in _tensors(trt, engine, trt.TensorIOMode.INPUT).items():
+        context.set_input_shape(name, tuple(batch.opt if axis is None else axis for axis in shape))
+    inspector = engine.create_engine_inspector()
+    inspector.execution_context = context
+    return read_layers(inspector.get_engine_information(trt.LayerInformationFormat.JSON), names.operators)
+
+
+def build(
+    plugin_onnx: Path,
+    engine: Path,
+    batch: BatchRange,
+    precision: str,
+    *,
+    device: str,
+    timing_cache: Path,
+    nodes: "Sequence[PluginNode]",
+    workspace_gib: float | None = None,
+    verbose: bool = False,
+    progress: Progress,
+) -> EngineFacts:
+    """Build the engine of a graph with plugins and write it to `engine`, which appears complete or not at all.
+
+    batch          videos per call that the engine takes
+    precision      the graph's, which the engine is proven to have
+    timing_cache   file of the builder's timings, read where it is there and written
+    nodes          what the graph holds for plugins, whose kernels are compiled before TensorRT starts
+    workspace_gib  most GPU memory for a layer's scratch; None: all of it
+    verbose        also pass on the builder's log
+    progress       called with (STEP, BuildStep) and, when verbose, (LOG, line)
+
+    Raises UsageError as `check_options`, BackendError as `check_builder`, ExportError for a full disk, where TensorRT
+    cannot read or build the graph, and for an engine without the precision or the plugins.
+    """
+    check_options(precision, workspace_gib)
+    check_builder(device)
+    check_disk(engine.absolute().parent, needed_bytes(graph_bytes(plugin_onnx)))
+    names = read_plugin_names(plugin_onnx)
+    import torch
+
+    from tempme_export.exporters.trt.plugin_builds import ptx_target
+    from tempme_export.exporters.trt.plugins import register
+    from tempme_export.runtime.devices import torch_device
+
+    trt, gpu = import_tensorrt(), find_gpu(engine_device(device))
+    target, started = ptx_target(gpu.compute), time.perf_counter()
+    with torch.cuda.device(torch_device(engine_device(device))):
+        _compile_plugins(nodes, precision, target, progress)
+        register(target)
+        job = _Job(trt, plugin_onnx, batch, progress, verbose)
+        plan = job.build(names, timing_cache, workspace_gib)
+        layers, inputs, outputs = job.inspect(plan, names)
+    prove(layers, precision)
+    write_file(engine, lambda stream: stream.write(memoryview(plan)))
+    progress(STEP, BuildStep("engine built", 1.0))
+    return EngineFacts(
+        tensorrt=str(trt.__version__),
+        gpu=gpu.name,
+        capability=gpu.capability,
+        driver=gpu.driver,
+        precision=precision,
+        batch=(batch.min, batch.opt, batch.max),
+        inputs=inputs,
+        outputs=outputs,
+        target=target,
+        plugins=names.counts,
+        engine_plugins=layers.plugins,
+        layers=layers.by_precision,
+        products=layers.products,
+        attentions=layers.attentions,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _compile_plugins(nodes: "Sequence[PluginNode]", precision: str, target: str, progress: Progress) -> None:
+    """Compile every kernel that TensorRT may ask for: what goes wrong inside of it, it only logs."""
+    from tempme_export.exporters.trt.plugin_builds import build as compile_kernel
+    from tempme_export.exporters.trt.plugin_launches import plugin_variants
+
+    for variant in plugin_variants(nodes, precision):
+        progress(STEP, BuildStep(f"compiling {variant.name} for {target}", 0.0))
+        compile_kernel(variant, target)
+
+
+class _Job:
+    """One build; it keeps alive what TensorRT calls back."""
+
+    def __init__(self, trt: Any, source: Path, batch: BatchRange, progress: Progress, verbose: bool) -> None:
+        self._trt, self._source, self._batch = trt, source, batch
+        self._failure, self._complaints = Failure(), Complaints()
+        self._logger = make_logger(trt, self._complaints, progress, verbose, self._failure)
+        self._monitor = make_monitor(trt, progress, self._failure)
+
+    def build(self, names: PluginNames, timing_cache: Path, workspace_gib: float | None) -> Any:
+        """The serialized engine."""
+        trt = self._trt
+        builder = start(trt.Builder, self._logger)
+        network, _parser = _network(trt, builder, self._logger, self._source)
+        _check_plugins(trt, network, names)
+        config = builder.create_builder_config()
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        config.progress_monitor = self._monitor
+        config.clear_flag(trt.BuilderFlag.TF32)
+        if workspace_gib is not None:
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(workspace_gib * _GIB))
+        _add_profile(builder, config, network, self._batch)
+        _attach_timings(config, timing_cache)
+        plan = builder.build_serialized_network(network, config)
+        self._failure.raise_again()
+        if plan is None:
+            raise ExportError(
+                f"TensorRT {trt.__version__} could not build {self._source.name}. Its last complaints follow."
+                f"{self._complaints.text()}"
+            )
+        _save_timings(config, timing_cache)
+        return plan
+
+    def inspect(self, plan: Any, names: PluginNames) -> tuple[EngineLayers, dict[str, Any], dict[str, Any]]:
+        """Layers, inputs and outputs of the serialized engine."""
+        trt = self._trt
+        runtime = start(trt.Runtime, self._logger)
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise ExportError(f"TensorRT cannot load the engine it has just built.{self._complaints.text()}")
+        layers = _inspect(trt, engine, self._batch, names)
+        modes = trt.TensorIOMode
+        return layers, _tensors(trt, engine, modes.INPUT), _tensors(trt, engine, modes.OUTPUT)

@@ -1,0 +1,82 @@
+"""What `--trt` would build, as data: made from a recipe alone, without TensorRT and without a GPU."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from tempme_export.encoder.recipe import Recipe
+from tempme_export.kernels.aot import TARGETS, UNIVERSAL
+from tempme_export.runtime.tensorrt_package import WANTED
+
+Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+
+class Node(Protocol):
+    """A node of domain tempme."""
+
+    @property
+    def op_type(self) -> str:
+        """Its operator, whose plugin is `tempme::<op_type>`."""
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """The plan of one engine.
+
+    tensorrt   versions that can build it
+    precision  of the strongly typed graph
+    batch      videos per call: smallest, usual and largest
+    profile    input -> its shapes at those
+    plugins    nodes that plugins take, by operator
+    targets    GPU architectures that PTX of their own is made for; `universal` serves every other later GPU
+    target     which of them the GPU at hand takes; None without one
+    missing    what this machine lacks to build it, each with what to do; empty where it can
+    """
+
+    tensorrt: str
+    precision: str
+    batch: tuple[int, int, int]
+    profile: dict[str, Shapes]
+    plugins: dict[str, int]
+    targets: tuple[str, ...]
+    universal: str
+    target: str | None
+    missing: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return asdict(self)
+
+
+def engine_plan(
+    recipe: Recipe,
+    precision: str,
+    nodes: Iterable[Node],
+    frame_mask: bool = False,
+    target: str | None = None,
+    missing: Iterable[str] = (),
+) -> EnginePlan:
+    """The plan of a recipe's engine.
+
+    nodes    what `plugin_nodes` describes
+    target   of the GPU at hand
+    missing  what `missing_for_engine` found
+    """
+    sizes, backbone, frames = recipe.profile.batch, recipe.backbone, recipe.profile.frames
+    shapes: dict[str, tuple[int, ...]] = {"frames": (frames, 3, backbone.image_size, backbone.image_size)}
+    if frame_mask:
+        shapes["frame_mask"] = (frames,)
+    return EnginePlan(
+        tensorrt=WANTED,
+        precision=precision,
+        batch=(sizes.min, sizes.opt, sizes.max),
+        profile={
+            name: ((sizes.min, *shape), (sizes.opt, *shape), (sizes.max, *shape)) for name, shape in shapes.items()
+        },
+        plugins=dict(sorted(Counter(node.op_type for node in nodes).items())),
+        targets=tuple(name for name in TARGETS if name.startswith("sm_")),
+        universal=UNIVERSAL,
+        target=target,
+        missing=tuple(missing),
+    )

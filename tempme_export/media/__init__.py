@@ -1,0 +1,1 @@
+"""Video files to frames to pixels, texts to token ids, and clips to files."""

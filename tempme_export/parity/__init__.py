@@ -1,0 +1,1 @@
+"""Artifacts against the reference: limits, self-test, checks, verdicts."""

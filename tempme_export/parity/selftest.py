@@ -1,0 +1,198 @@
+"""The clips and texts that every artifact is judged on, and what the oracle makes of them.
+
+Clips are drawn so that no decision of the oracle hangs on less than a few snapping steps: another backend's
+rounding must not decide. Among them are a static, a black and a repeating one, where exact ties are the rule.
+Some may stay fragile whatever is drawn: behind the exact ties lie tokens that differ by next to nothing, and
+many frames mean many decisions.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from tempme_export.encoder.recipe import Recipe
+from tempme_export.encoder.reference import MergeStep, ReferenceText, ReferenceVideo, Trace
+from tempme_export.encoder.schedule import Schedule
+from tempme_export.errors import BundleError
+from tempme_export.kernels.reference import SNAP_STEPS
+from tempme_export.media.preprocess import Preprocess
+
+CLIPS = ("moving", "static", "moving", "black", "repeated", "moving")
+TEXTS = 8
+SAFE_GAP = 4 / SNAP_STEPS
+_TRIES = 4
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """Inputs with the original path's outputs, in float32.
+
+    clips            uint8 [V, F, S, S, 3]
+    token_ids        int64 [T, L]
+    video_embedding  float32 [V, E], text_embedding float32 [T, E], of unit length
+    assigns          one int32 [V * clips, N] per merge
+    tokens           merged tokens of every merge; empty when read from a bundle
+    gaps             float32 [V, merges]: the smallest difference each video's decisions hang on
+    """
+
+    clips: NDArray[np.uint8]
+    token_ids: NDArray[np.int64]
+    video_embedding: NDArray[np.float32]
+    text_embedding: NDArray[np.float32]
+    assigns: tuple[NDArray[np.int32], ...]
+    gaps: NDArray[np.float32]
+    tokens: tuple[NDArray[np.float32], ...] = ()
+
+    @property
+    def fragile(self) -> NDArray[np.bool_]:
+        """[V]: clips in which some decision hangs on less than SAFE_GAP, so that rounding may take another."""
+        return self.gaps.min(axis=1, initial=np.inf) < SAFE_GAP
+
+
+def preprocess_for(recipe: Recipe) -> Preprocess:
+    """The backbone's resize, crop and normalisation."""
+    return Preprocess(recipe.backbone.image_size, recipe.backbone.mean, recipe.backbone.std)
+
+
+def _texture(rng: np.random.Generator, cells: int, size: int) -> NDArray[np.float64]:
+    grid = rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(grid).resize((size, size), Image.Resampling.BICUBIC), np.float64)
+
+
+def draw_clip(kind: str, frames: int, size: int, seed: int) -> NDArray[np.uint8]:
+    """One clip, uint8 [F, S, S, 3]: a textured square over a drifting background.
+
+    kind  "moving"; "static", one frame F times; "repeated", a third of the frames, each shown in a row;
+          "black", every pixel (seed mod 16) of 255
+    """
+    if kind == "black":
+        return np.full((frames, size, size, 3), seed % 16, np.uint8)
+    rng = np.random.default_rng(seed)
+    background = 0.5 * _texture(rng, 5, size) + 0.3 * _texture(rng, 17, size)
+    background += rng.uniform(0, 50, (size, size, 3))
+    side = size // 3
+    square = _texture(rng, 7, side)
+    start, step = rng.integers(0, size - side, 2), rng.integers(1, max(2, size // 16), 2)
+    distinct = {"static": 1, "repeated": max(1, frames // 3)}.get(kind, frames)
+    clip = np.empty((distinct, size, size, 3), np.uint8)
+    for t in range(distinct):
+        frame = np.roll(background, (t, -2 * t), axis=(0, 1))
+        y, x = (start + t * step) % (size - side)
+        frame[y : y + side, x : x + side] = square
+        clip[t] = np.clip(frame + rng.uniform(-4, 4, frame.shape), 0, 255)
+    return clip[np.arange(frames) * distinct // frames]
+
+
+def draw_token_ids(recipe: Recipe, seed: int) -> NDArray[np.int64]:
+    """Random texts, int64 [T, L]: start, words, end, zero padding; the last one fills its length."""
+    rng = np.random.default_rng(seed)
+    length, vocab = recipe.profile.text_length, recipe.backbone.vocab
+    ids = np.zeros((TEXTS, length), np.int64)
+    for row, words in zip(ids, np.linspace(min(1, length - 2), length - 2, TEXTS, dtype=int), strict=True):
+        row[0], row[1 + words] = vocab - 2, vocab - 1
+        row[1 : 1 + words] = rng.integers(1, vocab - 2, words)
+    return ids
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """One clip with what the oracle made of it."""
+
+    clip: NDArray[np.uint8]
+    embedding: NDArray[np.float32]
+    steps: list[MergeStep]
+
+    @property
+    def gaps(self) -> list[float]:
+        return [float(step.gap.min()) for step in self.steps]
+
+
+def _draw_safely(kind: str, video: ReferenceVideo, preprocess: Preprocess, seed: int) -> _Judged:
+    """The first clip of a kind whose decisions are safe, or the safest of a few."""
+    drawn = []
+    for attempt in range(_TRIES):
+        clip, trace = draw_clip(kind, video.plan.frames, preprocess.size, seed + attempt), Trace()
+        feature = video.video_feature(torch.from_numpy(preprocess(clip)[None]), trace=trace)
+        drawn.append(_Judged(clip, torch.nn.functional.normalize(feature, dim=-1).numpy(), trace.steps))
+        if min(drawn[-1].gaps, default=np.inf) >= SAFE_GAP:
+            return drawn[-1]
+    return max(drawn, key=lambda judged: min(judged.gaps))
+
+
+def make_selftest(recipe: Recipe, seed: int = 0) -> SelfTest:
+    """Draw clips and texts and run the oracle on them."""
+    video, text = ReferenceVideo(recipe), ReferenceText(recipe)
+    preprocess, token_ids = preprocess_for(recipe), draw_token_ids(recipe, seed)
+    judged = [_draw_safely(kind, video, preprocess, seed + 1600 * i) for i, kind in enumerate(CLIPS)]
+    merges = range(len(recipe.plan.merges))
+    return SelfTest(
+        clips=np.stack([j.clip for j in judged]),
+        token_ids=token_ids,
+        video_embedding=np.concatenate([j.embedding for j in judged]),
+        text_embedding=text(torch.from_numpy(token_ids)).numpy(),
+        assigns=tuple(np.concatenate([j.steps[k].assign.numpy() for j in judged]) for k in merges),
+        gaps=np.array([j.gaps for j in judged], np.float32).reshape(len(judged), len(merges)),
+        tokens=tuple(np.concatenate([j.steps[k].tokens.numpy() for j in judged]) for k in merges),
+    )
+
+
+def save_selftest(selftest: SelfTest, path: Path) -> None:
+    """Write `selftest.npz`: everything but the merged tokens."""
+    assigns = {f"assign_{k:02d}": assign for k, assign in enumerate(selftest.assigns)}
+    np.savez_compressed(
+        path,
+        clips=selftest.clips,
+        token_ids=selftest.token_ids,
+        video_embedding=selftest.video_embedding,
+        text_embedding=selftest.text_embedding,
+        gaps=selftest.gaps,
+        **assigns,  # type: ignore[arg-type]
+    )
+
+
+def check_fits(selftest: SelfTest, plan: Schedule, size: int, embed: int) -> None:
+    """Raises BundleError for a self-test of other sizes than the bundle's: it belongs to another bundle."""
+    videos, texts = max(1, len(selftest.clips)), max(1, len(selftest.token_ids))
+    blocks = {block.index: block for block in plan.blocks}
+    expected: dict[str, tuple[str, tuple[int, ...]]] = {
+        "clips": ("uint8", (videos, plan.frames, size, size, 3)),
+        "token_ids": ("int64", (texts, *selftest.token_ids.shape[1:2])),
+        "video_embedding": ("float32", (videos, embed)),
+        "text_embedding": ("float32", (texts, embed)),
+        "gaps": ("float32", (videos, len(plan.merges))),
+    }
+    for merge in plan.merges:
+        block = blocks[merge.block]
+        tokens = block.tokens_attention + (merge.r if merge.kind == "cross" else 0)
+        expected[merge.assign_name] = ("int32", (videos * block.clips, tokens))
+    assigns = {f"assign_{k:02d}": assign for k, assign in enumerate(selftest.assigns)}
+    found = {name: assigns.get(name, getattr(selftest, name, None)) for name in {**expected, **assigns}}
+    for name, array in found.items():
+        said = "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
+        dtype, shape = expected.get(name, ("", ()))
+        wanted = f"{dtype} {list(shape)}" if dtype else "nothing"
+        if said != wanted:
+            raise BundleError(f"the bundle's self-test: {name} is {said}, expected {wanted}. Export the bundle again.")
+
+
+def load_selftest(path: Path) -> SelfTest:
+    """Read `selftest.npz`. Raises BundleError when it is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            if flat := [name for name in data.files if np.ndim(data[name]) == 0]:
+                raise ValueError(f"{', '.join(flat)} is no array")
+            assigns = tuple(data[name] for name in sorted(data.files) if name.startswith("assign_"))
+            return SelfTest(
+                clips=data["clips"],
+                token_ids=data["token_ids"],
+                video_embedding=data["video_embedding"],
+                text_embedding=data["text_embedding"],
+                assigns=assigns,
+                gaps=data["gaps"],
+            )
+    except Exception as error:  # a damaged archive fails in whatever operation comes next
+        raise BundleError(f"{path} cannot be read: {error}. Export the bundle again.") from error

@@ -1,0 +1,1 @@
+"""Export, verification and rebuilding: the order in which the parts are used."""

@@ -1,0 +1,189 @@
+"""`--trace`: the decisions become outputs of the video graph, and nothing else of it changes."""
+
+import copy
+import dataclasses
+import functools
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto
+from onnx.reference import ReferenceEvaluator
+
+from tempme_export.encoder.checkpoint import from_state_dict
+from tempme_export.encoder.profile import FROM_CHECKPOINT, BatchRange, Profile
+from tempme_export.encoder.recipe import prepare
+from tempme_export.encoder.reference import ReferenceVideo, Trace
+from tempme_export.encoder.schedule import MergePolicy
+from tempme_export.exporters import onnx as to_onnx
+from tempme_export.exporters.onnx import export_video
+from tempme_export.parity.selftest import SAFE_GAP, draw_clip, preprocess_for
+from tempme_export.parity.tolerance import TOLERANCES
+from tempme_export.runtime.ort import OrtRunner
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A small model."""
+
+    frames: int
+    clip_layers: tuple[int, ...]
+    clip_factors: tuple[int, ...]
+    frame_mask: bool = False
+
+    @property
+    def layers(self):
+        return self.clip_layers[-1] + 1
+
+
+TWO_CLIPS = Variant(6, (1,), (3,), frame_mask=True)
+ONE_CLIP = Variant(4, (1, 2), (2, 2))
+AXES = {
+    TWO_CLIPS: ["batch_times_6", "batch_times_2", "batch_times_2"],
+    ONE_CLIP: ["batch_times_4", "batch_times_2", "batch_times_2", "batch", "batch"],
+}
+IDS = {TWO_CLIPS: "two-clips", ONE_CLIP: "one-clip"}
+
+
+@pytest.fixture(scope="module")
+def recipe_of(checkpoint_maker):
+    """Variant -> Recipe of two or three blocks with weights drawn from seed 7."""
+
+    @functools.cache
+    def make(variant):
+        settings = checkpoint_maker.settings(
+            "tiny",
+            image=48,
+            layers=variant.layers,
+            merge_layer="-".join(map(str, variant.clip_layers)),
+            merge_frame_num="-".join(map(str, variant.clip_factors)),
+            max_frames=variant.frames,
+        )
+        state = checkpoint_maker.make_state_dict(settings, seed=7)
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
+        merge = MergePolicy(1, variant.clip_layers, variant.clip_factors, 30, 10)
+        profile = Profile("small", FROM_CHECKPOINT, variant.frames, 8, merge, BatchRange(1, 3, 8))
+        return prepare(from_state_dict(tensors, source="small"), profile)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def file_of(recipe_of, tmp_path_factory):
+    """Variant, traced or not -> path of its video tower. A model is turned into a graph once, which takes seconds."""
+    to_proto, graphs = to_onnx.to_proto, {}
+
+    @functools.cache
+    def export(variant, trace):
+        def once(*args, **options):
+            if variant not in graphs:
+                graphs[variant] = to_proto(*args, **options)
+            return copy.deepcopy(graphs[variant])
+
+        path = tmp_path_factory.mktemp("video") / "video.onnx"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(to_onnx, "to_proto", once)
+            export_video(recipe_of(variant), path, frame_mask=variant.frame_mask, trace=trace)
+        return path
+
+    return export
+
+
+def described(value):
+    tensor = value.type.tensor_type
+    axes = [axis.dim_param or axis.dim_value for axis in tensor.shape.dim]
+    return value.name, TensorProto.DataType.Name(tensor.elem_type), axes
+
+
+def expected_outputs(recipe, frames):
+    """The oracle's embedding and assignments for float32 frames [B, F, 3, S, S]."""
+    trace = Trace()
+    feature = ReferenceVideo(recipe).video_feature(torch.from_numpy(frames), trace=trace)
+    assert all(float(step.gap.min()) >= SAFE_GAP for step in trace.steps), "the seed drew an unsafe decision"
+    embedding = torch.nn.functional.normalize(feature, dim=-1).numpy()
+    names = [merge.assign_name for merge in recipe.plan.merges]
+    return {"video_embedding": embedding} | dict(zip(names, (step.assign.numpy() for step in trace.steps), strict=True))
+
+
+def run_ort(path, inputs):
+    with OrtRunner(path, threads=1) as runner:
+        return runner.infer(inputs)
+
+
+def run_reference(path, inputs):
+    evaluator = ReferenceEvaluator(str(path))
+    return dict(zip(evaluator.output_names, evaluator.run(None, inputs), strict=True))
+
+
+def run_openvino(path, inputs):
+    openvino = pytest.importorskip("openvino")
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+    found = compiled(inputs)
+    return {port.any_name: found[port] for port in compiled.outputs}
+
+
+RUN = {"ort": run_ort, "reference": run_reference, "openvino": run_openvino}
+
+
+@pytest.mark.parametrize("variant", AXES, ids=IDS.get)
+def test_the_outputs_are_declared(variant, file_of, recipe_of):
+    """Every merge in execution order, and an axis that counts the clips of all videos."""
+    proto = onnx.load(file_of(variant, True))
+    onnx.checker.check_model(proto, full_check=True)
+    plan = recipe_of(variant).plan
+    first, *others = map(described, proto.graph.output)
+    assert first == ("video_embedding", "FLOAT", ["batch", 32])
+    assert [name for name, _, _ in others] == [f"assign_{k:02d}" for k in range(len(plan.merges))]
+    assert [axes[0] for _, _, axes in others] == AXES[variant]
+    for merge, (_, dtype, axes) in zip(plan.merges, others, strict=True):
+        block = plan.blocks[merge.block]
+        tokens = block.tokens_attention + (merge.r if merge.kind == "cross" else 0)
+        assert (dtype, axes[1:]) == ("INT32", [tokens]), merge
+
+
+def test_without_it_no_output_is_added(file_of):
+    assert [value.name for value in onnx.load(file_of(ONE_CLIP, False)).graph.output] == ["video_embedding"]
+
+
+def test_nothing_else_of_the_graph_changes(file_of):
+    plain, traced = (onnx.load(file_of(ONE_CLIP, trace)) for trace in (False, True))
+    del traced.graph.output[1:]
+    assert traced.SerializeToString(deterministic=True) == plain.SerializeToString(deterministic=True)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("variant", AXES, ids=IDS.get)
+@pytest.mark.parametrize("engine", RUN)
+def test_the_outputs_are_the_oracles(engine, variant, batch, file_of, recipe_of):
+    recipe = recipe_of(variant)
+    preprocess = preprocess_for(recipe)
+    clips = [draw_clip("moving", variant.frames, preprocess.size, seed) for seed in range(batch)]
+    frames = np.stack([preprocess(clip) for clip in clips])
+    inputs = {"frames": frames}
+    if variant.frame_mask:
+        inputs["frame_mask"] = np.ones(frames.shape[:2], np.bool_)
+    expected = expected_outputs(recipe, frames)
+    found = RUN[engine](file_of(variant, True), inputs)
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        if name != "video_embedding":
+            assert found[name].dtype == np.int32
+            np.testing.assert_array_equal(found[name], value, err_msg=name)
+    distance = 1 - (found["video_embedding"] * expected["video_embedding"]).sum(axis=-1)
+    assert distance.max() <= TOLERANCES["fp32"].cosine_distance
+
+
+def test_values_can_be_exposed_besides(file_of, recipe_of):
+    """Parity asks for assignments and merged tokens of every bundle, traced or not."""
+    recipe = recipe_of(ONE_CLIP)
+    names = [name for merge in recipe.plan.merges for name in (merge.assign_name, merge.tokens_name)]
+    frames = np.random.default_rng(0).standard_normal((2, 4, 3, 48, 48)).astype(np.float32)
+    answers = []
+    for trace in (False, True):
+        with OrtRunner(file_of(ONE_CLIP, trace), expose=names, threads=1) as runner:
+            answers.append(runner.infer({"frames": frames}))
+    assert set(answers[0]) == set(answers[1]) == {"video_embedding", *names}
+    for name, value in answers[0].items():
+        np.testing.assert_array_equal(value, answers[1][name], err_msg=name)

@@ -1,0 +1,40 @@
+"""Freed memory goes back where the C library can do that, and nothing happens where it cannot."""
+
+import ctypes
+
+import pytest
+
+from tempme_export.runtime import malloc
+
+
+class Library:
+    """A C library that counts."""
+
+    def __init__(self):
+        self.trimmed = []
+
+    def malloc_trim(self, left):
+        self.trimmed.append(left)
+        return 1
+
+
+def test_the_whole_heap_is_trimmed(monkeypatch):
+    library = Library()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    malloc.give_back()
+    assert library.trimmed == [0]
+
+
+@pytest.mark.parametrize("found", [object(), OSError("no library")], ids=["no such function", "no library"])
+def test_another_c_library(monkeypatch, found):
+    asked = []
+
+    def load(name):
+        asked.append(name)
+        if isinstance(found, OSError):
+            raise found
+        return found
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    malloc.give_back()
+    assert asked == [None]
