@@ -15,16 +15,17 @@ from tempme_export.artifacts.bundle import MANIFEST, TEXT, VIDEO, open_bundle, v
 from tempme_export.cli import console
 from tempme_export.cli import export as cli
 from tempme_export.data.annotations import open_data
+from tempme_export.data.clip import Clip
 from tempme_export.encoder.backbone import open_clip_backbone
 from tempme_export.encoder.recipe import prepare
 from tempme_export.encoder.reference import ReferenceVideo, Trace
 from tempme_export.errors import BackendError, InputError, ParityError, PrecisionError, UsageError
 from tempme_export.evaluation import both_paths
-from tempme_export.evaluation.gate import open_gate, run_gate
+from tempme_export.evaluation.gate import MIN_VIDEOS, open_gate, run_gate
 from tempme_export.media.render import render_clip
 from tempme_export.media.video import read_frames
 from tempme_export.parity.checks import cosine_distance
-from tempme_export.parity.selftest import make_selftest, preprocess_for
+from tempme_export.parity.selftest import SAFE_GAP, make_selftest, preprocess_for
 from tempme_export.parity.tolerance import RetrievalTolerance
 from tempme_export.pipeline import export as pipeline
 from tempme_export.training.init import draw_clip
@@ -253,17 +254,23 @@ class TestRefuses:
         noise = torch.randn(tensors[name].shape, generator=torch.Generator().manual_seed(0))
         tensors[name] = tensors[name] + 1e-2 * noise
         nudged = dataclasses.replace(recipe, checkpoint=dataclasses.replace(recipe.checkpoint, tensors=tensors))
-        data = open_gate(folder / "data.csv", None, recipe.profile)
-        (comparison,) = run_gate(nudged, gated, data, "bf16").comparisons
+        data = open_data(folder / "data.csv", "test")
         preprocess, traces = preprocess_for(recipe), (Trace(), Trace())
-        frames = torch.from_numpy(np.stack([preprocess(read_frames(path, 8)) for path in data.data.paths]))
+        frames = torch.from_numpy(np.stack([preprocess(read_frames(path, 8)) for path in data.paths]))
         for one, trace in zip((recipe, nudged), traces, strict=True):
             ReferenceVideo(one).video_feature(frames, trace=trace)
+        gaps = [step.gap.reshape(CLIPS, -1).amin(dim=1) for trace in traces for step in trace.steps]
+        smallest = torch.stack(gaps).amin(dim=0)
+        kept = smallest.argsort(descending=True)[:MIN_VIDEOS].sort().values  # the ninth hangs on a processor's rounding
+        assert smallest[kept].min() > SAFE_GAP / 2
+        (comparison,) = run_gate(
+            nudged, gated, open_gate(data.select(kept.tolist()), None, recipe.profile), "bf16"
+        ).comparisons
         steps = list(zip(*(trace.steps for trace in traces), strict=True))
-        differs = torch.cat([(a.assign != b.assign).reshape(CLIPS, -1) for a, b in steps], dim=1)
-        assert 0 < differs.any(dim=1).sum() < CLIPS
+        differs = torch.cat([(a.assign != b.assign).reshape(CLIPS, -1)[kept] for a, b in steps], dim=1)
+        assert 0 < differs.any(dim=1).sum() < len(kept)
         assert comparison.decisions.videos == differs.any(dim=1).sum()
-        assert comparison.drift.videos == CLIPS - comparison.decisions.videos
+        assert comparison.drift.videos == len(kept) - comparison.decisions.videos
         assert comparison.changed_tokens == pytest.approx(differs.float().mean().item(), rel=1e-6)
         assert 0 < comparison.largest_gap < 1e-2
         assert comparison.centred_cosine["text"] == pytest.approx(1, abs=1e-9)
@@ -351,7 +358,7 @@ def test_a_video_that_cannot_be_read_is_said(folder, gated, recipe, tmp_path, ca
     data = open_data(folder / "data.csv", "test")
     torn = tmp_path / "torn.mp4"
     torn.write_bytes(data.paths[4].read_bytes()[:200])
-    data = dataclasses.replace(data, paths=(*data.paths[:4], torn, *data.paths[5:]))
+    data = dataclasses.replace(data, clips=(*data.clips[:4], Clip(torn), *data.clips[5:]))
     found = run_gate(recipe, gated, open_gate(data, None, recipe.profile), "fp32")
     assert list(found.skipped) == ["clips/4.mp4"] and "torn.mp4" in found.skipped["clips/4.mp4"]
     assert (found.videos, found.captions, found.reports[0].status) == (8, 16, "passed")
