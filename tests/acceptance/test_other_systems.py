@@ -45,13 +45,14 @@ def run(program, *arguments):
     return done.stdout
 
 
-def command(module, *arguments):
-    """A command of the package; raises where it exits by anything but 0."""
+def command(name, *arguments):
+    """An installed command; raises where it exits by anything but 0."""
     run(
         f"""
-from tempme_export.{module} import main
+from importlib.metadata import entry_points
+(found,) = entry_points(group="console_scripts", name="{name}")
 try:
-    main()
+    found.load()()
 except SystemExit as end:
     assert not end.code, end
 """,
@@ -71,9 +72,9 @@ print(model.encode_video(np.zeros((model.profile.frames, 65, 65, 3), np.uint8)).
     assert found.strip() == "(128,) (1, 128)"
 
 
-@pytest.mark.parametrize("module", ["cli", "evaluation.cli", "training.cli", "bench.cli", "doctor_cli"])
-def test_every_command_starts(module):
-    command(module, "--help")
+@pytest.mark.parametrize("name", [f"tempme-{name}" for name in ("export", "eval", "train", "bench", "doctor")])
+def test_every_command_starts(name):
+    command(name, "--help")
 
 
 def test_every_module_is_imported():
@@ -89,4 +90,4 @@ for found in pkgutil.walk_packages(tempme_export.__path__, "tempme_export."):
 
 
 def test_an_evaluation_with_worker_processes(mini_bundle, world):
-    command("evaluation.cli", mini_bundle, "--data", world / "test.csv", "--workers", "2")
+    command("tempme-eval", mini_bundle, "--data", world / "test.csv", "--workers", "2")

@@ -253,8 +253,8 @@ class TestUsage:
         heavy = "{'torch', 'onnxruntime', 'onnx', 'av', 'open_clip', 'polars'}"
         script = (
             "import sys; sys.argv = ['tempme-eval', '--help']\n"
-            "from tempme_export.evaluation import cli\n"
-            "try:\n    cli.main()\nexcept SystemExit:\n    pass\n"
+            "from tempme_export.cli import evaluate\n"
+            "try:\n    evaluate.main()\nexcept SystemExit:\n    pass\n"
             f"print('loaded', sorted({heavy} & set(sys.modules)))"
         )
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

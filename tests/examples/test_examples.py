@@ -17,7 +17,7 @@ from tempme_export.evaluation.encoders import open_encoder
 from tempme_export.evaluation.evaluate import evaluate
 from tempme_export.quantization.calibration import CLIPS
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 MINI = EXAMPLES / "mini.pth"
 
 
@@ -38,7 +38,7 @@ def test_is_small_and_holds_its_profile():
 
 def test_finds_clips_it_never_saw(unseen):
     encoder = open_encoder(MINI)
-    source = FrameFiles(unseen.paths, encoder.frames, encoder.preprocess)
+    source = FrameFiles(unseen.clips, encoder.frames, encoder.preprocess)
     evaluation = evaluate(encoder, unseen, source)
     assert evaluation.text_to_video.r1 >= 90
     assert evaluation.video_to_text.r1 >= 90
@@ -49,7 +49,7 @@ def test_the_order_of_frames_is_what_it_reads(unseen):
     encoder = open_encoder(MINI)
     straight = ("left, then right", "right, then left", "up, then down", "down, then up")
     turning = [i for i, caption in enumerate(unseen.captions) if not caption.endswith(straight)][:8]
-    frames = FrameFiles(unseen.paths, encoder.frames, encoder.preprocess).batch(turning)
+    frames = FrameFiles(unseen.clips, encoder.frames, encoder.preprocess).batch(turning)
     forth, back = (encoder.encode_frames(f) for f in (frames, np.ascontiguousarray(frames[:, ::-1])))
     texts = encoder.encode_text([unseen.captions[i] for i in turning])
     assert ((texts * forth).sum(-1) > (texts * back).sum(-1) + 0.05).all()

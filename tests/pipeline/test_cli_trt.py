@@ -15,7 +15,7 @@ import torch
 
 import tempme_export
 from tempme_export.artifacts.bundle import MANIFEST, TEXT, VIDEO, open_bundle, verify_files
-from tempme_export.cli import console, engine_console
+from tempme_export.cli import console, engine_console, terminal
 from tempme_export.cli import export as cli
 from tempme_export.errors import BackendError, BundleError, ExportError, ParityError, UsageError
 from tempme_export.exporters.plugin_nodes import plugin_nodes
@@ -435,9 +435,9 @@ class TestConsole:
         from rich.console import Console
 
         written = StringIO()
-        terminal = Console(force_terminal=True, width=60, file=written, color_system=None)
-        for module in (console, engine_console):
-            monkeypatch.setattr(module, "STDERR", terminal)
+        narrow = Console(force_terminal=True, width=60, file=written, color_system=None)
+        for module in (console, engine_console, terminal):
+            monkeypatch.setattr(module, "STDERR", narrow)
         return written
 
     def test_a_bar_on_a_terminal(self, screen):

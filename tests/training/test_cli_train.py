@@ -79,11 +79,11 @@ class TestUsage:
     def test_help_is_quick_and_complete(self):
         program = (
             "import sys\n"
-            "from tempme_export.training import cli\n"
+            "from tempme_export.cli import train\n"
             "heavy = {'torch', 'av', 'open_clip', 'matplotlib', 'onnx', 'onnxruntime'} & set(sys.modules)\n"
             "assert not heavy, heavy\n"
             "sys.argv = ['tempme-train', '--help']\n"
-            "cli.main()\n"
+            "train.main()\n"
         )
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
