@@ -43,13 +43,13 @@ test: $(STAMP) $(if $(HAS_FLOOR),$(FLOOR_STAMP)) ## every suite that needs no GP
 
 # Exports and the bench take half of the time, and go beside the rest.
 test-export: $(STAMP) ## what is written: graphs, packages, bundles
-	$(call suite,$(BIN)/pytest tests/export tests/pipeline)
+	$(call suite,$(BIN)/pytest tests/exporters tests/pipeline)
 
 test-bench: $(STAMP) ## the benchmark harness
 	$(call suite,$(BIN)/pytest tests/bench)
 
 test-main: $(STAMP) ## everything else but the kernels' own tests
-	$(call suite,$(BIN)/pytest --ignore=tests/export --ignore=tests/pipeline --ignore=tests/bench --ignore=tests/kernels/triton)
+	$(call suite,$(BIN)/pytest --ignore=tests/exporters --ignore=tests/pipeline --ignore=tests/bench --ignore=tests/kernels/triton)
 
 test-kernels: $(STAMP) ## the kernels' own tests, in Triton's interpreter
 	$(call suite,TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels/triton)
