@@ -221,6 +221,7 @@ def _torn(
 _INTRA = 1  # FFmpeg's picture type I; other key frames are points where refreshed stripes begin
 
 Pictures = dict[int, NDArray[np.uint8]]  # by position
+Damage = dict[int, int | None]  # a damaged packet's number -> the key frame that it leads
 
 
 def _decode(path: Path, positions: Sequence[int], scan: _Scan, allow_damaged: bool) -> tuple[Pictures, int]:
@@ -250,7 +251,10 @@ def _decode_whole(path: Path, wanted: set[int]) -> tuple[Pictures, int] | None:
 
 @dataclass(frozen=True)
 class _Origin:
-    """The packets that a picture was made from, from its key frame's to its own, and when it is shown, in seconds."""
+    """The packets that a picture was made from, from its key frame's to its own, and when it is shown, in seconds.
+
+    Those that lead its key frame are not among them. Before the first key frame it is -1.
+    """
 
     first: int
     last: int
@@ -265,43 +269,45 @@ def _decode_damaged(path: Path, wanted: Sequence[int], scan: _Scan, allow_damage
     """
     pictures: Pictures = {}
     origins: list[_Origin] = []
-    damaged = set(scan.torn)
+    damaged: Damage = dict.fromkeys(scan.torn)
     waiting: list[Lost] = []  # to be shown later
-    n_shown = n_lost = n_decoded = key = 0
-    begin = None
+    n_shown = n_lost = n_decoded = 0
+    key, begin, reason = -1, None, ""
     for item in decode(path, strict=False, threads=False):
         if isinstance(item, Lost):
-            damaged.add(item.number)
-            waiting.append(item)
+            damaged[item.number] = item.lead
+            reason = reason or item.reason
+            if not item.early:
+                waiting.append(item)
             continue
         frame, number = item.frame, item.number
-        if frame.key_frame and frame.pict_type == _INTRA:
+        if item.key and frame.pict_type == _INTRA:
             key = number
         if frame.is_corrupt:
-            damaged.add(number)
-        later = [one for one in waiting if not _shown_before(one, item, key)]
-        n_lost += len(waiting) - len(later)
-        waiting = later
+            damaged[number] = item.lead
+        due = [one for one in waiting if _shown_before(one, item, key)]
+        waiting = [one for one in waiting if one not in due]
+        n_lost += len(due)
         begin = frame.time if begin is None else begin
         for position in [position for position in wanted if n_decoded <= position <= n_shown + n_lost]:
             pictures[position] = _upright(frame, path)
             if position < n_shown + n_lost:
-                origins.append(_Origin(0, number, position / scan.fps))
+                origins.append(_Origin(-1, max(number, *(one.number for one in due)), position / scan.fps))
             else:
                 origins.append(_Origin(key, number, _seconds(frame, begin, position / scan.fps)))
         n_shown += 1
         n_decoded = n_shown + n_lost
         if len(pictures) == len(wanted):
             break
-    if not n_shown and waiting:
+    if not n_shown and reason:
         raise VideoError(
-            f"{path}: found no readable video (FFmpeg: {waiting[0].reason}); expected a whole video file; "
+            f"{path}: found no readable video (FFmpeg: {reason}); expected a whole video file; "
             "it may be damaged or of another kind: copy it again or re-encode it"
         )
     if origins and not allow_damaged:
         damaged |= _found_strictly(path, origins[-1].last + 1)
         for origin in origins:
-            if any(origin.first <= number <= origin.last for number in damaged):
+            if any(origin.first <= number <= origin.last and lead != origin.first for number, lead in damaged.items()):
                 raise VideoError(
                     f"{path}: found the frame at {origin.time:.2f} s damaged, or one it is predicted from; expected "
                     "whole frames; copy the file again, or take its pictures as a player shows them: --allow-damaged, "
@@ -310,10 +316,10 @@ def _decode_damaged(path: Path, wanted: Sequence[int], scan: _Scan, allow_damage
     return pictures, n_decoded
 
 
-def _found_strictly(path: Path, n_packets: int) -> set[int]:
-    """Numbers of the packets, of the first so many, in which the decoder finds what is against the format."""
+def _found_strictly(path: Path, n_packets: int) -> Damage:
+    """What the decoder finds against the format in the first so many packets."""
     found = decode(path, strict=True, threads=False, n_packets=n_packets)
-    return {one.number for one in found if isinstance(one, Lost) or one.frame.is_corrupt}
+    return {one.number: one.lead for one in found if isinstance(one, Lost) or one.frame.is_corrupt}
 
 
 def _shown_before(lost: Lost, shown: Shown, key: int) -> bool:

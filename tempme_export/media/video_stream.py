@@ -22,6 +22,9 @@ _REFUSED_FORMATS = {
 # Without these a decoder conceals much of what it finds, or does not look for it.
 _STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
 
+# Decoders that make the same frames as FFmpeg's own and find more: whether the data of a frame last to its end.
+_STRICTER = {"vp9": "libvpx-vp9"}
+
 
 def import_av() -> ModuleType:
     """Import PyAV. Raises BackendError when it is not installed."""
@@ -86,23 +89,38 @@ def packets(container: Any, stream: Any) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class Lost:
-    """A packet that the decoder made nothing of: its number, when its frame was to be shown, and why."""
+    """A packet that the decoder made nothing of.
+
+    pts     when its frame was to be shown
+    reason  why it was not
+    lead    number of the key frame that it is decoded after and shown before; None for most. Nothing shown later is
+            predicted from it
+    early   it was not to be shown: it is decoded, or shown, before the first key frame
+    """
 
     number: int
     pts: int | None
     reason: str
+    lead: int | None
+    early: bool
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A frame, av.VideoFrame, and the number of its packet; where the decoder filled a gap, of the newest one."""
+    """A frame, av.VideoFrame, and the number of its packet; where the decoder filled a gap, of the newest one.
+
+    lead  as of `Lost`
+    key   nothing behind it is predicted from what is before it: decoder and container agree
+    """
 
     frame: Any
     number: int
+    lead: int | None
+    key: bool
 
 
 def decode(path: Path, strict: bool, threads: bool, n_packets: int | None = None) -> Iterator[Shown | Lost]:
-    """Frames in the order of display, and what was lost.
+    """Frames in the order of display, and what was lost: refused by the decoder, or passed over without a word.
 
     strict     lose what is against the format, as far as the decoder can know; otherwise it is concealed
     threads    decode faster; numbers are then some packets late
@@ -111,25 +129,113 @@ def decode(path: Path, strict: bool, threads: bool, n_packets: int | None = None
     """
     FFmpegError = import_av().error.FFmpegError
     with open_video(path) as (container, stream):
-        decoder = stream.codec_context
-        if strict:
-            decoder.options = _STRICT
+        codec = stream.codec_context.name
+        decoder = _strict_decoder(stream) if strict else stream.codec_context
         if threads:
-            decoder.thread_type = "AUTO"
+            decoder.thread_type = "FRAME"  # threads that share a picture drop each other's complaints
         else:
             decoder.thread_count = 1
             decoder.copy_opaque = True  # never with threads: each would wait for Python's lock, and Python for it
-        number, pts = -1, None
+        number, order = -1, _Order()
         for packet in chain(islice(packets(container, stream), n_packets), [None]):
             if packet is not None:
-                number, pts = number + 1, packet.pts
+                number += 1
+                order.add(number, packet, _is_hidden(codec, packet))
                 if not threads:
                     packet.opaque = number
             try:
                 frames = decoder.decode(packet)
             except FFmpegError as error:
-                yield Lost(number, pts, error.strerror)
+                yield order.lose(max(number, 0), error.strerror)
             else:
                 for frame in frames:
                     origin = None if threads else frame.opaque
-                    yield Shown(frame, max(number, 0) if origin is None else origin)
+                    yield from order.overtaken(frame)
+                    yield order.show(frame, max(number, 0) if origin is None else origin)
+        yield from order.rest()
+
+
+def _strict_decoder(stream: Any) -> Any:
+    av = import_av()
+    decoder = stream.codec_context
+    stricter, pixels = _STRICTER.get(decoder.name), decoder.format
+    # Builds differ in whether they know more than 8 bits.
+    if stricter in av.codecs_available and pixels and pixels.components[0].bits == 8:
+        decoder = av.CodecContext.create(stricter, "r")
+    decoder.options = _STRICT
+    return decoder
+
+
+def _is_hidden(codec: str, packet: Any) -> bool:
+    """Whether a packet holds only a picture that is predicted from and never shown, as VP8 and VP9 have them."""
+    if codec == "vp8":
+        return not bytes(packet)[0] & 0x10
+    if codec == "vp9":
+        content = bytes(packet)
+        return not content[0] & 0x0A and content[-1] & 0xE0 != 0xC0  # neither shown, nor old, nor one of several
+    return False
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a packet belongs: its time, on which clock, and the key frame that it leads."""
+
+    pts: int | None
+    clock: int
+    is_key: bool
+    lead: int | None
+    early: bool
+
+
+class _Order:
+    """Which frames are to be shown, and when. One that a later frame overtakes was lost without a word."""
+
+    def __init__(self) -> None:
+        self._places: list[_Place] = []  # of all packets
+        self._awaited: dict[int, int] = {}  # number -> pts, of those not shown yet
+        self._key: int | None = None  # the newest key frame's number
+        self._first: int | None = None  # when the first one is shown
+        self._clock = 0  # joined recordings have clocks that go back
+        self._dts: int | None = None
+
+    def add(self, number: int, packet: Any, hidden: bool) -> None:
+        pts, dts = packet.pts, packet.dts
+        if dts is not None:
+            self._clock += self._dts is not None and dts < self._dts
+            self._dts = dts
+        if packet.is_keyframe:
+            self._first = pts if self._key is None else self._first
+            self._key = number
+        early = self._key is None or (self._before(pts, self._first) and not self._clock)
+        leads = self._key is not None and self._key < number and self._before(pts, self._places[self._key].pts)
+        self._places.append(_Place(pts, self._clock, packet.is_keyframe, self._key if leads else None, early))
+        if pts is not None and not (early or hidden or packet.is_discard):
+            self._awaited[number] = pts
+
+    @staticmethod
+    def _before(one: int | None, other: int | None) -> bool:
+        return one is not None and other is not None and one < other
+
+    def lose(self, number: int, reason: str) -> Lost:
+        self._awaited.pop(number, None)
+        place = self._places[number]
+        return Lost(number, place.pts, reason, place.lead, place.early)
+
+    def show(self, frame: Any, number: int) -> Shown:
+        place = self._places[number]
+        return Shown(frame, number, place.lead, bool(frame.key_frame and place.is_key))
+
+    def overtaken(self, frame: Any) -> list[Lost]:
+        """What should have been shown before a frame and was not."""
+        shown = next((number for number, pts in self._awaited.items() if pts == frame.pts), None)
+        if shown is None:
+            return []
+        del self._awaited[shown]
+        if frame.interlaced_frame:  # its second field may be a packet of its own
+            self._awaited.pop(shown + 1, None)
+        clock = self._places[shown].clock
+        late = [one for one, pts in self._awaited.items() if pts < frame.pts and self._places[one].clock == clock]
+        return [self.lose(number, "no frame") for number in late]
+
+    def rest(self) -> list[Lost]:
+        return [self.lose(number, "no frame") for number in list(self._awaited)]
