@@ -136,7 +136,7 @@ def decode(path: Path, strict: bool, threads: bool, n_packets: int | None = None
         else:
             decoder.thread_count = 1
             decoder.copy_opaque = True  # never with threads: each would wait for Python's lock, and Python for it
-        number, order = -1, _Order()
+        number, order = -1, _Order(timed=container.format.name != "avi")
         for packet in chain(islice(packets(container, stream), n_packets), [None]):
             if packet is not None:
                 number += 1
@@ -150,7 +150,7 @@ def decode(path: Path, strict: bool, threads: bool, n_packets: int | None = None
             else:
                 for frame in frames:
                     origin = None if threads else frame.opaque
-                    yield from order.overtaken(frame)
+                    yield from order.overtaken(frame, origin)
                     yield order.show(frame, max(number, 0) if origin is None else origin)
         yield from order.rest()
 
@@ -176,6 +176,9 @@ def _is_hidden(codec: str, packet: Any) -> bool:
     return False
 
 
+_DELAY = 512  # packets; no decoder holds more back
+
+
 @dataclass(frozen=True)
 class _Place:
     """Where a packet belongs: its time, on which clock, and the key frame that it leads."""
@@ -190,52 +193,60 @@ class _Place:
 class _Order:
     """Which frames are to be shown, and when. One that a later frame overtakes was lost without a word."""
 
-    def __init__(self) -> None:
-        self._places: list[_Place] = []  # of all packets
-        self._awaited: dict[int, int] = {}  # number -> pts, of those not shown yet
+    def __init__(self, timed: bool) -> None:
+        """timed: the container says when frames are shown; AVI does not."""
+        self._timed = timed
+        self._places: dict[int, _Place] = {}  # of the newest packets
+        self._awaited: dict[int, _Place] = {}  # of those not shown yet
         self._key: int | None = None  # the newest key frame's number
+        self._key_pts: int | None = None
         self._first: int | None = None  # when the first one is shown
         self._clock = 0  # joined recordings have clocks that go back
         self._dts: int | None = None
 
     def add(self, number: int, packet: Any, hidden: bool) -> None:
-        pts, dts = packet.pts, packet.dts
+        pts, dts = packet.pts if self._timed else None, packet.dts
         if dts is not None:
             self._clock += self._dts is not None and dts < self._dts
             self._dts = dts
         if packet.is_keyframe:
             self._first = pts if self._key is None else self._first
-            self._key = number
+            self._key, self._key_pts = number, pts
         early = self._key is None or (self._before(pts, self._first) and not self._clock)
-        leads = self._key is not None and self._key < number and self._before(pts, self._places[self._key].pts)
-        self._places.append(_Place(pts, self._clock, packet.is_keyframe, self._key if leads else None, early))
+        leads = self._key is not None and self._before(pts, self._key_pts)
+        place = _Place(pts, self._clock, packet.is_keyframe, self._key if leads else None, early)
+        self._places[number] = place
+        self._places.pop(number - _DELAY, None)
         if pts is not None and not (early or hidden or packet.is_discard):
-            self._awaited[number] = pts
+            self._awaited[number] = place
 
     @staticmethod
     def _before(one: int | None, other: int | None) -> bool:
         return one is not None and other is not None and one < other
 
     def lose(self, number: int, reason: str) -> Lost:
-        self._awaited.pop(number, None)
-        place = self._places[number]
+        place = self._awaited.pop(number, None) or self._places[number]
         return Lost(number, place.pts, reason, place.lead, place.early)
 
     def show(self, frame: Any, number: int) -> Shown:
         place = self._places[number]
         return Shown(frame, number, place.lead, bool(frame.key_frame and place.is_key))
 
-    def overtaken(self, frame: Any) -> list[Lost]:
-        """What should have been shown before a frame and was not."""
-        shown = next((number for number, pts in self._awaited.items() if pts == frame.pts), None)
-        if shown is None:
+    def overtaken(self, frame: Any, number: int | None) -> list[Lost]:
+        """What should have been shown before a frame, of the packet of that number if it is known, and was not."""
+        if number not in self._awaited:
+            number = next((one for one, place in self._awaited.items() if place.pts == frame.pts), None)
+        if number is None:
             return []
-        del self._awaited[shown]
+        shown = self._awaited.pop(number)
         if frame.interlaced_frame:  # its second field may be a packet of its own
-            self._awaited.pop(shown + 1, None)
-        clock = self._places[shown].clock
-        late = [one for one, pts in self._awaited.items() if pts < frame.pts and self._places[one].clock == clock]
-        return [self.lose(number, "no frame") for number in late]
+            self._awaited.pop(number + 1, None)
+        late = [
+            one
+            for one, place in self._awaited.items()
+            if place.clock == shown.clock and self._before(place.pts, shown.pts)
+        ]
+        return [self.lose(one, "no frame") for one in late]
 
     def rest(self) -> list[Lost]:
         return [self.lose(number, "no frame") for number in list(self._awaited)]

@@ -84,6 +84,15 @@ def test_transport_streams_joined_and_begun_between_key_frames(tmp_path, codec):
     np.testing.assert_array_equal(read_frames(late, 48)[-1], in_order(parts[0])[-1])
 
 
+def test_recording_that_begins_with_pictures_of_the_group_before(tmp_path):
+    """Pictures that lead the first key frame cannot be decoded, nor are those behind it predicted from them."""
+    options = {"x265-params": "log-level=none:open-gop=1:bframes=4:keyint=12:min-keyint=12"}
+    path, late = write(tmp_path / "a.ts", "libx265", **options), tmp_path / "late.ts"
+    content = path.read_bytes()
+    late.write_bytes(content[188 * (len(content) // 188 // 5) :])
+    np.testing.assert_array_equal(read_frames(late, 30)[-1], in_order(path)[-1])
+
+
 @pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
 def test_transport_stream_that_lost_packets(tmp_path, codec):
     """What came before the loss is right, and what comes after the next key frame is taken."""
