@@ -334,7 +334,7 @@ def _shown_before(lost: Lost, shown: Shown, key: int) -> bool:
 
 def _seconds(frame: Any, begin: float | None, otherwise: float) -> float:
     """When a frame is shown, counted from the first one; joined recordings have clocks that go back."""
-    if frame.time is None or begin is None or frame.time < begin:
+    if frame.pts is None or begin is None or not frame.time >= begin:
         return otherwise
     return float(frame.time - begin)
 
