@@ -59,7 +59,8 @@ class TestWhole:
         manifest = json.loads((small_bundle / MANIFEST).read_text())
         assert manifest["format"] == FORMAT
         assert manifest["tool_version"] == pipeline.tool_version()
-        assert manifest["checkpoint"] == {"path": str(small_checkpoint), "sha256": file_sha256(small_checkpoint)}
+        digest = file_sha256(small_checkpoint)
+        assert manifest["checkpoint"] == {"path": str(small_checkpoint), "sha256": digest, "remarks": []}
         assert manifest["profile"] == load_profile(small_profile).to_dict()
         assert manifest["backbone"]["width"] == 128 and manifest["backbone"]["layers"] == 3
         assert [block["tokens_mlp"] for block in manifest["schedule"]["blocks"]] == [9, 12, 16]
@@ -157,7 +158,8 @@ class TestNothingHalfDone:
         """A real write that the kernel refuses half way, in a process of its own."""
         script = """
             import resource, sys, types
-            from tempme_export import cli, pipeline
+            from tempme_export.cli import export as cli
+            from tempme_export.pipeline import export as pipeline
 
             def write(recipe, path, *rest, **options):
                 path.write_bytes(bytes(2_000_000))

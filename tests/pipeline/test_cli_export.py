@@ -171,7 +171,7 @@ class TestInput:
     def test_several_profiles_fit(self, tempme_export, small_checkpoint, monkeypatch):
         from tempme_export.encoder import recipe
 
-        monkeypatch.setattr(recipe, "_contradictions", lambda checkpoint, profile, backbone: [])
+        monkeypatch.setattr(recipe, "_contradictions", lambda *what: [])
         refusal(
             tempme_export(small_checkpoint),
             3,
@@ -252,7 +252,8 @@ class TestParityAndBuild:
     def test_a_bug_keeps_its_traceback(self, small_checkpoint, small_profile, tmp_path):
         script = (
             "import sys\n"
-            "from tempme_export import cli, pipeline\n"
+            "from tempme_export.cli import export as cli\n"
+            "from tempme_export.pipeline import export as pipeline\n"
             "def bug(recipe): raise RuntimeError('a bug')\n"
             "pipeline.make_selftest = bug\n"
             "sys.argv = ['tempme-export', *sys.argv[1:]]\n"
@@ -317,6 +318,8 @@ class TestDone:
             "ranges": None,
             "workspace_gib": None,
             "verbose": False,
+            "activation": None,
+            "allow_damaged": False,
         }
 
     def test_default_output(self, tempme_export, small_checkpoint, small_profile, quick_export, tmp_path):
