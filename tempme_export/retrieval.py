@@ -11,22 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tempme_export.artifacts.bundle import PT2, TEXT, VIDEO, Bundle, one_release, open_bundle
+from tempme_export.artifacts.artifact import Tower
+from tempme_export.artifacts.backend import Setting
+from tempme_export.artifacts.bundle import Bundle, folder_of, one_release, open_bundle
+from tempme_export.artifacts.registry import find_backend, text_backend
 from tempme_export.encoder.profile import FROM_CHECKPOINT
-from tempme_export.errors import BackendError, InputError, ReleaseError
+from tempme_export.errors import InputError, ReleaseError
 from tempme_export.media.preprocess import Preprocess
 from tempme_export.media.tokenizer import Tokenizer
 from tempme_export.media.video import read_frames
 from tempme_export.parity.tolerance import INT8
 from tempme_export.runtime.base import Runner, check_threads
-from tempme_export.runtime.engine_facts import ENGINE, KEY, EngineFacts
-from tempme_export.runtime.nvidia import gpu_index
-from tempme_export.runtime.ort import OrtRunner, check_device
 from tempme_export.runtime.process import ProcessBound
 from tempme_export.runtime.processor import videos_at_once
 
-BACKENDS = ("ort", "pt2", "tensorrt")
-_VIDEO_FILES = {"ort": VIDEO, "pt2": PT2, "tensorrt": ENGINE}
 _TEXTS = 256  # per run: the text tower takes some 50 MB of activations
 _REOPENINGS, _SECONDS = 4, 0.1
 Embeddings = NDArray[np.float32]
@@ -37,24 +35,6 @@ def _is_one_video(video: Any) -> bool:
     if isinstance(video, str | Path | np.ndarray) or hasattr(video, "__array__"):
         return True
     return isinstance(video, Sequence) and len(video) > 0 and isinstance(video[0], Image.Image)
-
-
-def _device_for(bundle: Bundle, backend: str, device: str | None) -> str:
-    """The device asked for or the backend's usual one, checked before any file is loaded."""
-    if backend == "ort":
-        check_device(device or "cpu")
-        return device or "cpu"
-    from tempme_export.runtime.devices import torch_device
-
-    if backend == "tensorrt":
-        if ENGINE not in bundle.manifest["files"]:
-            raise BackendError(f"{bundle.path} has no {ENGINE}. Export it with --trt, or use another backend.")
-        gpu_index(device or "cuda")
-        return str(torch_device(device or "cuda"))
-    package = bundle.manifest.get("pt2")
-    if package is None:
-        raise BackendError(f"{bundle.path} has no {PT2}. Export it with --pt2, or use another backend.")
-    return str(torch_device(device or package["device"]))
 
 
 class RetrievalModel(ProcessBound):
@@ -71,10 +51,11 @@ class RetrievalModel(ProcessBound):
     ) -> None:
         """Raises as `load`, and ReleaseError where the folder no longer holds the release that `bundle` is of."""
         check_threads(threads)
-        if backend not in (None, *BACKENDS):
-            raise BackendError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}.")
-        self.bundle, self.backend, self.threads = replace(bundle, path=bundle.path.resolve()), backend or "ort", threads
-        self.device = _device_for(bundle, self.backend, device)
+        self.bundle, self.threads = replace(bundle, path=bundle.path.resolve()), threads
+        self._folder = folder_of(self.bundle)
+        self._video, self._text = find_backend(backend, device), text_backend()
+        self.backend = backend or self._video.name
+        self.device = self._video.choose_device(self._folder, device)
         self.profile = bundle.profile
         image = bundle.manifest["image"]
         self.preprocess = Preprocess(image["size"], tuple(image["mean"]), tuple(image["std"]))
@@ -82,32 +63,23 @@ class RetrievalModel(ProcessBound):
         self.opened()
 
     def _open(self) -> dict[str, Runner]:
-        """Both towers by their files."""
-        files = (_VIDEO_FILES[self.backend], TEXT)
-        with one_release(self.bundle, files):
-            return {file: self._open_runner(file) for file in files}
+        """Both towers by their names."""
+        beside = self.device if self._text.runner == self._video.runner else None
+        devices = {"video": self.device, "text": self._text.choose_device(self._folder, beside)}
+        towers = {one.artifact.tower: one for one in (self._video, self._text)}
+        limits = {"video": self._most_videos(), "text": _TEXTS}
+        with one_release(self.bundle, [one.artifact.file for one in towers.values()]):
+            return {
+                tower: one.open(self._folder, Setting(devices[tower], self.threads, limits[tower]))
+                for tower, one in towers.items()
+            }
 
-    def _open_runner(self, file: str) -> Runner:
-        path = self.bundle.path / file
-        if file == PT2:
-            from tempme_export.runtime.pt2 import Pt2Runner  # loads torch, which the graphs do without
-
-            return Pt2Runner(path, self.device, threads=self.threads)
-        if file == ENGINE:
-            from tempme_export.runtime.tensorrt import TensorRtRunner
-
-            return TensorRtRunner(path, EngineFacts.from_dict(self.bundle.manifest.get(KEY)), self.device)
-        device = self.device if self.backend == "ort" else "cpu"
-        return OrtRunner(path, device, threads=self.threads, max_batch=self._max_batch(file))
-
-    def _runner(self, file: str) -> Runner:
-        runner: Runner = self.opened()[file]
+    def _runner(self, tower: Tower) -> Runner:
+        runner: Runner = self.opened()[tower]
         return runner
 
-    def _max_batch(self, file: str) -> int | None:
-        """Texts are run in parts, and so are videos in an int8 graph."""
-        if file == TEXT:
-            return _TEXTS
+    def _most_videos(self) -> int | None:
+        """An int8 graph takes large batches in parts."""
         if self.bundle.manifest["precision"] != INT8:
             return None
         plan = self.bundle.plan
@@ -142,14 +114,14 @@ class RetrievalModel(ProcessBound):
         return self._encode(video)
 
     def _encode(self, videos: Sequence[Any]) -> Embeddings:
-        step, file = self.profile.batch.opt, _VIDEO_FILES[self.backend]
+        step = self.profile.batch.opt
         embeddings = [np.empty((0, self.bundle.manifest["backbone"]["embed"]), np.float32)]
         for start in range(0, len(videos), step):
             frames = np.stack([self._pixels(video) for video in videos[start : start + step]])
             inputs: dict[str, NDArray[Any]] = {"frames": frames}
             if self.bundle.manifest["frame_mask"]:
                 inputs["frame_mask"] = np.ones(frames.shape[:2], np.bool_)
-            embeddings.append(self._runner(file).infer(inputs)["video_embedding"].astype(np.float32))
+            embeddings.append(self._runner("video").infer(inputs)["video_embedding"].astype(np.float32))
         return np.concatenate(embeddings)
 
     def encode_text(self, texts: list[str]) -> Embeddings:
@@ -161,7 +133,7 @@ class RetrievalModel(ProcessBound):
         if self.profile.backbone == FROM_CHECKPOINT:
             raise InputError(
                 f"profile {self.profile.name} names no open_clip backbone, so its tokenizer is unknown. "
-                f"Run {TEXT} on token ids instead."
+                f"Run {self._text.artifact.file} on token ids instead."
             )
         with self._lock:
             if self._tokenizer is None:
@@ -169,7 +141,7 @@ class RetrievalModel(ProcessBound):
         ids = self._tokenizer(texts)
         if len(ids) == 0:
             return np.empty((0, self.bundle.manifest["backbone"]["embed"]), np.float32)
-        return self._runner(TEXT).infer({"token_ids": ids})["text_embedding"].astype(np.float32)
+        return self._runner("text").infer({"token_ids": ids})["text_embedding"].astype(np.float32)
 
     def similarity(self, texts: list[str] | Embeddings, videos: Any) -> Embeddings:
         """exp(logit_scale) times the cosine of every text with every video: float32 [t, v] (spec section 5).
@@ -197,11 +169,11 @@ def load(
 ) -> RetrievalModel:
     """Open a bundle for use.
 
-    backend  "ort", which None chooses; "pt2": `video.pt2` under torch; "tensorrt": `video.plan`. With these two, texts
-             go through ONNX Runtime on the CPU
-    device   "cpu", "cuda" or "cuda:N"; None: the CPU, what `video.pt2` was compiled for, or the first GPU
-    threads  of a processor, for one call; None: as many as it has cores. Not for "pt2", whose threads belong to the
-             whole process: torch.set_num_threads
+    backend  one of `artifacts.registry.offered()`; None: the first of them, which every bundle has. Texts go through
+             ONNX Runtime, on the CPU unless the videos go through it on a GPU
+    device   "cpu", "cuda" or "cuda:N"; None: the CPU, what the artifact was compiled for, or the first GPU
+    threads  of a processor, for one call; None: as many as it has cores. Not for a backend whose threads belong to the
+             whole process
     A path that is given another release in the meantime is opened again. Raises UsageError for `threads`, BundleError
     for a bundle that is damaged or incomplete, BackendError for a backend or device that is not there.
     """

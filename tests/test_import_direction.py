@@ -27,6 +27,7 @@ LAYERS = (
     ("encoder.random_weights", "encoder.ops"),
     ("encoder",),
     ("parity.tolerance",),  # one table, which everybody reads
+    ("runtime.base", "runtime.process"),  # the contract of every backend, which names it
     ("artifacts",),  # the folder and its manifest, which exporters, verdicts and servers read
     ("media",),
     ("data",),

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from tempme_export import files
+from tempme_export.artifacts import registry
+from tempme_export.artifacts.backend import Folder
 from tempme_export.artifacts.graph_files import is_data
 from tempme_export.artifacts.manifest import misfits
+from tempme_export.artifacts.registry import PACKAGE, TEXT_ONNX, VIDEO_ONNX
 from tempme_export.encoder.conventions import Statement
 from tempme_export.encoder.profile import Profile, parse_profile
 from tempme_export.encoder.schedule import Schedule, schedule
@@ -20,8 +23,8 @@ from tempme_export.errors import BundleError, ExportError, ReleaseError
 from tempme_export.files import file_sha256
 from tempme_export.names import printable
 
-MANIFEST, VIDEO, TEXT, SELFTEST = "manifest.json", "video.onnx", "text.onnx", "selftest.npz"
-PT2 = "video.pt2"  # optional
+MANIFEST, SELFTEST = "manifest.json", "selftest.npz"
+VIDEO, TEXT, PT2 = VIDEO_ONNX.file, TEXT_ONNX.file, PACKAGE.file
 FORMAT = 1
 SUFFIX = ".tempme"
 _KEYS = {
@@ -67,6 +70,13 @@ class Bundle:
         profile, tokens = self.profile, self.manifest["schedule"]["tokens_per_frame"]
         layers = len(self.manifest["schedule"]["blocks"])
         return schedule(profile.merge, layers=layers, frames=profile.frames, tokens_per_frame=tokens)
+
+
+def folder_of(bundle: Bundle) -> Folder:
+    """A bundle's artifacts, as backends open them."""
+    options = {one.option for one in registry.ARTIFACTS if one.option is not None}
+    facts = {option: found for option in options if (found := bundle.manifest.get(option)) is not None}
+    return Folder(bundle.path, bundle.manifest["precision"], facts, frozenset(bundle.manifest["files"]))
 
 
 def failed_path(out: Path) -> Path:

@@ -176,7 +176,9 @@ def _show_causes(found: "Comparison", videos: int) -> None:
         distance = f"1 - cosine {one.largest:.2g} at most, {one.mean:.2g} on average; " if one.videos else ""
         _line("cause", f"{label} {one.videos} of {videos} videos; {distance}R@1 by this alone: {change}")
 
-    if found.decisions.videos:
+    if found.decisions is None:
+        _line("cause", f"{found.artifact} does not tell its decisions from drift")
+    elif found.decisions.videos:
         where = f"{found.changed_tokens:.2%} of all tokens, first where the original decided by {found.largest_gap:.1e}"
         part(f"changed decisions ({where} or less) in", found.decisions)
     else:

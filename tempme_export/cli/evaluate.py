@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tempme_export.artifacts.registry import offered
 from tempme_export.cli import evaluate_console
 from tempme_export.cli.entry import entry
 from tempme_export.cli.terminal import write_json
@@ -83,7 +84,7 @@ def command(
         ),
     ] = None,
     backend: Annotated[
-        str | None, typer.Option(help="BUNDLE: ort (default) or pt2. CKPT: original (default) or torch.")
+        str | None, typer.Option(help=f"BUNDLE: {', '.join(offered())}. CKPT: original, torch. Default: the first.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. Default: cpu.")] = None,
     features: Annotated[

@@ -57,11 +57,14 @@ class Decisions:
     gap      float32 [V]: the smallest score difference the original decided by in the merge where the video first
              left its path; 0 where it never did
     tokens   per video, over all merges; 0 where nothing merges
+    known    False for an artifact that does not say how it decided: `changed` is then above 0 for every video in which
+             rounding may have turned a decision, and `gap` the smallest difference of all
     """
 
     changed: NDArray[np.int64]
     gap: Floats
     tokens: int
+    known: bool = True
 
     @property
     def share(self) -> float:
@@ -98,6 +101,9 @@ class Comparison:
     r1_change       points of R@1 by metric, with all embeddings the artifact's
     decisions       the part of videos with a changed decision
     drift           the part of all other videos and of the texts; both need not add up to `r1_change`
+
+    Where the artifact does not say how it decided, `changed_tokens`, `largest_gap` and `decisions` are None and `drift`
+    is the part of everything.
     """
 
     artifact: str
@@ -105,10 +111,10 @@ class Comparison:
     top10_overlap: dict[str, float]
     rank_agreement: dict[str, float]
     centred_cosine: dict[str, float]
-    changed_tokens: float
-    largest_gap: float
+    changed_tokens: float | None
+    largest_gap: float | None
     r1_change: dict[str, float]
-    decisions: Part
+    decisions: Part | None
     drift: Part
 
     def to_dict(self) -> dict[str, Any]:
@@ -184,7 +190,7 @@ def compare(
 
     Raises InputError where there is nothing to retrieve.
     """
-    changed, limits = decisions.changed > 0, tolerance.retrieval
+    changed, limits, known = decisions.changed > 0, tolerance.retrieval, decisions.known
     before, after = truth.metrics(original), truth.metrics(artifact)
     distances = np.array([cosine_distance(a, b) for a, b in zip(original.video, artifact.video, strict=True)])
 
@@ -208,16 +214,17 @@ def compare(
             "video": centred_cosine(original.video, artifact.video),
             "text": centred_cosine(original.text, artifact.text),
         },
-        changed_tokens=decisions.share,
-        largest_gap=float(decisions.gap.max(initial=0.0)),
+        changed_tokens=decisions.share if known else None,
+        largest_gap=float(decisions.gap.max(initial=0.0)) if known else None,
         r1_change=_r1(after, before),
-        decisions=part(changed, original.with_videos_of(artifact, changed)),
-        drift=part(~changed, artifact.with_videos_of(original, changed)),
+        decisions=part(changed, original.with_videos_of(artifact, changed)) if known else None,
+        drift=part(~changed, artifact.with_videos_of(original, changed)) if known else part(changed | True, artifact),
     )
     # Where decisions changed, and below float32, the recalls and ranks judge an embedding by its effect.
     distance_only = replace(tolerance, fragile_distance=None, centred_cosine=None, rank_agreement=None)
     checks = [check for metric in before for check in _recall_checks(metric, before[metric], after[metric], limits)]
     checks += [check for pair in agreement.values() for check in pair]
-    checks += embedding_checks("video, equal decisions", original.video, artifact.video, distance_only, fragile=changed)
+    label = "video, equal decisions" if known else "video, safe decisions"
+    checks += embedding_checks(label, original.video, artifact.video, distance_only, fragile=changed)
     checks += embedding_checks("text", original.text, artifact.text, distance_only)
     return comparison, (*checks, _length_check(artifact))

@@ -4,7 +4,6 @@ once, goes through every path, and is compared decision by decision before the n
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from tempme_export.artifacts.bundle import PT2, TEXT, VIDEO
+from tempme_export.artifacts import registry
+from tempme_export.artifacts.backend import Backend, Folder, Reveals, Setting
 from tempme_export.data.annotations import RetrievalData
 from tempme_export.data.frames import decode
 from tempme_export.encoder.recipe import Recipe
@@ -21,10 +21,8 @@ from tempme_export.encoder.schedule import Schedule
 from tempme_export.errors import PrecisionError, VideoError
 from tempme_export.evaluation.agreement import Decisions, Floats
 from tempme_export.parity.checks import ParityReport
-from tempme_export.parity.selftest import preprocess_for
+from tempme_export.parity.selftest import SAFE_GAP, preprocess_for
 from tempme_export.runtime.base import Runner
-from tempme_export.runtime.ort import OrtRunner
-from tempme_export.runtime.pt2 import Pt2Runner
 
 _TEXTS = 64  # captions per call
 
@@ -67,18 +65,20 @@ class Original:
 
 
 @dataclass
-class Artifact:
-    """The towers of one artifact and what they made of the data so far.
+class Trial:
+    """The towers of one artifact on one backend, and what they made of the data so far.
 
+    name      the artifact's
+    backend   the runtime and its device
     video     as it is published
-    deciding  the same file with its decisions as outputs; `video` itself where it has them
+    deciding  the same file with its decisions as outputs; `video` itself where it has them, None where nothing has
     """
 
     name: str
     backend: str
     plan: Schedule
     video: Runner
-    deciding: Runner
+    deciding: Runner | None
     text: Runner
     embeddings: list[Floats] = field(default_factory=list)
     changed: list[int] = field(default_factory=list)
@@ -91,6 +91,10 @@ class Artifact:
             inputs["frame_mask"] = np.ones(frames.shape[:2], np.bool_)
         found = self.video.infer(inputs)
         self.embeddings.append(found["video_embedding"].astype(np.float32))
+        if self.deciding is None:
+            self.changed += (gaps < SAFE_GAP).any(axis=1).astype(int).tolist()
+            self.gaps += gaps.min(axis=1, initial=np.inf).tolist()
+            return
         decided = found if self.deciding is self.video else self.deciding.infer(inputs)
         changed, gap = count_changes([decided[merge.assign_name] for merge in self.plan.merges], assigns, gaps)
         self.changed += changed.tolist()
@@ -98,7 +102,8 @@ class Artifact:
 
     def decisions(self, tokens: int) -> Decisions:
         """Of all videos seen."""
-        return Decisions(np.array(self.changed, np.int64), np.array(self.gaps, np.float32), tokens)
+        known = self.deciding is not None
+        return Decisions(np.array(self.changed, np.int64), np.array(self.gaps, np.float32), tokens, known)
 
     def read(self, token_ids: NDArray[np.int64]) -> Floats:
         """[T, L] -> unit [T, E]."""
@@ -124,42 +129,44 @@ def count_changes(
     return changed, first
 
 
-def open_artifacts(
-    folder: Path, plan: Schedule, precision: str, device: str, stack: ExitStack
-) -> tuple[list[Artifact], list[ParityReport]]:
-    """The artifacts of a folder on their runtimes, and a report on each that the runtime cannot run."""
-    names = [merge.assign_name for merge in plan.merges]
+def open_trials(
+    folder: Folder, plan: Schedule, device: str, stack: ExitStack
+) -> tuple[list[Trial], list[ParityReport]]:
+    """The video artifacts of a folder on the backends that judge them, and a report on each that cannot be run in the
+    folder's precision."""
+    names, text = tuple(merge.assign_name for merge in plan.merges), registry.text_backend()
 
-    def graph() -> tuple[Runner, Runner]:
-        video = stack.enter_context(OrtRunner(folder / VIDEO, device))
-        return video, stack.enter_context(OrtRunner(folder / VIDEO, device, expose=names)) if names else video
-
-    def package() -> tuple[Runner, Runner]:
-        video = stack.enter_context(Pt2Runner(folder / PT2, device))
+    def open_video(backend: Backend, where: str) -> tuple[Runner, Runner | None]:
+        video = stack.enter_context(backend.open(folder, Setting(where)))
+        if backend.reveals is Reveals.NOTHING and names:
+            return video, None
+        if backend.reveals is Reveals.VALUES and names:
+            return video, stack.enter_context(backend.open(folder, Setting(where, expose=names)))
         return video, video
 
-    candidates = [(VIDEO, f"ONNX Runtime, {device}", graph)]
-    if (folder / PT2).is_file():
-        candidates.append((PT2, f"AOTInductor, {device}", package))
-    artifacts, reports = [], []
-    for name, backend, open_video in candidates:
+    trials, reports = [], []
+    for backend in registry.judging(folder, device):
+        if backend.artifact.tower == "text":
+            continue
+        where, name = backend.device_beside(device), backend.artifact.file
+        said = backend.describe(folder, where)
         try:
-            video, deciding = open_video()
-            text = stack.enter_context(OrtRunner(folder / TEXT, device))
+            video, deciding = open_video(backend, where)
+            reader = stack.enter_context(text.open(folder, Setting(text.device_beside(device))))
         except PrecisionError as error:
-            if precision == "fp32":
+            if folder.precision == "fp32":
                 raise
-            reports.append(ParityReport(f"gate {name}", backend, (), reason=str(error)))
+            reports.append(ParityReport(f"gate {name}", said, (), reason=str(error)))
         else:
-            artifacts.append(Artifact(name, backend, plan, video, deciding, text))
-    return artifacts, reports
+            trials.append(Trial(name, said, plan, video, deciding, reader))
+    return trials, reports
 
 
 def see_videos(
     recipe: Recipe,
     data: RetrievalData,
     original: Original,
-    artifacts: Sequence[Artifact],
+    trials: Sequence[Trial],
     progress: Progress,
     allow_damaged: bool = False,
 ) -> tuple[Floats, int, dict[int, str]]:
@@ -182,8 +189,8 @@ def see_videos(
                 embedding, assigns, gaps = original.video(frames)
                 embeddings.append(embedding)
                 tokens = sum(assign.shape[1] for assign in assigns)
-                for artifact in artifacts:
-                    artifact.see(frames, assigns, gaps)
+                for trial in trials:
+                    trial.see(frames, assigns, gaps)
             progress("gate videos", (i + 1, last + 1))
     return np.concatenate([np.empty((0, recipe.backbone.embed), np.float32), *embeddings]), tokens, unreadable
 

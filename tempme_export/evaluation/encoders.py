@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from tempme_export.artifacts import registry
 from tempme_export.artifacts.bundle import MANIFEST, Bundle, one_release, open_bundle, verify_files
 from tempme_export.encoder.checkpoint import OPEN_CLIP
 from tempme_export.encoder.model import TextEncoder, VideoEncoder
@@ -25,7 +26,6 @@ from tempme_export.media.preprocess import Preprocess
 from tempme_export.media.tokenizer import Tokenizer
 from tempme_export.names import command
 from tempme_export.parity.selftest import preprocess_for
-from tempme_export.retrieval import BACKENDS as BUNDLE_BACKENDS
 from tempme_export.retrieval import RetrievalModel
 from tempme_export.runtime.devices import torch_device
 from tempme_export.runtime.pytorch import TorchRunner
@@ -33,14 +33,7 @@ from tempme_export.runtime.pytorch import TorchRunner
 CHECKPOINT_BACKENDS = ("original", "torch")
 _TEXTS = 256  # per call: the text tower takes some 50 MB of activations
 _ALWAYS = ("tempme-export", "open-clip-torch", "ftfy")  # the last two make tokens of texts
-_FLAGS = {"pt2": " --pt2", "tensorrt": " --trt"}  # of the export that makes what a backend runs
-_PACKAGES = {  # with all whose names begin so: onnxruntime-gpu, tensorrt-cu13-bindings
-    "ort": ("onnxruntime",),
-    "pt2": ("onnxruntime", "torch", "triton"),
-    "tensorrt": ("onnxruntime", "torch", "triton", "tensorrt"),
-    "original": ("torch",),
-    "torch": ("torch", "triton"),
-}
+_PACKAGES = {"original": ("torch",), "torch": ("torch", "triton")}  # of a checkpoint's backends
 
 
 class Encoder(Protocol):
@@ -77,10 +70,17 @@ class Encoder(Protocol):
         ...
 
 
+def _packages(backend: str) -> tuple[str, ...]:
+    """With all whose names begin so: torch-cu13 with torch."""
+    if backend in _PACKAGES:
+        return _PACKAGES[backend]
+    return *registry.text_backend().packages, *registry.find_backend(backend).packages
+
+
 def _fingerprint(model: Any, backend: str, device: str) -> str:
     """Hash of everything that embeddings of given frames depend on."""
     kind = device.partition(":")[0]
-    families = (*_ALWAYS, *_PACKAGES[backend], *(("nvidia",) if kind == "cuda" else ()))
+    families = (*_ALWAYS, *_packages(backend), *(("nvidia",) if kind == "cuda" else ()))
     installed = {
         re.sub("[-_.]+", "-", d.metadata["Name"] or "").lower(): d.version for d in importlib.metadata.distributions()
     }
@@ -106,7 +106,7 @@ def _tokenizer(profile: Profile) -> Tokenizer:
 
 
 class BundleEncoder:
-    """A bundle on ONNX Runtime, or its package under torch. Batches above the profile's usual size are run in parts."""
+    """A bundle on one of its backends. Batches above the profile's usual size are run in parts."""
 
     def __init__(self, bundle: Bundle, backend: str | None = None, device: str | None = None) -> None:
         """Raises BundleError for a changed file, ProfileError without a tokenizer, BackendError as RetrievalModel."""
@@ -186,20 +186,22 @@ class CheckpointEncoder:
 
 def _check_backend(source: str, is_bundle: bool, backend: str | None) -> None:
     """Raises UsageError for a backend of the other kind of source, BackendError for an unknown one."""
-    if backend in (None, *(BUNDLE_BACKENDS if is_bundle else CHECKPOINT_BACKENDS)):
+    of_bundles = registry.offered()
+    if backend in (None, *(of_bundles if is_bundle else CHECKPOINT_BACKENDS)):
         return
     if is_bundle and backend in CHECKPOINT_BACKENDS:
         raise UsageError(
             f"{source} is a bundle, and backend {backend!r} runs a checkpoint. Give the checkpoint it was exported "
-            f"from, or choose of: {', '.join(BUNDLE_BACKENDS)}."
+            f"from, or choose of: {', '.join(of_bundles)}."
         )
-    if backend in BUNDLE_BACKENDS:
+    if backend in of_bundles:
+        option = registry.find_backend(backend).artifact.option
         raise UsageError(
             f"{source} is a checkpoint, and backend {backend!r} runs a bundle. Export it first with "
-            f"{command('tempme-export', source)}{_FLAGS.get(backend, '')} and give the bundle, or choose of: "
+            f"{command('tempme-export', source)}{f' --{option}' if option else ''} and give the bundle, or choose of: "
             f"{', '.join(CHECKPOINT_BACKENDS)}."
         )
-    known = ", ".join(BUNDLE_BACKENDS if is_bundle else CHECKPOINT_BACKENDS)
+    known = ", ".join(of_bundles if is_bundle else CHECKPOINT_BACKENDS)
     raise BackendError(f"backend {backend!r} is unknown. {source} runs on: {known}.")
 
 
@@ -214,7 +216,8 @@ def open_encoder(
 
     source   a bundle's folder, a checkpoint file, or open_clip:MODEL/PRETRAINED
     profile  of a checkpoint; None: its own, or the one its shapes allow
-    backend  of a bundle "ort" (default) or "pt2"; of a checkpoint "original" (default) or "torch"
+    backend  of a bundle one of `artifacts.registry.offered()`, the first by default; of a checkpoint "original"
+             (default) or "torch"
     device   "cpu", "cuda" or "cuda:N"; None: the CPU, or what a package was compiled for
     activation  of a checkpoint that does not say it; None: as `recipe.prepare`
     Raises UsageError for a backend, a profile or an activation that does not go with the source; BackendError,

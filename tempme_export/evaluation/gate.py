@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tempme_export.artifacts.backend import Folder
 from tempme_export.data.annotations import RetrievalData, missing, open_data
 from tempme_export.encoder.profile import FROM_CHECKPOINT, Profile
 from tempme_export.encoder.recipe import Recipe
 from tempme_export.errors import InputError
 from tempme_export.evaluation.agreement import Comparison, Embedded, Metrics, Truth, compare
-from tempme_export.evaluation.both_paths import Original, Progress, open_artifacts, read_captions, see_videos
+from tempme_export.evaluation.both_paths import Original, Progress, open_trials, read_captions, see_videos
 from tempme_export.media.tokenizer import TextTruncatedWarning, Tokenizer
 from tempme_export.parity.checks import ParityReport
 from tempme_export.parity.tolerance import TOLERANCES
@@ -158,9 +159,8 @@ def _reasons(data: RetrievalData, absent: Sequence[int]) -> dict[str, str]:
 
 def run_gate(
     recipe: Recipe,
-    folder: Path,
+    folder: Folder,
     gate: GateData,
-    precision: str,
     device: str = "cpu",
     progress: Progress = _silent,
     allow_damaged: bool = False,
@@ -168,7 +168,7 @@ def run_gate(
     """Retrieve with the original path and with every artifact of a folder, and compare.
 
     recipe         what the artifacts were built from; its reference in float32 is the original path
-    folder         holds `video.onnx`, `text.onnx` and maybe `video.pt2`
+    folder         of the artifacts; one that does not say how it decided is judged by its embeddings alone
     allow_damaged  take damaged pictures as the decoder shows them
     progress       called with `gate videos` and `gate captions`, each with how many of how many are done
 
@@ -179,24 +179,23 @@ def run_gate(
     every = [i for i in range(len(gate.data.paths)) if i not in absent]
     present, skipped = gate.data.select(every), _reasons(gate.data, gate.missing)
     with ExitStack() as stack:
-        artifacts, reports = open_artifacts(folder, recipe.plan, precision, device, stack)
-        if not artifacts:
+        trials, reports = open_trials(folder, recipe.plan, device, stack)
+        if not trials:
             return Gate(gate.data.name, gate.sha256, 0, 0, skipped, None, (), tuple(reports))
         original = Original(recipe, device)
-        video, tokens, unreadable = see_videos(recipe, present, original, artifacts, progress, allow_damaged)
+        video, tokens, unreadable = see_videos(recipe, present, original, trials, progress, allow_damaged)
         skipped |= {present.video_ids[i]: reason for i, reason in unreadable.items()}
         _check_enough(gate.data.name, len(video), skipped)
         kept = [i for k, i in enumerate(every) if k not in unreadable]
         data, ids = gate.data.select(kept), gate.token_ids[np.isin(gate.data.owner, kept)]
-        text, *texts = read_captions(ids, [original.text, *(one.read for one in artifacts)], progress)
+        text, *texts = read_captions(ids, [original.text, *(one.read for one in trials)], progress)
     truth, first = Truth(data.owner, data.groups), Embedded(text, video)
     comparisons = []
-    for artifact, read in zip(artifacts, texts, strict=True):
-        found = Embedded(read, np.concatenate(artifact.embeddings))
-        decisions = artifact.decisions(tokens)
-        comparison, checks = compare(artifact.name, first, found, truth, decisions, TOLERANCES[precision])
+    for trial, read in zip(trials, texts, strict=True):
+        found, decisions = Embedded(read, np.concatenate(trial.embeddings)), trial.decisions(tokens)
+        comparison, checks = compare(trial.name, first, found, truth, decisions, TOLERANCES[folder.precision])
         comparisons.append(comparison)
-        reports.append(ParityReport(f"gate {artifact.name}", artifact.backend, checks))
+        reports.append(ParityReport(f"gate {trial.name}", trial.backend, checks))
     return Gate(
         data=gate.data.name,
         sha256=gate.sha256,

@@ -1,93 +1,110 @@
-"""The verdict on a folder of artifacts: each one on its runtime, against the self-test."""
+"""The verdict on a folder of artifacts: each one on its backends, against the self-test."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from tempme_export.artifacts.bundle import PT2, TEXT, VIDEO
+import numpy as np
+
+from tempme_export.artifacts import registry
+from tempme_export.artifacts.backend import Backend, Folder, Reveals, Setting
 from tempme_export.encoder.schedule import Schedule
 from tempme_export.errors import BackendError, ParityError, PrecisionError
 from tempme_export.media.preprocess import Preprocess
-from tempme_export.parity.checks import ParityReport, check_batches, check_text, check_video
-from tempme_export.parity.engine import judge_engine
+from tempme_export.parity.checks import (
+    Check,
+    ParityReport,
+    check_batches,
+    check_text,
+    check_video,
+    inputs_for,
+    unit_length,
+)
 from tempme_export.parity.selftest import SelfTest
-from tempme_export.parity.tolerance import TOLERANCES
-from tempme_export.runtime.engine_facts import ENGINE, SOURCE, EngineFacts
-from tempme_export.runtime.nvidia import engine_device
-from tempme_export.runtime.ort import OrtRunner
-from tempme_export.runtime.pt2 import Pt2Runner
-from tempme_export.runtime.tensorrt import find_engine_gpu
+from tempme_export.parity.tolerance import TOLERANCES, Tolerance
+from tempme_export.runtime.base import Runner
 
 
-def judge(
-    folder: Path,
-    selftest: SelfTest,
-    plan: Schedule,
-    preprocess: Preprocess,
-    precision: str,
-    batches: tuple[int, ...],
-    device: str,
-    engine: EngineFacts | None = None,
-    elsewhere: bool = False,
-) -> list[ParityReport]:
-    """Run every artifact of a folder against the self-test: the graphs under ONNX Runtime, a package under torch, an
-    engine, whose facts are `engine`, under TensorRT.
+@dataclass(frozen=True)
+class Standard:
+    """What artifacts are judged by.
+
+    batches  videos per call to try
+    """
+
+    selftest: SelfTest
+    plan: Schedule
+    preprocess: Preprocess
+    batches: tuple[int, ...]
+
+    @property
+    def exposed(self) -> tuple[str, ...]:
+        """What every merge decided and made."""
+        return tuple(name for merge in self.plan.merges for name in (merge.assign_name, merge.tokens_name))
+
+
+def judge(folder: Folder, standard: Standard, device: str, elsewhere: bool = False) -> list[ParityReport]:
+    """Run every artifact of a folder against the self-test, on each backend that judges it.
 
     A runtime that cannot run the precision gives a report that says so; a missing one, or a missing device,
-    raises BackendError, and so does a package or an engine of another machine or device, unless the bundle was built
-    `elsewhere`.
+    raises BackendError, and so does an artifact of another machine or device, unless the folder was built `elsewhere`.
     """
-    tolerance, ort = TOLERANCES[precision], f"ONNX Runtime, {device}"
-    names = [name for merge in plan.merges for name in (merge.assign_name, merge.tokens_name)]
-
-    def graph(name: str) -> tuple[Any, ...]:
-        with OrtRunner(folder / name, device, expose=names) as exposing:
-            checks = check_video(selftest, plan, preprocess, exposing, tolerance)
-        with OrtRunner(folder / name, device) as runner:
-            return *checks, *check_batches(selftest, preprocess, runner, batches, tolerance)
-
-    def text() -> tuple[Any, ...]:
-        with OrtRunner(folder / TEXT, device) as runner:
-            return tuple(check_text(selftest, runner, tolerance))
-
-    def package() -> tuple[Any, ...]:
-        with Pt2Runner(folder / PT2, device) as runner:
-            checks = check_video(selftest, plan, preprocess, runner, tolerance, with_tokens=False)
-            return *checks, *check_batches(selftest, preprocess, runner, batches, tolerance)
-
-    runs: list[tuple[str, str, Callable[[], tuple[Any, ...]]]] = [
-        (VIDEO, ort, partial(graph, VIDEO)),
-        (TEXT, ort, text),
-    ]
-    if (folder / PT2).is_file():
-        runs.append((PT2, f"AOTInductor, {device}", package))
-    if (folder / SOURCE).is_file():
-        runs.append((SOURCE, ort, partial(graph, SOURCE)))
-    reports = []
-    for artifact, backend, run in runs:
-        try:
-            reports.append(ParityReport(artifact, backend, run()))
-        except BackendError as error:
-            without_kernels = isinstance(error, PrecisionError) and precision != "fp32"
-            if not without_kernels and not (elsewhere and artifact == PT2):
-                raise
-            reports.append(ParityReport(artifact, backend, (), reason=str(error)))
-    if engine is not None:
-        reports.append(_judge_engine(folder, engine, selftest, preprocess, device, elsewhere))
-    return reports
+    return [judge_on(backend, folder, standard, device, elsewhere) for backend in registry.judging(folder, device)]
 
 
-def _judge_engine(
-    folder: Path, facts: EngineFacts, selftest: SelfTest, preprocess: Preprocess, device: str, elsewhere: bool
+def judge_on(
+    backend: Backend, folder: Folder, standard: Standard, device: str, elsewhere: bool = False
 ) -> ParityReport:
+    """Run one artifact on one backend; raises as `judge`. `device` is where the others run."""
+    where, file = backend.device_beside(device), backend.artifact.file
+    said = backend.describe(folder, where)
     try:
-        find_engine_gpu(folder / ENGINE, facts, engine_device(device))
+        backend.check_fit(folder, where)
     except BackendError as error:
         if not elsewhere:
             raise
-        return ParityReport(ENGINE, f"TensorRT {facts.tensorrt}, {facts.gpu}", (), reason=str(error))
-    return judge_engine(folder / ENGINE, facts, selftest, preprocess, engine_device(device))
+        return ParityReport(file, said, (), reason=str(error))
+    try:
+        return ParityReport(file, said, _checks(backend, folder, standard, where))
+    except PrecisionError as error:
+        if folder.precision == "fp32":
+            raise
+        return ParityReport(file, said, (), reason=str(error))
+
+
+def _checks(backend: Backend, folder: Folder, standard: Standard, device: str) -> tuple[Check, ...]:
+    selftest, tolerance, setting = standard.selftest, TOLERANCES[folder.precision], Setting(device)
+    if backend.artifact.tower == "text":
+        with backend.open(folder, setting) as runner:
+            return tuple(check_text(selftest, runner, tolerance))
+    if backend.reveals is Reveals.NOTHING:
+        batches = embedding_batches(folder.facts_of(backend.artifact).get("batch", standard.batches), selftest)
+        with backend.open(folder, setting) as runner:
+            return tuple(embedding_checks(replace(standard, batches=batches), runner, tolerance, backend.replays))
+    plan, preprocess, batches = standard.plan, standard.preprocess, standard.batches
+    if backend.reveals is Reveals.DECISIONS:
+        with backend.open(folder, setting) as runner:
+            checks = check_video(selftest, plan, preprocess, runner, tolerance, with_tokens=False)
+            return *checks, *check_batches(selftest, preprocess, runner, batches, tolerance)
+    with backend.open(folder, replace(setting, expose=standard.exposed)) as exposing:
+        checks = check_video(selftest, plan, preprocess, exposing, tolerance)
+    with backend.open(folder, setting) as runner:
+        return *checks, *check_batches(selftest, preprocess, runner, batches, tolerance)
+
+
+def embedding_batches(batches: Sequence[int], selftest: SelfTest) -> tuple[int, ...]:
+    """The batches asked for, and all of the self-test's clips together."""
+    return tuple(sorted({*batches, len(selftest.clips)}))
+
+
+def embedding_checks(standard: Standard, runner: Runner, tolerance: Tolerance, runs_before: int = 0) -> list[Check]:
+    """What an artifact can be judged by that returns embeddings alone: level (c), at every batch.
+
+    runs_before  the runs after which a batch is judged: where a runner replays what it recorded, a replay is
+    """
+    selftest, preprocess = standard.selftest, standard.preprocess
+    checks = check_batches(selftest, preprocess, runner, standard.batches, tolerance, runs_before)
+    frames = np.stack([preprocess(clip) for clip in selftest.clips])
+    return [*checks, unit_length("video", runner.infer(inputs_for(runner, frames))["video_embedding"])]
 
 
 def raise_if_failed(reports: Sequence[ParityReport], where: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from tempme_export.artifacts.backend import Folder
 from tempme_export.artifacts.bundle import (
     PT2,
     SELFTEST,
@@ -16,6 +17,7 @@ from tempme_export.artifacts.bundle import (
     Bundle,
     check_destination,
     failed_path,
+    folder_of,
     one_release,
     open_bundle,
     publish,
@@ -40,7 +42,7 @@ from tempme_export.media.preprocess import Preprocess
 from tempme_export.parity.checks import ParityReport
 from tempme_export.parity.selftest import CLIPS, check_fits, load_selftest, make_selftest, preprocess_for, save_selftest
 from tempme_export.parity.tolerance import INT8, PRECISIONS, TOLERANCES
-from tempme_export.parity.verification import judge, raise_if_failed
+from tempme_export.parity.verification import Standard, judge, raise_if_failed
 from tempme_export.pipeline.engine_request import engine_nodes
 from tempme_export.quantization import export as int8
 from tempme_export.quantization.build import Quantization
@@ -254,8 +256,7 @@ def _run_gate(
     data: GateData | None,
     reports: Sequence[ParityReport],
     recipe: Recipe,
-    folder: Path,
-    precision: str,
+    folder: Folder,
     device: str,
     progress: Progress,
     allow_damaged: bool,
@@ -264,7 +265,7 @@ def _run_gate(
     if data is None or any(report.status == "failed" for report in reports):
         return None
     progress("gate data", data)
-    gate = run_gate(recipe, folder, data, precision, device, progress, allow_damaged)
+    gate = run_gate(recipe, folder, data, device, progress, allow_damaged)
     progress("gate", gate)
     return gate
 
@@ -392,10 +393,10 @@ def export(
             progress("engine", engine)
             progress("file", work / ENGINE)
         batches = tuple(sorted({sizes.min, sizes.opt, sizes.max}))
-        preprocess = preprocess_for(recipe)
-        reports = judge(work, selftest, recipe.plan, preprocess, precision, batches, device, engine)
+        built = Folder(work, precision, {KEY: engine.to_dict()} if engine else {})
+        reports = judge(built, Standard(selftest, recipe.plan, preprocess_for(recipe), batches), device)
         progress("parity", reports)
-        gated = _run_gate(gate_data, reports, recipe, work, precision, device, progress, allow_damaged)
+        gated = _run_gate(gate_data, reports, recipe, built, device, progress, allow_damaged)
         facts = read_facts(work / PT2) if pt2 else None
         manifest = write_manifest(
             work, _manifest(recipe, precision, frame_mask, opset, reports, facts, gated, trace, quantization, engine)
@@ -432,6 +433,4 @@ def _judge_bundle(bundle: Bundle, device: str, progress: Progress) -> list[Parit
     selftest, plan = load_selftest(bundle.path / SELFTEST), bundle.plan
     check_fits(selftest, plan, image["size"], bundle.manifest["backbone"]["embed"])
     batches = tuple(sorted({sizes.min, sizes.opt}))
-    precision = bundle.manifest["precision"]
-    engine = EngineFacts.from_dict(bundle.manifest.get(KEY)) if ENGINE in bundle.manifest["files"] else None
-    return judge(bundle.path, selftest, plan, preprocess, precision, batches, device, engine, elsewhere=True)
+    return judge(folder_of(bundle), Standard(selftest, plan, preprocess, batches), device, elsewhere=True)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tempme_export.artifacts import registry
+from tempme_export.artifacts.backend import Folder
 from tempme_export.artifacts.bundle import (
     MANIFEST,
     SELFTEST,
@@ -26,9 +28,8 @@ from tempme_export.exporters.trt.reports import Progress
 from tempme_export.files import building, file_sha256
 from tempme_export.media.preprocess import Preprocess
 from tempme_export.parity.checks import ParityReport
-from tempme_export.parity.engine import judge_engine
 from tempme_export.parity.selftest import load_selftest
-from tempme_export.parity.verification import raise_if_failed
+from tempme_export.parity.verification import Standard, judge_on, raise_if_failed
 from tempme_export.runtime.engine_facts import ENGINE, KEY, SOURCE, EngineFacts
 from tempme_export.runtime.nvidia import engine_device
 
@@ -131,7 +132,10 @@ def rebuild(
         )
         progress("engine", facts)
         preprocess = Preprocess(image["size"], tuple(image["mean"]), tuple(image["std"]))
-        report = judge_engine(work / ENGINE, facts, load_selftest(work / SELFTEST), preprocess, chosen)
+        standard = Standard(load_selftest(work / SELFTEST), bundle.plan, preprocess, facts.batch)
+        built = Folder(work, facts.precision, {KEY: facts.to_dict()})
+        (backend,) = (one for one in registry.BACKENDS if one.artifact == registry.PLAN)
+        report = judge_on(backend, built, standard, chosen)
         progress("parity", [report])
         raise_if_failed([report], f"{path} keeps the engine it had.")
         manifest = write_manifest(work, _manifest(bundle, facts, report))

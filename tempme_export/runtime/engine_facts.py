@@ -3,10 +3,11 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tempme_export.artifacts.registry import PLAN, PLUGIN_ONNX
 from tempme_export.errors import BundleError
 
-ENGINE = "video.plan"
-SOURCE = "video.plugin.onnx"  # the graph that the engine is built from
+ENGINE = PLAN.file
+SOURCE = PLUGIN_ONNX.file  # the graph that the engine is built from
 KEY = "trt"  # in the manifest
 Shape = tuple[int | None, ...]
 

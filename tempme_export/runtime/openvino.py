@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tempme_export.artifacts.backend import Facts, Setting
 from tempme_export.errors import BackendError, BundleError
 from tempme_export.files import library_path
 from tempme_export.runtime.base import Arrays, Runner, check_threads
@@ -43,6 +44,11 @@ def import_openvino() -> Any:
     return openvino
 
 
+def _check_device(device: str) -> None:
+    if device != "cpu":
+        raise BackendError(f"OpenVINO runs on the CPU here, and {device} was asked for. Use --device cpu.")
+
+
 class OpenVinoRunner(Runner):
     """An ONNX file compiled for the CPU.
 
@@ -75,8 +81,7 @@ class OpenVinoRunner(Runner):
     def _open(self) -> Any:
         """The compiled model's request."""
         openvino = import_openvino()
-        if self._device != "cpu":
-            raise BackendError(f"OpenVINO runs on the CPU here, and {self._device} was asked for. Use --device cpu.")
+        _check_device(self._device)
         settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         if self._threads is not None:
             settings["INFERENCE_NUM_THREADS"] = str(self._threads)
@@ -105,3 +110,19 @@ class OpenVinoRunner(Runner):
         request.infer(dict(inputs), share_inputs=True)
         tensors = (request.get_output_tensor(i) for i in range(len(self._outputs)))
         return {name: tensor.data.copy() for name, tensor in zip(self._outputs, tensors, strict=True)}
+
+
+def choose_device(facts: Facts, device: str | None) -> str:
+    """The CPU. Raises BackendError for another device."""
+    _check_device(device or "cpu")
+    return "cpu"
+
+
+def describe(facts: Facts, device: str) -> str:
+    """For a report."""
+    return f"OpenVINO, {device}"
+
+
+def open_runner(path: Path, facts: Facts, setting: Setting) -> OpenVinoRunner:
+    """Raises as `OpenVinoRunner`."""
+    return OpenVinoRunner(path, setting.device, threads=setting.threads, max_batch=setting.max_batch)

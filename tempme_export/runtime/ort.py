@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tempme_export.artifacts.backend import Facts, Setting
 from tempme_export.errors import BackendError, BundleError, PrecisionError
 from tempme_export.files import library_path
 from tempme_export.runtime.base import Arrays, Runner, check_threads
@@ -132,3 +133,19 @@ class OrtRunner(Runner):
 
     def _infer(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
         return dict(zip(self._outputs, self.opened().run(self._outputs, dict(inputs)), strict=True))
+
+
+def choose_device(facts: Facts, device: str | None) -> str:
+    """The CPU unless a GPU is asked for. Raises BackendError as `check_device`."""
+    check_device(device or "cpu")
+    return device or "cpu"
+
+
+def describe(facts: Facts, device: str) -> str:
+    """For a report."""
+    return f"ONNX Runtime, {device}"
+
+
+def open_runner(path: Path, facts: Facts, setting: Setting) -> OrtRunner:
+    """Raises as `OrtRunner`."""
+    return OrtRunner(path, setting.device, expose=setting.expose, threads=setting.threads, max_batch=setting.max_batch)

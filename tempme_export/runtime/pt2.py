@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.torch_version import TorchVersion
 
+from tempme_export.artifacts.backend import Facts, Setting
 from tempme_export.errors import BackendError, BundleError, UsageError
 from tempme_export.files import library_path
 from tempme_export.runtime.base import Arrays, Runner
@@ -100,3 +101,24 @@ class Pt2Runner(Runner):
         """
         found: dict[str, torch.Tensor] = self.opened()(*tensors)
         return found
+
+
+def choose_device(facts: Facts, device: str | None) -> str:
+    """What it was compiled for unless another device is asked for. Raises BackendError for one that is not there."""
+    return str(torch_device(device or facts["device"]))
+
+
+def check_fit(path: Path, facts: Facts, device: str) -> None:
+    """Raises BackendError as `check_package`, and where its code may not be unpacked."""
+    check_package(read_facts(path), torch_device(device), path.name)
+    check_unpacking(path.name, path.stat().st_size)
+
+
+def describe(facts: Facts, device: str) -> str:
+    """For a report."""
+    return f"AOTInductor, {device}"
+
+
+def open_runner(path: Path, facts: Facts, setting: Setting) -> Pt2Runner:
+    """Raises as `Pt2Runner`."""
+    return Pt2Runner(path, setting.device, threads=setting.threads)

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tempme_export.artifacts.backend import Facts, Setting
 from tempme_export.errors import BackendError, BundleError
 from tempme_export.names import command
 from tempme_export.runtime.base import Arrays, Runner
 from tempme_export.runtime.device_time import timed
 from tempme_export.runtime.devices import torch_device
 from tempme_export.runtime.engine_facts import EngineFacts
-from tempme_export.runtime.nvidia import Gpu, find_gpu
+from tempme_export.runtime.nvidia import Gpu, find_gpu, gpu_index
 from tempme_export.runtime.tensorrt_package import import_tensorrt, parse_version, start
 
 
@@ -269,3 +270,26 @@ class TensorRtRunner(Runner):
         device = torch_device(self._device)
         tensors = [torch.from_numpy(np.ascontiguousarray(inputs[name])).to(device) for name in self.inputs]
         return timed(lambda: self.run_tensors(*tensors), device)
+
+
+def choose_device(facts: Facts, device: str | None) -> str:
+    """The first GPU unless another is asked for. Raises BackendError for what is no GPU or not there."""
+    chosen = device or "cuda"
+    gpu_index(chosen)
+    return str(torch_device(chosen))
+
+
+def check_fit(path: Path, facts: Facts, device: str) -> None:
+    """Raises BackendError as `find_engine_gpu`."""
+    find_engine_gpu(path, EngineFacts.from_dict(facts), device)
+
+
+def describe(facts: Facts, device: str) -> str:
+    """For a report."""
+    engine = EngineFacts.from_dict(facts)
+    return f"TensorRT {engine.tensorrt}, {engine.gpu}"
+
+
+def open_runner(path: Path, facts: Facts, setting: Setting) -> TensorRtRunner:
+    """Raises as `TensorRtRunner`."""
+    return TensorRtRunner(path, EngineFacts.from_dict(facts), setting.device)

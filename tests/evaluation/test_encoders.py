@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tempme_export.artifacts.bundle import MANIFEST, TEXT, VIDEO, open_bundle, write_manifest
+from tempme_export.artifacts.bundle import MANIFEST, VIDEO, open_bundle, write_manifest
 from tempme_export.encoder.checkpoint import load_checkpoint
 from tempme_export.encoder.profile import load_profile
 from tempme_export.encoder.recipe import prepare
@@ -77,7 +77,7 @@ class TestEmbeddings:
     def test_texts_come_in_batches(self, encoder, oracle, monkeypatch):
         monkeypatch.setattr(encoders, "_TEXTS", 2)
         seen = []
-        runner = encoder.model._runner(TEXT) if isinstance(encoder, BundleEncoder) else encoder._text
+        runner = encoder.model._runner("text") if isinstance(encoder, BundleEncoder) else encoder._text
         infer = runner._infer
         monkeypatch.setattr(runner, "max_batch", 2)
         monkeypatch.setattr(runner, "_infer", lambda inputs: (seen.append(len(inputs["token_ids"])), infer(inputs))[1])
@@ -107,9 +107,9 @@ def test_a_bundle_sees_the_frames_as_they_are(mini_bundle, noise, monkeypatch):
     """Resizing and cropping what has the right size must not touch a bit."""
     seen = []
     with RetrievalModel(open_bundle(mini_bundle)) as model:
-        infer = model._runner(VIDEO).infer
+        infer = model._runner("video").infer
         monkeypatch.setattr(
-            model._runner(VIDEO), "infer", lambda inputs: (seen.append(inputs["frames"]), infer(inputs))[1]
+            model._runner("video"), "infer", lambda inputs: (seen.append(inputs["frames"]), infer(inputs))[1]
         )
         model.encode_video(list(noise))
     mean, std = np.float32(model.preprocess.mean), np.float32(model.preprocess.std)
@@ -268,7 +268,7 @@ class TestOpening:
 
     def test_closing(self, mini_bundle, noise):
         encoder = open_encoder(mini_bundle)
-        session = weakref.ref(encoder.model._runner(VIDEO).opened())
+        session = weakref.ref(encoder.model._runner("video").opened())
         encoder.encode_frames(noise[:1])
         assert session() is not None
         encoder.close()

@@ -12,16 +12,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tempme_export.artifacts.backend import Folder
 from tempme_export.data.annotations import RetrievalData
 from tempme_export.data.clip import Clip
 from tempme_export.encoder.profile import load_profile
 from tempme_export.errors import InputError, PrecisionError, VideoError
 from tempme_export.evaluation import both_paths, gate
 from tempme_export.evaluation.agreement import GROUPS, Decisions, Embedded, Truth, compare
-from tempme_export.evaluation.both_paths import Artifact, count_changes, read_captions, see_videos
+from tempme_export.evaluation.both_paths import Trial, count_changes, read_captions, see_videos
 from tempme_export.evaluation.gate import GateData, open_gate, run_gate
 from tempme_export.parity.checks import ParityReport
 from tempme_export.parity.tolerance import INT8, PRECISIONS, TOLERANCES, RetrievalTolerance
+from tempme_export.runtime import ort, pt2, tensorrt
+from tempme_export.runtime.engine_facts import KEY
 
 FP32, FP16 = TOLERANCES["fp32"], TOLERANCES["fp16"]
 T2V, V2T = "text-to-video", "video-to-text"
@@ -467,7 +470,7 @@ class TestSeeVideos:
     @pytest.mark.parametrize("videos", [8, 9])
     def test_batches_and_order(self, decoded, tmp_path, videos):
         original, counts = Original(None, None), []
-        artifact = Artifact("video.onnx", "ort", PLAN, Video(), Video(other=(3, 9)), Text())
+        artifact = Trial("video.onnx", "ort", PLAN, Video(), Video(other=(3, 9)), Text())
         embedding, tokens, unreadable = see_videos(
             RECIPE, data_of(videos, tmp_path), original, [artifact], lambda stage, count: counts.append(count)
         )
@@ -493,7 +496,7 @@ class TestSeeVideos:
 
     def test_a_graph_with_a_mask_gets_one(self, decoded, tmp_path):
         video = Video(mask=True)
-        artifact = Artifact("video.onnx", "ort", PLAN, video, video, Text())
+        artifact = Trial("video.onnx", "ort", PLAN, video, video, Text())
         see_videos(RECIPE, data_of(8, tmp_path), Original(None, None), [artifact], lambda stage, count: None)
         assert len(video.seen) == 2, "one call where the runner tells its decisions itself"
         mask = video.seen[0]["frame_mask"]
@@ -506,12 +509,12 @@ def fake_paths(decoded, monkeypatch):
     monkeypatch.setattr(gate, "Original", Original)
 
     def run(folder, video, data, missing=(), precision="fp32"):
-        def open_artifacts(where, plan, asked, device, stack):
-            return [Artifact("video.onnx", "ort", plan, video, video, Text())], []
+        def open_trials(where, plan, device, stack):
+            return [Trial("video.onnx", "ort", plan, video, video, Text())], []
 
-        monkeypatch.setattr(gate, "open_artifacts", open_artifacts)
+        monkeypatch.setattr(gate, "open_trials", open_trials)
         ids = np.array([[owner + 1] for owner in data.owner])
-        return run_gate(RECIPE, folder, GateData(data, ids, tuple(missing)), precision)
+        return run_gate(RECIPE, Folder(folder, precision), GateData(data, ids, tuple(missing)))
 
     return run
 
@@ -567,24 +570,57 @@ class TestRunGate:
         assert document["original"][T2V]["r1"] == 100 and document["original"][T2V]["r_sum"] == 300
         assert document["reports"][0]["status"] == "failed"
 
+    @pytest.mark.parametrize("gap", [0.5, 1e-9])
+    def test_an_artifact_that_does_not_say_how_it_decided(self, decoded, monkeypatch, tmp_path, gap):
+        """Its embeddings are judged; at near ties, where it may rightly differ, by what they retrieve."""
+
+        class Turned(Video):
+            def infer(self, inputs):
+                found = super().infer(inputs)["video_embedding"]
+                found[:, 15] += 0.01
+                return {"video_embedding": found / np.linalg.norm(found, axis=1, keepdims=True)}
+
+        class Deciding(Original):
+            def video(self, frames):
+                embedding, assigns, gaps = super().video(frames)
+                return embedding, assigns, np.full_like(gaps, gap)
+
+        trial = Trial("video.plan", "TensorRT", PLAN, Turned(), None, Text())
+        monkeypatch.setattr(gate, "Original", Deciding)
+        monkeypatch.setattr(gate, "open_trials", lambda *args: ([trial], []))
+        data = data_of(9, tmp_path)
+        found = run_gate(RECIPE, Folder(tmp_path, "fp32"), GateData(data, np.arange(1, 10)[:, None], ()))
+        (comparison,), (report,) = found.comparisons, found.reports
+        failed = [check.name for check in report.checks if not check.passed]
+        assert failed == (["video, safe decisions: 1 - cosine"] if gap == 0.5 else [])
+        assert comparison.decisions is None and comparison.changed_tokens is None and comparison.drift.videos == 9
+        json.dumps(found.to_dict(), allow_nan=False)
+
     def test_nothing_could_run(self, monkeypatch, tmp_path):
         reports = [ParityReport("gate video.onnx", "ort", (), reason="no kernel")]
-        monkeypatch.setattr(gate, "open_artifacts", lambda *args: ([], reports))
+        monkeypatch.setattr(gate, "open_trials", lambda *args: ([], reports))
         monkeypatch.setattr(gate, "Original", lambda *args: pytest.fail("computed for nothing"))
         data = data_of(8, tmp_path)
-        found = run_gate(RECIPE, tmp_path, GateData(data, np.ones((8, 1), np.int64), ()), "bf16")
+        found = run_gate(RECIPE, Folder(tmp_path, "bf16"), GateData(data, np.ones((8, 1), np.int64), ()))
         assert (found.original, found.comparisons, found.videos) == (None, (), 0)
         assert found.to_dict()["original"] is None and found.to_dict()["reports"][0]["status"] == "not run"
 
 
-class TestOpenArtifacts:
+ENGINE_FACTS = {
+    **{"tensorrt": "10.9.0.34", "gpu": "NVIDIA H100", "capability": "sm_90", "driver": "", "precision": "fp32"},
+    **{"batch": (1, 4, 8), "inputs": {}, "outputs": {}, "target": "sm_90", "plugins": {}, "engine_plugins": 0},
+    **{"layers": {}, "products": {}, "attentions": 0, "seconds": 1.0},
+}
+
+
+class TestOpenTrials:
     @pytest.fixture
     def runners(self, monkeypatch):
         """Runners that open nothing. Returns what was opened, and where to put files that cannot be run."""
         opened, refused = [], set()
 
         def open_runner(kind):
-            def make(path, device, expose=()):
+            def make(path, device, expose=(), threads=None, max_batch=None):
                 opened.append((kind, Path(path).name, device, tuple(expose)))
                 if Path(path).name in refused:
                     raise PrecisionError(f"no kernel for {Path(path).name}")
@@ -592,13 +628,14 @@ class TestOpenArtifacts:
 
             return make
 
-        monkeypatch.setattr(both_paths, "OrtRunner", open_runner("ort"))
-        monkeypatch.setattr(both_paths, "Pt2Runner", open_runner("pt2"))
+        monkeypatch.setattr(ort, "OrtRunner", open_runner("ort"))
+        monkeypatch.setattr(pt2, "Pt2Runner", open_runner("pt2"))
+        monkeypatch.setattr(tensorrt, "TensorRtRunner", lambda path, facts, device: open_runner("trt")(path, device))
         return opened, refused
 
     def open(self, folder, precision, plan=PLAN):
         with ExitStack() as stack:
-            return both_paths.open_artifacts(folder, plan, precision, "cpu", stack)
+            return both_paths.open_trials(Folder(folder, precision, {KEY: ENGINE_FACTS}), plan, "cpu", stack)
 
     def test_the_graph_as_published_and_its_decisions(self, runners, tmp_path):
         (artifact,), reports = self.open(tmp_path, "fp32")
@@ -614,6 +651,15 @@ class TestOpenArtifacts:
         artifacts, _ = self.open(tmp_path, "fp32")
         assert [a.name for a in artifacts] == ["video.onnx", "video.pt2"]
         assert artifacts[1].video is artifacts[1].deciding and artifacts[1].backend == "AOTInductor, cpu"
+
+    def test_the_engine_and_its_graph_are_gated_too(self, runners, tmp_path):
+        for name in ("video.plan", "video.plugin.onnx"):
+            (tmp_path / name).touch()
+        trials, _ = self.open(tmp_path, "fp32")
+        assert [one.name for one in trials] == ["video.onnx", "video.plugin.onnx", "video.plan"]
+        assert trials[2].deciding is None and trials[2].backend == "TensorRT 10.9.0.34, NVIDIA H100"
+        assert ("trt", "video.plan", "cuda", ()) in runners[0]
+        assert ("ort", "video.plugin.onnx", "cpu", ("assign_00",)) in runners[0]
 
     def test_without_merges_nothing_is_exposed(self, runners, tmp_path):
         (artifact,), _ = self.open(tmp_path, "fp32", SimpleNamespace(merges=()))

@@ -179,7 +179,7 @@ def test_a_batch_is_encoded_in_parts(run, clips, tmp_path, monkeypatch):
     for at_once in (1, 2, 5):
         monkeypatch.setattr(processor, "_TOKENS_AT_ONCE", at_once * tokens)
         with tempme_export.load(bundle) as model:
-            assert [model._runner(name).max_batch for name in (VIDEO, TEXT)] == [at_once, 256]
+            assert [model._runner(name).max_batch for name in ("video", "text")] == [at_once, 256]
             found.append(model.encode_video(videos))
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], found[2])
@@ -188,7 +188,7 @@ def test_a_batch_is_encoded_in_parts(run, clips, tmp_path, monkeypatch):
 
 def test_other_precisions_are_run_as_they_come(small_bundle):
     with tempme_export.load(small_bundle) as model:
-        assert model._runner(VIDEO).max_batch is None
+        assert model._runner("video").max_batch is None
 
 
 def test_other_precisions_say_that_nothing_is_quantised(small_bundle):

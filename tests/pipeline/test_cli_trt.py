@@ -22,12 +22,12 @@ from tempme_export.exporters.plugin_nodes import plugin_nodes
 from tempme_export.exporters.plugin_onnx import export_plugin_video
 from tempme_export.exporters.trt import builder as to_tensorrt
 from tempme_export.exporters.trt.reports import LOG, STEP, BuildStep
-from tempme_export.parity import engine as engine_judging
 from tempme_export.parity import verification
-from tempme_export.parity.checks import Check, ParityReport
+from tempme_export.parity.checks import Check
 from tempme_export.pipeline import engine_request
 from tempme_export.pipeline import export as pipeline
 from tempme_export.pipeline.engine_request import check_source, engine_nodes, source_path
+from tempme_export.runtime import tensorrt
 from tempme_export.runtime.engine_facts import ENGINE, KEY, SOURCE, EngineFacts
 from tempme_export.runtime.ort import OrtRunner
 
@@ -124,10 +124,10 @@ def builder(monkeypatch):
         if state.place_error is not None:
             raise state.place_error
 
-    monkeypatch.setattr(verification, "find_engine_gpu", find)
+    monkeypatch.setattr(tensorrt, "find_engine_gpu", find)
     monkeypatch.setattr(to_tensorrt, "missing_for_engine", lambda device: state.missing)
     monkeypatch.setattr(to_tensorrt, "build", build)
-    monkeypatch.setattr(engine_judging, "TensorRtRunner", runner)
+    monkeypatch.setattr(tensorrt, "TensorRtRunner", runner)
     return state
 
 
@@ -324,10 +324,9 @@ class TestBuild:
 
     def test_an_engine_that_computes_something_else(self, export, builder, monkeypatch, tmp_path):
         def failing(*arguments):
-            checks = (Check("video, batch 1: 1 - cosine", 0.5, 1e-6),)
-            return ParityReport(ENGINE, "TensorRT", checks)
+            return [Check("video, batch 1: 1 - cosine", 0.5, 1e-6)]
 
-        monkeypatch.setattr(verification, "judge_engine", failing)
+        monkeypatch.setattr(verification, "embedding_checks", failing)
         code, _, err = export("--trt")
         assert code == ParityError.exit_code and f"{ENGINE}: video, batch 1: 1 - cosine is 0.5" in err
         assert [path.name for path in tmp_path.iterdir()] == ["out.tempme.failed"]
@@ -406,8 +405,8 @@ class TestLoad:
             ran.append((path.name, facts, device))
             return OrtRunner(path.with_name(SOURCE), "cpu")
 
-        monkeypatch.setattr("tempme_export.runtime.tensorrt.TensorRtRunner", runner)
-        monkeypatch.setattr("tempme_export.runtime.devices.torch_device", lambda device: device)
+        monkeypatch.setattr(tensorrt, "TensorRtRunner", runner)
+        monkeypatch.setattr(tensorrt, "torch_device", lambda device: device)
         videos = np.random.default_rng(0).integers(0, 256, (4, 4, 48, 48, 3), np.uint8)
         with tempme_export.load(tmp_path / "out.tempme") as plain:
             expected = plain.encode_video(list(videos))

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import tempme_export
+from tempme_export.artifacts.backend import Folder
 from tempme_export.artifacts.bundle import MANIFEST, TEXT, VIDEO, open_bundle, verify_files, write_manifest
 from tempme_export.cli import console
 from tempme_export.cli import export as cli
@@ -20,7 +21,7 @@ from tempme_export.encoder.backbone import open_clip_backbone
 from tempme_export.encoder.recipe import prepare
 from tempme_export.encoder.reference import ReferenceVideo, Trace
 from tempme_export.errors import BackendError, InputError, ParityError, PrecisionError, UsageError
-from tempme_export.evaluation import both_paths
+from tempme_export.evaluation import both_paths, gate
 from tempme_export.evaluation.gate import MIN_VIDEOS, open_gate, run_gate
 from tempme_export.media.render import render_clip
 from tempme_export.media.video import read_frames
@@ -28,6 +29,7 @@ from tempme_export.parity.checks import cosine_distance
 from tempme_export.parity.selftest import SAFE_GAP, make_selftest, preprocess_for
 from tempme_export.parity.tolerance import RetrievalTolerance
 from tempme_export.pipeline import export as pipeline
+from tempme_export.runtime import ort
 from tempme_export.training.init import draw_clip
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -125,14 +127,21 @@ def command(folder, quick, tmp_path, monkeypatch, capsys):
 def spoiled_texts(monkeypatch):
     """Under the gate alone, text.onnx answers with the texts of its neighbours: parity sees nothing."""
 
-    class Spoiled(both_paths.OrtRunner):
+    class Spoiled(ort.OrtRunner):
         def _infer(self, inputs):
             return {
                 name: np.roll(value, 1, axis=0) if name == "text_embedding" else value
                 for name, value in super()._infer(inputs).items()
             }
 
-    monkeypatch.setattr(both_paths, "OrtRunner", Spoiled)
+    open_trials = both_paths.open_trials
+
+    def open_spoiled(*args):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ort, "OrtRunner", Spoiled)
+            return open_trials(*args)
+
+    monkeypatch.setattr(gate, "open_trials", open_spoiled)
 
 
 class TestPasses:
@@ -242,7 +251,7 @@ class TestRefuses:
     def test_weights_of_another_model(self, gated, folder):
         other = draw_clip(open_clip_backbone("tempme-mini"), seed=4)
         recipe = prepare(other, "mini-8f")
-        found = run_gate(recipe, gated, open_gate(folder / "data.csv", None, recipe.profile), "fp32")
+        found = run_gate(recipe, Folder(gated, "fp32"), open_gate(folder / "data.csv", None, recipe.profile))
         failed = {check.name for check in found.reports[0].checks if not check.passed}
         assert {f"{T2V}: rank agreement", f"{V2T}: rank agreement", "text: 1 - cosine"} <= failed
         assert found.comparisons[0].decisions.videos == 9
@@ -263,9 +272,8 @@ class TestRefuses:
         smallest = torch.stack(gaps).amin(dim=0)
         kept = smallest.argsort(descending=True)[:MIN_VIDEOS].sort().values  # the ninth hangs on a processor's rounding
         assert smallest[kept].min() > SAFE_GAP / 2
-        (comparison,) = run_gate(
-            nudged, gated, open_gate(data.select(kept.tolist()), None, recipe.profile), "bf16"
-        ).comparisons
+        asked = open_gate(data.select(kept.tolist()), None, recipe.profile)
+        (comparison,) = run_gate(nudged, Folder(gated, "bf16"), asked).comparisons
         steps = list(zip(*(trace.steps for trace in traces), strict=True))
         differs = torch.cat([(a.assign != b.assign).reshape(CLIPS, -1)[kept] for a, b in steps], dim=1)
         assert 0 < differs.any(dim=1).sum() < len(kept)
@@ -279,10 +287,17 @@ class TestRefuses:
 class TestNotRun:
     @pytest.fixture
     def without_kernels(self, monkeypatch):
+        open_trials = both_paths.open_trials
+
         def refuse(path, device, **options):
             raise PrecisionError(f"no kernel for {path.name}")
 
-        monkeypatch.setattr(both_paths, "OrtRunner", refuse)
+        def open_refused(*args):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(ort, "OrtRunner", refuse)
+                return open_trials(*args)
+
+        monkeypatch.setattr(gate, "open_trials", open_refused)
 
     def test_float32_is_an_error(self, export, without_kernels, tmp_path):
         with pytest.raises(BackendError, match=r"no kernel for video\.onnx"):
@@ -359,7 +374,7 @@ def test_a_video_that_cannot_be_read_is_said(folder, gated, recipe, tmp_path, ca
     torn = tmp_path / "torn.mp4"
     torn.write_bytes(data.paths[4].read_bytes()[:200])
     data = dataclasses.replace(data, clips=(*data.clips[:4], Clip(torn), *data.clips[5:]))
-    found = run_gate(recipe, gated, open_gate(data, None, recipe.profile), "fp32")
+    found = run_gate(recipe, Folder(gated, "fp32"), open_gate(data, None, recipe.profile))
     assert list(found.skipped) == ["clips/4.mp4"] and "torn.mp4" in found.skipped["clips/4.mp4"]
     assert (found.videos, found.captions, found.reports[0].status) == (8, 16, "passed")
     console.show_gate(found)

@@ -203,7 +203,7 @@ class TestUse:
                 expected, found = plain.encode_video(videos), model.encode_video(videos)
                 assert found.dtype == np.float32 and found.shape == expected.shape
                 assert found.size == 0 or cosine_distance(expected, found) < 1e-6
-            assert isinstance(model._runner(PT2), Pt2Runner)
+            assert isinstance(model._runner("video"), Pt2Runner)
 
     def test_every_thread_gets_its_own_embeddings(self, bundle, frames):
         """But for rounding: a new thread computes with as many OpenMP threads as the machine has cores."""

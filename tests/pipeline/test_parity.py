@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from tempme_export.artifacts.backend import Folder
 from tempme_export.artifacts.bundle import TEXT, VIDEO
 from tempme_export.errors import BackendError, BundleError, ParityError
 from tempme_export.media.preprocess import Preprocess
@@ -26,6 +27,7 @@ from tempme_export.parity.checks import (
 )
 from tempme_export.parity.selftest import SAFE_GAP, preprocess_for
 from tempme_export.parity.tolerance import INT8, PRECISIONS, TOLERANCES, Tolerance
+from tempme_export.parity.verification import Standard
 from tempme_export.pipeline import export
 from tempme_export.runtime.base import Runner
 from tempme_export.runtime.ort import OrtRunner
@@ -491,7 +493,9 @@ def test_text_together_and_alone(small_selftest):
 
 
 def judge(folder, selftest, recipe, precision="fp32"):
-    return export.judge(folder, selftest, recipe.plan, preprocess_for(recipe), precision, (1, 3), "cpu")
+    return export.judge(
+        Folder(folder, precision), Standard(selftest, recipe.plan, preprocess_for(recipe), (1, 3)), "cpu"
+    )
 
 
 def test_the_real_bundle_passes(small_bundle, small_selftest, small_recipe):
@@ -568,7 +572,9 @@ def test_a_graph_that_skips_a_merge_decision_fails(bundle_copy, small_selftest, 
 
 def test_wrong_preprocessing_fails(bundle_copy, small_selftest, small_recipe):
     wrong = Preprocess(48, small_recipe.backbone.mean, (0.3, 0.3, 0.3))
-    video, _ = export.judge(bundle_copy, small_selftest, small_recipe.plan, wrong, "fp32", (1,), "cpu")
+    video, _ = export.judge(
+        Folder(bundle_copy, "fp32"), Standard(small_selftest, small_recipe.plan, wrong, (1,)), "cpu"
+    )
     assert video.status == "failed"
 
 
@@ -602,15 +608,8 @@ class TestNotRun:
     def test_a_missing_device_is_an_error(self, small_bundle, small_selftest, small_recipe, precision, device):
         """Whatever the precision: "not run" would publish a bundle that nobody judged."""
         with pytest.raises(BackendError, match=device.split(":")[0]):
-            export.judge(
-                small_bundle,
-                small_selftest,
-                small_recipe.plan,
-                preprocess_for(small_recipe),
-                precision,
-                (1,),
-                device,
-            )
+            standard = Standard(small_selftest, small_recipe.plan, preprocess_for(small_recipe), (1,))
+            export.judge(Folder(small_bundle, precision), standard, device)
 
 
 def test_verify_fails_where_this_machine_computes_something_else(small_bundle, monkeypatch):

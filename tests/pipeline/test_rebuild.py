@@ -9,16 +9,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tempme_export.artifacts.backend import Folder
 from tempme_export.artifacts.bundle import MANIFEST, VIDEO, open_bundle, verify_files, write_manifest
+from tempme_export.artifacts.registry import find_backend
 from tempme_export.errors import BackendError, BundleError, ExportError, ParityError, UsageError
 from tempme_export.exporters.plugin_nodes import plugin_nodes
 from tempme_export.exporters.trt import builder as to_tensorrt
-from tempme_export.parity import engine as engine_judging
-from tempme_export.parity.engine import engine_batches, engine_checks, judge_engine
 from tempme_export.parity.selftest import load_selftest, preprocess_for
 from tempme_export.parity.tolerance import TOLERANCES
+from tempme_export.parity.verification import Standard, embedding_batches, embedding_checks, judge_on
 from tempme_export.pipeline import rebuild
 from tempme_export.retrieval import load
+from tempme_export.runtime import tensorrt
 from tempme_export.runtime.base import Runner
 from tempme_export.runtime.engine_facts import ENGINE, KEY, SOURCE, EngineFacts
 from tempme_export.runtime.ort import OrtRunner
@@ -88,10 +90,11 @@ def builder(monkeypatch):
     monkeypatch.setattr(to_tensorrt, "missing_for_engine", lambda device: state.missing)
     monkeypatch.setattr(to_tensorrt, "build", build)
     monkeypatch.setattr(
-        engine_judging,
+        tensorrt,
         "TensorRtRunner",
         lambda path, facts, device: state.runner(path.with_name(VIDEO), "cpu"),
     )
+    monkeypatch.setattr(tensorrt, "find_engine_gpu", lambda path, facts, device: None)
     return state
 
 
@@ -252,14 +255,13 @@ def test_a_folder_that_is_no_bundle(builder, tmp_path):
 
 class TestJudging:
     def test_batches(self, small_selftest):
-        assert engine_batches(FACTS, small_selftest) == (1, 3, 6, 8)
-        assert engine_batches(dataclasses.replace(FACTS, batch=(6, 6, 6)), small_selftest) == (6,)
+        assert embedding_batches(FACTS.batch, small_selftest) == (1, 3, 6, 8)
+        assert embedding_batches((6, 6, 6), small_selftest) == (6,)
 
     def test_every_batch_and_the_length_are_judged(self, small_bundle, small_recipe, small_selftest):
         with OrtRunner(small_bundle / VIDEO) as runner:
-            checks = engine_checks(
-                small_selftest, preprocess_for(small_recipe), runner, (1, 3, 6, 8), TOLERANCES["fp32"]
-            )
+            standard = Standard(small_selftest, small_recipe.plan, preprocess_for(small_recipe), (1, 3, 6, 8))
+            checks = embedding_checks(standard, runner, TOLERANCES["fp32"])
         assert all(check.passed for check in checks)
         for batch in (1, 3, 6, 8):
             assert any(check.name.startswith(f"video, batch {batch}: 1 - cosine") for check in checks)
@@ -269,12 +271,14 @@ class TestJudging:
     def test_a_replay_is_judged(self, small_bundle, small_recipe, small_selftest, precision):
         stale = Stale(small_bundle / VIDEO)
         for batch in (1, 3, 6, 8):
-            checks = engine_checks(small_selftest, preprocess_for(small_recipe), stale, (batch,), TOLERANCES[precision])
+            standard = Standard(small_selftest, small_recipe.plan, preprocess_for(small_recipe), (batch,))
+            checks = embedding_checks(standard, stale, TOLERANCES[precision], find_backend("tensorrt").replays)
             assert not all(check.passed for check in checks), batch
 
     def test_texts_rank_the_clips_as_before(self, small_bundle, small_recipe, small_selftest):
         with OrtRunner(small_bundle / VIDEO) as runner:
-            checks = engine_checks(small_selftest, preprocess_for(small_recipe), runner, (6, 8), TOLERANCES["fp16"])
+            standard = Standard(small_selftest, small_recipe.plan, preprocess_for(small_recipe), (6, 8))
+            checks = embedding_checks(standard, runner, TOLERANCES["fp16"])
         ranked = [check for check in checks if "rank agreement" in check.name]
         assert [check.name for check in ranked] == ["video, batch 6: rank agreement"] and ranked[0].passed
 
@@ -285,5 +289,7 @@ class TestJudging:
         builder.runner = Wrong
         facts = dataclasses.replace(FACTS, precision=precision)
         selftest = load_selftest(small_bundle / "selftest.npz")
-        report = judge_engine(small_bundle / ENGINE, facts, selftest, preprocess_for(small_recipe), "cuda")
+        standard = Standard(selftest, small_recipe.plan, preprocess_for(small_recipe), facts.batch)
+        folder = Folder(small_bundle, precision, {KEY: facts.to_dict()})
+        report = judge_on(find_backend("tensorrt"), folder, standard, "cuda")
         assert report.status == "failed" and report.artifact == ENGINE

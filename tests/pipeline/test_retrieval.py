@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import tempme_export
-from tempme_export.artifacts.bundle import TEXT, VIDEO, Bundle, open_bundle
+from tempme_export.artifacts.bundle import Bundle, open_bundle
 from tempme_export.encoder import backbone
 from tempme_export.encoder.backbone import open_clip_config
 from tempme_export.encoder.checkpoint import from_state_dict
@@ -328,7 +328,7 @@ class TestLoad:
 
     def test_close_frees_the_sessions_and_can_be_repeated(self, small_bundle, frames):
         model = tempme_export.load(small_bundle)
-        sessions = [weakref.ref(model._runner(name).opened()) for name in (VIDEO, TEXT)]
+        sessions = [weakref.ref(model._runner(name).opened()) for name in ("video", "text")]
         with model as entered:
             assert entered is model
             model.encode_video(frames)
@@ -341,9 +341,9 @@ class TestLoad:
     def test_sessions_are_opened_once(self, small_bundle, frames):
         with tempme_export.load(small_bundle) as model:
             model.encode_video(frames)
-            first = model._runner("video.onnx")
+            first = model._runner("video")
             model.encode_video([frames] * 4)
-            assert model._runner("video.onnx") is first
+            assert model._runner("video") is first
 
 
 def test_two_models_at_once(small_bundle, frames):

@@ -20,7 +20,7 @@ from tempme_export.encoder.profile import BatchRange
 from tempme_export.errors import BackendError, ExportError, UsageError
 from tempme_export.exporters.trt import builder, plugin_builds, plugin_launches, plugins
 from tempme_export.exporters.trt.reports import LOG, STEP
-from tempme_export.runtime.engine_facts import ENGINE, SOURCE
+from tempme_export.runtime.engine_facts import ENGINE, KEY, SOURCE
 from tempme_export.runtime.nvidia import Gpu
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", (9, 0), "580.65.06", (13, 0))
@@ -625,10 +625,12 @@ def test_a_real_engine(tiny_recipe, tmp_path, precision):
     missing = builder.missing_for_engine("cuda")
     if missing:
         pytest.skip("; ".join(missing))
+    from tempme_export.artifacts.backend import Folder
+    from tempme_export.artifacts.registry import find_backend
     from tempme_export.exporters.plugin_nodes import plugin_nodes
     from tempme_export.exporters.plugin_onnx import export_plugin_video
-    from tempme_export.parity.engine import judge_engine
     from tempme_export.parity.selftest import make_selftest, preprocess_for
+    from tempme_export.parity.verification import Standard, judge_on
 
     nodes, sizes = plugin_nodes(tiny_recipe), tiny_recipe.profile.batch
     export_plugin_video(tiny_recipe, tmp_path / SOURCE, precision)
@@ -645,4 +647,6 @@ def test_a_real_engine(tiny_recipe, tmp_path, precision):
     assert sum(facts.plugins.values()) == len(nodes) and set(facts.products) == {precision}
     assert facts.engine_plugins == len(nodes) and (tmp_path / "out.timing").stat().st_size > 0
     selftest, preprocess = make_selftest(tiny_recipe), preprocess_for(tiny_recipe)
-    assert judge_engine(tmp_path / ENGINE, facts, selftest, preprocess, "cuda").status == "passed"
+    standard = Standard(selftest, tiny_recipe.plan, preprocess, facts.batch)
+    folder = Folder(tmp_path, precision, {KEY: facts.to_dict()})
+    assert judge_on(find_backend("tensorrt"), folder, standard, "cuda").status == "passed"

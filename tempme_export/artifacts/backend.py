@@ -1,0 +1,148 @@
+"""Backend: one way to run an artifact. The module of its runner is imported when it is asked for something."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from tempme_export.artifacts.artifact import Artifact
+from tempme_export.errors import BackendError
+
+if TYPE_CHECKING:
+    from tempme_export.runtime.base import Runner
+
+Facts = Mapping[str, Any]
+
+
+class Reveals(Enum):
+    """What a runner of a video tower can return beside the embedding."""
+
+    NOTHING = "nothing"
+    DECISIONS = "every merge's decision, in any case"
+    VALUES = "any value inside, opened with `expose`"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How an artifact is to be run.
+
+    threads    of a processor, for one call; None: as many as it has cores
+    max_batch  rows of one call at most, unless the artifact has a limit of its own; None: as many as come
+    expose     values inside to return beside the outputs
+    """
+
+    device: str
+    threads: int | None = None
+    max_batch: int | None = None
+    expose: tuple[str, ...] = ()
+
+
+class Runtime(Protocol):
+    """What the module of a runner provides. `facts` is what the manifest says of the artifact."""
+
+    def choose_device(self, facts: Facts, device: str | None) -> str:
+        """The device asked for, or the usual one. Raises BackendError for one that is not there."""
+        ...
+
+    def check_fit(self, path: Path, facts: Facts, device: str) -> None:
+        """Raise BackendError for an artifact of another machine, before it is loaded. Of bound artifacts only."""
+        ...
+
+    def describe(self, facts: Facts, device: str) -> str:
+        """The runtime and the device, for a report."""
+        ...
+
+    def open_runner(self, path: Path, facts: Facts, setting: Setting) -> "Runner":
+        """Raises BackendError without the runtime or device, BundleError for a file that cannot be loaded."""
+        ...
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Artifacts of one export, before there is a manifest or after.
+
+    facts  option -> what the artifact says of itself
+    files  names by the manifest; None: what lies there
+    """
+
+    path: Path
+    precision: str
+    facts: Mapping[str, Facts] = field(default_factory=dict)
+    files: frozenset[str] | None = None
+
+    def has(self, artifact: Artifact) -> bool:
+        """Whether the artifact is in it, or must be."""
+        if artifact.option is None:
+            return True
+        return (self.path / artifact.file).is_file() if self.files is None else artifact.file in self.files
+
+    def facts_of(self, artifact: Artifact) -> Facts:
+        """Nothing for an artifact that says nothing."""
+        return (self.facts.get(artifact.option) if artifact.option else None) or {}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to run one artifact.
+
+    name     what a user asks for
+    runner   the module of its runner, as `Runtime` describes it
+    devices  kinds of device that it runs on, the usual one first
+    reveals  what its runner can return beside an embedding
+    judges   it is one by which the artifact is accepted
+    packages distributions whose versions its embeddings depend on, each with all whose names begin so
+    offered  to users; another is there for its artifact's acceptance, or beside the videos, alone
+    replays  runs of a batch size after which the runner may repeat what it recorded
+    """
+
+    name: str
+    artifact: Artifact
+    runner: str
+    devices: tuple[str, ...]
+    reveals: Reveals = Reveals.NOTHING
+    packages: tuple[str, ...] = ()
+    judges: bool = True
+    offered: bool = True
+    replays: int = 0
+
+    @property
+    def runtime(self) -> Runtime:
+        """The module of its runner."""
+        return cast(Runtime, importlib.import_module(self.runner))
+
+    def runs_on(self, device: str) -> bool:
+        """Whether it runs on this kind of device."""
+        return device.partition(":")[0] in self.devices
+
+    def device_beside(self, device: str) -> str:
+        """Where it runs when other artifacts run on `device`: there, or on its usual device where that is the CPU."""
+        return self.devices[0] if device == "cpu" and not self.runs_on(device) else device
+
+    def choose_device(self, folder: Folder, device: str | None) -> str:
+        """The device asked for, or the usual one. Raises BackendError without the artifact or the device."""
+        if not folder.has(self.artifact):
+            raise BackendError(
+                f"{folder.path} has no {self.artifact.file}. Export it with --{self.artifact.option}, or use another "
+                "backend."
+            )
+        if device is None and len(self.devices) == 1:
+            device = self.devices[0]
+        chosen = self.runtime.choose_device(folder.facts_of(self.artifact), device)
+        if not self.runs_on(chosen):
+            raise BackendError(f"backend {self.name} runs on {', '.join(self.devices)}, and {chosen} was asked for.")
+        return chosen
+
+    def check_fit(self, folder: Folder, device: str) -> None:
+        """Raises BackendError for an artifact that was built for another machine."""
+        if self.artifact.bound:
+            self.runtime.check_fit(folder.path / self.artifact.file, folder.facts_of(self.artifact), device)
+
+    def describe(self, folder: Folder, device: str) -> str:
+        """The runtime and the device, for a report."""
+        return self.runtime.describe(folder.facts_of(self.artifact), device)
+
+    def open(self, folder: Folder, setting: Setting) -> "Runner":
+        """Raises BackendError without the runtime or device, BundleError for a file that cannot be loaded."""
+        return self.runtime.open_runner(folder.path / self.artifact.file, folder.facts_of(self.artifact), setting)

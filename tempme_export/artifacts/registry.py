@@ -1,0 +1,80 @@
+"""The artifacts and backends that there are. A new one is an exporter, a runner and its entry here."""
+
+import difflib
+
+from tempme_export.artifacts.artifact import Artifact, Tower
+from tempme_export.artifacts.backend import Backend, Folder, Reveals
+from tempme_export.errors import BackendError
+
+_EXPORTERS, _RUNNERS = "tempme_export.exporters", "tempme_export.runtime"
+
+VIDEO_ONNX = Artifact("video.onnx", "video", f"{_EXPORTERS}.onnx")
+TEXT_ONNX = Artifact("text.onnx", "text", f"{_EXPORTERS}.onnx")
+PACKAGE = Artifact("video.pt2", "video", f"{_EXPORTERS}.pt2", option="pt2", bound=True)
+PLUGIN_ONNX = Artifact("video.plugin.onnx", "video", f"{_EXPORTERS}.plugin_onnx", option="trt")
+PLAN = Artifact("video.plan", "video", f"{_EXPORTERS}.trt.builder", option="trt", bound=True)
+
+# In the order in which they are built and judged: an engine is built from the graph before it.
+ARTIFACTS: tuple[Artifact, ...] = (VIDEO_ONNX, TEXT_ONNX, PACKAGE, PLUGIN_ONNX, PLAN)
+
+_ORT = f"{_RUNNERS}.ort"
+_ORT_PACKAGES, _TORCH_PACKAGES = ("onnxruntime",), ("torch", "triton")
+BACKENDS: tuple[Backend, ...] = (
+    Backend("ort", VIDEO_ONNX, _ORT, ("cpu",), Reveals.VALUES, _ORT_PACKAGES),
+    Backend("pt2", PACKAGE, f"{_RUNNERS}.pt2", ("cpu", "cuda"), Reveals.DECISIONS, _TORCH_PACKAGES),
+    Backend("tensorrt", PLAN, f"{_RUNNERS}.tensorrt", ("cuda",), packages=(*_TORCH_PACKAGES, "tensorrt"), replays=2),
+    Backend("openvino", VIDEO_ONNX, f"{_RUNNERS}.openvino", ("cpu",), packages=("openvino",), judges=False),
+    Backend("ort-cuda", VIDEO_ONNX, _ORT, ("cuda",), Reveals.VALUES, _ORT_PACKAGES),
+    Backend("plugin-ort", PLUGIN_ONNX, _ORT, ("cpu", "cuda"), Reveals.VALUES, _ORT_PACKAGES, offered=False),
+    Backend("text-ort", TEXT_ONNX, _ORT, ("cpu", "cuda"), packages=_ORT_PACKAGES, offered=False),
+)
+
+
+def register(*backends: Backend) -> None:
+    """Add backends, and their artifacts where they are new. Raises BackendError for a name that is taken."""
+    global ARTIFACTS, BACKENDS
+    for one in backends:
+        if any(one.name == other.name for other in BACKENDS):
+            raise BackendError(f"backend {one.name!r} is registered already. Give it another name.")
+        if one.artifact not in ARTIFACTS:
+            ARTIFACTS = (*ARTIFACTS, one.artifact)
+        BACKENDS = (*BACKENDS, one)
+
+
+def offered(tower: Tower = "video") -> tuple[str, ...]:
+    """Names of the backends that a user may ask for."""
+    return tuple(one.name for one in BACKENDS if one.artifact.tower == tower and one.offered)
+
+
+def find_backend(name: str | None, device: str | None = None) -> Backend:
+    """The backend of a video tower with this name; None: the first.
+
+    NAME on a kind of device that it does not run on is NAME-KIND, where that is there. Raises BackendError for a name
+    that is none, with one that comes near.
+    """
+    names = offered()
+    if name is not None and name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        meant = f" Did you mean {near[0]}?" if near else ""
+        raise BackendError(f"backend {name!r} is not one of {', '.join(names)}.{meant}")
+    named = {one.name: one for one in BACKENDS}
+    found = named[name or names[0]]
+    if device is None or found.runs_on(device):
+        return found
+    return named.get(f"{found.name}-{device.partition(':')[0]}", found)
+
+
+def text_backend() -> Backend:
+    """What runs the texts, whatever runs the videos."""
+    return next(one for one in BACKENDS if one.artifact.tower == "text")
+
+
+def judging(folder: Folder, device: str) -> tuple[Backend, ...]:
+    """The backends by which the artifacts of a folder are accepted where `device` is asked for: of every artifact those
+    that run there, or its first."""
+    chosen: list[Backend] = []
+    for artifact in ARTIFACTS:
+        if folder.has(artifact):
+            judges = [one for one in BACKENDS if one.artifact == artifact and one.judges]
+            chosen += [one for one in judges if one.runs_on(device)] or judges[:1]
+    return tuple(chosen)
