@@ -1,25 +1,108 @@
 """Artifact: one kind of file that a bundle may hold, and who builds it."""
 
+import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+
+if TYPE_CHECKING:
+    from tempme_export.encoder.recipe import Recipe
 
 Tower = Literal["video", "text"]
+Progress = Callable[[str, Any], None]
+
+
+class Spec(Protocol):
+    """What of a request an exporter may ask for; `pipeline.spec.ExportSpec` says what each means."""
+
+    @property
+    def precision(self) -> str: ...
+    @property
+    def frame_mask(self) -> bool: ...
+    @property
+    def trace(self) -> bool: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def opset(self) -> int: ...
+    @property
+    def calibrate(self) -> str | Path | None: ...
+    @property
+    def ranges(self) -> str | None: ...
+    @property
+    def workspace_gib(self) -> float | None: ...
+    @property
+    def largest_file(self) -> int: ...
+    @property
+    def verbose(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Making:
+    """What an exporter builds from.
+
+    folder     where the bundle is put together; what an artifact is built from lies there already
+    out        where the bundle will lie
+    quantized  both towers in int8, as `quantization.build` prepares them; None in any other precision
+    progress   called with a stage's name and its result
+    """
+
+    recipe: "Recipe"
+    spec: Spec
+    folder: Path
+    out: Path
+    quantized: Any
+    progress: Progress
+
+
+class Exporter(Protocol):
+    """What the module of an exporter provides."""
+
+    def check(self, spec: Spec) -> None:
+        """Refuse what no checkpoint could mend: UsageError for the request, BackendError for this machine."""
+        ...
+
+    def check_recipe(self, recipe: "Recipe", spec: Spec) -> None:
+        """Raise UsageError for a model of which there can be no such artifact."""
+        ...
+
+    def files(self, artifact: "Artifact", recipe: "Recipe", spec: Spec) -> list[str]:
+        """Names of what will be written."""
+        ...
+
+    def size(self, artifact: "Artifact", recipe: "Recipe", spec: Spec) -> int:
+        """Upper estimate of its bytes."""
+        ...
+
+    def scratch(self, artifact: "Artifact", recipe: "Recipe", spec: Spec) -> int:
+        """Bytes that are written beside the bundle for a while."""
+        ...
+
+    def build(self, artifact: "Artifact", making: Making) -> dict[str, Any] | None:
+        """Write it to `making.folder`; what the manifest is to say of it. Raises ExportError."""
+        ...
 
 
 @dataclass(frozen=True)
 class Artifact:
     """One kind of file of a bundle.
 
-    file      its name in the bundle
-    tower     what it encodes
-    exporter  the module that builds it, imported when something is built
-    option    what an export must be asked for to write it, and where the manifest keeps what it says of itself; None:
-              every bundle has it
-    bound     it runs only on the kind of machine that it was built for
+    file     its name in the bundle
+    tower    what it encodes
+    builder  the module that builds it, as `Exporter` describes it, imported when it is asked for something
+    option   what an export must be asked for to write it, and where the manifest keeps what it says of itself; None:
+             every bundle has it
+    bound    it runs only on the kind of machine that it was built for
     """
 
     file: str
     tower: Tower
-    exporter: str
+    builder: str
     option: str | None = None
     bound: bool = False
+
+    @property
+    def exporter(self) -> Exporter:
+        """The module that builds it."""
+        return cast(Exporter, importlib.import_module(self.builder))

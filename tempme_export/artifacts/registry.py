@@ -7,12 +7,13 @@ from tempme_export.artifacts.backend import Backend, Folder, Reveals
 from tempme_export.errors import BackendError
 
 _EXPORTERS, _RUNNERS = "tempme_export.exporters", "tempme_export.runtime"
+_GRAPHS = "tempme_export.quantization.graphs"  # above the exporters: a float or int8
 
-VIDEO_ONNX = Artifact("video.onnx", "video", f"{_EXPORTERS}.onnx")
-TEXT_ONNX = Artifact("text.onnx", "text", f"{_EXPORTERS}.onnx")
+VIDEO_ONNX = Artifact("video.onnx", "video", _GRAPHS)
+TEXT_ONNX = Artifact("text.onnx", "text", _GRAPHS)
 PACKAGE = Artifact("video.pt2", "video", f"{_EXPORTERS}.pt2", option="pt2", bound=True)
 PLUGIN_ONNX = Artifact("video.plugin.onnx", "video", f"{_EXPORTERS}.plugin_onnx", option="trt")
-PLAN = Artifact("video.plan", "video", f"{_EXPORTERS}.trt.builder", option="trt", bound=True)
+PLAN = Artifact("video.plan", "video", f"{_EXPORTERS}.trt.engine", option="trt", bound=True)
 
 # In the order in which they are built and judged: an engine is built from the graph before it.
 ARTIFACTS: tuple[Artifact, ...] = (VIDEO_ONNX, TEXT_ONNX, PACKAGE, PLUGIN_ONNX, PLAN)

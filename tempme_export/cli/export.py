@@ -192,9 +192,10 @@ def command(
         return
     sizes = _batch(batch)
     _check_engine(trt, dry_run, precision, device, workspace, verbose)
-    from tempme_export.cli.export_commands import Request, export_bundle, plan_bundle
+    from tempme_export.cli.export_commands import export_bundle, plan_bundle
+    from tempme_export.pipeline.spec import ExportSpec, asked
 
-    request = Request(
+    spec = ExportSpec(
         checkpoint=checkpoint,
         profile=profile,
         activation=activation,
@@ -203,8 +204,7 @@ def command(
         batch=sizes,
         frame_mask=frame_mask,
         trace=trace,
-        pt2=pt2,
-        trt=trt,
+        options=asked([("pt2", pt2), ("trt", trt)]),
         device=device,
         opset=opset,
         calibrate=calibrate,
@@ -217,9 +217,9 @@ def command(
         force=force,
     )
     if dry_run:
-        plan_bundle(request, triton_repo, as_json)
+        plan_bundle(spec, triton_repo, as_json)
     else:
-        export_bundle(request, triton_repo, threads, as_json)
+        export_bundle(spec, triton_repo, threads, as_json)
 
 
 main = entry(app, console.show_error)

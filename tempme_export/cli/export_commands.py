@@ -1,7 +1,7 @@
 """What `tempme-export` does once its options make sense: build, plan, verify, rebuild, lay out for a server."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tempme_export.artifacts.bundle import Bundle, check_destination, open_bundle
@@ -10,39 +10,9 @@ from tempme_export.cli.terminal import show_warning, write_json
 from tempme_export.errors import ExportError
 from tempme_export.pipeline import engine_request, export
 from tempme_export.pipeline.rebuild import rebuild
+from tempme_export.pipeline.spec import ExportSpec
 from tempme_export.quantization.calibration import read_calibration
 from tempme_export.serving.repository import check_folder, write_repository
-
-
-@dataclass(frozen=True)
-class Request:
-    """The options of a build; the fields are the parameters of `pipeline.export`."""
-
-    checkpoint: str
-    profile: str | None
-    activation: str | None
-    out: Path | None
-    precision: str
-    batch: tuple[int, int, int] | None
-    frame_mask: bool
-    trace: bool
-    pt2: bool
-    trt: bool
-    device: str
-    opset: int
-    calibrate: str | None
-    ranges: str | None
-    gate: str | None
-    gate_videos: Path | None
-    allow_damaged: bool
-    workspace_gib: float | None
-    verbose: bool
-    force: bool
-
-    @property
-    def target(self) -> Path:
-        """The bundle's folder."""
-        return self.out or export.default_output(self.checkpoint)
 
 
 def _say_done(text: str, statuses: list[str]) -> None:
@@ -94,42 +64,30 @@ def serve_bundle(folder: Path, repository: Path, threads: int | None, force: boo
     console.show_done(f"{repository} serves {folder}")
 
 
-def export_bundle(request: Request, repository: Path | None, threads: int | None, as_json: bool) -> None:
+def export_bundle(spec: ExportSpec, repository: Path | None, threads: int | None, as_json: bool) -> None:
     """Build a bundle and, where asked for, its model repository."""
     started = time.perf_counter()
     if repository is not None:
-        check_folder(repository, request.target, request.force)
-    options = {name: getattr(request, name) for name in Request.__dataclass_fields__}
-    given = [options.pop(name) for name in ("checkpoint", "profile", "out")]
-    bundle = export.export(*given, **options, progress=console.show_progress)
+        check_folder(repository, spec.target, spec.force)
+    bundle = export.build(spec, console.show_progress)
     written: tuple[Path, ...] = ()
     if repository is not None:
-        written = write_repository(bundle, repository, request.force, threads)
+        written = write_repository(bundle, repository, spec.force, threads)
         console.show_progress("repository", written)
     if as_json:
         _write_bundle_json(bundle, written)
     _say_done(f"{bundle.path} in {time.perf_counter() - started:.0f} s", _statuses(bundle))
 
 
-def plan_bundle(request: Request, repository: Path | None, as_json: bool) -> None:
+def plan_bundle(spec: ExportSpec, repository: Path | None, as_json: bool) -> None:
     """Show what would be built. Nothing is written but, for an engine, the graph that it would be built from."""
-    export.check_request(
-        request.precision,
-        request.batch,
-        request.opset,
-        request.device,
-        request.pt2,
-        request.calibrate,
-        request.ranges,
-    )
-    target, trt = request.target, request.trt
-    recipe = export.requested_recipe(
-        request.checkpoint, request.profile, request.batch, request.trace, request.activation
-    )
-    gate = export.requested_gate(request.gate, request.gate_videos, recipe)
+    target, trt = spec.target, engine_request.OPTION in spec.options
+    replace(spec, options=spec.options - {engine_request.OPTION}).check()  # its plan says what is missing
+    recipe = spec.recipe()
+    gate = spec.gate_data(recipe)
     calibration = None
-    if request.calibrate is not None:
-        calibration = read_calibration(request.calibrate, recipe, request.allow_damaged)
+    if spec.calibrate is not None:
+        calibration = read_calibration(spec.calibrate, recipe, spec.allow_damaged)
     console.show_recipe(recipe)
     if calibration is not None:
         console.show_calibration(calibration)
@@ -137,19 +95,18 @@ def plan_bundle(request: Request, repository: Path | None, as_json: bool) -> Non
         console.show_gate_data(gate)
     engine = None
     if trt:
-        engine = engine_request.requested_engine(recipe, request.precision, request.frame_mask, request.device)
+        engine = engine_request.requested_engine(recipe, spec)
         console.show_progress("engine plan", engine)
-    needed = export.estimate_bytes(recipe, request.precision, request.pt2, trt)
-    needed_meanwhile = needed + export.scratch_bytes(recipe, request.precision, request.pt2, trt)
-    check_destination(target, needed_meanwhile, request.force, recipe.checkpoint.sha256)
+    needed = spec.size(recipe)
+    check_destination(target, needed + spec.scratch(recipe), spec.force, recipe.checkpoint.sha256)
     if repository is not None:
-        check_folder(repository, target, request.force)
+        check_folder(repository, target, spec.force)
     source = engine_request.source_path(target)
     if trt:
-        engine_request.check_source(source, request.force)
-        for path in engine_request.write_source(recipe, source, request.precision, request.frame_mask):
+        engine_request.check_source(source, spec.force)
+        for path in engine_request.write_source(recipe, source, spec.precision, spec.frame_mask):
             console.show_file(path)
-    files = export.planned_files(recipe, request.precision, request.pt2, trt)
+    files = spec.files(recipe)
     if as_json:
         document = {"out": str(target), "profile": recipe.profile.to_dict(), "schedule": asdict(recipe.plan)}
         document["conventions"] = {one.about: one.to_dict() for one in recipe.conventions}

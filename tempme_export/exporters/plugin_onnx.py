@@ -14,12 +14,13 @@ import onnx
 import torch
 from torch import Tensor
 
+from tempme_export.artifacts.artifact import Artifact, Making, Spec
 from tempme_export.encoder import ops
 from tempme_export.encoder.model import VideoEncoder
 from tempme_export.encoder.recipe import Recipe
 from tempme_export.errors import ExportError
 from tempme_export.exporters import plugin_nodes as nodes_of
-from tempme_export.exporters.common import DTYPES, video_inputs
+from tempme_export.exporters.common import DTYPES, graph_names, tower_bytes, video_inputs
 from tempme_export.exporters.external_data import LARGEST_FILE, put_aside_above
 from tempme_export.exporters.onnx import TRACED_BATCH, TracedVideo, check_graph, finish, save, to_proto
 from tempme_export.exporters.plugin_functions import DOMAIN, PLUGIN_ATTRIBUTES, VERSION, functions_of
@@ -151,3 +152,32 @@ def export_plugin_video(
     finish(proto, {"profile": recipe.profile.to_dict(), "precision": precision})
     proto.functions.extend(functions_of(nodes, opset))
     save(proto, path, lambda graph: check_plugin_graph(graph, nodes), largest_file)
+
+
+def check(spec: Spec) -> None:
+    """Nothing of its own: it is written where an engine can be built from it."""
+
+
+def check_recipe(recipe: Recipe, spec: Spec) -> None:
+    """Nothing of its own."""
+
+
+def files(artifact: Artifact, recipe: Recipe, spec: Spec) -> list[str]:
+    """The graph and, where it is too large for one file, its weights."""
+    return graph_names(artifact.file, tower_bytes(recipe, "video", spec.precision), spec.largest_file)
+
+
+def size(artifact: Artifact, recipe: Recipe, spec: Spec) -> int:
+    """Its weights."""
+    return tower_bytes(recipe, "video", spec.precision)
+
+
+def scratch(artifact: Artifact, recipe: Recipe, spec: Spec) -> int:
+    """Nothing."""
+    return 0
+
+
+def build(artifact: Artifact, making: Making) -> None:
+    """Raises as `export_plugin_video`."""
+    spec, path = making.spec, making.folder / artifact.file
+    export_plugin_video(making.recipe, path, spec.precision, spec.frame_mask, largest_file=spec.largest_file)

@@ -15,22 +15,26 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from tempme_export.artifacts.artifact import Artifact, Making, Spec
 from tempme_export.encoder import ops
 from tempme_export.encoder.model import Merges, VideoEncoder
 from tempme_export.encoder.recipe import Recipe
-from tempme_export.errors import BackendError, ExportError
-from tempme_export.exporters.common import DTYPES, video_inputs
+from tempme_export.errors import BackendError, ExportError, UsageError
+from tempme_export.exporters.common import DTYPES, tower_bytes, video_inputs
 from tempme_export.files import library_path
+from tempme_export.parity.tolerance import INT8
 from tempme_export.runtime.devices import capability, quiet_torch, torch_device
-from tempme_export.runtime.package_facts import PackageFacts, check_unpacking
+from tempme_export.runtime.package_facts import PackageFacts, check_unpacking, read_facts
 
 _MESSAGE_LINES = 8
+_CODE_BYTES = 16 * 2**20
 # Neither the number of threads nor their absence is compiled in; this decides only how loops are split.
 _THREADS = {"cpp.dynamic_threads": True, "cpp.threads": 16}
 
@@ -195,3 +199,36 @@ def export_video(
         _check_alone(package)
         _check_loads(package)
         package.replace(path)
+
+
+def check(spec: Spec) -> None:
+    """Raises UsageError for int8, which torch does not compile here, and BackendError as `check_builder`."""
+    if spec.precision == INT8:
+        raise UsageError("--precision int8 is for ONNX on CPUs, found --pt2. Use fp16 or bf16 there.")
+    check_builder(spec.device)
+
+
+def check_recipe(recipe: Recipe, spec: Spec) -> None:
+    """Nothing of its own."""
+
+
+def files(artifact: Artifact, recipe: Recipe, spec: Spec) -> list[str]:
+    """The package."""
+    return [artifact.file]
+
+
+def size(artifact: Artifact, recipe: Recipe, spec: Spec) -> int:
+    """Its weights and code."""
+    return tower_bytes(recipe, "video", spec.precision) + _CODE_BYTES
+
+
+def scratch(artifact: Artifact, recipe: Recipe, spec: Spec) -> int:
+    """Compiling it takes its weights as an object file, and linked."""
+    return 3 * tower_bytes(recipe, "video", spec.precision)
+
+
+def build(artifact: Artifact, making: Making) -> dict[str, Any]:
+    """Raises as `export_video`."""
+    spec, path = making.spec, making.folder / artifact.file
+    export_video(making.recipe, path, spec.precision, spec.device, spec.frame_mask)
+    return read_facts(path).to_dict()

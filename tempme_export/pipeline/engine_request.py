@@ -2,41 +2,33 @@
 
 from pathlib import Path
 
+from tempme_export.artifacts.artifact import Spec
 from tempme_export.artifacts.bundle import MANIFEST, SUFFIX
 from tempme_export.artifacts.graph_files import data_path, graph_files
 from tempme_export.encoder.recipe import Recipe
-from tempme_export.errors import BackendError, BundleError, UsageError
+from tempme_export.errors import BackendError, BundleError
 from tempme_export.exporters.external_data import LARGEST_FILE
-from tempme_export.exporters.plugin_nodes import PluginNode, plugin_nodes
 from tempme_export.exporters.plugin_onnx import export_plugin_video
 from tempme_export.exporters.trt import builder
+from tempme_export.exporters.trt.engine import engine_nodes
 from tempme_export.exporters.trt.plan import EnginePlan, engine_plan
 from tempme_export.exporters.trt.plugin_builds import ptx_target
 from tempme_export.files import building
 from tempme_export.runtime.engine_facts import SOURCE
 from tempme_export.runtime.nvidia import engine_device, find_gpu
 
-
-def engine_nodes(recipe: Recipe) -> tuple[PluginNode, ...]:
-    """What an engine's plugins are to take. Raises UsageError where that is nothing."""
-    nodes = plugin_nodes(recipe)
-    if not nodes:
-        raise UsageError(
-            f"profile {recipe.profile.name} merges no tokens, so an engine of it would hold no plugin of ours. Leave "
-            "out --trt and build its video.onnx with TensorRT itself, or choose a --profile that merges."
-        )
-    return nodes
+OPTION = "trt"
 
 
-def requested_engine(recipe: Recipe, precision: str, frame_mask: bool, device: str) -> EnginePlan:
+def requested_engine(recipe: Recipe, spec: Spec) -> EnginePlan:
     """What an export with `trt` would build, and what this machine lacks for it. Raises UsageError as it would."""
     nodes = engine_nodes(recipe)
-    builder.check_options(precision)
+    builder.check_options(spec.precision)
     try:
-        target = ptx_target(find_gpu(engine_device(device)).compute)
+        target = ptx_target(find_gpu(engine_device(spec.device)).compute)
     except BackendError:  # told among what is missing
         target = None
-    return engine_plan(recipe, precision, nodes, frame_mask, target, builder.missing_for_engine(device))
+    return engine_plan(recipe, spec.precision, nodes, spec.frame_mask, target, builder.missing_for_engine(spec.device))
 
 
 def source_path(out: Path) -> Path:

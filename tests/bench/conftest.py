@@ -7,8 +7,9 @@ from tempme_export.artifacts.bundle import VIDEO, write_manifest
 from tempme_export.bench import cli
 from tempme_export.encoder.checkpoint import Facts, expected_shapes, load_checkpoint
 from tempme_export.encoder.recipe import prepare
-from tempme_export.exporters.onnx import DEFAULT_OPSET, export_video
+from tempme_export.exporters.onnx import export_video
 from tempme_export.pipeline import export
+from tempme_export.pipeline.spec import ExportSpec
 
 PROFILE = """
 name = "tiny"
@@ -73,7 +74,7 @@ def tiny_bundle(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny.tempme")
     recipe = prepare(load_checkpoint(checkpoint), profile)
     export_video(recipe, folder / VIDEO)
-    write_manifest(folder, export._manifest(recipe, "fp32", False, DEFAULT_OPSET, []))
+    write_manifest(folder, export._manifest(ExportSpec(""), recipe, export.Built()))
     return folder
 
 

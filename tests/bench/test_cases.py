@@ -8,8 +8,8 @@ from tempme_export.artifacts.bundle import VIDEO, write_manifest
 from tempme_export.bench.cases import open_case
 from tempme_export.encoder.recipe import open_recipe
 from tempme_export.errors import BundleError
-from tempme_export.exporters.onnx import DEFAULT_OPSET
 from tempme_export.pipeline import export
+from tempme_export.pipeline.spec import ExportSpec
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def gelu_bundle(tiny, tmp_path):
     recipe = open_recipe(*tiny, "gelu")
     (tmp_path / "a.tempme").mkdir()
     (tmp_path / "a.tempme" / VIDEO).write_bytes(b"x")
-    write_manifest(tmp_path / "a.tempme", export._manifest(recipe, "fp32", False, DEFAULT_OPSET, []))
+    write_manifest(tmp_path / "a.tempme", export._manifest(ExportSpec(""), recipe, export.Built()))
     return tmp_path / "a.tempme"
 
 

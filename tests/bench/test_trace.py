@@ -17,11 +17,11 @@ from tempme_export.encoder.recipe import prepare
 from tempme_export.encoder.reference import ReferenceVideo, Trace
 from tempme_export.encoder.schedule import MergePolicy, schedule
 from tempme_export.errors import BundleError, InputError, VideoError
-from tempme_export.exporters.onnx import DEFAULT_OPSET
 from tempme_export.media.render import render_clip
 from tempme_export.media.video import read_frames
 from tempme_export.parity.selftest import draw_clip, preprocess_for
 from tempme_export.pipeline import export
+from tempme_export.pipeline.spec import ExportSpec
 
 GRID = 4  # of the tiny model: 64 pixels, patches of 16
 
@@ -47,7 +47,7 @@ def traced_bundle(recipe, tiny_bundle, tmp_path_factory):
     proto = onnx.load(tiny_bundle / VIDEO)
     proto.graph.output.extend(onnx.ValueInfoProto(name=merge.assign_name) for merge in recipe.plan.merges)
     onnx.save(proto, folder / VIDEO)
-    write_manifest(folder, export._manifest(recipe, "fp32", False, DEFAULT_OPSET, [], trace=True))
+    write_manifest(folder, export._manifest(ExportSpec("", trace=True), recipe, export.Built()))
     return folder
 
 
@@ -300,6 +300,6 @@ class TestTraceVideo:
 
     def test_a_graph_without_the_values(self, recipe, tmp_path, video):
         """A manifest may name merges that a foreign graph does not hold."""
-        write_manifest(tmp_path, export._manifest(recipe, "fp32", False, DEFAULT_OPSET, []))
+        write_manifest(tmp_path, export._manifest(ExportSpec(""), recipe, export.Built()))
         with pytest.raises(BundleError, match=VIDEO):
             trace_video(open_bundle(tmp_path), Path(video))

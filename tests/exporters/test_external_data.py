@@ -18,7 +18,7 @@ from tempme_export.parity.checks import check_text, check_video
 from tempme_export.parity.selftest import make_selftest, preprocess_for
 from tempme_export.parity.tolerance import TOLERANCES
 from tempme_export.pipeline.engine_request import write_source
-from tempme_export.pipeline.export import planned_files
+from tempme_export.pipeline.spec import ExportSpec
 from tempme_export.quantization import export as int8
 from tempme_export.quantization.towers import prepare_text
 from tempme_export.runtime.engine_facts import SOURCE
@@ -113,10 +113,10 @@ def test_the_limit_itself_still_fits(tmp_path):
 
 
 def test_what_will_be_written(recipe):
-    assert planned_files(recipe, "fp32", trt=True) == [
+    assert ExportSpec("", options=frozenset({"trt"})).files(recipe) == [
         *("selftest.npz", "video.onnx", "text.onnx", "video.plugin.onnx", "video.plan"),
     ]
-    assert planned_files(recipe, "fp32", trt=True, largest_file=LIMIT) == [
+    assert ExportSpec("", options=frozenset({"trt"}), largest_file=LIMIT).files(recipe) == [
         *("selftest.npz", "video.onnx", "video.onnx.data", "text.onnx", "text.onnx.data"),
         *("video.plugin.onnx", "video.plugin.onnx.data", "video.plan"),
     ]

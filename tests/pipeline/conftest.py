@@ -11,6 +11,7 @@ from tempme_export.encoder.checkpoint import load_checkpoint
 from tempme_export.encoder.recipe import prepare
 from tempme_export.parity.selftest import make_selftest
 from tempme_export.pipeline import export
+from tempme_export.quantization import graphs
 
 PROFILE = """
 name = "small"
@@ -107,6 +108,6 @@ def quick_export(small_bundle, small_selftest, monkeypatch):
     def copy_of(name):
         return lambda recipe, path, *rest, **options: shutil.copyfile(small_bundle / name, path)
 
-    monkeypatch.setattr(export, "export_video", copy_of(VIDEO))
-    monkeypatch.setattr(export, "export_text", copy_of(TEXT))
+    monkeypatch.setattr(graphs, "export_video", copy_of(VIDEO))
+    monkeypatch.setattr(graphs, "export_text", copy_of(TEXT))
     monkeypatch.setattr(export, "make_selftest", lambda recipe: small_selftest)

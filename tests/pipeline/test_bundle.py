@@ -32,6 +32,8 @@ from tempme_export.encoder.profile import load_profile
 from tempme_export.errors import BundleError, ExportError, ParityError, TempMeExportError, UsageError
 from tempme_export.files import building, file_sha256
 from tempme_export.pipeline import export as pipeline
+from tempme_export.pipeline.spec import ExportSpec, default_output
+from tempme_export.quantization import graphs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -100,7 +102,7 @@ class TestWhole:
 
     def test_estimate_is_above_what_it_took(self, small_bundle, small_recipe):
         taken = sum(path.stat().st_size for path in small_bundle.iterdir())
-        assert taken <= pipeline.estimate_bytes(small_recipe, "fp32") <= taken + 6 * 2**20
+        assert taken <= ExportSpec("").size(small_recipe) <= taken + 6 * 2**20
 
     def test_batch_of_the_caller_is_what_is_judged_and_written(self, export, tmp_path):
         bundle = export(tmp_path / "out", batch=(2, 2, 5))
@@ -120,8 +122,8 @@ class TestWhole:
         assert list(tmp_path.iterdir()) == []
 
     def test_default_output_lies_beside_the_checkpoint(self):
-        assert pipeline.default_output("a/b/ckpt.best.pt") == Path("a/b/ckpt.best.tempme")
-        assert pipeline.default_output("open_clip:ViT-B-32/openai") == Path("ViT-B-32-openai.tempme")
+        assert default_output("a/b/ckpt.best.pt") == Path("a/b/ckpt.best.tempme")
+        assert default_output("open_clip:ViT-B-32/openai") == Path("ViT-B-32-openai.tempme")
 
 
 def fail_with(error):
@@ -137,7 +139,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 class TestNothingHalfDone:
     @pytest.mark.parametrize("stage", ["save_selftest", "export_video", "export_text", "write_manifest"])
     def test_a_full_disk_leaves_nothing(self, export, tmp_path, monkeypatch, stage):
-        monkeypatch.setattr(pipeline, stage, fail_with(FULL))
+        monkeypatch.setattr(graphs if stage.startswith("export") else pipeline, stage, fail_with(FULL))
         with pytest.raises(
             ExportError, match=r"out could not be written: .*No space left.* Nothing was left"
         ) as caught:
@@ -149,7 +151,7 @@ class TestNothingHalfDone:
     @pytest.mark.parametrize("error", [RuntimeError("a bug"), KeyboardInterrupt(), ExportError("no")])
     def test_any_end_leaves_nothing_and_the_old_bundle(self, export, bundle_copy, tmp_path, monkeypatch, stage, error):
         before = contents(tmp_path)
-        monkeypatch.setattr(pipeline, stage, fail_with(error))
+        monkeypatch.setattr(graphs if stage.startswith("export") else pipeline, stage, fail_with(error))
         with pytest.raises(type(error)):
             export(bundle_copy, force=True)
         assert contents(tmp_path) == before
@@ -160,11 +162,12 @@ class TestNothingHalfDone:
             import resource, sys, types
             from tempme_export.cli import export as cli
             from tempme_export.pipeline import export as pipeline
+            from tempme_export.quantization import graphs
 
             def write(recipe, path, *rest, **options):
                 path.write_bytes(bytes(2_000_000))
 
-            pipeline.export_video = write
+            graphs.export_video = write
             pipeline.make_selftest = lambda recipe: types.SimpleNamespace(clips=[], token_ids=[])
             pipeline.save_selftest = lambda selftest, path: path.write_bytes(b"")
             resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
@@ -321,7 +324,7 @@ class TestFailedParity:
                     tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name))
             onnx.save(proto, path)
 
-        monkeypatch.setattr(pipeline, "export_text", export_text)
+        monkeypatch.setattr(graphs, "export_text", export_text)
 
     def test_the_build_is_kept_aside_and_the_old_bundle_stays(self, export, wrong, bundle_copy, tmp_path):
         before = contents(bundle_copy)

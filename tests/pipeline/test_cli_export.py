@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -19,6 +20,8 @@ from tempme_export.cli import export as cli
 from tempme_export.errors import ExportError
 from tempme_export.parity.checks import Check, ParityReport
 from tempme_export.pipeline import export as pipeline
+from tempme_export.pipeline.spec import ExportSpec
+from tempme_export.quantization import graphs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -219,7 +222,7 @@ def wrong_text_tower(small_bundle, monkeypatch):
                 tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name))
         onnx.save(proto, path)
 
-    monkeypatch.setattr(pipeline, "export_text", export_text)
+    monkeypatch.setattr(graphs, "export_text", export_text)
 
 
 class TestParityAndBuild:
@@ -235,7 +238,7 @@ class TestParityAndBuild:
         def fail(*args, **options):
             raise ExportError("the graph holds ai.onnx.Loop, which other runtimes refuse.")
 
-        monkeypatch.setattr(pipeline, "export_video", fail)
+        monkeypatch.setattr(graphs, "export_video", fail)
         refusal(export(), 6, "ai.onnx.Loop")
         assert list(tmp_path.iterdir()) == []
 
@@ -288,39 +291,28 @@ class TestDone:
         assert document["manifest"]["profile"]["shapes"]["batch"] == [1, 2, 4]
 
     def test_options_reach_the_pipeline(self, tempme_export, monkeypatch, small_bundle):
-        seen = {}
-
-        def export(*args, **options):
-            seen.update(options, args=args)
-            return open_bundle(small_bundle)
-
-        monkeypatch.setattr(pipeline, "export", export)
+        seen = []
+        monkeypatch.setattr(
+            pipeline, "build", lambda spec, progress: seen.append((spec, progress)) or open_bundle(small_bundle)
+        )
         code, _, _ = tempme_export(
             *("ckpt.pt", "--profile", "p.toml", "--out", "o", "--precision", "bf16", "--batch", "2:3:4"),
             *("--frame-mask", "--pt2", "--device", "cuda:1", "--opset", "23", "--force"),
         )
-        assert code == 0
-        assert tuple(map(str, seen.pop("args"))) == ("ckpt.pt", "p.toml", "o")
-        assert seen.pop("progress") is console.show_progress
-        assert seen == {
-            "precision": "bf16",
-            "batch": (2, 3, 4),
-            "frame_mask": True,
-            "pt2": True,
-            "gate": None,
-            "gate_videos": None,
-            "device": "cuda:1",
-            "opset": 23,
-            "force": True,
-            "trace": False,
-            "trt": False,
-            "calibrate": None,
-            "ranges": None,
-            "workspace_gib": None,
-            "verbose": False,
-            "activation": None,
-            "allow_damaged": False,
-        }
+        ((spec, progress),) = seen
+        assert code == 0 and progress is console.show_progress
+        assert spec == ExportSpec(
+            "ckpt.pt",
+            "p.toml",
+            Path("o"),
+            precision="bf16",
+            batch=(2, 3, 4),
+            frame_mask=True,
+            options=frozenset({"pt2"}),
+            device="cuda:1",
+            opset=23,
+            force=True,
+        )
 
     def test_default_output(self, tempme_export, small_checkpoint, small_profile, quick_export, tmp_path):
         checkpoint = tmp_path / "ckpt.pth"

@@ -18,15 +18,19 @@ from tempme_export.artifacts.bundle import MANIFEST, TEXT, VIDEO, open_bundle, v
 from tempme_export.cli import console, engine_console, terminal
 from tempme_export.cli import export as cli
 from tempme_export.errors import BackendError, BundleError, ExportError, ParityError, UsageError
+from tempme_export.exporters import plugin_onnx
 from tempme_export.exporters.plugin_nodes import plugin_nodes
 from tempme_export.exporters.plugin_onnx import export_plugin_video
 from tempme_export.exporters.trt import builder as to_tensorrt
+from tempme_export.exporters.trt import engine
+from tempme_export.exporters.trt.engine import engine_nodes
 from tempme_export.exporters.trt.reports import LOG, STEP, BuildStep
 from tempme_export.parity import verification
 from tempme_export.parity.checks import Check
 from tempme_export.pipeline import engine_request
 from tempme_export.pipeline import export as pipeline
-from tempme_export.pipeline.engine_request import check_source, engine_nodes, source_path
+from tempme_export.pipeline.engine_request import check_source, source_path
+from tempme_export.pipeline.spec import ExportSpec
 from tempme_export.runtime import tensorrt
 from tempme_export.runtime.engine_facts import ENGINE, KEY, SOURCE, EngineFacts
 from tempme_export.runtime.ort import OrtRunner
@@ -82,7 +86,7 @@ def small_source(small_recipe, tmp_path_factory):
 @pytest.fixture
 def export(command, small_checkpoint, small_profile, quick_export, small_source, monkeypatch, tmp_path):
     """Run it on the small model with graphs that were built before."""
-    for module in (pipeline, engine_request):
+    for module in (plugin_onnx, engine_request):
         monkeypatch.setattr(
             module, "export_plugin_video", lambda recipe, path, *rest, **options: shutil.copyfile(small_source, path)
         )
@@ -175,7 +179,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("more", [[], ["--dry-run"]])
     def test_a_profile_that_never_merges(self, export, builder, monkeypatch, more, tmp_path):
-        monkeypatch.setattr(engine_request, "plugin_nodes", lambda recipe: ())
+        monkeypatch.setattr(engine, "plugin_nodes", lambda recipe: ())
         refusal(export("--trt", *more), 2, "profile small merges no tokens", "no plugin of ours")
         assert list(tmp_path.iterdir()) == [] and builder.asked is None
 
@@ -332,11 +336,11 @@ class TestBuild:
         assert [path.name for path in tmp_path.iterdir()] == ["out.tempme.failed"]
 
     def test_room_for_it_is_asked_for(self, small_recipe):
-        without, engine = (pipeline.estimate_bytes(small_recipe, "fp32", trt=trt) for trt in (False, True))
+        without, engine = (ExportSpec("", options=frozenset(asked)).size(small_recipe) for asked in ((), ("trt",)))
         weights = 4 * sum(t.numel() for n, t in small_recipe.checkpoint.tensors.items() if n.startswith("visual."))
         assert engine - without >= 2 * weights
-        assert pipeline.scratch_bytes(small_recipe, "fp32", trt=True) >= 3 * weights
-        assert pipeline.scratch_bytes(small_recipe, "fp32") == 0
+        assert ExportSpec("", options=frozenset({"trt"})).scratch(small_recipe) >= 3 * weights
+        assert ExportSpec("").scratch(small_recipe) == 0
 
 
 class TestRebuild:
@@ -376,7 +380,7 @@ class TestRepository:
 
     @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
     def test_the_folder_is_checked_before_the_work(self, export, dry, monkeypatch, tmp_path):
-        monkeypatch.setattr(pipeline, "export", lambda *args, **options: pytest.fail("worked"))
+        monkeypatch.setattr(pipeline, "build", lambda *args: pytest.fail("worked"))
         (tmp_path / "models").mkdir()
         (tmp_path / "models" / "notes.txt").write_text("a thesis")
         refusal(export("--triton-repo", tmp_path / "models", *dry), 6, "is not empty")

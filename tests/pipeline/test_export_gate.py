@@ -29,6 +29,8 @@ from tempme_export.parity.checks import cosine_distance
 from tempme_export.parity.selftest import SAFE_GAP, make_selftest, preprocess_for
 from tempme_export.parity.tolerance import RetrievalTolerance
 from tempme_export.pipeline import export as pipeline
+from tempme_export.pipeline.spec import ExportSpec
+from tempme_export.quantization import graphs
 from tempme_export.runtime import ort
 from tempme_export.training.init import draw_clip
 
@@ -58,7 +60,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recipe(folder):
-    return pipeline.requested_recipe(folder / "mini.pth", "mini-8f", BATCH)
+    return ExportSpec(folder / "mini.pth", "mini-8f", batch=BATCH).recipe()
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +94,7 @@ def quick(gated, selftest, monkeypatch):
     """Exports copy the graphs of `gated` and take its self-test; all else is real."""
     for name, file in (("export_video", VIDEO), ("export_text", TEXT)):
         monkeypatch.setattr(
-            pipeline, name, lambda recipe, path, *rest, file=file, **options: shutil.copyfile(gated / file, path)
+            graphs, name, lambda recipe, path, *rest, file=file, **options: shutil.copyfile(gated / file, path)
         )
     monkeypatch.setattr(pipeline, "make_selftest", lambda recipe: selftest)
 

@@ -23,6 +23,7 @@ from tempme_export.parity.checks import cosine_distance
 from tempme_export.parity.selftest import preprocess_for
 from tempme_export.parity.tolerance import TOLERANCES
 from tempme_export.pipeline import export as pipeline
+from tempme_export.pipeline.spec import ExportSpec
 from tempme_export.runtime.ort import OrtRunner
 from tempme_export.training.init import draw_clip
 
@@ -49,7 +50,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recipe(folder):
-    return pipeline.requested_recipe(folder / "mini.pth", "mini-8f", (1, 2, 3))
+    return ExportSpec(folder / "mini.pth", "mini-8f", batch=(1, 2, 3)).recipe()
 
 
 @pytest.fixture(scope="module")
@@ -132,18 +133,13 @@ class TestWords:
 
     @pytest.mark.parametrize("arguments", [(), ("--trace",)])
     def test_the_option_reaches_the_pipeline(self, command, traced, monkeypatch, arguments):
-        seen = {}
-
-        def export(*args, **options):
-            seen.update(options)
-            return open_bundle(traced)
-
-        monkeypatch.setattr(pipeline, "export", export)
+        seen = []
+        monkeypatch.setattr(pipeline, "build", lambda spec, progress: seen.append(spec) or open_bundle(traced))
         assert command(*arguments)[0] == 0
-        assert seen["trace"] is bool(arguments)
+        assert seen[0].trace is bool(arguments)
 
     def test_json(self, command, traced, monkeypatch):
-        monkeypatch.setattr(pipeline, "export", lambda *args, **options: open_bundle(traced))
+        monkeypatch.setattr(pipeline, "build", lambda spec, progress: open_bundle(traced))
         assert json.loads(command("--trace", "--json")[1])["manifest"]["trace"] is True
 
     def test_dry_run(self, command, tmp_path):
@@ -160,7 +156,7 @@ class TestRefused:
         assert not (tmp_path / "out").exists()
 
     def test_only_with_a_trace(self, folder):
-        assert pipeline.requested_recipe(folder / "mini.pth", UNMERGED, None).plan.merges == ()
+        assert ExportSpec(folder / "mini.pth", UNMERGED).recipe().plan.merges == ()
 
     def test_in_python(self, folder, tmp_path):
         profile = dataclasses.replace(load_profile(UNMERGED), name="other")

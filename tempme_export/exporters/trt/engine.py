@@ -1,0 +1,68 @@
+"""The engine as an artifact of a bundle: what `builder` needs to know, taken from the request."""
+
+from typing import Any
+
+from tempme_export.artifacts.artifact import Artifact, Making, Spec
+from tempme_export.encoder.recipe import Recipe
+from tempme_export.errors import UsageError
+from tempme_export.exporters.common import tower_bytes
+from tempme_export.exporters.plugin_nodes import PluginNode, plugin_nodes
+from tempme_export.exporters.trt import builder
+from tempme_export.runtime.engine_facts import SOURCE
+from tempme_export.runtime.nvidia import engine_device
+
+
+def engine_nodes(recipe: Recipe) -> tuple[PluginNode, ...]:
+    """What an engine's plugins are to take. Raises UsageError where that is nothing."""
+    nodes = plugin_nodes(recipe)
+    if not nodes:
+        raise UsageError(
+            f"profile {recipe.profile.name} merges no tokens, so an engine of it would hold no plugin of ours. Leave "
+            "out --trt and build its video.onnx with TensorRT itself, or choose a --profile that merges."
+        )
+    return nodes
+
+
+def check(spec: Spec) -> None:
+    """Raises as `builder.check_options` and `builder.check_builder`."""
+    builder.check_options(spec.precision, spec.workspace_gib)
+    builder.check_builder(spec.device)
+
+
+def check_recipe(recipe: Recipe, spec: Spec) -> None:
+    """Raises UsageError as `engine_nodes`."""
+    engine_nodes(recipe)
+
+
+def files(artifact: Artifact, recipe: Recipe, spec: Spec) -> list[str]:
+    """The engine."""
+    return [artifact.file]
+
+
+def size(artifact: Artifact, recipe: Recipe, spec: Spec) -> int:
+    """Its weights."""
+    return tower_bytes(recipe, "video", spec.precision)
+
+
+def scratch(artifact: Artifact, recipe: Recipe, spec: Spec) -> int:
+    """A copy of the engine, and the builder's timings."""
+    return builder.needed_bytes(tower_bytes(recipe, "video", spec.precision))
+
+
+def build(artifact: Artifact, making: Making) -> dict[str, Any]:
+    """From the graph with plugins; calls the progress with `engine`. Raises as `builder.build`."""
+    recipe, spec = making.recipe, making.spec
+    facts = builder.build(
+        making.folder / SOURCE,
+        making.folder / artifact.file,
+        recipe.profile.batch,
+        spec.precision,
+        device=engine_device(spec.device),
+        timing_cache=builder.timing_cache_path(making.out),
+        nodes=engine_nodes(recipe),
+        workspace_gib=spec.workspace_gib,
+        verbose=spec.verbose,
+        progress=making.progress,
+    )
+    making.progress("engine", facts)
+    return facts.to_dict()
