@@ -2,17 +2,19 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tempme_export.artifacts.bundle import PT2, VIDEO, open_bundle
+from tempme_export.artifacts import registry
+from tempme_export.artifacts.backend import Backend as Registered
+from tempme_export.artifacts.backend import Setting
+from tempme_export.artifacts.bundle import folder_of, open_bundle
 from tempme_export.artifacts.graph_files import graph_bytes, graph_files
 from tempme_export.bench.cases import Case
 from tempme_export.bench.memory import measured
@@ -25,14 +27,9 @@ from tempme_export.parity.checks import inputs_for
 from tempme_export.parity.tolerance import INT8
 from tempme_export.runtime.base import Runner
 from tempme_export.runtime.devices import quiet_torch, torch_device
-from tempme_export.runtime.engine_facts import ENGINE, KEY, EngineFacts
-from tempme_export.runtime.openvino import OpenVinoRunner, import_openvino
-from tempme_export.runtime.ort import OrtRunner, import_onnxruntime
 from tempme_export.runtime.processor import videos_at_once
-from tempme_export.runtime.pt2 import Pt2Runner
 from tempme_export.runtime.pytorch import TorchRunner
 from tempme_export.runtime.tensorrt import TensorRtRunner
-from tempme_export.runtime.tensorrt_package import import_tensorrt
 
 ORIGINAL = "original"
 _INT8 = "video.int8.onnx"
@@ -46,8 +43,8 @@ class Backend:
     load       a case, its artifact and a device -> a runner; raises BackendError where it cannot run there
     build      writes the artifact into a folder and returns its path, where the case brings none; None for a backend
                that runs from weights
-    require    raises BackendError where a package is missing; asked before anything is built
-    file       the artifact's name in a bundle
+    require    raises BackendError where a package or this device is missing; asked before anything is built
+    file       the artifact's name in a bundle; empty for a backend that runs from weights
     precision  None: the artifact's
     device     the only kind of device it runs on; None for any
     slow_on    the kind of device on which getting ready takes minutes: there it is measured only when named
@@ -55,8 +52,8 @@ class Backend:
 
     load: Callable[[Case, Path | None, str], Runner]
     build: Callable[[Case, Path], Path] | None = None
-    require: Callable[[], object] = lambda: None
-    file: str = VIDEO
+    require: Callable[[str], object] = lambda device: None
+    file: str = ""
     precision: str | None = "fp32"
     device: str | None = None
     slow_on: str | None = None
@@ -106,10 +103,10 @@ class Loaded:
         return lambda frames: runner.to_device({"frames": frames}), runner.encode
 
 
-def _build_onnx(case: Case, folder: Path) -> Path:
+def _build_graph(case: Case, folder: Path) -> Path:
     from tempme_export.exporters.onnx import export_video
 
-    path = folder / VIDEO
+    path = folder / registry.ARTIFACTS[0].file
     if not path.is_file():
         export_video(case.recipe, path, case.precision)
     return path
@@ -122,8 +119,9 @@ def _build_int8(case: Case, folder: Path) -> Path:
     from tempme_export.quantization.towers import prepare_video
 
     if case.bundle is not None:
+        floats = ",".join(_graph_backends())
         raise BackendError(
-            f"{case.bundle} is measured as it is, in {case.precision}: --backends ort,openvino. For int8, export the "
+            f"{case.bundle} is measured as it is, in {case.precision}: --backends {floats}. For int8, export the "
             "checkpoint with --precision int8 and measure that bundle so."
         )
     path = folder / _INT8
@@ -190,58 +188,70 @@ def _max_batch(case: Case, artifact: Path) -> int | None:
     return videos_at_once(plan.frames * plan.tokens_per_frame)
 
 
-def _load_ort(case: Case, artifact: Path | None, device: str) -> Runner:
-    path = _artifact(artifact)
-    return OrtRunner(path, device, threads=torch.get_num_threads(), max_batch=_max_batch(case, path))
+def _registered(backend: Registered) -> Backend:
+    """A backend of the package, on the artifact that a bundle brings; a graph is built where there is no bundle."""
+
+    def load(case: Case, artifact: Path | None, device: str) -> Runner:
+        path = _artifact(artifact)
+        facts = folder_of(open_bundle(path.parent)).facts_of(backend.artifact) if case.bundle else {}
+        threads = torch.get_num_threads() if backend.counts_threads else None
+        return backend.runtime.open_runner(path, facts, Setting(device, threads, _max_batch(case, path)))
+
+    def refuse(case: Case, folder: Path) -> Path:
+        file, option = backend.artifact.file, backend.artifact.option
+        where = f"{case.bundle} has no {file}" if case.bundle else f"there is no {file}, which takes minutes to build"
+        raise BackendError(f"{where}. Run tempme-export CKPT --{option} and measure that bundle.")
+
+    return Backend(
+        load,
+        _build_graph if backend.artifact.option is None else refuse,
+        lambda device: backend.runtime.choose_device({}, device),
+        backend.artifact.file,
+        precision=None,
+        device=backend.devices[0] if len(backend.devices) == 1 else None,
+    )
 
 
-def _load_openvino(case: Case, artifact: Path | None, device: str) -> Runner:
-    path = _artifact(artifact)
-    return OpenVinoRunner(path, device, threads=torch.get_num_threads(), max_batch=_max_batch(case, path))
+def _graph_backends() -> list[str]:
+    """Those that run what every bundle has on a processor, as they run its int8 form too."""
+    return [
+        one.name
+        for one in registry.BACKENDS
+        if one.offered and one.artifact == registry.ARTIFACTS[0] and one.runs_on("cpu")
+    ]
 
 
-def _refuse_pt2(case: Case, folder: Path) -> Path:
-    where = f"{case.bundle} has no {PT2}" if case.bundle else f"there is no {PT2}, which takes minutes to compile"
-    raise BackendError(f"{where}. Run tempme-export CKPT --pt2 and measure that bundle.")
+def _int8(backend: Backend) -> Backend:
+    return replace(backend, build=_build_int8, file=_INT8, precision="int8", slow_on="cpu")
 
 
-def _load_pt2(case: Case, artifact: Path | None, device: str) -> Runner:
-    return Pt2Runner(_artifact(artifact), device)
+_OWN = {
+    ORIGINAL: Backend(_load_original),
+    "original-bf16": Backend(_load_original_bf16, precision="bf16", device="cuda"),
+    "torch": Backend(_load_torch),
+    "torch-bf16": Backend(_load_torch_bf16, precision="bf16", device="cuda"),
+    "compile": Backend(_load_compiled, slow_on="cpu"),
+}
 
 
-def _refuse_engine(case: Case, folder: Path) -> Path:
-    where = f"{case.bundle} has no {ENGINE}" if case.bundle else f"there is no {ENGINE}, which takes minutes to build"
-    raise BackendError(f"{where}. Run tempme-export CKPT --trt and measure that bundle.")
+class _Table(Mapping[str, Backend]):
+    """What runs from weights, and the backends of the package, by name."""
+
+    def _all(self) -> dict[str, Backend]:
+        registered = {one.name: _registered(one) for one in registry.BACKENDS if one.offered}
+        return _OWN | registered | {f"{name}-int8": _int8(registered[name]) for name in _graph_backends()}
+
+    def __getitem__(self, name: str) -> Backend:
+        return self._all()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
 
 
-def _load_tensorrt(case: Case, artifact: Path | None, device: str) -> Runner:
-    path = _artifact(artifact)
-    facts = EngineFacts.from_dict(open_bundle(path.parent).manifest.get(KEY))
-    return TensorRtRunner(path, facts, device)
-
-
-BACKENDS: Mapping[str, Backend] = MappingProxyType(
-    {
-        ORIGINAL: Backend(_load_original),
-        "original-bf16": Backend(_load_original_bf16, precision="bf16", device="cuda"),
-        "torch": Backend(_load_torch),
-        "torch-bf16": Backend(_load_torch_bf16, precision="bf16", device="cuda"),
-        "compile": Backend(_load_compiled, slow_on="cpu"),
-        "pt2": Backend(_load_pt2, _refuse_pt2, file=PT2, precision=None),
-        "ort": Backend(_load_ort, _build_onnx, import_onnxruntime, precision=None, device="cpu"),
-        "ort-cuda": Backend(_load_ort, _build_onnx, import_onnxruntime, precision=None, device="cuda"),
-        "openvino": Backend(_load_openvino, _build_onnx, import_openvino, precision=None, device="cpu"),
-        "ort-int8": Backend(
-            _load_ort, _build_int8, import_onnxruntime, _INT8, precision="int8", device="cpu", slow_on="cpu"
-        ),
-        "openvino-int8": Backend(
-            _load_openvino, _build_int8, import_openvino, _INT8, precision="int8", device="cpu", slow_on="cpu"
-        ),
-        "tensorrt": Backend(
-            _load_tensorrt, _refuse_engine, import_tensorrt, file=ENGINE, precision=None, device="cuda"
-        ),
-    }
-)
+BACKENDS: Mapping[str, Backend] = _Table()
 
 
 def chosen_backends(names: Sequence[str] | None) -> list[str]:
@@ -283,7 +293,7 @@ def load(name: str, case: Case, device: str, folder: Path) -> Loaded:
     backend, kind = BACKENDS[name], torch_device(device).type
     if backend.device not in (None, kind):
         raise BackendError(f"it runs on {backend.device} only, and this measurement on {kind}.")
-    backend.require()
+    backend.require(device)
     artifact, build_s, size, sha256 = None, None, None, None
     if backend.build is not None:
         artifact = case.artifact(backend.file)
@@ -293,7 +303,7 @@ def load(name: str, case: Case, device: str, folder: Path) -> Loaded:
             build_s = time.perf_counter() - start
         size, sha256 = graph_bytes(artifact) / 1e6, _sha256(artifact)
     precision = backend.precision or case.precision
-    onnx = artifact if backend.file in (VIDEO, _INT8) else None
+    onnx = artifact if backend.file.endswith(".onnx") else None
     return ready(name, lambda: backend.load(case, artifact, device), precision, build_s, size, sha256, onnx)
 
 

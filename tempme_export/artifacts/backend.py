@@ -84,6 +84,36 @@ class Folder:
 
 
 @dataclass(frozen=True)
+class Need:
+    """Something that a user may want to do, and the parts of a machine that it takes.
+
+    parts  as the doctor names them, each with the command that brings it
+    """
+
+    name: str
+    enables: str
+    parts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Platform:
+    """How Triton Inference Server runs an artifact.
+
+    model     what the server calls it
+    format    its name of the file's format
+    kind      where instances run; None: by the precision
+    stated    inputs, outputs and batch range are those that the artifact states of itself, and every output is listed
+    requires  what a client must know, with the facts of the artifact as fields
+    """
+
+    model: str
+    format: str
+    kind: str | None = None
+    stated: bool = False
+    requires: str = ""
+
+
+@dataclass(frozen=True)
 class Backend:
     """One way to run one artifact.
 
@@ -94,6 +124,9 @@ class Backend:
     judges   it is one by which the artifact is accepted
     packages distributions whose versions its embeddings depend on, each with all whose names begin so
     offered  to users; another is there for its artifact's acceptance, or beside the videos, alone
+    counts_threads  it can be told how many threads to take
+    need     what it takes of a machine; None: nothing that a machine could lack
+    platform how a server runs it; None where it cannot
     replays  runs of a batch size after which the runner may repeat what it recorded
     """
 
@@ -106,6 +139,9 @@ class Backend:
     judges: bool = True
     offered: bool = True
     replays: int = 0
+    counts_threads: bool = True
+    need: Need | None = None
+    platform: Platform | None = None
 
     @property
     def runtime(self) -> Runtime:

@@ -3,7 +3,7 @@
 import difflib
 
 from tempme_export.artifacts.artifact import Artifact, Tower
-from tempme_export.artifacts.backend import Backend, Folder, Reveals
+from tempme_export.artifacts.backend import Backend, Folder, Need, Platform, Reveals
 from tempme_export.errors import BackendError
 
 _EXPORTERS, _RUNNERS = "tempme_export.exporters", "tempme_export.runtime"
@@ -20,14 +20,93 @@ ARTIFACTS: tuple[Artifact, ...] = (VIDEO_ONNX, TEXT_ONNX, PACKAGE, PLUGIN_ONNX, 
 
 _ORT = f"{_RUNNERS}.ort"
 _ORT_PACKAGES, _TORCH_PACKAGES = ("onnxruntime",), ("torch", "triton")
+_CPU_EXTRA, _OPENVINO_EXTRA = "pip install 'tempme-export[cpu]'", "pip install 'tempme-export[openvino]'"
+_GPU_EXTRA = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'tempme-export[gpu]'"
+_DRIVER = "install NVIDIA's driver (https://www.nvidia.com/drivers), or start the container with --gpus all"
+
 BACKENDS: tuple[Backend, ...] = (
-    Backend("ort", VIDEO_ONNX, _ORT, ("cpu",), Reveals.VALUES, _ORT_PACKAGES),
-    Backend("pt2", PACKAGE, f"{_RUNNERS}.pt2", ("cpu", "cuda"), Reveals.DECISIONS, _TORCH_PACKAGES),
-    Backend("tensorrt", PLAN, f"{_RUNNERS}.tensorrt", ("cuda",), packages=(*_TORCH_PACKAGES, "tensorrt"), replays=2),
-    Backend("openvino", VIDEO_ONNX, f"{_RUNNERS}.openvino", ("cpu",), packages=("openvino",), judges=False),
-    Backend("ort-cuda", VIDEO_ONNX, _ORT, ("cuda",), Reveals.VALUES, _ORT_PACKAGES),
+    Backend(
+        "ort",
+        VIDEO_ONNX,
+        _ORT,
+        ("cpu",),
+        Reveals.VALUES,
+        _ORT_PACKAGES,
+        need=Need(
+            "cpu",
+            "accept and run bundles with ONNX Runtime",
+            {"onnxruntime": _CPU_EXTRA, "CPUExecutionProvider": _CPU_EXTRA},
+        ),
+        platform=Platform("video", "onnxruntime_onnx"),
+    ),
+    Backend(
+        "pt2",
+        PACKAGE,
+        f"{_RUNNERS}.pt2",
+        ("cpu", "cuda"),
+        Reveals.DECISIONS,
+        _TORCH_PACKAGES,
+        counts_threads=False,
+        need=Need("pt2", "compile video.pt2 (--pt2)", {"C++ compiler": "sudo apt install g++, or name one in CXX"}),
+    ),
+    Backend(
+        "tensorrt",
+        PLAN,
+        f"{_RUNNERS}.tensorrt",
+        ("cuda",),
+        packages=(*_TORCH_PACKAGES, "tensorrt"),
+        replays=2,
+        counts_threads=False,
+        need=Need(
+            "trt",
+            "build and run TensorRT engines (--trt)",
+            {
+                "driver": _DRIVER,
+                "torch on GPU": "pip install --force-reinstall torch",
+                "triton": "pip install triton",
+                "tensorrt": "pip install 'tempme-export[trt]'",
+            },
+        ),
+        platform=Platform(
+            "video_trt",
+            "tensorrt_plan",
+            kind="KIND_GPU",
+            stated=True,
+            requires="runs on {gpu} and needs a server release with TensorRT {tensorrt}",
+        ),
+    ),
+    Backend(
+        "openvino",
+        VIDEO_ONNX,
+        f"{_RUNNERS}.openvino",
+        ("cpu",),
+        packages=("openvino",),
+        judges=False,
+        need=Need("openvino", "run bundles with OpenVINO", {"openvino": _OPENVINO_EXTRA}),
+    ),
+    Backend(
+        "ort-cuda",
+        VIDEO_ONNX,
+        _ORT,
+        ("cuda",),
+        Reveals.VALUES,
+        _ORT_PACKAGES,
+        need=Need(
+            "ort-gpu",
+            "ONNX Runtime on a GPU",
+            {"driver": _DRIVER, "onnxruntime": _GPU_EXTRA, "CUDAExecutionProvider": _GPU_EXTRA},
+        ),
+    ),
     Backend("plugin-ort", PLUGIN_ONNX, _ORT, ("cpu", "cuda"), Reveals.VALUES, _ORT_PACKAGES, offered=False),
-    Backend("text-ort", TEXT_ONNX, _ORT, ("cpu", "cuda"), packages=_ORT_PACKAGES, offered=False),
+    Backend(
+        "text-ort",
+        TEXT_ONNX,
+        _ORT,
+        ("cpu", "cuda"),
+        packages=_ORT_PACKAGES,
+        offered=False,
+        platform=Platform("text", "onnxruntime_onnx"),
+    ),
 )
 
 
@@ -70,12 +149,22 @@ def text_backend() -> Backend:
     return next(one for one in BACKENDS if one.artifact.tower == "text")
 
 
+def served(folder: Folder) -> tuple[Backend, ...]:
+    """The backends by which a server runs the artifacts of a folder, one of each that it can run."""
+    found = ([one for one in BACKENDS if one.artifact == artifact and one.platform] for artifact in held(folder))
+    return tuple(platforms[0] for platforms in found if platforms)
+
+
+def held(folder: Folder) -> tuple[Artifact, ...]:
+    """The artifacts of a folder."""
+    return tuple(artifact for artifact in ARTIFACTS if folder.has(artifact))
+
+
 def judging(folder: Folder, device: str) -> tuple[Backend, ...]:
     """The backends by which the artifacts of a folder are accepted where `device` is asked for: of every artifact those
     that run there, or its first."""
     chosen: list[Backend] = []
-    for artifact in ARTIFACTS:
-        if folder.has(artifact):
-            judges = [one for one in BACKENDS if one.artifact == artifact and one.judges]
-            chosen += [one for one in judges if one.runs_on(device)] or judges[:1]
+    for artifact in held(folder):
+        judges = [one for one in BACKENDS if one.artifact == artifact and one.judges]
+        chosen += [one for one in judges if one.runs_on(device)] or judges[:1]
     return tuple(chosen)

@@ -9,7 +9,8 @@ from tempme_export.cli.entry import entry
 from tempme_export.cli.terminal import write_json
 from tempme_export.doctor.machine import examine
 from tempme_export.doctor.process import TIME_LIMIT
-from tempme_export.doctor.rules import NAMES, diagnose
+from tempme_export.doctor.rules import diagnose
+from tempme_export.doctor.rules import names as capabilities
 from tempme_export.errors import BackendError, UsageError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -18,7 +19,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 @app.command()
 def command(
     require: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help=f"Fail without it, repeatable: {', '.join(NAMES)}.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help=f"Fail without it, repeatable: {', '.join(capabilities())}."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
     timeout: Annotated[float, typer.Option(metavar="SECONDS", min=1.0, help="For each part.")] = TIME_LIMIT,
@@ -29,9 +31,9 @@ def command(
     Exit codes: 0 the core works and so does all that is required, 2 usage, 4 something of that is missing.
     """
     required = tuple(require or ())
-    unknown = sorted(set(required) - set(NAMES))
+    unknown = sorted(set(required) - set(capabilities()))
     if unknown:
-        raise UsageError(f"--require {', '.join(unknown)} is not known. Choose from {', '.join(NAMES)}.")
+        raise UsageError(f"--require {', '.join(unknown)} is not known. Choose from {', '.join(capabilities())}.")
     with console.looking():
         diagnosis = diagnose(examine(timeout))
     console.show(diagnosis)

@@ -4,7 +4,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tempme_export.doctor.machine import CUDA_PROVIDER, Machine
+from tempme_export.artifacts import registry
+from tempme_export.artifacts.backend import Need
+from tempme_export.doctor.machine import Machine
 
 
 @dataclass(frozen=True)
@@ -48,54 +50,43 @@ class Diagnosis:
         return {"machine": asdict(self.machine), "capabilities": capabilities}
 
 
-@dataclass(frozen=True)
-class _Rule:
-    """A capability and the parts it takes, each with the command that brings it."""
-
-    name: str
-    enables: str
-    needs: Mapping[str, str]
-
-
 _CORE = "pip install --upgrade tempme-export"
 _DRIVER = "install NVIDIA's driver (https://www.nvidia.com/drivers), or start the container with --gpus all"
 _CORE_PARTS = ("torch", "open_clip_torch", "onnx", "onnxscript", "numpy", "polars", "safetensors", "pillow")
 _GPU = {"driver": _DRIVER, "torch on GPU": "pip install --force-reinstall torch"}
 _TRITON = {"triton": "pip install triton", "C compiler": "sudo apt install gcc python3-dev"}
-_ORT_GPU = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'tempme-export[gpu]'"
-_TRT = "pip install 'tempme-export[trt]'"
 
-RULES = (
-    _Rule("core", "train, export and run with torch", dict.fromkeys(_CORE_PARTS, _CORE)),
-    _Rule(
-        "cpu",
-        "accept and run bundles with ONNX Runtime",
-        {"onnxruntime": "pip install 'tempme-export[cpu]'", "CPUExecutionProvider": "pip install 'tempme-export[cpu]'"},
-    ),
-    _Rule("video", "read video files", {"av": "pip install 'tempme-export[video]'"}),
-    _Rule("openvino", "run bundles with OpenVINO", {"openvino": "pip install 'tempme-export[openvino]'"}),
-    _Rule("plot", "draw charts", {"matplotlib": "pip install 'tempme-export[plot]'"}),
-    _Rule("pt2", "compile video.pt2 (--pt2)", {"C++ compiler": "sudo apt install g++, or name one in CXX"}),
-    _Rule("gpu", "train and run on a GPU with torch", _GPU),
-    _Rule("kernels", "fused kernels on a GPU", {**_GPU, **_TRITON, "fused kernels": "pip install --upgrade triton"}),
-    _Rule("ort-gpu", "ONNX Runtime on a GPU", {"driver": _DRIVER, "onnxruntime": _ORT_GPU, CUDA_PROVIDER: _ORT_GPU}),
-    _Rule(
-        "trt",
-        "build and run TensorRT engines (--trt)",
-        {**_GPU, "triton": _TRITON["triton"], "tensorrt": _TRT},
-    ),
+_CORE_RULE = Need("core", "train, export and run with torch", dict.fromkeys(_CORE_PARTS, _CORE))
+_BESIDE = (
+    Need("video", "read video files", {"av": "pip install 'tempme-export[video]'"}),
+    Need("plot", "draw charts", {"matplotlib": "pip install 'tempme-export[plot]'"}),
+    Need("gpu", "train and run on a GPU with torch", _GPU),
+    Need("kernels", "fused kernels on a GPU", {**_GPU, **_TRITON, "fused kernels": "pip install --upgrade triton"}),
 )
-NAMES = tuple(rule.name for rule in RULES)
+
+
+def rules() -> tuple[Need, ...]:
+    """What a user may want to do: the core, the backends of a processor, what lies beside, the backends of a GPU."""
+    on = {"cpu": list[Need](), "cuda": list[Need]()}
+    for one in registry.BACKENDS:
+        if one.need is not None:
+            on[one.devices[0]].append(one.need)
+    return (_CORE_RULE, *on["cpu"], *_BESIDE, *on["cuda"])
+
+
+def names() -> tuple[str, ...]:
+    """Of the rules."""
+    return tuple(rule.name for rule in rules())
 
 
 def diagnose(machine: Machine) -> Diagnosis:
     """What can be done. A part that was not probed for want of another is not named beside it."""
 
-    def judge(rule: _Rule) -> Capability:
-        found = {name: machine.part(name) for name in rule.needs}
+    def judge(rule: Need) -> Capability:
+        found = {name: machine.part(name) for name in rule.parts}
         broken = {name: part.problem for name, part in found.items() if part is not None and part.problem}
         missing = broken or {name: "was not probed" for name, part in found.items() if part is None}
-        install = tuple(dict.fromkeys(rule.needs[name] for name in missing))
+        install = tuple(dict.fromkeys(rule.parts[name] for name in missing))
         return Capability(rule.name, rule.enables, missing, install)
 
-    return Diagnosis(machine, tuple(map(judge, RULES)))
+    return Diagnosis(machine, tuple(map(judge, rules())))

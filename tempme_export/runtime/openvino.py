@@ -113,7 +113,8 @@ class OpenVinoRunner(Runner):
 
 
 def choose_device(facts: Facts, device: str | None) -> str:
-    """The CPU. Raises BackendError for another device."""
+    """The CPU. Raises BackendError for another device, or without OpenVINO."""
+    import_openvino()
     _check_device(device or "cpu")
     return "cpu"
 

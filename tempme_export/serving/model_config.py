@@ -6,17 +6,19 @@ counts clips, and the server batches along a first axis of requests. Its TensorR
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from tempme_export.artifacts.bundle import TEXT, VIDEO, Bundle
+from tempme_export.artifacts import registry
+from tempme_export.artifacts.backend import Backend, Platform
+from tempme_export.artifacts.bundle import Bundle, folder_of
 from tempme_export.encoder.profile import BatchRange
 from tempme_export.errors import BundleError
 from tempme_export.parity.tolerance import INT8
-from tempme_export.runtime.engine_facts import ENGINE, KEY, EngineFacts
 
 MARK = "# Written by tempme-export."
 VERSION = "1"
-_PLATFORMS = {".onnx": "onnxruntime_onnx", ".plan": "tensorrt_plan"}
 _TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "bool": "TYPE_BOOL"}
 _VIDEO_OUTPUT = "video_embedding"
 
@@ -39,19 +41,25 @@ class ServedModel:
     """One model of a repository.
 
     artifact     file of the bundle
+    platform     the server's name of the file's format
     kind         where instances run: KIND_AUTO takes the GPUs that are there, otherwise the processor
     batch        rows per call: what `max_batch_size` and the preferred sizes come from
     fingerprint  the bundle's sha256, which a running server then tells of its model
+    smallest     rows per call that the artifact takes
+    requires     what a client must know of it
     threads      of a processor, for one call of an ONNX graph; None: as many as it has cores
     """
 
     name: str
     artifact: str
+    platform: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     kind: str
     batch: BatchRange
     fingerprint: str
+    smallest: int = 1
+    requires: str = ""
     threads: int | None = None
 
     @property
@@ -65,66 +73,84 @@ class ServedModel:
         return f"model{self.suffix}"
 
     @property
-    def platform(self) -> str:
-        """The server's name of the file's format."""
-        return _PLATFORMS[self.suffix]
-
-    @property
     def preferred(self) -> tuple[int, ...]:
         """Batch sizes to wait for: the usual and the largest. One row is no batch to wait for."""
         return tuple(sorted({self.batch.opt, self.batch.max} - {1}))
 
 
-def _engine(bundle: Bundle) -> ServedModel:
-    """The engine as its facts describe it: its batch range and types are those it was built with."""
-    manifest = bundle.manifest
-    facts = EngineFacts.from_dict(manifest.get(KEY))
+def _stated(backend: Backend, platform: Platform, bundle: Bundle) -> ServedModel:
+    """A model as its artifact describes itself: its batch range and types are those it was built with."""
+    file, facts = backend.artifact.file, folder_of(bundle).facts_of(backend.artifact)
 
-    def specs(tensors: dict[str, tuple[str, tuple[int | None, ...]]]) -> tuple[TensorSpec, ...]:
-        try:
-            return tuple(
-                TensorSpec(name, _TYPES[dtype], tuple(int(axis or -1) for axis in shape[1:]))
-                for name, (dtype, shape) in tensors.items()
-            )
-        except KeyError as error:
-            raise BundleError(f"{ENGINE} has a tensor of type {error}, expected one of {', '.join(_TYPES)}.") from None
-
-    more = sorted(facts.outputs.keys() - {_VIDEO_OUTPUT})
-    if more:
-        raise BundleError(
-            f"{ENGINE} also returns {', '.join(more)}, and the server's TensorRT backend leaves no output of an engine "
-            "away. Build the engine without them: tempme-export --rebuild DIR."
+    def specs(tensors: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
+        unknown = sorted({dtype for dtype, _ in tensors.values()} - _TYPES.keys())
+        if unknown:
+            raise BundleError(f"{file} has a tensor of type {unknown[0]!r}, expected one of {', '.join(_TYPES)}.")
+        return tuple(
+            TensorSpec(name, _TYPES[dtype], tuple(int(axis or -1) for axis in shape[1:]))
+            for name, (dtype, shape) in tensors.items()
         )
+
+    try:
+        more = sorted(facts["outputs"].keys() - {_VIDEO_OUTPUT})
+        if more:
+            raise BundleError(
+                f"{file} also returns {', '.join(more)}, and the server leaves no output of such a file away. Build it "
+                "without them: tempme-export --rebuild DIR."
+            )
+        inputs, outputs = specs(facts["inputs"]), specs(facts["outputs"])
+        batch, requires = BatchRange(*facts["batch"]), platform.requires.format(**facts)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        option = backend.artifact.option
+        raise BundleError(
+            f"the manifest's {option!r} does not describe {file}: {error}. Build it again: tempme-export --rebuild DIR."
+        ) from error
+    fingerprint = bundle.manifest["sha256"]
+    kind = platform.kind or "KIND_AUTO"
     return ServedModel(
-        "video_trt",
-        ENGINE,
-        specs(facts.inputs),
-        specs(facts.outputs),
-        "KIND_GPU",
-        BatchRange(*facts.batch),
+        platform.model, file, platform.format, inputs, outputs, kind, batch, fingerprint, batch.min, requires
+    )
+
+
+def _graph(backend: Backend, platform: Platform, bundle: Bundle, threads: int | None) -> ServedModel:
+    """A model with the axes that every graph of its tower has."""
+    manifest, profile = bundle.manifest, bundle.profile
+    size, embed = manifest["image"]["size"], (manifest["backbone"]["embed"],)
+    # ONNX Runtime has no bfloat16 kernels for processors, and int8 is proven on processors only.
+    kind = platform.kind or {"bf16": "KIND_GPU", INT8: "KIND_CPU"}.get(manifest["precision"], "KIND_AUTO")
+    if backend.artifact.tower == "text":
+        inputs: tuple[TensorSpec, ...] = (TensorSpec("token_ids", "TYPE_INT64", (profile.text_length,)),)
+        output = TensorSpec("text_embedding", "TYPE_FP32", embed)
+    else:
+        mask = (TensorSpec("frame_mask", "TYPE_BOOL", (profile.frames,)),) if manifest["frame_mask"] else ()
+        inputs = (TensorSpec("frames", "TYPE_FP32", (profile.frames, 3, size, size)), *mask)
+        output = TensorSpec(_VIDEO_OUTPUT, "TYPE_FP32", embed)
+    return ServedModel(
+        platform.model,
+        backend.artifact.file,
+        platform.format,
+        inputs,
+        (output,),
+        kind,
+        profile.batch,
         manifest["sha256"],
+        threads=threads,
     )
 
 
 def served_models(bundle: Bundle, threads: int | None = None) -> tuple[ServedModel, ...]:
-    """The bundle's models in the order video, text and, where it holds an engine, video_trt.
+    """The bundle's models, one of each artifact that the server can run: video, text and so on.
 
     The axes are those of `export_video` and `export_text`: frames float32 [B, F, 3, S, S], with a frame mask also
-    bool [B, F], token_ids int64 [B, L], embeddings float32 [B, E] whatever the precision inside. Raises BundleError
-    for an engine that the server could not serve.
+    bool [B, F], token_ids int64 [B, L], embeddings float32 [B, E] whatever the precision inside; an artifact that
+    states its own has those. Raises BundleError for one that the server could not serve.
     """
-    manifest, profile = bundle.manifest, bundle.profile
-    size, embed = manifest["image"]["size"], (manifest["backbone"]["embed"],)
-    # ONNX Runtime has no bfloat16 kernels for processors, and int8 is proven on processors only.
-    kind = {"bf16": "KIND_GPU", INT8: "KIND_CPU"}.get(manifest["precision"], "KIND_AUTO")
-    mask = (TensorSpec("frame_mask", "TYPE_BOOL", (profile.frames,)),) if manifest["frame_mask"] else ()
-    frames = (TensorSpec("frames", "TYPE_FP32", (profile.frames, 3, size, size)), *mask)
-    tokens = (TensorSpec("token_ids", "TYPE_INT64", (profile.text_length,)),)
-    video = (TensorSpec(_VIDEO_OUTPUT, "TYPE_FP32", embed),)
-    text = (TensorSpec("text_embedding", "TYPE_FP32", embed),)
-    shared = (kind, profile.batch, manifest["sha256"], threads)
-    models = (ServedModel("video", VIDEO, frames, video, *shared), ServedModel("text", TEXT, tokens, text, *shared))
-    return (*models, _engine(bundle)) if ENGINE in manifest["files"] else models
+    models = []
+    for backend in registry.served(folder_of(bundle)):
+        if (platform := backend.platform) is not None:
+            stated = platform.stated
+            models.append(_stated(backend, platform, bundle) if stated else _graph(backend, platform, bundle, threads))
+    return tuple(models)
 
 
 def _numbers(values: tuple[int, ...]) -> str:

@@ -9,14 +9,14 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from tempme_export.artifacts.bundle import Bundle, one_release, verify_files
+from tempme_export.artifacts import registry
+from tempme_export.artifacts.bundle import Bundle, folder_of, one_release, verify_files
 from tempme_export.artifacts.graph_files import data_path
 from tempme_export.encoder.profile import FROM_CHECKPOINT
 from tempme_export.errors import BundleError, ExportError
 from tempme_export.files import building, publish
 from tempme_export.parity.tolerance import INT8
 from tempme_export.runtime.base import check_threads
-from tempme_export.runtime.engine_facts import ENGINE, KEY, EngineFacts
 from tempme_export.serving.model_config import MARK, VERSION, ServedModel, TensorSpec, model_config, served_models
 
 CONFIG, README = "config.pbtxt", "README.md"
@@ -40,7 +40,8 @@ def _check_bundle(bundle: Bundle) -> None:
 
 def _is_ours(entry: Path) -> bool:
     marked = entry / CONFIG if entry.is_dir() else entry
-    if entry.name not in (README, "video", "text", "video_trt") or not marked.is_file():
+    models = {one.platform.model for one in registry.BACKENDS if one.platform}
+    if entry.name not in {README, *models} or not marked.is_file():
         return False
     return MARK in marked.read_text(encoding="utf-8", errors="replace")
 
@@ -99,9 +100,17 @@ def _describe(model: ServedModel) -> str:
     def shapes(tensors: tuple[TensorSpec, ...]) -> str:
         return ", ".join(f"`{t.name}` {t.data_type} [B, {', '.join(map(str, t.dims))}]" for t in tensors)
 
-    low, high = model.batch.min if model.artifact == ENGINE else 1, model.batch.max
+    low, high = model.smallest, model.batch.max
     batch = f"B from {low} to {high}"
     return f"- `{model.name}`, {model.platform}, {batch}: {shapes(model.inputs)} -> {shapes(model.outputs)}"
+
+
+def _not_served(bundle: Bundle) -> list[str]:
+    """Files that users can run and no server can."""
+    folder = folder_of(bundle)
+    files = {one.artifact.file for one in registry.served(folder)}
+    usable = {one.artifact.file for one in registry.BACKENDS if one.offered}
+    return [one.file for one in registry.held(folder) if one.file in usable - files]
 
 
 def _readme(bundle: Bundle, models: tuple[ServedModel, ...]) -> str:
@@ -123,17 +132,16 @@ def _readme(bundle: Bundle, models: tuple[ServedModel, ...]) -> str:
         paragraphs.append("The merges that `video.onnx` also returns are not served: they have no axis of requests.")
     if manifest["precision"] == INT8:
         paragraphs.append("The models are for processors, best ones with int8 dot products (VNNI, AMX, Arm dotprod).")
-    engine = next((model for model in models if model.artifact == ENGINE), None)
-    if engine is not None:
-        facts = EngineFacts.from_dict(manifest[KEY])
-        paragraphs.append(
-            f"`{engine.name}` runs on {facts.gpu} and needs a server release with TensorRT {facts.tensorrt}."
-        )
-        if engine.batch.min > 1:
+    for model in models:
+        if model.requires:
+            paragraphs.append(f"`{model.name}` {model.requires}.")
+        if model.smallest > 1:
             paragraphs.append(
-                f"Smaller batches than {engine.batch.min} that find none to join are refused by `{engine.name}`: send "
+                f"Smaller batches than {model.smallest} that find none to join are refused by `{model.name}`: send "
                 "larger ones, or set `max_queue_delay_microseconds` in its config.pbtxt."
             )
+    if left := _not_served(bundle):
+        paragraphs.append(f"The server has no platform for {', '.join(left)}, which the bundle also holds.")
     return "\n\n".join(paragraphs) + "\n"
 
 
@@ -150,7 +158,7 @@ def _publish(work: Path, folder: Path, force: bool) -> None:
 def write_repository(
     bundle: Bundle, folder: str | Path, force: bool = False, threads: int | None = None
 ) -> tuple[Path, ...]:
-    """Write a repository of the bundle's models: `video`, `text` and, where it holds an engine, `video_trt`.
+    """Write a repository of the bundle's models: `video`, `text` and, where it holds an engine, one of that.
 
     folder  complete or not there at all: it is built beside and renamed. Its model files are hard links to the
             bundle's where the file system has them.

@@ -169,7 +169,7 @@ class TestDiagnose:
     def test_everything_works(self):
         diagnosis = diagnose(machine_without())
         assert all(one.works and not one.install for one in diagnosis.capabilities)
-        assert diagnosis.missing(rules.NAMES) == ()
+        assert diagnosis.missing(rules.names()) == ()
 
     @pytest.mark.parametrize(
         ("broken", "capabilities"),
@@ -215,7 +215,9 @@ class TestDiagnose:
 
     def test_every_command_names_an_extra_that_exists(self):
         extras = set(importlib.metadata.metadata(doctor_machine.PACKAGE).get_all("Provides-Extra") or ())
-        named = re.findall(r"tempme-export\[(\w+)\]", " ".join(c for rule in rules.RULES for c in rule.needs.values()))
+        named = re.findall(
+            r"tempme-export\[(\w+)\]", " ".join(c for rule in rules.rules() for c in rule.parts.values())
+        )
         assert set(named) <= extras and {"cpu", "gpu", "trt", "video"} <= set(named)
 
 

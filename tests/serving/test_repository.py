@@ -176,7 +176,7 @@ class TestEngineRefusals:
             served_models(with_engine(facts))
 
     def test_no_facts(self, make_bundle):
-        with pytest.raises(BundleError, match="does not describe an engine"):
+        with pytest.raises(BundleError, match=r"does not describe video\.plan"):
             served_models(make_bundle(files={ENGINE: b"plan"}))
 
 

@@ -1,0 +1,175 @@
+"""A new artifact with two backends takes an exporter, a runner and a registration: everything else finds it."""
+
+import csv
+import shutil
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+import tempme_export
+from tempme_export.artifacts import registry
+from tempme_export.artifacts.artifact import Artifact
+from tempme_export.artifacts.backend import Backend, Need, Platform, Reveals
+from tempme_export.artifacts.bundle import open_bundle
+from tempme_export.bench import backends as bench
+from tempme_export.bench.cases import open_case
+from tempme_export.doctor import rules
+from tempme_export.encoder.backbone import open_clip_backbone
+from tempme_export.errors import BackendError, ParityError, UsageError
+from tempme_export.evaluation.encoders import open_encoder
+from tempme_export.media.render import render_clip
+from tempme_export.pipeline.spec import ExportSpec
+from tempme_export.runtime.ort import OrtRunner
+from tempme_export.serving.model_config import served_models
+from tempme_export.serving.repository import write_repository
+from tempme_export.training.init import draw_clip
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+FILE, GRAPH = "video.toy", registry.ARTIFACTS[0].file
+
+
+def exporter():
+    """Its file is the graph under another name."""
+    module = ModuleType("toy_exporter")
+    module.checked = []
+    module.check = module.checked.append
+    module.check_recipe = lambda recipe, spec: None
+    module.files = lambda artifact, recipe, spec: [artifact.file]
+    module.size = lambda artifact, recipe, spec: 1000
+    module.scratch = lambda artifact, recipe, spec: 10
+
+    def build(artifact, making):
+        shutil.copyfile(making.folder / GRAPH, making.folder / artifact.file)
+        return {"made_by": "a toy"}
+
+    module.build = build
+    return module
+
+
+def runner():
+    """Runs it with ONNX Runtime; `opened` holds what of, `factor` spoils embeddings."""
+    module = ModuleType("toy_runner")
+    module.opened, module.turn = [], 0
+
+    class Toy(OrtRunner):
+        def _infer(self, inputs):
+            out = super()._infer(inputs)
+            return {**out, "video_embedding": np.roll(out["video_embedding"], module.turn, axis=1)}
+
+    def open_runner(path, facts, setting):
+        module.opened.append((path.name, facts["made_by"], setting.device, bool(setting.expose)))
+        return Toy(path, setting.device, setting.expose, setting.threads, max_batch=setting.max_batch)
+
+    module.choose_device = lambda facts, device: device or "cpu"
+    module.describe = lambda facts, device: f"Toy by {facts['made_by']}, {device}"
+    module.open_runner = open_runner
+    return module
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """The toy, registered within a test."""
+    made = exporter(), runner()
+    for module in made:
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(registry, "ARTIFACTS", registry.ARTIFACTS)
+    monkeypatch.setattr(registry, "BACKENDS", registry.BACKENDS)
+    artifact = Artifact(FILE, "video", "toy_exporter", option="toy")
+    registry.register(
+        Backend("toy", artifact, "toy_runner", ("cpu",), need=Need("toy", "play", {"numpy": "pip install numpy"})),
+        Backend("toy-open", artifact, "toy_runner", ("cpu",), Reveals.VALUES),
+    )
+    return made
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Eight clips with a caption each, and a checkpoint."""
+    folder = tmp_path_factory.mktemp("toy")
+    with (folder / "data.csv").open("w", newline="") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(["video", "caption"])
+        for i in range(8):
+            render_clip(folder / f"{i}.mp4", seconds=1, fps=8, size=(64, 48), seed=i)
+            rows.writerow([f"{i}.mp4", f"clip number {i}"])
+    state = draw_clip(open_clip_backbone("tempme-mini"), seed=3).tensors
+    torch.save({f"clip.{name}": tensor for name, tensor in state.items()}, folder / "mini.pth")
+    return folder
+
+
+def test_everything_finds_it(toy, folder, tmp_path):
+    out = tmp_path / "out.tempme"
+    stages = []
+    bundle = tempme_export.export(
+        folder / "mini.pth",
+        "mini-8f",
+        out,
+        batch=(1, 2, 3),
+        also=["toy"],
+        gate=folder / "data.csv",
+        progress=lambda stage, result: stages.append((stage, result)),
+    )
+    assert toy[0].checked and bundle.manifest["toy"] == {"made_by": "a toy"} and FILE in bundle.manifest["files"]
+    assert FILE in [path.name for stage, path in stages if stage == "file"]
+    for reports, name in ((bundle.manifest["parity"], FILE), (bundle.manifest["gate"]["reports"], f"gate {FILE}")):
+        ours = [one for one in reports if one["artifact"] == name]
+        assert [one["status"] for one in ours] == ["passed", "passed"]
+        assert {one["backend"] for one in ours} == {"Toy by a toy, cpu"}
+    blind, seeing = [one for one in bundle.manifest["gate"]["comparisons"] if one["artifact"] == FILE]
+    assert blind["decisions"] is None and seeing["decisions"]["videos"] == 0
+    assert {expose for *_, expose in toy[1].opened} == {True, False}
+    assert {one.artifact for one in tempme_export.verify(out)} >= {FILE}
+
+    video = np.random.default_rng(0).integers(0, 256, (8, 40, 50, 3), np.uint8)
+    with tempme_export.load(out) as plain, tempme_export.load(out, backend="toy") as ours:
+        np.testing.assert_array_equal(ours.encode_video(video), plain.encode_video(video))
+        np.testing.assert_array_equal(ours.encode_text(["a toy"]), plain.encode_text(["a toy"]))
+        assert toy[1].opened[-1] == (FILE, "a toy", "cpu", False)
+
+    encoder = open_encoder(out, backend="toy-open")
+    assert encoder.backend == "toy-open" and encoder.fingerprint != open_encoder(out).fingerprint
+    encoder.close()
+    with pytest.raises(UsageError, match="--toy and give the bundle"):
+        open_encoder(folder / "mini.pth", "mini-8f", "toy")
+
+    assert {"toy", "toy-open"} <= set(bench.chosen_backends(None))
+    loaded = bench.load("toy", open_case(str(out), None, None), "cpu", tmp_path)
+    assert loaded.artifact_mb > 0 and loaded.embed(np.zeros((2, 8, 3, 64, 64), np.float32)).shape[0] == 2
+
+    written = write_repository(bundle, tmp_path / "models")
+    assert FILE in (tmp_path / "models" / "README.md").read_text(), "left out, by name"
+    assert len(served_models(bundle)) == 2 and len(written) == 5
+    assert "toy" in rules.names()
+
+
+def test_one_that_a_server_runs(toy, small_bundle, monkeypatch):
+    artifact = Artifact(GRAPH, "video", registry.ARTIFACTS[0].builder)
+    registry.register(Backend("served", artifact, "toy_runner", ("cpu",), platform=Platform("toy", "toys")))
+    models = served_models(open_bundle(small_bundle))
+    assert [one.name for one in models] == ["video", "text"], "one of each artifact"
+
+
+def test_a_wrong_one_is_refused(toy, folder, tmp_path):
+    toy[1].turn = 1
+    with pytest.raises(ParityError, match=r"video\.toy: .*1 - cosine"):
+        tempme_export.export(folder / "mini.pth", "mini-8f", tmp_path / "out", batch=(1, 2, 3), also=["toy"])
+    assert [path.name for path in tmp_path.iterdir()] == ["out.failed"]
+
+
+def test_without_it_nothing_is_asked(toy, small_bundle, small_recipe):
+    with pytest.raises(BackendError, match=rf"has no {FILE}. Export it with --toy"):
+        tempme_export.load(small_bundle, backend="toy")
+    assert FILE not in ExportSpec("").files(small_recipe)
+    with pytest.raises(UsageError, match=r"no artifact has the option toi"):
+        ExportSpec("", options=frozenset({"toi"})).check()
+
+
+def test_names_that_come_near(toy, small_bundle):
+    with pytest.raises(BackendError, match=r"'openvin' is not one of ort, .*Did you mean openvino\?"):
+        tempme_export.load(small_bundle, backend="openvin")
+    with pytest.raises(BackendError, match="'toy' is registered already"):
+        registry.register(registry.BACKENDS[-2])
