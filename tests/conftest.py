@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from tempme_export.encoder.checkpoint import Checkpoint, from_state_dict
@@ -24,6 +25,10 @@ from tempme_export.kernels.reference import merge_tokens_ref
 
 HERE = Path(__file__).parent / "golden"
 BESIDE = Path(__file__).parents[2] / "shared" / "golden"
+
+# Shared cores stand still for longer than Hypothesis's deadline; speed is no test's concern.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 # The models here are tiny: on shared cores, threads that wait for each other made these tests five times slower.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tempme_export.errors import InputError, UsageError
-from tempme_export.runtime.process import ProcessBound
+from tempme_export.runtime.process import ProcessBound, calls
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -66,7 +66,7 @@ class Runner(ProcessBound, ABC):
         starts = range(0, batch, step)
         parts = []
         for at in starts:
-            with self._lock if self.one_at_a_time else nullcontext():
+            with self._lock if self.one_at_a_time else nullcontext(), calls:
                 parts.append(self._infer({name: array[at : at + step] for name, array in inputs.items()}))
         if len(parts) == 1:
             return parts[0]

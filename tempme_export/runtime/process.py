@@ -13,6 +13,48 @@ _started: set[str] = set()  # what this process has used of `ProcessBound.not_af
 _lost: set[str] = set()  # what a process had used that this one was forked from
 
 
+class _Calls:
+    """Calls into libraries. A fork waits until none is under way: in the child nobody would end it, and what it holds
+    inside the library, such as a lock, would be held for ever."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._under_way, self._forks = 0, 0
+        self._mine = threading.local()
+
+    def _depth(self) -> int:
+        return getattr(self._mine, "depth", 0)
+
+    def __enter__(self) -> None:
+        with self._changed:
+            if not self._depth():
+                self._changed.wait_for(lambda: not self._forks)
+                self._under_way += 1
+        self._mine.depth = self._depth() + 1
+
+    def __exit__(self, *raised: object) -> None:
+        self._mine.depth = self._depth() - 1
+        if not self._depth():
+            with self._changed:
+                self._under_way -= 1
+                self._changed.notify_all()
+
+    def wait(self) -> None:
+        """Before a fork: until no other thread is in a call; none begins one until `go_on`."""
+        with self._changed:
+            self._forks += 1
+            self._changed.wait_for(lambda: self._under_way == bool(self._depth()))
+
+    def go_on(self) -> None:
+        """After a fork, in the parent."""
+        with self._changed:
+            self._forks -= 1
+            self._changed.notify_all()
+
+
+calls = _Calls()
+
+
 class ProcessBound:
     """Holds what `_open` makes, such as a session with its threads, beside attributes that any process can hold.
 
@@ -42,7 +84,8 @@ class ProcessBound:
         with self._lock:
             if self._held is None:
                 self._check_fork()
-                self._held = self._open()
+                with calls:
+                    self._held = self._open()
             return self._held
 
     def _check_fork(self) -> None:
@@ -74,10 +117,11 @@ class ProcessBound:
 
 
 def _in_child() -> None:
+    calls.__init__()  # type: ignore[misc]
     _lost.update(_started)
     for owner in list(_owners):
         owner._leave_behind()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=_in_child)
+    os.register_at_fork(before=calls.wait, after_in_parent=calls.go_on, after_in_child=_in_child)

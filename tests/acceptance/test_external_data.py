@@ -76,7 +76,7 @@ def run_plainly(folder, video, text, clips, mini_bundle):
     token_ids = Tokenizer(profile["backbone"], profile["text_length"])(["a red ball"])
     np.savez(folder / "given.npz", frames=np.stack([preprocess(clip) for clip in clips]), token_ids=token_ids)
     command = [sys.executable, "-I", "-c", PLAIN, video, text, folder / "given.npz", folder / "found.npz"]
-    subprocess.run(command, check=True, cwd="/", timeout=60)
+    subprocess.run(command, check=True, cwd="/", timeout=300)
     with np.load(folder / "found.npz") as found:
         return found["video"], found["text"]
 

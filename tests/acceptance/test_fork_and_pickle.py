@@ -54,7 +54,7 @@ for _ in range(3):
 def run(bundle, before="", work="pass"):
     program = FORKED.format(before=before, work=work, busy=bool(before))
     done = subprocess.run(
-        [sys.executable, "-c", program, str(bundle)], capture_output=True, text=True, timeout=90, check=False
+        [sys.executable, "-c", program, str(bundle)], capture_output=True, text=True, timeout=300, check=False
     )
     assert (done.returncode, done.stdout.strip()) == (0, "done"), done.stderr
 
@@ -98,7 +98,7 @@ if __name__ == "__main__":
     print("done")
 """
     done = subprocess.run(
-        [sys.executable, "-c", program, str(mini_bundle)], capture_output=True, text=True, timeout=90, check=False
+        [sys.executable, "-c", program, str(mini_bundle)], capture_output=True, text=True, timeout=300, check=False
     )
     assert (done.returncode, done.stdout.strip()) == (0, "done"), done.stderr
 

@@ -38,7 +38,7 @@ def run(program, *arguments):
         [sys.executable, "-c", HIDE + program, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

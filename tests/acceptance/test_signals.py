@@ -36,7 +36,7 @@ def wait_for(process, is_there):
 
 def end(process, name):
     os.kill(process.pid, getattr(signal, name))
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == CODES[name], said
     assert "Traceback" not in said
     for _ in range(500):
@@ -90,4 +90,4 @@ def test_an_ignored_signal_stays_ignored(mini_bundle, tmp_path):
     for _ in range(20):
         process.send_signal(signal.SIGHUP)
         time.sleep(0.05)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=300) == 0

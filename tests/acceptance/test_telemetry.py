@@ -42,7 +42,7 @@ def run(tmp_path, mini_bundle):
             env=kept | {"HOME": str(home), "USERPROFILE": str(home), "MPLCONFIGDIR": str(tmp_path / "matplotlib")},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
         assert done.returncode == 0, done.stderr

@@ -243,7 +243,8 @@ def test_workers_keep_to_their_share():
     cpus = sorted(os.sched_getaffinity(0))
     ask = "__import__('os').sched_getaffinity(0)"
     found = [answer for _, answer in module._each(eval, [ask] * 4, 2)]
-    assert {frozenset(share) for share in found} == {frozenset(cpu_share(cpus, share, 2)) for share in (0, 1)}
+    shares = {frozenset(cpu_share(cpus, share, 2)) for share in (0, 1)}
+    assert len(found) == 4 and {frozenset(share) for share in found} <= shares, "one may be quicker and answer all"
     assert sorted(os.sched_getaffinity(0)) == cpus
 
 
