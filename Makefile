@@ -24,7 +24,7 @@ unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-export test-bench test-main test-kernels test-floor test-processors fuzz test-gpu gpu-check trt-rtx-check check format-check lint types imports fmt clean
+.PHONY: help setup demo test test-export test-bench test-main test-kernels test-floor test-system test-processors fuzz test-gpu gpu-check trt-rtx-check check format-check lint types imports fmt clean
 
 # A suite in which ARGS selects nothing has not failed.
 suite = $(1) $(ARGS) || { code=$$?; [ $$code -eq 5 ] && [ -n '$(ARGS)' ]; }
@@ -49,7 +49,7 @@ test-bench: $(STAMP) ## the benchmark harness
 	$(call suite,$(BIN)/pytest tests/bench)
 
 test-main: $(STAMP) ## everything else but the kernels' own tests
-	$(call suite,$(BIN)/pytest --ignore=tests/exporters --ignore=tests/pipeline --ignore=tests/bench --ignore=tests/kernels/triton)
+	$(call suite,$(BIN)/pytest --ignore=tests/exporters --ignore=tests/pipeline --ignore=tests/bench --ignore=tests/kernels/triton --ignore=tests/system)
 
 test-kernels: $(STAMP) ## the kernels' own tests, in Triton's interpreter
 	$(call suite,TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels/triton)
@@ -57,6 +57,9 @@ test-kernels: $(STAMP) ## the kernels' own tests, in Triton's interpreter
 test-floor: $(FLOOR_STAMP) ## all of tests/kernels in the oldest supported set: Python 3.12, torch 2.11, triton 3.6
 	$(call suite,$(FLOOR_BIN)/pytest tests/kernels --ignore=tests/kernels/triton)
 	$(call suite,TRITON_INTERPRET=1 $(FLOOR_BIN)/pytest tests/kernels/triton)
+
+test-system: $(STAMP) ## install what using a bundle takes, from the registry, into a fresh environment, and use one there
+	$(call suite,$(BIN)/pytest tests/system)
 
 test-processors: $(STAMP) ## every test that compares numbers, as older processors and other orders of addition compute
 	PROCESSORS=all $(BIN)/pytest tests/processors $(ARGS)

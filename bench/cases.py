@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from tempme_export.artifacts.bundle import open_bundle, verify_files
-from tempme_export.encoder.checkpoint import OPEN_CLIP, load_checkpoint
+from tempme_export.encoder.backbone import OPEN_CLIP
+from tempme_export.encoder.checkpoint import load_checkpoint
 from tempme_export.encoder.profile import Profile, shipped_profiles
 from tempme_export.encoder.random_weights import draw_checkpoint
 from tempme_export.encoder.recipe import Recipe, open_recipe, prepare

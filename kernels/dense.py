@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tempme_export.kernels.reference import SNAP_STEPS
+from tempme_export.kernels import SNAP_STEPS
 
 _HIGH_STEPS = 2**11
 

@@ -7,7 +7,7 @@ is `assign` [B, N] int32: for every input token the output row it goes to.
 import torch
 from torch import Tensor
 
-SNAP_STEPS = 2**20  # scores are compared as multiples of 1 / SNAP_STEPS (spec section 10)
+from tempme_export.kernels import SNAP_STEPS
 
 
 def split_ab(n_tokens: int, n_cls: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:

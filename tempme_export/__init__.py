@@ -21,9 +21,12 @@ __all__ = ["export", "load", "verify"]
 
 def export(checkpoint: Any, profile: Any = None, out: str | Path | None = None, **options: Any) -> "Bundle":
     """Checkpoint -> accepted bundle; see `tempme_export.pipeline.export.export`."""
-    from tempme_export.pipeline.export import export
+    from tempme_export.errors import making
 
-    return export(checkpoint, profile, out, **options)
+    with making("export"):
+        from tempme_export.pipeline.export import export
+
+        return export(checkpoint, profile, out, **options)
 
 
 def load(
@@ -36,7 +39,7 @@ def load(
 
 
 def verify(path: str | Path, **options: Any) -> Any:
-    """Check a bundle's bytes and run its self-test; see `tempme_export.pipeline.export.verify`."""
-    from tempme_export.pipeline.export import verify
+    """Check a bundle's bytes and run its self-test; see `tempme_export.pipeline.verify.verify`."""
+    from tempme_export.pipeline.verify import verify
 
     return verify(path, **options)

@@ -4,6 +4,12 @@ A command catches the root only and exits with the class's `exit_code`; anything
 bug and keeps its traceback (exit 1).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# What making a bundle takes and using one does not: the extra `export`.
+MAKING = frozenset(("torch", "onnx", "onnxscript", "open_clip", "safetensors"))
+
 
 class TempMeExportError(Exception):
     """Root of everything a user can cause and mend."""
@@ -73,3 +79,19 @@ class UnstableError(TempMeExportError):
 
 class LeftBehindWarning(UserWarning):
     """Something of no more use could not be deleted."""
+
+
+@contextmanager
+def making(what: str) -> Iterator[None]:
+    """The door from using bundles to making them. Raises BackendError where what lies behind it is not installed.
+
+    what  that needs it, as the message begins
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in MAKING:
+            raise
+        raise BackendError(
+            f"{what} needs {error.name}, which is not installed. Run: pip install 'tempme-export[export]'"
+        ) from error

@@ -18,7 +18,8 @@ from tempme_export.artifacts.registry import find_backend, text_backend
 from tempme_export.encoder.profile import FROM_CHECKPOINT
 from tempme_export.errors import InputError, ReleaseError
 from tempme_export.media.preprocess import Preprocess
-from tempme_export.media.tokenizer import Tokenizer
+from tempme_export.media.stored_tokenizer import TOKENIZER, StoredTokenizer
+from tempme_export.media.token_ids import TokenIds
 from tempme_export.media.video import read_frames
 from tempme_export.parity.tolerance import INT8
 from tempme_export.runtime.base import Runner, check_threads
@@ -59,20 +60,33 @@ class RetrievalModel(ProcessBound):
         self.profile = bundle.profile
         image = bundle.manifest["image"]
         self.preprocess = Preprocess(image["size"], tuple(image["mean"]), tuple(image["std"]))
-        self._tokenizer: Tokenizer | None = None
         self.opened()
 
-    def _open(self) -> dict[str, Runner]:
-        """Both towers by their names."""
+    def _open(self) -> dict[str, Any]:
+        """Both towers by their names, and the tokenizer where the bundle has one."""
         beside = self.device if self._text.runner == self._video.runner else None
         devices = {"video": self.device, "text": self._text.choose_device(self._folder, beside)}
         towers = {one.artifact.tower: one for one in (self._video, self._text)}
         limits = {"video": self._most_videos(), "text": _TEXTS}
-        with one_release(self.bundle, [one.artifact.file for one in towers.values()]):
-            return {
+        words = [TOKENIZER] if self._folder.holds(TOKENIZER) else []
+        with one_release(self.bundle, [*(one.artifact.file for one in towers.values()), *words]):
+            opened: dict[str, Any] = {
                 tower: one.open(self._folder, Setting(devices[tower], self.threads, limits[tower]))
                 for tower, one in towers.items()
             }
+            return opened | {file: self._open_tokenizer() for file in words}
+
+    def _open_tokenizer(self) -> StoredTokenizer:
+        return StoredTokenizer((self.bundle.path / TOKENIZER).read_bytes(), self.profile.text_length)
+
+    def _tokenizer(self) -> TokenIds:
+        """The bundle's own; open_clip's for one of earlier versions, which have none."""
+        stored: StoredTokenizer | None = self.opened().get(TOKENIZER)
+        if stored is not None:
+            return stored
+        from tempme_export.media.tokenizer import Tokenizer
+
+        return Tokenizer(self.profile.backbone, self.profile.text_length)
 
     def _runner(self, tower: Tower) -> Runner:
         runner: Runner = self.opened()[tower]
@@ -128,17 +142,15 @@ class RetrievalModel(ProcessBound):
         """Embed texts: float32 [n, E], rows of unit length.
 
         Raises InputError for anything but a list of non-empty texts, ProfileError where the bundle's backbone
-        has no tokenizer. A text above the profile's length is cut, with a TextTruncatedWarning.
+        has no tokenizer, and BackendError for a bundle of earlier versions, which came without one, where open_clip is
+        not installed. A text above the profile's length is cut, with a TextTruncatedWarning.
         """
         if self.profile.backbone == FROM_CHECKPOINT:
             raise InputError(
                 f"profile {self.profile.name} names no open_clip backbone, so its tokenizer is unknown. "
                 f"Run {self._text.artifact.file} on token ids instead."
             )
-        with self._lock:
-            if self._tokenizer is None:
-                self._tokenizer = Tokenizer(self.profile.backbone, self.profile.text_length)
-        ids = self._tokenizer(texts)
+        ids = self._tokenizer()(texts)
         if len(ids) == 0:
             return np.empty((0, self.bundle.manifest["backbone"]["embed"]), np.float32)
         return self._runner("text").infer({"token_ids": ids})["text_embedding"].astype(np.float32)

@@ -57,6 +57,37 @@ FORBIDDEN = (
     ("encoder.model", "kernels", "ops is the only door between model and kernels"),
 )
 
+# Using a bundle and making one are two lives: what is here does without MAKING_PACKAGES, lazily too, but for the doors.
+# Of two names that a module is inside of, the longer decides.
+USING = (
+    *("", "__main__", "errors", "names", "files", "profiles", "encoder", "artifacts", "media", "data", "runtime"),
+    *("parity", "retrieval", "serving", "evaluation", "pipeline", "doctor", "cli"),
+)
+MAKING = (
+    *("kernels", "exporters", "quantization", "training", "bench"),
+    *("encoder.checkpoint", "encoder.recipe", "encoder.random_weights", "encoder.ops", "encoder.model"),
+    *("encoder.reference", "media.tokenizer", "parity.making"),
+    *("runtime.devices", "runtime.device_time", "runtime.pt2", "runtime.pytorch", "runtime.tensorrt"),
+    *("evaluation.both_paths", "evaluation.checkpoint_encoder", "evaluation.gate"),
+    *("pipeline.engine_request", "pipeline.export", "pipeline.rebuild", "pipeline.spec"),
+    *("cli.export_commands", "cli.train", "cli.train_console"),
+)
+MAKING_PACKAGES = {"torch", "torchvision", "timm", "onnx", "onnx_ir", "onnxscript", "open_clip", "safetensors"}
+DOORS = {  # from a function alone; the modules that artifacts.registry names, Artifact and Backend open
+    ("", "pipeline.export"),
+    ("cli.export", "cli.export_commands"),
+    ("cli.export", "exporters.trt.builder"),
+    ("cli.export", "pipeline.spec"),
+    ("retrieval", "media.tokenizer"),  # bundles of earlier versions have none of their own
+    ("evaluation.encoders", "media.tokenizer"),
+    ("evaluation.encoders", "encoder.recipe"),
+    ("evaluation.encoders", "evaluation.checkpoint_encoder"),
+    ("doctor.probes", "torch"),
+    ("doctor.probes", "encoder.ops"),
+    ("doctor.probes", "exporters.trt.builder"),
+}
+OPEN_DOORS = {("parity.selftest", "kernels")}  # a number that lies in the package itself, which loads nothing
+
 # These answer --help, so nothing they load on import may load one of these.
 QUICK = (
     *("", "bench.cli", "cli.export", "cli.evaluate", "cli.train", "cli.doctor", "cli.entry", "cli.terminal"),
@@ -64,8 +95,8 @@ QUICK = (
     *("doctor.rules", "doctor.machine", "doctor.process"),
 )
 HEAVY = {
-    *("av", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "open_clip", "openvino"),
-    *("tensorrt", "timm", "torch", "torchvision", "triton"),
+    *("av", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "open_clip", "openvino", "safetensors"),
+    *("tensorrt", "timm", "torch", "torchvision", "triton", "tokenizers", "ftfy"),
 }
 
 
@@ -128,7 +159,8 @@ def violations(sources: dict[str, str]) -> list[str]:
     trees = {name: ast.parse(source) for name, source in sources.items()}
     found = {name: list(imports(tree, known)) for name, tree in trees.items()}
     each = (module_violations(name, found[name]) for name in sources)
-    return [*chain.from_iterable(each), *print_violations(trees), *load_violations(found)]
+    between = using_violations(found)
+    return [*chain.from_iterable(each), *print_violations(trees), *load_violations(found), *between]
 
 
 def module_violations(name: str, found: list[Import]) -> Iterator[str]:
@@ -161,6 +193,25 @@ def module_violations(name: str, found: list[Import]) -> Iterator[str]:
         for importer, imported, reason in FORBIDDEN:
             if inside(module, importer) and inside(target, imported):
                 yield f"{at} imports {one.target}: {reason}"
+
+
+def of_using(module: str) -> bool:
+    names = [name for name in (*USING, *MAKING) if inside(module, name)]
+    return bool(names) and max(names, key=len) in USING
+
+
+def using_violations(found: dict[str, list[Import]]) -> Iterator[str]:
+    """What the using half imports of the making half, at load or in a function, but not for the type checker."""
+    for name, imported in found.items():
+        module = within(name) or ""
+        if not of_using(module):
+            continue
+        for one in imported:
+            top, target = one.target.split(".")[0], within(one.target)
+            making = top in MAKING_PACKAGES if target is None else not of_using(target)
+            door = (module, top if target is None else target) in (DOORS if one.in_function else OPEN_DOORS)
+            if (one.at_load or one.in_function) and making and not door:
+                yield f"{name}:{one.line} imports {one.target}, which using a bundle does without"
 
 
 def print_violations(trees: dict[str, ast.Module]) -> Iterator[str]:
@@ -238,6 +289,10 @@ def test_the_package_keeps_the_direction() -> None:
         ),
         ("", "class A:\n    import onnx", "loads onnx on import"),
         ("cli.console", "try:\n    import av\nexcept ImportError:\n    av = None", "loads av on import"),
+        ("runtime.ort", "def f():\n    import onnx", "does without"),
+        ("parity.checks", "from tempme_export.encoder.reference import Reference", "does without"),
+        ("retrieval", "from tempme_export.runtime.pt2 import Pt2Runner", "does without"),
+        ("data.frames", "class A:\n    def f(self):\n        import torch.nn", "does without"),
     ],
 )
 def test_a_breach_is_found(module: str, source: str, said: str) -> None:
@@ -254,11 +309,13 @@ def test_a_breach_is_found(module: str, source: str, said: str) -> None:
         ("encoder.profile", "from tempme_export import profiles\nfrom tempme_export.errors import ProfileError"),
         ("kernels.match", "import torch\ndef launch():\n    import triton\n    import triton.language as tl"),
         ("kernels.match", "from tempme_export.kernels.reference import match_tokens_ref"),
-        ("cli.export", "def main():\n    import torch"),
+        ("cli.train", "def main():\n    import torch"),
         ("cli.export", "if TYPE_CHECKING:\n    import torch"),
         ("bench.cli", "def f():\n    from tempme_export.encoder.reference import Reference"),
         ("bench.run", "import tempme_export.bench.report, tempme_export.cli.export, torch"),
         ("cli.console", "console.print('x')"),
+        ("retrieval", "def f():\n    from tempme_export.media.tokenizer import Tokenizer"),
+        ("parity.checks", "if TYPE_CHECKING:\n    from tempme_export.encoder.reference import Reference"),
     ],
 )
 def test_what_is_allowed_passes(module: str, source: str) -> None:

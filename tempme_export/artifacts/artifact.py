@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
+from tempme_export.errors import making
+
 if TYPE_CHECKING:
     from tempme_export.encoder.recipe import Recipe
 
@@ -104,5 +106,6 @@ class Artifact:
 
     @property
     def exporter(self) -> Exporter:
-        """The module that builds it."""
-        return cast(Exporter, importlib.import_module(self.builder))
+        """The module that builds it. Raises BackendError without what it is made of."""
+        with making(self.file):
+            return cast(Exporter, importlib.import_module(self.builder))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from tempme_export.artifacts.artifact import Artifact
-from tempme_export.errors import BackendError
+from tempme_export.errors import BackendError, making
 
 if TYPE_CHECKING:
     from tempme_export.runtime.base import Runner
@@ -76,7 +76,11 @@ class Folder:
         """Whether the artifact is in it, or must be."""
         if artifact.option is None:
             return True
-        return (self.path / artifact.file).is_file() if self.files is None else artifact.file in self.files
+        return self.holds(artifact.file)
+
+    def holds(self, file: str) -> bool:
+        """Whether a file that not every bundle has is in it."""
+        return (self.path / file).is_file() if self.files is None else file in self.files
 
     def facts_of(self, artifact: Artifact) -> Facts:
         """Nothing for an artifact that says nothing."""
@@ -145,8 +149,9 @@ class Backend:
 
     @property
     def runtime(self) -> Runtime:
-        """The module of its runner."""
-        return cast(Runtime, importlib.import_module(self.runner))
+        """The module of its runner. Raises BackendError without what it is made of."""
+        with making(f"backend {self.name!r}"):
+            return cast(Runtime, importlib.import_module(self.runner))
 
     def runs_on(self, device: str) -> bool:
         """Whether it runs on this kind of device."""

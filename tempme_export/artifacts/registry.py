@@ -47,7 +47,14 @@ BACKENDS: tuple[Backend, ...] = (
         Reveals.DECISIONS,
         _TORCH_PACKAGES,
         counts_threads=False,
-        need=Need("pt2", "compile video.pt2 (--pt2)", {"C++ compiler": "sudo apt install g++, or name one in CXX"}),
+        need=Need(
+            "pt2",
+            "compile video.pt2 (--pt2)",
+            {
+                "torch": "pip install 'tempme-export[export]'",
+                "C++ compiler": "sudo apt install g++, or name one in CXX",
+            },
+        ),
     ),
     Backend(
         "tensorrt",

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from tempme_export.cli import terminal
 from tempme_export.cli.signals import stopping
-from tempme_export.errors import LeftBehindWarning, TempMeExportError
+from tempme_export.errors import LeftBehindWarning, TempMeExportError, making
 from tempme_export.files import name_temporary_folder
 
 
@@ -42,7 +42,8 @@ def _run(app: Callable[[], object], show_error: Callable[[Exception], None]) -> 
             warnings.simplefilter("always", LeftBehindWarning)
             _show_as_lines()
             try:
-                app()
+                with making("this command"):
+                    app()
             except SystemExit as done:
                 sys.stdout.flush()
                 return done.code

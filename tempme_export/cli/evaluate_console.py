@@ -14,7 +14,8 @@ from tempme_export.cli.console import STDERR, show_conventions
 
 if TYPE_CHECKING:
     from tempme_export.data.annotations import RetrievalData
-    from tempme_export.evaluation.encoders import BundleEncoder, CheckpointEncoder
+    from tempme_export.evaluation.checkpoint_encoder import CheckpointEncoder
+    from tempme_export.evaluation.encoders import BundleEncoder
     from tempme_export.evaluation.evaluate import Evaluation
 
 _LISTED = 10  # skipped videos
@@ -104,7 +105,7 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
 @contextmanager
 def warnings_as_lines() -> Iterator[None]:
     """Inside, a warning is one line; texts that are cut, which come batch by batch, are told once."""
-    from tempme_export.media.tokenizer import TextTruncatedWarning
+    from tempme_export.media.token_ids import TextTruncatedWarning
 
     told = set()
 

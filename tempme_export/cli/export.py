@@ -159,7 +159,7 @@ def command(
         if gate is not None or gate_videos is not None:
             raise UsageError("--gate compares with a checkpoint while a bundle is built; --verify has none.")
         _check_alone(context, "--verify", ("verify", "device"), "it checks a bundle as it is")
-        from tempme_export.cli.export_commands import verify_bundle
+        from tempme_export.cli.bundle_commands import verify_bundle
 
         verify_bundle(verify, device, as_json)
         return
@@ -186,7 +186,7 @@ def command(
     if triton_repo is not None and _is_bundle(checkpoint):
         allowed = ("checkpoint", "triton_repo", "threads", "force")
         _check_alone(context, "--triton-repo of a bundle", allowed, "nothing is built")
-        from tempme_export.cli.export_commands import serve_bundle
+        from tempme_export.cli.bundle_commands import serve_bundle
 
         serve_bundle(Path(checkpoint), triton_repo, threads, force, as_json)
         return

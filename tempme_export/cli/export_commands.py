@@ -1,13 +1,13 @@
-"""What `tempme-export` does once its options make sense: build, plan, verify, rebuild, lay out for a server."""
+"""What `tempme-export` does once its options make sense: build, plan, rebuild."""
 
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from tempme_export.artifacts.bundle import Bundle, check_destination, open_bundle
+from tempme_export.artifacts.bundle import Bundle, check_destination
 from tempme_export.cli import console
-from tempme_export.cli.terminal import show_warning, write_json
-from tempme_export.errors import ExportError
+from tempme_export.cli.bundle_commands import say_done, write_bundle_json
+from tempme_export.cli.terminal import write_json
 from tempme_export.pipeline import engine_request, export
 from tempme_export.pipeline.rebuild import rebuild
 from tempme_export.pipeline.spec import ExportSpec
@@ -15,32 +15,9 @@ from tempme_export.quantization.calibration import read_calibration
 from tempme_export.serving.repository import check_folder, write_repository
 
 
-def _say_done(text: str, statuses: list[str]) -> None:
-    if "not run" in statuses:
-        text += "; parity was NOT RUN for the lines above, so nothing is proven about them on this machine"
-    console.show_done(text)
-
-
 def _statuses(bundle: Bundle) -> list[str]:
     gated = bundle.manifest.get("gate")
     return [report["status"] for report in [*bundle.manifest["parity"], *(gated["reports"] if gated else ())]]
-
-
-def _write_bundle_json(bundle: Bundle, written: tuple[Path, ...] = ()) -> None:
-    """What was built is in place, so that a stdout that takes no document is no failure."""
-    repository = {"repository": list(written)} if written else {}
-    try:
-        write_json({"bundle": bundle.path, "manifest": bundle.manifest} | repository)
-    except ExportError as error:
-        show_warning(f"{error} {bundle.path} is complete.")
-
-
-def verify_bundle(folder: Path, device: str, as_json: bool) -> None:
-    """Check a bundle's bytes and run its self-test."""
-    reports = export.verify(folder, device=device, progress=console.show_progress)
-    if as_json:
-        write_json({"bundle": str(folder), "parity": [report.to_dict() for report in reports]})
-    _say_done(f"{folder} verified", [report.status for report in reports])
 
 
 def rebuild_engine(folder: Path, device: str, workspace_gib: float | None, verbose: bool, as_json: bool) -> None:
@@ -50,18 +27,8 @@ def rebuild_engine(folder: Path, device: str, workspace_gib: float | None, verbo
         folder, device=device, workspace_gib=workspace_gib, verbose=verbose, progress=console.show_progress
     )
     if as_json:
-        _write_bundle_json(bundle)
+        write_bundle_json(bundle)
     console.show_done(f"{folder} has a new engine, in {time.perf_counter() - started:.0f} s")
-
-
-def serve_bundle(folder: Path, repository: Path, threads: int | None, force: bool, as_json: bool) -> None:
-    """Write the model repository of a bundle that is there."""
-    bundle = open_bundle(folder)
-    written = write_repository(bundle, repository, force, threads)
-    console.show_progress("repository", written)
-    if as_json:
-        _write_bundle_json(bundle, written)
-    console.show_done(f"{repository} serves {folder}")
 
 
 def export_bundle(spec: ExportSpec, repository: Path | None, threads: int | None, as_json: bool) -> None:
@@ -75,8 +42,8 @@ def export_bundle(spec: ExportSpec, repository: Path | None, threads: int | None
         written = write_repository(bundle, repository, spec.force, threads)
         console.show_progress("repository", written)
     if as_json:
-        _write_bundle_json(bundle, written)
-    _say_done(f"{bundle.path} in {time.perf_counter() - started:.0f} s", _statuses(bundle))
+        write_bundle_json(bundle, written)
+    say_done(f"{bundle.path} in {time.perf_counter() - started:.0f} s", _statuses(bundle))
 
 
 def plan_bundle(spec: ExportSpec, repository: Path | None, as_json: bool) -> None:

@@ -152,6 +152,8 @@ _LIBRARIES = (
     _plain("numpy"),
     _plain("safetensors"),
     _plain("pillow", "PIL.Image"),
+    _plain("tokenizers"),
+    _plain("ftfy"),
 )
 _TENSORRT = _Library("tensorrt", "tensorrt", ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"), ("tensorrt",))
 _COMPILERS = ("triton", "C compiler")  # what a fused kernel takes beside a GPU

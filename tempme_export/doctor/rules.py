@@ -52,11 +52,14 @@ class Diagnosis:
 
 _CORE = "pip install --upgrade tempme-export"
 _DRIVER = "install NVIDIA's driver (https://www.nvidia.com/drivers), or start the container with --gpus all"
-_CORE_PARTS = ("torch", "open_clip_torch", "onnx", "onnxscript", "numpy", "polars", "safetensors", "pillow")
+_EXPORT = "pip install 'tempme-export[export]'"
+_CORE_PARTS = ("numpy", "polars", "pillow", "tokenizers", "ftfy")
+_EXPORT_PARTS = ("torch", "open_clip_torch", "onnx", "onnxscript", "safetensors")
 _GPU = {"driver": _DRIVER, "torch on GPU": "pip install --force-reinstall torch"}
 _TRITON = {"triton": "pip install triton", "C compiler": "sudo apt install gcc python3-dev"}
 
-_CORE_RULE = Need("core", "train, export and run with torch", dict.fromkeys(_CORE_PARTS, _CORE))
+_CORE_RULE = Need("core", "use bundles, given a runtime", dict.fromkeys(_CORE_PARTS, _CORE))
+_EXPORT_RULE = Need("export", "train, export and run with torch", dict.fromkeys(_EXPORT_PARTS, _EXPORT))
 _BESIDE = (
     Need("video", "read video files", {"av": "pip install 'tempme-export[video]'"}),
     Need("plot", "draw charts", {"matplotlib": "pip install 'tempme-export[plot]'"}),
@@ -66,12 +69,12 @@ _BESIDE = (
 
 
 def rules() -> tuple[Need, ...]:
-    """What a user may want to do: the core, the backends of a processor, what lies beside, the backends of a GPU."""
+    """What a user may want to do: use bundles, make them, backends of a processor, what lies beside, those of a GPU."""
     on = {"cpu": list[Need](), "cuda": list[Need]()}
     for one in registry.BACKENDS:
         if one.need is not None:
             on[one.devices[0]].append(one.need)
-    return (_CORE_RULE, *on["cpu"], *_BESIDE, *on["cuda"])
+    return (_CORE_RULE, _EXPORT_RULE, *on["cpu"], *_BESIDE, *on["cuda"])
 
 
 def names() -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from tempme_export.errors import BackendError, ProfileError
 
+OPEN_CLIP = "open_clip:"  # begins the name of weights that open_clip brings
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 HEAD_WIDTH = 64
@@ -103,7 +104,7 @@ def open_clip_config(name: str) -> dict[str, Any]:
         if name in _KNOWN:
             return _KNOWN[name]
         raise BackendError(
-            f"backbone {name!r} is read from open_clip, which is not installed. pip install open_clip_torch"
+            f"backbone {name!r} needs open_clip, which is not installed. Run: pip install 'tempme-export[export]'"
         )
     path = folder / f"{name}.json"
     if not path.is_file():

@@ -6,33 +6,27 @@ import importlib.metadata
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from tempme_export.artifacts import registry
 from tempme_export.artifacts.bundle import MANIFEST, Bundle, one_release, open_bundle, verify_files
-from tempme_export.encoder.checkpoint import OPEN_CLIP
-from tempme_export.encoder.model import TextEncoder, VideoEncoder
-from tempme_export.encoder.profile import Profile
-from tempme_export.encoder.recipe import Recipe, open_recipe
-from tempme_export.encoder.reference import ReferenceText, ReferenceVideo
-from tempme_export.errors import BackendError, InputError, UsageError
+from tempme_export.encoder.backbone import OPEN_CLIP
+from tempme_export.encoder.profile import FROM_CHECKPOINT
+from tempme_export.errors import BackendError, InputError, UsageError, making
 from tempme_export.media.preprocess import Preprocess
-from tempme_export.media.tokenizer import Tokenizer
+from tempme_export.media.stored_tokenizer import TOKENIZER
 from tempme_export.names import command
-from tempme_export.parity.selftest import preprocess_for
 from tempme_export.retrieval import RetrievalModel
-from tempme_export.runtime.devices import torch_device
-from tempme_export.runtime.pytorch import TorchRunner
+
+if TYPE_CHECKING:
+    from tempme_export.evaluation.checkpoint_encoder import CheckpointEncoder
 
 CHECKPOINT_BACKENDS = ("original", "torch")
-_TEXTS = 256  # per call: the text tower takes some 50 MB of activations
-_ALWAYS = ("tempme-export", "open-clip-torch", "ftfy")  # the last two make tokens of texts
+_ALWAYS = ("tempme-export", "open-clip-torch", "tokenizers", "ftfy")  # the last three make tokens of texts
 _PACKAGES = {"original": ("torch",), "torch": ("torch", "triton")}  # of a checkpoint's backends
 
 
@@ -77,7 +71,7 @@ def _packages(backend: str) -> tuple[str, ...]:
     return *registry.text_backend().packages, *registry.find_backend(backend).packages
 
 
-def _fingerprint(model: Any, backend: str, device: str) -> str:
+def fingerprint(model: Any, backend: str, device: str) -> str:
     """Hash of everything that embeddings of given frames depend on."""
     kind = device.partition(":")[0]
     families = (*_ALWAYS, *_packages(backend), *(("nvidia",) if kind == "cuda" else ()))
@@ -91,7 +85,7 @@ def _fingerprint(model: Any, backend: str, device: str) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _check_frames(frames: NDArray[np.uint8], count: int, size: int) -> None:
+def check_frames(frames: NDArray[np.uint8], count: int, size: int) -> None:
     """A wrong size would be resized once more, silently. Raises InputError."""
     if frames.dtype != np.uint8 or frames.shape != (len(frames), count, size, size, 3):
         raise InputError(
@@ -100,9 +94,12 @@ def _check_frames(frames: NDArray[np.uint8], count: int, size: int) -> None:
         )
 
 
-def _tokenizer(profile: Profile) -> Tokenizer:
-    """Raises ProfileError where the backbone has none, before hours of videos are encoded."""
-    return Tokenizer(profile.backbone, profile.text_length)
+def _check_tokenizer(bundle: Bundle) -> None:
+    """Raises ProfileError where its backbone has none, before hours of videos are encoded."""
+    if TOKENIZER not in bundle.manifest["files"] or bundle.profile.backbone == FROM_CHECKPOINT:
+        from tempme_export.media.tokenizer import Tokenizer
+
+        Tokenizer(bundle.profile.backbone, bundle.profile.text_length)
 
 
 class BundleEncoder:
@@ -110,7 +107,7 @@ class BundleEncoder:
 
     def __init__(self, bundle: Bundle, backend: str | None = None, device: str | None = None) -> None:
         """Raises BundleError for a changed file, ProfileError without a tokenizer, BackendError as RetrievalModel."""
-        _tokenizer(bundle.profile)
+        _check_tokenizer(bundle)
         with one_release(bundle):
             verify_files(bundle)
             self.model = RetrievalModel(bundle, backend, device)
@@ -119,11 +116,11 @@ class BundleEncoder:
         self.conventions, self.remarks = bundle.conventions, ()
         self.frames, self.preprocess = self.profile.frames, self.model.preprocess
         self.embed: int = bundle.manifest["backbone"]["embed"]
-        self.fingerprint = _fingerprint(bundle.manifest["sha256"], self.backend, self.device)
+        self.fingerprint = fingerprint(bundle.manifest["sha256"], self.backend, self.device)
 
     def encode_frames(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """[B, F, S, S, 3] -> unit [B, E]. Raises InputError."""
-        _check_frames(frames, self.frames, self.preprocess.size)
+        check_frames(frames, self.frames, self.preprocess.size)
         return self.model.encode_video(list(frames))
 
     def encode_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -133,55 +130,6 @@ class BundleEncoder:
     def close(self) -> None:
         """Free the sessions."""
         self.model.close()
-
-
-class CheckpointEncoder:
-    """A checkpoint under torch in float32: `original`, the oracle, or `torch`, the fast encoder."""
-
-    def __init__(self, recipe: Recipe, backend: str | None = None, device: str | None = None) -> None:
-        """Raises BackendError for an unknown backend or a missing device, ProfileError without a tokenizer."""
-        self.backend, self.device = backend or "original", device or "cpu"
-        if self.backend not in CHECKPOINT_BACKENDS:
-            raise BackendError(f"backend {backend!r} of a checkpoint is not one of {', '.join(CHECKPOINT_BACKENDS)}.")
-        chosen = torch_device(self.device)
-        self._tokenizer = _tokenizer(recipe.profile)
-        towers: tuple[nn.Module, nn.Module] = (
-            (ReferenceVideo(recipe, device=chosen), ReferenceText(recipe, device=chosen))
-            if self.backend == "original"
-            else (VideoEncoder(recipe), TextEncoder(recipe))
-        )
-        self._video = TorchRunner(towers[0], recipe, self.backend, "video", self.device)
-        self._text = TorchRunner(towers[1], recipe, self.backend, "text", self.device)
-        self.name = Path(recipe.checkpoint.source).name
-        self.profile, self.origin = recipe.profile, recipe.origin
-        self.conventions, self.remarks = recipe.conventions, recipe.checkpoint.remarks
-        self.frames, self.preprocess = recipe.profile.frames, preprocess_for(recipe)
-        self.embed = recipe.backbone.embed
-        model = [recipe.checkpoint.sha256, recipe.profile.to_dict(), asdict(recipe.backbone), asdict(self.preprocess)]
-        self.fingerprint = _fingerprint(model, self.backend, self.device)
-
-    def encode_frames(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """[B, F, S, S, 3] -> unit [B, E], as one batch. Raises InputError."""
-        size = self.preprocess.size
-        _check_frames(frames, self.frames, size)
-        if len(frames) == 0:
-            return np.empty((0, self.embed), np.float32)
-        pixels = self.preprocess.normalise(frames.reshape(-1, size, size, 3))
-        inputs = {"frames": pixels.reshape(-1, self.frames, 3, size, size)}
-        return self._video.infer(inputs)["video_embedding"].astype(np.float32)
-
-    def encode_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """T texts -> unit [T, E]. Raises InputError."""
-        parts = [np.empty((0, self.embed), np.float32)]
-        for start in range(0, len(texts), _TEXTS):
-            ids = self._tokenizer(list(texts[start : start + _TEXTS]))
-            parts.append(self._text.infer({"token_ids": ids})["text_embedding"].astype(np.float32))
-        return np.concatenate(parts)
-
-    def close(self) -> None:
-        """Free the weights."""
-        self._video.close()
-        self._text.close()
 
 
 def _check_backend(source: str, is_bundle: bool, backend: str | None) -> None:
@@ -211,7 +159,7 @@ def open_encoder(
     backend: str | None = None,
     device: str | None = None,
     activation: str | None = None,
-) -> BundleEncoder | CheckpointEncoder:
+) -> "BundleEncoder | CheckpointEncoder":
     """Open whatever can be evaluated.
 
     source   a bundle's folder, a checkpoint file, or open_clip:MODEL/PRETRAINED
@@ -233,4 +181,8 @@ def open_encoder(
         _check_backend(str(source), is_bundle, backend)
         return BundleEncoder(bundle, backend, device)
     _check_backend(str(source), is_bundle, backend)
+    with making(f"checkpoint {source}"):
+        from tempme_export.encoder.recipe import open_recipe
+        from tempme_export.evaluation.checkpoint_encoder import CheckpointEncoder
+
     return CheckpointEncoder(open_recipe(source, profile, activation), backend, device)

@@ -23,7 +23,8 @@ from tempme_export.encoder.recipe import Recipe
 from tempme_export.errors import InputError
 from tempme_export.evaluation.agreement import Comparison, Embedded, Metrics, Truth, compare
 from tempme_export.evaluation.both_paths import Original, Progress, open_trials, read_captions, see_videos
-from tempme_export.media.tokenizer import TextTruncatedWarning, Tokenizer
+from tempme_export.media.token_ids import TextTruncatedWarning
+from tempme_export.media.tokenizer import Tokenizer
 from tempme_export.parity.checks import ParityReport
 from tempme_export.parity.tolerance import TOLERANCES
 

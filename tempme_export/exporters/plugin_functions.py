@@ -11,8 +11,8 @@ import onnx
 from onnx import AttributeProto, TensorProto, helper
 
 from tempme_export.exporters.plugin_nodes import PluginNode
+from tempme_export.kernels import SNAP_STEPS
 from tempme_export.kernels.dense_block import EPS
-from tempme_export.kernels.reference import SNAP_STEPS
 
 DOMAIN = "tempme"
 VERSION = 1

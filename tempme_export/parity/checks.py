@@ -4,6 +4,7 @@
 (c) embeddings of the whole encoder, at several batch sizes. Nothing compared is a failure.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from tempme_export.encoder.schedule import Schedule
 from tempme_export.media.preprocess import Preprocess
+from tempme_export.media.token_ids import TextTruncatedWarning, TokenIds
 from tempme_export.parity.selftest import SAFE_GAP, SelfTest
 from tempme_export.parity.tolerance import UNIT_LENGTH, Tolerance
 from tempme_export.runtime.base import Runner
@@ -266,6 +268,15 @@ def check_batches(
             fragile = np.concatenate([fragile, selftest.fragile])
         checks += embedding_checks(f"video, batch {batch}", expected, found, tolerance, against, fragile)
     return [*checks, *_independence("video", dependence, tolerance)]
+
+
+def check_tokenizer(selftest: SelfTest, tokenizer: TokenIds) -> Check:
+    """Judge a tokenizer on the self-test's captions: every id must be open_clip's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TextTruncatedWarning)
+        changed = int((tokenizer(selftest.captions) != selftest.caption_ids).sum())
+    detail = f"{changed} of {selftest.caption_ids.size} ids"
+    return Check("token ids changed", changed if selftest.captions else float("nan"), 0, detail=detail)
 
 
 def check_text(selftest: SelfTest, runner: Runner, tolerance: Tolerance) -> list[Check]:

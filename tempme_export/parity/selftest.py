@@ -6,25 +6,38 @@ Some may stay fragile whatever is drawn: behind the exact ties lie tokens that d
 many frames mean many decisions.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from tempme_export.encoder.recipe import Recipe
-from tempme_export.encoder.reference import MergeStep, ReferenceText, ReferenceVideo, Trace
 from tempme_export.encoder.schedule import Schedule
 from tempme_export.errors import BundleError
-from tempme_export.kernels.reference import SNAP_STEPS
+from tempme_export.kernels import SNAP_STEPS
 from tempme_export.media.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from tempme_export.encoder.recipe import Recipe
 
 CLIPS = ("moving", "static", "moving", "black", "repeated", "moving")
 TEXTS = 8
 SAFE_GAP = 4 / SNAP_STEPS
-_TRIES = 4
+# What a bundle's tokenizer is judged on: each rule of the encoding, and a few scripts.
+CAPTIONS = (
+    "a man is playing a guitar",
+    "A Man IS Playing\tthe  GUITAR!!",
+    "it's 2024: 3.14% of $5 &amp; we'll pay",
+    "caf\u00e9 na\u00efve \ufb01anc\u00e9e \u201cquotes\u201d sch\u00c3\u00b6n",
+    "\u4e00\u4e2a\u7537\u4eba\u5728\u5f39\u5409\u4ed6",
+    "\u0631\u062c\u0644 \u064a\u0639\u0632\u0641",
+    "\u0915\u0941\u0924\u094d\u0924\u093e \u0926\u094c\u0921\u093c\u0924\u093e \u0939\u0948",
+    "\u0e2a\u0e38\u0e19\u0e31\u0e02\u0e27\u0e34\u0e48\u0e07 \uac1c\uac00 \u8d70\u308b",
+    "\U0001f3b8\U0001f525 solo \U0001f469\u200d\U0001f467",
+    "\u0130stanbul \u03a3\u0391\u03a3 stra\u00dfe it'\u017f",
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,8 @@ class SelfTest:
     assigns          one int32 [V * clips, N] per merge
     tokens           merged tokens of every merge; empty when read from a bundle
     gaps             float32 [V, merges]: the smallest difference each video's decisions hang on
+    captions         C texts, caption_ids int64 [C, L]: what the tokenizer makes of them; none where the backbone has
+                     no tokenizer, and in bundles of earlier versions
     """
 
     clips: NDArray[np.uint8]
@@ -46,6 +61,8 @@ class SelfTest:
     assigns: tuple[NDArray[np.int32], ...]
     gaps: NDArray[np.float32]
     tokens: tuple[NDArray[np.float32], ...] = ()
+    captions: tuple[str, ...] = ()
+    caption_ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64))
 
     @property
     def fragile(self) -> NDArray[np.bool_]:
@@ -53,7 +70,7 @@ class SelfTest:
         return self.gaps.min(axis=1, initial=np.inf) < SAFE_GAP
 
 
-def preprocess_for(recipe: Recipe) -> Preprocess:
+def preprocess_for(recipe: "Recipe") -> Preprocess:
     """The backbone's resize, crop and normalisation."""
     return Preprocess(recipe.backbone.image_size, recipe.backbone.mean, recipe.backbone.std)
 
@@ -87,7 +104,7 @@ def draw_clip(kind: str, frames: int, size: int, seed: int) -> NDArray[np.uint8]
     return clip[np.arange(frames) * distinct // frames]
 
 
-def draw_token_ids(recipe: Recipe, seed: int) -> NDArray[np.int64]:
+def draw_token_ids(recipe: "Recipe", seed: int) -> NDArray[np.int64]:
     """Random texts, int64 [T, L]: start, words, end, zero padding; the last one fills its length."""
     rng = np.random.default_rng(seed)
     length, vocab = recipe.profile.text_length, recipe.backbone.vocab
@@ -98,51 +115,11 @@ def draw_token_ids(recipe: Recipe, seed: int) -> NDArray[np.int64]:
     return ids
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """One clip with what the oracle made of it."""
-
-    clip: NDArray[np.uint8]
-    embedding: NDArray[np.float32]
-    steps: list[MergeStep]
-
-    @property
-    def gaps(self) -> list[float]:
-        return [float(step.gap.min()) for step in self.steps]
-
-
-def _draw_safely(kind: str, video: ReferenceVideo, preprocess: Preprocess, seed: int) -> _Judged:
-    """The first clip of a kind whose decisions are safe, or the safest of a few."""
-    drawn = []
-    for attempt in range(_TRIES):
-        clip, trace = draw_clip(kind, video.plan.frames, preprocess.size, seed + attempt), Trace()
-        feature = video.video_feature(torch.from_numpy(preprocess(clip)[None]), trace=trace)
-        drawn.append(_Judged(clip, torch.nn.functional.normalize(feature, dim=-1).numpy(), trace.steps))
-        if min(drawn[-1].gaps, default=np.inf) >= SAFE_GAP:
-            return drawn[-1]
-    return max(drawn, key=lambda judged: min(judged.gaps))
-
-
-def make_selftest(recipe: Recipe, seed: int = 0) -> SelfTest:
-    """Draw clips and texts and run the oracle on them."""
-    video, text = ReferenceVideo(recipe), ReferenceText(recipe)
-    preprocess, token_ids = preprocess_for(recipe), draw_token_ids(recipe, seed)
-    judged = [_draw_safely(kind, video, preprocess, seed + 1600 * i) for i, kind in enumerate(CLIPS)]
-    merges = range(len(recipe.plan.merges))
-    return SelfTest(
-        clips=np.stack([j.clip for j in judged]),
-        token_ids=token_ids,
-        video_embedding=np.concatenate([j.embedding for j in judged]),
-        text_embedding=text(torch.from_numpy(token_ids)).numpy(),
-        assigns=tuple(np.concatenate([j.steps[k].assign.numpy() for j in judged]) for k in merges),
-        gaps=np.array([j.gaps for j in judged], np.float32).reshape(len(judged), len(merges)),
-        tokens=tuple(np.concatenate([j.steps[k].tokens.numpy() for j in judged]) for k in merges),
-    )
-
-
 def save_selftest(selftest: SelfTest, path: Path) -> None:
     """Write `selftest.npz`: everything but the merged tokens."""
-    assigns = {f"assign_{k:02d}": assign for k, assign in enumerate(selftest.assigns)}
+    more: dict[str, NDArray[Any]] = {f"assign_{k:02d}": assign for k, assign in enumerate(selftest.assigns)}
+    if selftest.captions:
+        more |= {"captions": np.array(selftest.captions), "caption_ids": selftest.caption_ids}
     np.savez_compressed(
         path,
         clips=selftest.clips,
@@ -150,7 +127,7 @@ def save_selftest(selftest: SelfTest, path: Path) -> None:
         video_embedding=selftest.video_embedding,
         text_embedding=selftest.text_embedding,
         gaps=selftest.gaps,
-        **assigns,  # type: ignore[arg-type]
+        **more,  # type: ignore[arg-type]
     )
 
 
@@ -170,6 +147,8 @@ def check_fits(selftest: SelfTest, plan: Schedule, size: int, embed: int) -> Non
         tokens = block.tokens_attention + (merge.r if merge.kind == "cross" else 0)
         expected[merge.assign_name] = ("int32", (videos * block.clips, tokens))
     assigns = {f"assign_{k:02d}": assign for k, assign in enumerate(selftest.assigns)}
+    if selftest.captions:
+        expected["caption_ids"] = ("int64", (len(selftest.captions), *selftest.token_ids.shape[1:2]))
     found = {name: assigns.get(name, getattr(selftest, name, None)) for name in {**expected, **assigns}}
     for name, array in found.items():
         said = "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
@@ -177,6 +156,12 @@ def check_fits(selftest: SelfTest, plan: Schedule, size: int, embed: int) -> Non
         wanted = f"{dtype} {list(shape)}" if dtype else "nothing"
         if said != wanted:
             raise BundleError(f"the bundle's self-test: {name} is {said}, expected {wanted}. Export the bundle again.")
+
+
+def _stored_captions(data: Any) -> dict[str, Any]:
+    if "captions" not in data.files:
+        return {}
+    return {"captions": tuple(map(str, data["captions"])), "caption_ids": data["caption_ids"]}
 
 
 def load_selftest(path: Path) -> SelfTest:
@@ -193,6 +178,7 @@ def load_selftest(path: Path) -> SelfTest:
                 text_embedding=data["text_embedding"],
                 assigns=assigns,
                 gaps=data["gaps"],
+                **_stored_captions(data),
             )
     except Exception as error:  # a damaged archive fails in whatever operation comes next
         raise BundleError(f"{path} cannot be read: {error}. Export the bundle again.") from error

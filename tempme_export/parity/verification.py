@@ -10,11 +10,13 @@ from tempme_export.artifacts.backend import Backend, Folder, Reveals, Setting
 from tempme_export.encoder.schedule import Schedule
 from tempme_export.errors import BackendError, ParityError, PrecisionError
 from tempme_export.media.preprocess import Preprocess
+from tempme_export.media.stored_tokenizer import TOKENIZER, StoredTokenizer
 from tempme_export.parity.checks import (
     Check,
     ParityReport,
     check_batches,
     check_text,
+    check_tokenizer,
     check_video,
     inputs_for,
     unit_length,
@@ -43,12 +45,22 @@ class Standard:
 
 
 def judge(folder: Folder, standard: Standard, device: str, elsewhere: bool = False) -> list[ParityReport]:
-    """Run every artifact of a folder against the self-test, on each backend that judges it.
+    """Run every artifact of a folder against the self-test, on each backend that judges it, and its tokenizer.
 
     A runtime that cannot run the precision gives a report that says so; a missing one, or a missing device,
     raises BackendError, and so does an artifact of another machine or device, unless the folder was built `elsewhere`.
     """
-    return [judge_on(backend, folder, standard, device, elsewhere) for backend in registry.judging(folder, device)]
+    reports = []
+    for backend in registry.judging(folder, device):
+        reports.append(judge_on(backend, folder, standard, device, elsewhere))
+        if backend == registry.text_backend() and folder.holds(TOKENIZER):
+            reports.append(_judge_tokenizer(folder, standard.selftest))
+    return reports
+
+
+def _judge_tokenizer(folder: Folder, selftest: SelfTest) -> ParityReport:
+    stored = StoredTokenizer((folder.path / TOKENIZER).read_bytes(), selftest.token_ids.shape[1])
+    return ParityReport(TOKENIZER, "tokenizers", (check_tokenizer(selftest, stored),))
 
 
 def judge_on(
@@ -56,11 +68,12 @@ def judge_on(
 ) -> ParityReport:
     """Run one artifact on one backend; raises as `judge`. `device` is where the others run."""
     where, file = backend.device_beside(device), backend.artifact.file
-    said = backend.describe(folder, where)
+    said = f"{backend.name}, {where}"
     try:
+        said = backend.describe(folder, where)
         backend.check_fit(folder, where)
     except BackendError as error:
-        if not elsewhere:
+        if not (elsewhere and backend.artifact.bound):
             raise
         return ParityReport(file, said, (), reason=str(error))
     try:

@@ -1,4 +1,4 @@
-"""Checkpoint -> accepted bundle, and the verification of one: the order in which the parts are used."""
+"""Checkpoint -> accepted bundle: the order in which the parts are used."""
 
 import importlib.metadata
 import platform
@@ -15,11 +15,7 @@ from tempme_export.artifacts.bundle import (
     Bundle,
     check_destination,
     failed_path,
-    folder_of,
-    one_release,
-    open_bundle,
     publish,
-    verify_files,
     write_manifest,
 )
 from tempme_export.artifacts.graph_files import graph_files
@@ -30,10 +26,12 @@ from tempme_export.encoder.recipe import Recipe
 from tempme_export.evaluation.gate import Gate, GateData, run_gate
 from tempme_export.exporters.external_data import LARGEST_FILE
 from tempme_export.exporters.onnx import DEFAULT_OPSET
+from tempme_export.exporters.tokenizer import export_tokenizer
 from tempme_export.files import building
-from tempme_export.media.preprocess import Preprocess
+from tempme_export.media.stored_tokenizer import TOKENIZER
 from tempme_export.parity.checks import ParityReport
-from tempme_export.parity.selftest import check_fits, load_selftest, make_selftest, preprocess_for, save_selftest
+from tempme_export.parity.making import make_selftest
+from tempme_export.parity.selftest import preprocess_for, save_selftest
 from tempme_export.parity.tolerance import TOLERANCES
 from tempme_export.parity.verification import Standard, judge, raise_if_failed
 from tempme_export.pipeline.spec import ExportSpec, asked
@@ -233,6 +231,9 @@ def build(spec: ExportSpec, progress: Progress = _silent) -> Bundle:
         selftest = make_selftest(recipe)
         save_selftest(selftest, work / SELFTEST)
         progress("selftest", selftest)
+        if selftest.captions:
+            export_tokenizer(work / TOKENIZER)
+            progress("file", work / TOKENIZER)
         facts = _build_artifacts(spec, Making(recipe, spec, work, out, quantization, progress))
         sizes, folder = recipe.profile.batch, Folder(work, spec.precision, facts)
         batches = tuple(sorted({sizes.min, sizes.opt, sizes.max}))
@@ -248,28 +249,3 @@ def build(spec: ExportSpec, progress: Progress = _silent) -> Bundle:
     bundle = Bundle(out.absolute(), manifest)
     progress("bundle", bundle)
     return bundle
-
-
-def verify(path: str | Path, *, device: str = "cpu", progress: Progress = _silent) -> list[ParityReport]:
-    """Check every byte of a bundle and run its self-test on this machine.
-
-    Raises BundleError for a changed file or a bundle that is replaced meanwhile, ParityError where the self-test fails,
-    BackendError without a runtime.
-    """
-    bundle = open_bundle(path)
-    with one_release(bundle):
-        reports = _judge_bundle(bundle, device, progress)
-    progress("parity", reports)
-    raise_if_failed(reports, f"{bundle.path} does not compute here what it did where it was built.")
-    return reports
-
-
-def _judge_bundle(bundle: Bundle, device: str, progress: Progress) -> list[ParityReport]:
-    verify_files(bundle)
-    progress("files", bundle)
-    image, sizes = bundle.manifest["image"], bundle.profile.batch
-    preprocess = Preprocess(image["size"], tuple(image["mean"]), tuple(image["std"]))
-    selftest, plan = load_selftest(bundle.path / SELFTEST), bundle.plan
-    check_fits(selftest, plan, image["size"], bundle.manifest["backbone"]["embed"])
-    batches = tuple(sorted({sizes.min, sizes.opt}))
-    return judge(folder_of(bundle), Standard(selftest, plan, preprocess, batches), device, elsewhere=True)

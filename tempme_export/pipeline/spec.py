@@ -8,7 +8,8 @@ from tempme_export.artifacts import registry
 from tempme_export.artifacts.artifact import Artifact
 from tempme_export.artifacts.bundle import SELFTEST, SUFFIX
 from tempme_export.data.annotations import RetrievalData
-from tempme_export.encoder.checkpoint import OPEN_CLIP, Checkpoint
+from tempme_export.encoder.backbone import OPEN_CLIP
+from tempme_export.encoder.checkpoint import Checkpoint
 from tempme_export.encoder.model import check_supported
 from tempme_export.encoder.profile import BatchRange, Profile
 from tempme_export.encoder.recipe import Recipe, open_recipe
@@ -16,6 +17,7 @@ from tempme_export.errors import UsageError
 from tempme_export.evaluation.gate import GateData, open_gate
 from tempme_export.exporters.external_data import LARGEST_FILE
 from tempme_export.exporters.onnx import DEFAULT_OPSET
+from tempme_export.media.stored_tokenizer import TOKENIZER
 from tempme_export.parity.selftest import CLIPS
 from tempme_export.parity.tolerance import PRECISIONS
 from tempme_export.runtime.ort import check_device
@@ -124,13 +126,15 @@ class ExportSpec:
 
     def files(self, recipe: Recipe) -> list[str]:
         """Names of what the bundle will hold beside its manifest."""
-        return [SELFTEST, *(name for one in self.artifacts for name in one.exporter.files(one, recipe, self))]
+        words = [] if recipe.backbone.tokenizer is None else [TOKENIZER]
+        return [SELFTEST, *words, *(name for one in self.artifacts for name in one.exporter.files(one, recipe, self))]
 
     def size(self, recipe: Recipe) -> int:
-        """Upper estimate of the bundle's bytes: its artifacts and the self-test clips, a tenth added."""
+        """Upper estimate of the bundle's bytes: its artifacts and the self-test clips, a tenth added; the tokenizer."""
         clips = len(CLIPS) * recipe.profile.frames * 3 * recipe.backbone.image_size**2
         artifacts = sum(one.exporter.size(one, recipe, self) for one in self.artifacts)
-        return int(1.1 * (artifacts + clips)) + 4 * 2**20
+        words = 0 if recipe.backbone.tokenizer is None else 2 * 2**20
+        return int(1.1 * (artifacts + clips)) + 4 * 2**20 + words
 
     def scratch(self, recipe: Recipe) -> int:
         """Bytes that are written beside the bundle for a while."""

@@ -17,6 +17,7 @@ from tempme_export.runtime.malloc import give_back
 _DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(bool)": np.bool_}
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_GRAPH, _OUTPUT, _NAME = 7, 12, 1  # fields of onnx.proto's ModelProto, GraphProto and ValueInfoProto
 
 
 def import_onnxruntime() -> ModuleType:
@@ -44,17 +45,26 @@ def check_device(device: str) -> None:
         )
 
 
-def _with_outputs(path: Path, names: Sequence[str]) -> bytes:
-    """The model's bytes with further values as outputs; weights that lie beside it stay there. onnx is slow to import
-    and not needed without them."""
-    import onnx
+def _field(number: int, content: bytes) -> bytes:
+    """A field of a protobuf message that holds bytes, a text or a message."""
+    size, length = len(content), bytearray()
+    while size > 127:
+        length.append(size & 127 | 128)
+        size >>= 7
+    return bytes((number << 3 | 2, *length, size)) + content
 
+
+def _with_outputs(path: Path, names: Sequence[str]) -> bytes:
+    """The model's bytes with further values as outputs; weights that lie beside it stay there.
+
+    A message that follows another in one stream is merged with it: its graph's outputs are added.
+    """
     try:
-        proto = onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # the file system's or protobuf's own
+        model = path.read_bytes()
+    except OSError as error:
         raise BundleError(f"{path} cannot be loaded: {error}") from error
-    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    return proto.SerializeToString()
+    outputs = b"".join(_field(_OUTPUT, _field(_NAME, name.encode())) for name in names)
+    return model + _field(_GRAPH, outputs)
 
 
 class OrtRunner(Runner):

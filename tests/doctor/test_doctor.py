@@ -153,8 +153,8 @@ class TestProbes:
 
 PARTS = (
     *("driver", "open_clip_torch", "torch", "onnxscript", "openvino", "matplotlib", "polars", "onnx", "triton"),
-    *("onnxruntime", "av", "numpy", "safetensors", "pillow", "C++ compiler", "C compiler", "torch on GPU"),
-    *("fused kernels", CPU, CUDA, "tensorrt"),
+    *("onnxruntime", "av", "numpy", "safetensors", "pillow", "tokenizers", "ftfy", "C++ compiler", "C compiler"),
+    *("torch on GPU", "fused kernels", CPU, CUDA, "tensorrt"),
 )
 
 
@@ -174,8 +174,10 @@ class TestDiagnose:
     @pytest.mark.parametrize(
         ("broken", "capabilities"),
         [
-            ("torch", {"core"}),
-            ("onnxscript", {"core"}),
+            ("torch", {"export", "pt2"}),
+            ("onnxscript", {"export"}),
+            ("tokenizers", {"core"}),
+            ("ftfy", {"core"}),
             ("onnxruntime", {"cpu", "ort-gpu"}),
             (CPU, {"cpu"}),
             (CUDA, {"ort-gpu"}),
@@ -218,7 +220,7 @@ class TestDiagnose:
         named = re.findall(
             r"tempme-export\[(\w+)\]", " ".join(c for rule in rules.rules() for c in rule.parts.values())
         )
-        assert set(named) <= extras and {"cpu", "gpu", "trt", "video"} <= set(named)
+        assert set(named) <= extras and {"export", "cpu", "gpu", "trt", "video"} <= set(named)
 
 
 class Answers:
@@ -346,12 +348,12 @@ class TestCommand:
         assert tempme_doctor(machine_without("tensorrt"), "--require", "gpu", "--require", "cpu")[0] == 0
 
     def test_a_broken_core(self, tempme_doctor):
-        code, _, err = tempme_doctor(machine_without("torch"))
-        assert code == 4 and "core cannot be done on this machine: torch: is broken" in err
+        code, _, err = tempme_doctor(machine_without("tokenizers"))
+        assert code == 4 and "core cannot be done on this machine: tokenizers: is broken" in err
 
     def test_an_unknown_name(self, tempme_doctor):
         code, _, err = tempme_doctor(machine_without(), "--require", "tpu")
-        assert code == 2 and "--require tpu is not known. Choose from core, cpu" in err
+        assert code == 2 and "--require tpu is not known. Choose from core, export, cpu" in err
 
     @pytest.mark.parametrize("arguments", [(), ("--require", "trt")])
     def test_json(self, tempme_doctor, arguments):
@@ -361,7 +363,7 @@ class TestCommand:
         assert document["required"] == list(arguments[1:])
         assert document["capabilities"]["core"] == {
             "works": True,
-            "enables": "train, export and run with torch",
+            "enables": "use bundles, given a runtime",
             "missing": {},
             "install": [],
         }
@@ -388,7 +390,7 @@ def test_this_machine():
     document = json.loads(done.stdout)
     assert document["capabilities"]["core"]["works"] and document["capabilities"]["cpu"]["works"]
     parts = {part["name"]: part for part in document["machine"]["parts"]}
-    for name in ("torch", "onnx", "polars", "open_clip_torch"):
+    for name in ("torch", "onnx", "polars", "open_clip_torch", "tokenizers", "ftfy"):
         assert parts[name]["version"].split("+")[0] == importlib.metadata.version(name).split("+")[0]
     assert document["machine"]["host"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert all(disk["free"] for disk in document["machine"]["disks"])

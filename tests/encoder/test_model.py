@@ -11,7 +11,7 @@ from tempme_export.encoder.profile import BatchRange, Profile
 from tempme_export.encoder.recipe import prepare
 from tempme_export.encoder.reference import ReferenceText, ReferenceVideo, Trace
 from tempme_export.encoder.schedule import MergePolicy
-from tempme_export.kernels.reference import SNAP_STEPS
+from tempme_export.kernels import SNAP_STEPS
 
 SMALL = ["tiny_default", "tiny_schedule", "tiny_clamp"]
 NONE = MergePolicy(0, (), (), 0, 0, size_bias=False, clip_position=False)

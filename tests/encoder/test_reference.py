@@ -8,7 +8,8 @@ import torch
 from tempme_export.encoder import reference
 from tempme_export.encoder.recipe import folded_weights
 from tempme_export.encoder.reference import ReferenceText, ReferenceVideo, Trace
-from tempme_export.kernels.reference import SNAP_STEPS, match_tokens_ref, merge_tokens_ref
+from tempme_export.kernels import SNAP_STEPS
+from tempme_export.kernels.reference import match_tokens_ref, merge_tokens_ref
 
 SMALL = ["tiny_default", "tiny_schedule", "tiny_clamp"]
 CASES = [*SMALL, "vit_b32_f12"]

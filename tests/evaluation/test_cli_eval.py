@@ -19,7 +19,8 @@ from tempme_export.data.annotations import open_data
 from tempme_export.data.frames import FrameFiles
 from tempme_export.encoder.profile import load_profile
 from tempme_export.evaluation import evaluate as module
-from tempme_export.evaluation.encoders import CheckpointEncoder, open_encoder
+from tempme_export.evaluation.checkpoint_encoder import CheckpointEncoder
+from tempme_export.evaluation.encoders import open_encoder
 from tempme_export.evaluation.evaluate import COLUMNS, evaluate
 
 

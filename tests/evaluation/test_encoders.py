@@ -14,8 +14,9 @@ from tempme_export.encoder.profile import load_profile
 from tempme_export.encoder.recipe import prepare
 from tempme_export.encoder.reference import ReferenceText, ReferenceVideo
 from tempme_export.errors import BackendError, BundleError, CheckpointError, InputError, ProfileError, UsageError
-from tempme_export.evaluation import encoders
-from tempme_export.evaluation.encoders import BundleEncoder, CheckpointEncoder, open_encoder
+from tempme_export.evaluation import checkpoint_encoder, encoders
+from tempme_export.evaluation.checkpoint_encoder import CheckpointEncoder
+from tempme_export.evaluation.encoders import BundleEncoder, open_encoder
 from tempme_export.media.tokenizer import Tokenizer
 from tempme_export.parity.checks import cosine_distance
 from tempme_export.parity.selftest import preprocess_for
@@ -75,7 +76,7 @@ class TestEmbeddings:
             assert found.shape == (0, 128) and found.dtype == np.float32
 
     def test_texts_come_in_batches(self, encoder, oracle, monkeypatch):
-        monkeypatch.setattr(encoders, "_TEXTS", 2)
+        monkeypatch.setattr(checkpoint_encoder, "_TEXTS", 2)
         seen = []
         runner = encoder.model._runner("text") if isinstance(encoder, BundleEncoder) else encoder._text
         infer = runner._infer
@@ -143,7 +144,7 @@ class TestFingerprint:
             CheckpointEncoder(prepare(other_file, recipe.profile)).fingerprint,
             BundleEncoder(open_bundle(mini_bundle)).fingerprint,
         ]
-        found += [encoders._fingerprint(["0"], "ort", device) for device in ("cpu", "cuda")]
+        found += [encoders.fingerprint(["0"], "ort", device) for device in ("cpu", "cuda")]
         assert len(set(found)) == len(found)
 
     def test_versions_of_what_runs(self, monkeypatch):
@@ -151,7 +152,7 @@ class TestFingerprint:
             versions = {**usual, **{name.replace("_", "-"): version for name, version in changes.items()}}
             distributions = [type("D", (), {"metadata": {"Name": n}, "version": v}) for n, v in versions.items()]
             monkeypatch.setattr(encoders.importlib.metadata, "distributions", lambda: distributions)
-            return encoders._fingerprint("m", backend, device)
+            return encoders.fingerprint("m", backend, device)
 
         usual = {"onnxruntime_gpu": "1", "torch": "2", "Tempme.Export": "3", "open_clip_torch": "4"}
         usual |= {"tensorrt_cu13_bindings": "5", "nvidia-cudnn-cu13": "6", "rich": "7"}
@@ -171,7 +172,7 @@ class TestFingerprint:
             assert (of(backend, device) != of(backend, device, **{changed: "0"})) == matters, (backend, changed)
 
     def test_what_does_not(self, monkeypatch):
-        of = encoders._fingerprint
+        of = encoders.fingerprint
         assert of("m", "torch", "cuda:0") == of("m", "torch", "cuda:1")
         before = of("m", "ort", "cpu")
         monkeypatch.setattr(torch, "__version__", "99")
@@ -179,8 +180,9 @@ class TestFingerprint:
 
     def test_the_model_is_inside(self, recipe, mini_bundle, monkeypatch):
         seen = []
-        real = encoders._fingerprint
-        monkeypatch.setattr(encoders, "_fingerprint", lambda *a: (seen.append(a), real(*a))[1])
+        real = encoders.fingerprint
+        for module in (encoders, checkpoint_encoder):
+            monkeypatch.setattr(module, "fingerprint", lambda *a: (seen.append(a), real(*a))[1])
         CheckpointEncoder(recipe, "torch")
         bundle = open_bundle(mini_bundle)
         BundleEncoder(bundle)

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tempme_export.kernels import SNAP_STEPS
 from tempme_export.kernels.reference import (
-    SNAP_STEPS,
     decision_gap_ref,
     match_tokens_ref,
     merge_tokens_ref,

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from tempme_export.errors import InputError, ProfileError
-from tempme_export.media.tokenizer import TextTruncatedWarning, Tokenizer
+from tempme_export.media.token_ids import TextTruncatedWarning
+from tempme_export.media.tokenizer import Tokenizer
 
 BACKBONE = "ViT-B-32-quickgelu"
 START, END = 49406, 49407

@@ -9,7 +9,7 @@ import torch
 from tempme_export.artifacts.bundle import TEXT, VIDEO
 from tempme_export.encoder.checkpoint import load_checkpoint
 from tempme_export.encoder.recipe import prepare
-from tempme_export.parity.selftest import make_selftest
+from tempme_export.parity.making import make_selftest
 from tempme_export.pipeline import export
 from tempme_export.quantization import graphs
 

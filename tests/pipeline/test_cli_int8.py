@@ -11,7 +11,6 @@ import tempme_export
 from tempme_export.artifacts.bundle import TEXT, VIDEO, open_bundle, verify_files
 from tempme_export.cli import export as cli
 from tempme_export.parity.selftest import draw_clip
-from tempme_export.pipeline import export as pipeline
 from tempme_export.quantization.products import products
 from tempme_export.runtime import processor
 
@@ -164,7 +163,7 @@ def test_few_clips_are_warned_of_and_exported(run, clips, tmp_path, small_bundle
     assert {report["status"] for report in bundle.manifest["parity"]} == {"passed"}
     for name in (VIDEO, TEXT):
         assert (bundle.path / name).stat().st_size < 0.45 * (small_bundle / name).stat().st_size
-    reports = pipeline.verify(bundle.path)
+    reports = tempme_export.verify(bundle.path)
     assert {report.status for report in reports} == {"passed"}
 
 

@@ -26,7 +26,8 @@ from tempme_export.evaluation.gate import MIN_VIDEOS, open_gate, run_gate
 from tempme_export.media.render import render_clip
 from tempme_export.media.video import read_frames
 from tempme_export.parity.checks import cosine_distance
-from tempme_export.parity.selftest import SAFE_GAP, make_selftest, preprocess_for
+from tempme_export.parity.making import make_selftest
+from tempme_export.parity.selftest import SAFE_GAP, preprocess_for
 from tempme_export.parity.tolerance import RetrievalTolerance
 from tempme_export.pipeline import export as pipeline
 from tempme_export.pipeline.spec import ExportSpec
@@ -167,7 +168,7 @@ class TestPasses:
     def test_stages_in_order(self, gated, stages):
         names = [stage for stage, _ in stages]
         counts = ["gate videos"] * 9 + ["gate captions"]
-        assert names == ["recipe", "selftest", "file", "file", "parity", "gate data", *counts, "gate", "bundle"]
+        assert names == ["recipe", "selftest", *["file"] * 3, "parity", "gate data", *counts, "gate", "bundle"]
         assert [count for stage, count in stages if stage == "gate videos"] == [(i + 1, 9) for i in range(9)]
         assert stages[-3] == ("gate captions", (18, 18))
 
@@ -221,7 +222,7 @@ class TestRefuses:
         assert [path.name for path in tmp_path.iterdir()] == ["out.failed"]
         failed = open_bundle(tmp_path / "out.failed")
         verify_files(failed)
-        assert [report["status"] for report in failed.manifest["parity"]] == ["passed", "passed"]
+        assert [report["status"] for report in failed.manifest["parity"]] == ["passed"] * 3
         assert failed.manifest["gate"]["reports"][0]["status"] == "failed"
         assert "text: 1 - cosine" in [
             check["name"] for check in failed.manifest["gate"]["reports"][0]["checks"] if not check["passed"]

@@ -168,6 +168,17 @@ def test_without_it_nothing_is_asked(toy, small_bundle, small_recipe):
         ExportSpec("", options=frozenset({"toi"})).check()
 
 
+@pytest.mark.parametrize("package", ["torch", "onnx"])
+def test_what_it_is_made_of_is_not_installed(package, monkeypatch, tmp_path):
+    (tmp_path / "toy_with_needs.py").write_text(f"import {package}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    artifact = Artifact(FILE, "video", "toy_with_needs", option="toy")
+    for use in (lambda: artifact.exporter, lambda: Backend("toy", artifact, "toy_with_needs", ("cpu",)).runtime):
+        with pytest.raises(BackendError, match=rf"toy.* needs {package}, .*pip install 'tempme-export\[export\]'"):
+            use()
+
+
 def test_names_that_come_near(toy, small_bundle):
     with pytest.raises(BackendError, match=r"'openvin' is not one of ort, .*Did you mean openvino\?"):
         tempme_export.load(small_bundle, backend="openvin")

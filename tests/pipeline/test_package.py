@@ -26,7 +26,7 @@ from tempme_export.exporters import pt2
 from tempme_export.files import file_sha256
 from tempme_export.parity.checks import cosine_distance
 from tempme_export.parity.selftest import preprocess_for
-from tempme_export.pipeline import export
+from tempme_export.pipeline import export, verify
 from tempme_export.runtime.pt2 import Pt2Runner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -174,7 +174,7 @@ class TestParity:
         assert list(tmp_path.iterdir()) == []
 
     def test_verify(self, bundle):
-        reports = export.verify(bundle)
+        reports = verify.verify(bundle)
         assert [(report.artifact, report.status) for report in reports] == [
             (VIDEO, "passed"),
             (TEXT, "passed"),
@@ -192,7 +192,7 @@ class TestParity:
         content[len(content) // 2] ^= 1
         (bundle / PT2).write_bytes(content)
         with pytest.raises(BundleError, match=r"video\.pt2 was changed"):
-            export.verify(bundle)
+            verify.verify(bundle)
 
 
 class TestUse:

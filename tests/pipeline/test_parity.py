@@ -28,7 +28,7 @@ from tempme_export.parity.checks import (
 from tempme_export.parity.selftest import SAFE_GAP, preprocess_for
 from tempme_export.parity.tolerance import INT8, PRECISIONS, TOLERANCES, Tolerance
 from tempme_export.parity.verification import Standard
-from tempme_export.pipeline import export
+from tempme_export.pipeline import export, verify
 from tempme_export.runtime.base import Runner
 from tempme_export.runtime.ort import OrtRunner
 
@@ -622,25 +622,25 @@ def test_verify_fails_where_this_machine_computes_something_else(small_bundle, m
 
     monkeypatch.setattr(OrtRunner, "_infer", wrong)
     with pytest.raises(ParityError, match=r"text\.onnx: text, batch 8: 1 - cosine is 2, limit 1e-06") as caught:
-        export.verify(small_bundle)
+        verify.verify(small_bundle)
     assert caught.value.exit_code == 5
     assert "does not compute here what it did where it was built" in str(caught.value)
 
 
 def test_verify_passes_and_reports(small_bundle):
     stages = []
-    reports = export.verify(small_bundle, progress=lambda stage, result: stages.append(stage))
+    reports = verify.verify(small_bundle, progress=lambda stage, result: stages.append(stage))
     assert stages == ["files", "parity"]
     assert [report.status for report in reports] == ["passed", "passed"]
     assert "merged tokens, relative RMS" not in [check.name for check in reports[0].checks], "not in selftest.npz"
 
 
 def test_verify_checks_bytes_before_it_computes(bundle_copy, monkeypatch):
-    monkeypatch.setattr(export, "judge", lambda *args: pytest.fail("computed with changed files"))
+    monkeypatch.setattr(verify, "judge", lambda *args: pytest.fail("computed with changed files"))
     with (bundle_copy / VIDEO).open("r+b") as stream:
         stream.seek(1000)
         byte = stream.read(1)
         stream.seek(1000)
         stream.write(bytes([byte[0] ^ 1]))
     with pytest.raises(BundleError, match=r"video\.onnx was changed"):
-        export.verify(bundle_copy)
+        verify.verify(bundle_copy)

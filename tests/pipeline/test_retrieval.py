@@ -19,7 +19,8 @@ from tempme_export.encoder.recipe import prepare
 from tempme_export.encoder.reference import ReferenceText, ReferenceVideo
 from tempme_export.errors import BackendError, BundleError, InputError, VideoError
 from tempme_export.media.render import render_clip
-from tempme_export.media.tokenizer import TextTruncatedWarning, Tokenizer
+from tempme_export.media.token_ids import TextTruncatedWarning
+from tempme_export.media.tokenizer import Tokenizer
 from tempme_export.media.video import read_frames
 from tempme_export.parity.checks import cosine_distance
 from tempme_export.parity.selftest import preprocess_for

@@ -18,6 +18,7 @@ from tempme_export.encoder.profile import load_profile
 from tempme_export.encoder.reference import ReferenceVideo
 from tempme_export.errors import UsageError
 from tempme_export.media.render import render_clip
+from tempme_export.media.stored_tokenizer import TOKENIZER
 from tempme_export.media.video import read_frames
 from tempme_export.parity.checks import cosine_distance
 from tempme_export.parity.selftest import preprocess_for
@@ -100,13 +101,14 @@ class TestBundle:
 
     def test_parity_looked_at_everything(self, traced):
         reports = open_bundle(traced).manifest["parity"]
-        assert [(report["artifact"], report["status"]) for report in reports] == [(VIDEO, "passed"), (TEXT, "passed")]
+        statuses = [(report["artifact"], report["status"]) for report in reports]
+        assert statuses == [(name, "passed") for name in (VIDEO, TEXT, TOKENIZER)]
         named = {check["name"] for check in reports[0]["checks"]}
         assert {"decisions changed", "merged tokens, relative RMS"} <= named
         assert [report["status"] for report in open_bundle(traced).manifest["gate"]["reports"]] == ["passed"]
 
     def test_it_verifies(self, traced):
-        assert [report.status for report in tempme_export.verify(traced)] == ["passed", "passed"]
+        assert [report.status for report in tempme_export.verify(traced)] == ["passed"] * 3
 
     def test_it_encodes_as_the_original_path(self, traced, folder, recipe):
         videos = [str(folder / f"{i}.mp4") for i in range(3)]

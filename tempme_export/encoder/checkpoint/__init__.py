@@ -11,14 +11,12 @@ from tempme_export.encoder.checkpoint.facts import (
     read_facts,
 )
 from tempme_export.encoder.checkpoint.loading import Checkpoint, from_state_dict, load_checkpoint
-from tempme_export.encoder.checkpoint.open_clip_weights import OPEN_CLIP
 
 __all__ = [
     "ADAPTER",
     "CLIP_POSITION",
     "LORA_A",
     "LORA_B",
-    "OPEN_CLIP",
     "PROMPT",
     "Checkpoint",
     "Facts",

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tempme_export.encoder.backbone import Activation, open_clip_backbone
+from tempme_export.encoder.backbone import OPEN_CLIP, Activation, open_clip_backbone
 from tempme_export.encoder.checkpoint.configs import stated_beside
 from tempme_export.encoder.checkpoint.facts import Facts, expected_shapes, is_dense, listing, read_facts
 from tempme_export.encoder.checkpoint.files import read_file
 from tempme_export.encoder.checkpoint.layouts import Weights, read_layout
-from tempme_export.encoder.checkpoint.open_clip_weights import OPEN_CLIP, read_open_clip
+from tempme_export.encoder.checkpoint.open_clip_weights import read_open_clip
 from tempme_export.encoder.conventions import Statement, agreed, stated_in
 from tempme_export.encoder.profile import FROM_CHECKPOINT, Profile, parse_profile
 from tempme_export.errors import CheckpointError

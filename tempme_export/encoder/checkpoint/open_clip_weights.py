@@ -2,11 +2,10 @@
 
 from torch import Tensor
 
+from tempme_export.encoder.backbone import OPEN_CLIP
 from tempme_export.encoder.checkpoint.configs import pixel_statements
 from tempme_export.encoder.conventions import Statement
 from tempme_export.errors import CheckpointError
-
-OPEN_CLIP = "open_clip:"
 
 
 def _check_activation(source: str, model: str, tag: str) -> None:

@@ -1,0 +1,80 @@
+"""A self-test drawn for a recipe: the oracle's outputs on clips and texts whose decisions are safe."""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tempme_export.encoder.recipe import Recipe
+from tempme_export.encoder.reference import MergeStep, ReferenceText, ReferenceVideo, Trace
+from tempme_export.media.preprocess import Preprocess
+from tempme_export.media.token_ids import TextTruncatedWarning
+from tempme_export.media.tokenizer import Tokenizer
+from tempme_export.parity.selftest import (
+    CAPTIONS,
+    CLIPS,
+    SAFE_GAP,
+    SelfTest,
+    draw_clip,
+    draw_token_ids,
+    preprocess_for,
+)
+
+_TRIES = 4
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """One clip with what the oracle made of it."""
+
+    clip: NDArray[np.uint8]
+    embedding: NDArray[np.float32]
+    steps: list[MergeStep]
+
+    @property
+    def gaps(self) -> list[float]:
+        return [float(step.gap.min()) for step in self.steps]
+
+
+def _draw_safely(kind: str, video: ReferenceVideo, preprocess: Preprocess, seed: int) -> _Judged:
+    """The first clip of a kind whose decisions are safe, or the safest of a few."""
+    drawn = []
+    for attempt in range(_TRIES):
+        clip, trace = draw_clip(kind, video.plan.frames, preprocess.size, seed + attempt), Trace()
+        feature = video.video_feature(torch.from_numpy(preprocess(clip)[None]), trace=trace)
+        drawn.append(_Judged(clip, torch.nn.functional.normalize(feature, dim=-1).numpy(), trace.steps))
+        if min(drawn[-1].gaps, default=np.inf) >= SAFE_GAP:
+            return drawn[-1]
+    return max(drawn, key=lambda judged: min(judged.gaps))
+
+
+def _captions(recipe: Recipe) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Texts and what open_clip makes of them, cut to the profile's length; none without a tokenizer."""
+    length = recipe.profile.text_length
+    if recipe.backbone.tokenizer is None:
+        return (), np.zeros((0, length), np.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TextTruncatedWarning)
+        return CAPTIONS, Tokenizer(recipe.backbone.tokenizer, length)(CAPTIONS)
+
+
+def make_selftest(recipe: Recipe, seed: int = 0) -> SelfTest:
+    """Draw clips and texts and run the oracle on them. Raises ProfileError and BackendError as the tokenizer."""
+    captions, caption_ids = _captions(recipe)
+    video, text = ReferenceVideo(recipe), ReferenceText(recipe)
+    preprocess, token_ids = preprocess_for(recipe), draw_token_ids(recipe, seed)
+    judged = [_draw_safely(kind, video, preprocess, seed + 1600 * i) for i, kind in enumerate(CLIPS)]
+    merges = range(len(recipe.plan.merges))
+    return SelfTest(
+        clips=np.stack([j.clip for j in judged]),
+        token_ids=token_ids,
+        video_embedding=np.concatenate([j.embedding for j in judged]),
+        text_embedding=text(torch.from_numpy(token_ids)).numpy(),
+        assigns=tuple(np.concatenate([j.steps[k].assign.numpy() for j in judged]) for k in merges),
+        gaps=np.array([j.gaps for j in judged], np.float32).reshape(len(judged), len(merges)),
+        tokens=tuple(np.concatenate([j.steps[k].tokens.numpy() for j in judged]) for k in merges),
+        captions=captions,
+        caption_ids=caption_ids,
+    )
