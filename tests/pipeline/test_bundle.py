@@ -168,7 +168,7 @@ class TestNothingHalfDone:
                 path.write_bytes(bytes(2_000_000))
 
             graphs.export_video = write
-            pipeline.make_selftest = lambda recipe: types.SimpleNamespace(clips=[], token_ids=[])
+            pipeline.make_selftest = lambda recipe: types.SimpleNamespace(clips=[], token_ids=[], captions=())
             pipeline.save_selftest = lambda selftest, path: path.write_bytes(b"")
             resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
             sys.argv = ["tempme-export", *sys.argv[1:]]
