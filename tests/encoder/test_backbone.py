@@ -15,5 +15,5 @@ def test_known_without_open_clip(monkeypatch, name):
 
 def test_others_need_open_clip(monkeypatch):
     monkeypatch.setattr(backbone, "_config_folder", lambda: None)
-    with pytest.raises(BackendError, match="'ViT-H-14' is read from open_clip, which is not installed"):
+    with pytest.raises(BackendError, match="'ViT-H-14' needs open_clip, which is not installed"):
         backbone.open_clip_config("ViT-H-14")
