@@ -16,8 +16,9 @@ from tempme_export.encoder.random_weights import draw_checkpoint
 from tempme_export.encoder.recipe import Recipe, open_recipe, prepare
 from tempme_export.encoder.reference import ReferenceVideo, Trace
 from tempme_export.errors import BundleError, CheckpointError, ParityError, UsageError
+from tempme_export.media.preprocess import preprocess_for
 from tempme_export.names import command
-from tempme_export.parity.selftest import SAFE_GAP, draw_clip, preprocess_for
+from tempme_export.parity.selftest import SAFE_GAP, draw_clip
 
 DISTINCT = 4
 _TRIES = 64

@@ -87,8 +87,8 @@ class StageTable:
 
 def source_for(recipe: "Recipe") -> Source:
     """Decoding and preprocessing as an exported bundle does them for this recipe."""
+    from tempme_export.media.preprocess import preprocess_for
     from tempme_export.media.video import read_frames
-    from tempme_export.parity.selftest import preprocess_for
 
     frames = recipe.profile.frames
     return Source(lambda path: read_frames(path, frames), preprocess_for(recipe), describe_video)

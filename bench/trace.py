@@ -15,9 +15,8 @@ from tempme_export.artifacts.bundle import VIDEO, Bundle, open_bundle
 from tempme_export.bench.cases import Case
 from tempme_export.encoder.schedule import BlockPlan, PlannedMerge, Schedule
 from tempme_export.errors import InputError
-from tempme_export.media.preprocess import Preprocess
+from tempme_export.media.preprocess import preprocess_for, preprocess_in
 from tempme_export.media.video import read_frames
-from tempme_export.parity.selftest import preprocess_for
 from tempme_export.runtime.base import Runner
 from tempme_export.runtime.ort import OrtRunner
 
@@ -140,8 +139,7 @@ def trace_video(model: Case | Bundle, video: Path) -> VideoTrace:
     if isinstance(model, Case) and model.bundle is not None:
         model = open_bundle(model.bundle)
     if isinstance(model, Bundle):
-        image, patch, plan = model.manifest["image"], model.manifest["backbone"]["patch"], model.plan
-        preprocess = Preprocess(image["size"], tuple(image["mean"]), tuple(image["std"]))
+        patch, plan, preprocess = model.manifest["backbone"]["patch"], model.plan, preprocess_in(model.manifest)
         origin = f"{model.path / VIDEO} under ONNX Runtime"
     else:
         plan, patch, preprocess = model.recipe.plan, model.recipe.backbone.patch, preprocess_for(model.recipe)

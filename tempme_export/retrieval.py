@@ -17,7 +17,7 @@ from tempme_export.artifacts.bundle import Bundle, folder_of, one_release, open_
 from tempme_export.artifacts.registry import find_backend, text_backend
 from tempme_export.encoder.profile import FROM_CHECKPOINT
 from tempme_export.errors import InputError, ReleaseError
-from tempme_export.media.preprocess import Preprocess
+from tempme_export.media.preprocess import preprocess_in
 from tempme_export.media.stored_tokenizer import TOKENIZER, StoredTokenizer
 from tempme_export.media.token_ids import TokenIds
 from tempme_export.media.video import read_frames
@@ -58,8 +58,7 @@ class RetrievalModel(ProcessBound):
         self.backend = backend or self._video.name
         self.device = self._video.choose_device(self._folder, device)
         self.profile = bundle.profile
-        image = bundle.manifest["image"]
-        self.preprocess = Preprocess(image["size"], tuple(image["mean"]), tuple(image["std"]))
+        self.preprocess = preprocess_in(bundle.manifest)
         self.opened()
 
     def _open(self) -> dict[str, Any]:

@@ -18,15 +18,14 @@ from numpy.typing import NDArray
 
 from tempme_export.artifacts.bundle import SELFTEST, Bundle, open_bundle
 from tempme_export.errors import InputError, ParityError, TempMeExportError
-from tempme_export.media.preprocess import Preprocess
+from tempme_export.media.preprocess import preprocess_in
 from tempme_export.parity.selftest import load_selftest
 from tempme_export.parity.tolerance import UNIT_LENGTH
 
 
 def write_frames(bundle: Bundle, path: Path) -> int:
     """Write the self-test's clips as the encoder takes them, float32 [V, F, 3, S, S]; how many there are."""
-    image = bundle.manifest["image"]
-    preprocess = Preprocess(image["size"], tuple(image["mean"]), tuple(image["std"]))
+    preprocess = preprocess_in(bundle.manifest)
     clips = load_selftest(bundle.path / SELFTEST).clips
     path.write_bytes(np.stack([preprocess(clip) for clip in clips]).tobytes())
     return len(clips)

@@ -20,8 +20,9 @@ from tempme_export.encoder.reference import ReferenceText, ReferenceVideo, Trace
 from tempme_export.encoder.schedule import Schedule
 from tempme_export.errors import PrecisionError, VideoError
 from tempme_export.evaluation.agreement import Decisions, Floats
+from tempme_export.media.preprocess import preprocess_for
 from tempme_export.parity.checks import ParityReport
-from tempme_export.parity.selftest import SAFE_GAP, preprocess_for
+from tempme_export.parity.selftest import SAFE_GAP
 from tempme_export.runtime.base import Runner
 
 _TEXTS = 64  # captions per call

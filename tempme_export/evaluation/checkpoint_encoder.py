@@ -13,8 +13,8 @@ from tempme_export.encoder.recipe import Recipe
 from tempme_export.encoder.reference import ReferenceText, ReferenceVideo
 from tempme_export.errors import BackendError
 from tempme_export.evaluation.encoders import CHECKPOINT_BACKENDS, check_frames, fingerprint
+from tempme_export.media.preprocess import preprocess_for
 from tempme_export.media.tokenizer import Tokenizer
-from tempme_export.parity.selftest import preprocess_for
 from tempme_export.runtime.devices import torch_device
 from tempme_export.runtime.pytorch import TorchRunner
 

@@ -1,13 +1,17 @@
 """Frames to pixels: resize, crop and normalise exactly as the backbone was trained."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from tempme_export.errors import InputError
+
+if TYPE_CHECKING:
+    from tempme_export.encoder.recipe import Recipe
 
 _EIGHT_BIT_MODES = (
     "1",
@@ -67,6 +71,17 @@ class Preprocess:
             image = image.resize((width, height), Image.Resampling.BICUBIC)
         left, top = round((width - self.size) / 2), round((height - self.size) / 2)
         return image.crop((left, top, left + self.size, top + self.size))
+
+
+def preprocess_for(recipe: "Recipe") -> Preprocess:
+    """The resize, crop and normalisation of a recipe's backbone."""
+    return Preprocess(recipe.backbone.image_size, recipe.backbone.mean, recipe.backbone.std)
+
+
+def preprocess_in(manifest: Mapping[str, Any]) -> Preprocess:
+    """The same, as a bundle's manifest states it."""
+    image = manifest["image"]
+    return Preprocess(image["size"], tuple(image["mean"]), tuple(image["std"]))
 
 
 def _images(frames: NDArray[np.uint8] | Sequence[Image.Image]) -> list[Image.Image]:

@@ -9,18 +9,10 @@ from numpy.typing import NDArray
 
 from tempme_export.encoder.recipe import Recipe
 from tempme_export.encoder.reference import MergeStep, ReferenceText, ReferenceVideo, Trace
-from tempme_export.media.preprocess import Preprocess
+from tempme_export.media.preprocess import Preprocess, preprocess_for
 from tempme_export.media.token_ids import TextTruncatedWarning
 from tempme_export.media.tokenizer import Tokenizer
-from tempme_export.parity.selftest import (
-    CAPTIONS,
-    CLIPS,
-    SAFE_GAP,
-    SelfTest,
-    draw_clip,
-    draw_token_ids,
-    preprocess_for,
-)
+from tempme_export.parity.selftest import CAPTIONS, CLIPS, SAFE_GAP, SelfTest, draw_clip, draw_token_ids
 
 _TRIES = 4
 

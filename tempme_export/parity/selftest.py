@@ -17,7 +17,6 @@ from PIL import Image
 from tempme_export.encoder.schedule import Schedule
 from tempme_export.errors import BundleError
 from tempme_export.kernels import SNAP_STEPS
-from tempme_export.media.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from tempme_export.encoder.recipe import Recipe
@@ -68,11 +67,6 @@ class SelfTest:
     def fragile(self) -> NDArray[np.bool_]:
         """[V]: clips in which some decision hangs on less than SAFE_GAP, so that rounding may take another."""
         return self.gaps.min(axis=1, initial=np.inf) < SAFE_GAP
-
-
-def preprocess_for(recipe: "Recipe") -> Preprocess:
-    """The backbone's resize, crop and normalisation."""
-    return Preprocess(recipe.backbone.image_size, recipe.backbone.mean, recipe.backbone.std)
 
 
 def _texture(rng: np.random.Generator, cells: int, size: int) -> NDArray[np.float64]:

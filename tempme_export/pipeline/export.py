@@ -28,10 +28,11 @@ from tempme_export.exporters.external_data import LARGEST_FILE
 from tempme_export.exporters.onnx import DEFAULT_OPSET
 from tempme_export.exporters.tokenizer import export_tokenizer
 from tempme_export.files import building
+from tempme_export.media.preprocess import preprocess_for
 from tempme_export.media.stored_tokenizer import TOKENIZER
 from tempme_export.parity.checks import ParityReport
 from tempme_export.parity.making import make_selftest
-from tempme_export.parity.selftest import preprocess_for, save_selftest
+from tempme_export.parity.selftest import save_selftest
 from tempme_export.parity.tolerance import TOLERANCES
 from tempme_export.parity.verification import Standard, judge, raise_if_failed
 from tempme_export.pipeline.spec import ExportSpec, asked

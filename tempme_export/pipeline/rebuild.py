@@ -26,7 +26,7 @@ from tempme_export.exporters.plugin_nodes import PluginNode, plugin_nodes
 from tempme_export.exporters.trt import builder
 from tempme_export.exporters.trt.reports import Progress
 from tempme_export.files import building, file_sha256
-from tempme_export.media.preprocess import Preprocess
+from tempme_export.media.preprocess import preprocess_in
 from tempme_export.parity.checks import ParityReport
 from tempme_export.parity.selftest import load_selftest
 from tempme_export.parity.verification import Standard, judge_on, raise_if_failed
@@ -113,7 +113,7 @@ def rebuild(
     _check_sources(bundle)
     progress("files", bundle)
     carried = [name for name in bundle.manifest["files"] if name != ENGINE]
-    image, path = bundle.manifest["image"], bundle.path
+    path = bundle.path
     chosen = engine_device(device)
     with building(path) as work:
         with one_release(bundle, carried):
@@ -131,7 +131,7 @@ def rebuild(
             progress=progress,
         )
         progress("engine", facts)
-        preprocess = Preprocess(image["size"], tuple(image["mean"]), tuple(image["std"]))
+        preprocess = preprocess_in(bundle.manifest)
         standard = Standard(load_selftest(work / SELFTEST), bundle.plan, preprocess, facts.batch)
         built = Folder(work, facts.precision, {KEY: facts.to_dict()})
         (backend,) = (one for one in registry.BACKENDS if one.artifact == registry.PLAN)

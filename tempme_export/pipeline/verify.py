@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tempme_export.artifacts.bundle import SELFTEST, Bundle, folder_of, one_release, open_bundle, verify_files
-from tempme_export.media.preprocess import Preprocess
+from tempme_export.media.preprocess import preprocess_in
 from tempme_export.parity.checks import ParityReport
 from tempme_export.parity.selftest import check_fits, load_selftest
 from tempme_export.parity.verification import Standard, judge, raise_if_failed
@@ -34,9 +34,8 @@ def verify(path: str | Path, *, device: str = "cpu", progress: Progress = _silen
 def _judge_bundle(bundle: Bundle, device: str, progress: Progress) -> list[ParityReport]:
     verify_files(bundle)
     progress("files", bundle)
-    image, sizes = bundle.manifest["image"], bundle.profile.batch
-    preprocess = Preprocess(image["size"], tuple(image["mean"]), tuple(image["std"]))
+    sizes, preprocess = bundle.profile.batch, preprocess_in(bundle.manifest)
     selftest, plan = load_selftest(bundle.path / SELFTEST), bundle.plan
-    check_fits(selftest, plan, image["size"], bundle.manifest["backbone"]["embed"])
+    check_fits(selftest, plan, preprocess.size, bundle.manifest["backbone"]["embed"])
     batches = tuple(sorted({sizes.min, sizes.opt}))
     return judge(folder_of(bundle), Standard(selftest, plan, preprocess, batches), device, elsewhere=True)

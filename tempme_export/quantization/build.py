@@ -5,7 +5,7 @@ from typing import Any
 
 from tempme_export.encoder.model import TextEncoder, VideoEncoder
 from tempme_export.encoder.recipe import Recipe
-from tempme_export.parity.selftest import preprocess_for
+from tempme_export.media.preprocess import preprocess_for
 from tempme_export.quantization.calibration import Calibration
 from tempme_export.quantization.ranges import DEFAULT_METHOD
 from tempme_export.quantization.towers import Tower, prepare_text, prepare_video

@@ -20,10 +20,10 @@ from tempme_export.data.video_files import SUFFIXES, index_files
 from tempme_export.encoder.profile import FROM_CHECKPOINT
 from tempme_export.encoder.recipe import Recipe
 from tempme_export.errors import InputError, VideoError
-from tempme_export.media.preprocess import Preprocess
+from tempme_export.media.preprocess import Preprocess, preprocess_for
 from tempme_export.media.token_ids import TextTruncatedWarning
 from tempme_export.media.tokenizer import Tokenizer
-from tempme_export.parity.selftest import TEXTS, draw_clip, draw_token_ids, preprocess_for
+from tempme_export.parity.selftest import TEXTS, draw_clip, draw_token_ids
 from tempme_export.quantization.products import Calls
 
 CLIPS = 32  # used at most, spread evenly over what is given

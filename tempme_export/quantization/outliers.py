@@ -18,7 +18,8 @@ from tempme_export.encoder.checkpoint import from_state_dict
 from tempme_export.encoder.profile import Profile
 from tempme_export.encoder.recipe import prepare
 from tempme_export.encoder.reference import ReferenceText, ReferenceVideo
-from tempme_export.parity.selftest import draw_clip, draw_token_ids, preprocess_for
+from tempme_export.media.preprocess import preprocess_for
+from tempme_export.parity.selftest import draw_clip, draw_token_ids
 
 CHANNELS = 5
 SMALLEST, LARGEST = 20.0, 100.0  # times as large as the other channels of the residual stream

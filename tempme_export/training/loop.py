@@ -16,7 +16,7 @@ from tempme_export.encoder.recipe import Recipe
 from tempme_export.errors import BackendError, ExportError, InputError
 from tempme_export.evaluation.metrics import Retrieval
 from tempme_export.files import write_file
-from tempme_export.parity.selftest import preprocess_for
+from tempme_export.media.preprocess import preprocess_for
 from tempme_export.training.augment import RandAugment
 from tempme_export.training.batches import share
 from tempme_export.training.config import TrainConfig

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from tempme_export.encoder.recipe import Recipe
 from tempme_export.errors import UsageError
-from tempme_export.parity.selftest import preprocess_for
+from tempme_export.media.preprocess import preprocess_for
 from tempme_export.training.distributed import World
 from tempme_export.training.encoder import TrainableModel
 from tempme_export.training.optimizer import make_optimizer

@@ -17,9 +17,9 @@ from tempme_export.data.annotations import RetrievalData
 from tempme_export.data.frames import FrameCache, probe
 from tempme_export.encoder.recipe import Recipe
 from tempme_export.errors import InputError, ProfileError
+from tempme_export.media.preprocess import preprocess_for
 from tempme_export.media.token_ids import TextTruncatedWarning
 from tempme_export.media.tokenizer import Tokenizer
-from tempme_export.parity.selftest import preprocess_for
 from tempme_export.training.distributed import World
 from tempme_export.training.footage import Change, Footage
 

@@ -67,12 +67,11 @@ def places(graph):
 
 def run_plainly(folder, video, text, clips, mini_bundle):
     """Run two files with onnxruntime alone, in another process and folder; both embeddings."""
-    from tempme_export.media.preprocess import Preprocess
+    from tempme_export.media.preprocess import preprocess_in
     from tempme_export.media.tokenizer import Tokenizer
 
     manifest = json.loads((mini_bundle / "manifest.json").read_bytes())
-    image, profile = manifest["image"], manifest["profile"]
-    preprocess = Preprocess(image["size"], tuple(image["mean"]), tuple(image["std"]))
+    profile, preprocess = manifest["profile"], preprocess_in(manifest)
     token_ids = Tokenizer(profile["backbone"], profile["text_length"])(["a red ball"])
     np.savez(folder / "given.npz", frames=np.stack([preprocess(clip) for clip in clips]), token_ids=token_ids)
     command = [sys.executable, "-I", "-c", PLAIN, video, text, folder / "given.npz", folder / "found.npz"]

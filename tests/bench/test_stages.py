@@ -242,8 +242,8 @@ class TestReal:
         import torch
 
         from tempme_export.encoder.model import VideoEncoder
+        from tempme_export.media.preprocess import preprocess_for
         from tempme_export.media.video import read_frames
-        from tempme_export.parity.selftest import preprocess_for
 
         encoder, seen = VideoEncoder(recipe), []
 

@@ -17,9 +17,10 @@ from tempme_export.encoder.recipe import prepare
 from tempme_export.encoder.reference import ReferenceVideo, Trace
 from tempme_export.encoder.schedule import MergePolicy, schedule
 from tempme_export.errors import BundleError, InputError, VideoError
+from tempme_export.media.preprocess import preprocess_for
 from tempme_export.media.render import render_clip
 from tempme_export.media.video import read_frames
-from tempme_export.parity.selftest import draw_clip, preprocess_for
+from tempme_export.parity.selftest import draw_clip
 from tempme_export.pipeline import export
 from tempme_export.pipeline.spec import ExportSpec
 

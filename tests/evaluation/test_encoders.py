@@ -17,9 +17,9 @@ from tempme_export.errors import BackendError, BundleError, CheckpointError, Inp
 from tempme_export.evaluation import checkpoint_encoder, encoders
 from tempme_export.evaluation.checkpoint_encoder import CheckpointEncoder
 from tempme_export.evaluation.encoders import BundleEncoder, open_encoder
+from tempme_export.media.preprocess import preprocess_for
 from tempme_export.media.tokenizer import Tokenizer
 from tempme_export.parity.checks import cosine_distance
-from tempme_export.parity.selftest import preprocess_for
 from tempme_export.retrieval import RetrievalModel
 
 TEXTS = ["a small red square moves left, then up", "a dog", "rain"]

@@ -14,9 +14,9 @@ from tempme_export.encoder.schedule import MergePolicy
 from tempme_export.exporters.external_data import message_of
 from tempme_export.exporters.onnx import export_text, export_video
 from tempme_export.exporters.plugin_onnx import export_plugin_video
+from tempme_export.media.preprocess import preprocess_for
 from tempme_export.parity.checks import check_text, check_video
 from tempme_export.parity.making import make_selftest
-from tempme_export.parity.selftest import preprocess_for
 from tempme_export.parity.tolerance import TOLERANCES
 from tempme_export.pipeline.engine_request import write_source
 from tempme_export.pipeline.spec import ExportSpec

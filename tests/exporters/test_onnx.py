@@ -22,9 +22,10 @@ from tempme_export.errors import ExportError
 from tempme_export.exporters import onnx as to_onnx
 from tempme_export.exporters.common import DTYPES
 from tempme_export.exporters.onnx import check_graph, export_text, export_video
+from tempme_export.media.preprocess import preprocess_for
 from tempme_export.parity.checks import cosine_distance, embedding_checks
 from tempme_export.parity.making import make_selftest
-from tempme_export.parity.selftest import CLIPS, SAFE_GAP, draw_token_ids, preprocess_for
+from tempme_export.parity.selftest import CLIPS, SAFE_GAP, draw_token_ids
 from tempme_export.parity.tolerance import TOLERANCES
 
 ENGINES = ("ort", "reference", "openvino")

@@ -18,7 +18,8 @@ from tempme_export.encoder.reference import ReferenceVideo, Trace
 from tempme_export.encoder.schedule import MergePolicy
 from tempme_export.exporters import onnx as to_onnx
 from tempme_export.exporters.onnx import export_video
-from tempme_export.parity.selftest import SAFE_GAP, draw_clip, preprocess_for
+from tempme_export.media.preprocess import preprocess_for
+from tempme_export.parity.selftest import SAFE_GAP, draw_clip
 from tempme_export.parity.tolerance import TOLERANCES
 from tempme_export.runtime.ort import OrtRunner
 

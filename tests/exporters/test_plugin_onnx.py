@@ -19,9 +19,10 @@ from tempme_export.encoder.reference import ReferenceText, ReferenceVideo, Trace
 from tempme_export.encoder.schedule import MergePolicy
 from tempme_export.errors import ExportError
 from tempme_export.exporters.plugin_onnx import check_plugin_graph, export_plugin_video, plugin_nodes
+from tempme_export.media.preprocess import preprocess_for
 from tempme_export.parity.checks import cosine_distance, embedding_checks
 from tempme_export.parity.making import make_selftest
-from tempme_export.parity.selftest import CLIPS, SAFE_GAP, draw_token_ids, preprocess_for
+from tempme_export.parity.selftest import CLIPS, SAFE_GAP, draw_token_ids
 from tempme_export.parity.tolerance import TOLERANCES
 
 GOLDEN = ("tiny_default", "tiny_clamp", "tiny_schedule")

@@ -1,7 +1,9 @@
 """Pixels equal to torchvision's on PIL images, and what is said about frames that are none."""
 
+import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tempme_export.errors import InputError
-from tempme_export.media.preprocess import Preprocess
+from tempme_export.media.preprocess import Preprocess, preprocess_for, preprocess_in
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -137,6 +139,14 @@ def test_refuses_a_broken_image_file(tmp_path):
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:4000])
     with Image.open(tmp_path / "cut.png") as image, pytest.raises(InputError, match="frame 0 unreadable"):
         Preprocess(8, MEAN, STD)([image])
+
+
+def test_a_recipe_and_the_manifest_made_of_it_state_the_same():
+    backbone = SimpleNamespace(image_size=33, mean=MEAN, std=STD)
+    manifest = json.loads(json.dumps({"image": {"size": 33, "mean": MEAN, "std": STD}}))
+    found = preprocess_for(SimpleNamespace(backbone=backbone)), preprocess_in(manifest)
+    assert found == (Preprocess(33, MEAN, STD),) * 2
+    assert len(set(found)) == 1, "tuples, as a key needs them"
 
 
 def test_imports_neither_torch_nor_torchvision():

@@ -23,11 +23,12 @@ from tempme_export.encoder.reference import ReferenceVideo, Trace
 from tempme_export.errors import BackendError, InputError, ParityError, PrecisionError, UsageError
 from tempme_export.evaluation import both_paths, gate
 from tempme_export.evaluation.gate import MIN_VIDEOS, open_gate, run_gate
+from tempme_export.media.preprocess import preprocess_for
 from tempme_export.media.render import render_clip
 from tempme_export.media.video import read_frames
 from tempme_export.parity.checks import cosine_distance
 from tempme_export.parity.making import make_selftest
-from tempme_export.parity.selftest import SAFE_GAP, preprocess_for
+from tempme_export.parity.selftest import SAFE_GAP
 from tempme_export.parity.tolerance import RetrievalTolerance
 from tempme_export.pipeline import export as pipeline
 from tempme_export.pipeline.spec import ExportSpec

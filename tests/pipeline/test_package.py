@@ -24,8 +24,8 @@ from tempme_export.cli import export as export_cli
 from tempme_export.errors import BackendError, BundleError, ExportError, ParityError, UsageError
 from tempme_export.exporters import pt2
 from tempme_export.files import file_sha256
+from tempme_export.media.preprocess import preprocess_for
 from tempme_export.parity.checks import cosine_distance
-from tempme_export.parity.selftest import preprocess_for
 from tempme_export.pipeline import export, verify
 from tempme_export.runtime.pt2 import Pt2Runner
 

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from tempme_export.artifacts.backend import Folder
 from tempme_export.artifacts.bundle import TEXT, VIDEO
 from tempme_export.errors import BackendError, BundleError, ParityError
-from tempme_export.media.preprocess import Preprocess
+from tempme_export.media.preprocess import Preprocess, preprocess_for
 from tempme_export.parity.checks import (
     Check,
     ParityReport,
@@ -25,7 +25,7 @@ from tempme_export.parity.checks import (
     embedding_checks,
     rank_agreement,
 )
-from tempme_export.parity.selftest import SAFE_GAP, preprocess_for
+from tempme_export.parity.selftest import SAFE_GAP
 from tempme_export.parity.tolerance import INT8, PRECISIONS, TOLERANCES, Tolerance
 from tempme_export.parity.verification import Standard
 from tempme_export.pipeline import export, verify

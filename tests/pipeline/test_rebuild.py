@@ -15,7 +15,8 @@ from tempme_export.artifacts.registry import find_backend
 from tempme_export.errors import BackendError, BundleError, ExportError, ParityError, UsageError
 from tempme_export.exporters.plugin_nodes import plugin_nodes
 from tempme_export.exporters.trt import builder as to_tensorrt
-from tempme_export.parity.selftest import load_selftest, preprocess_for
+from tempme_export.media.preprocess import preprocess_for
+from tempme_export.parity.selftest import load_selftest
 from tempme_export.parity.tolerance import TOLERANCES
 from tempme_export.parity.verification import Standard, embedding_batches, embedding_checks, judge_on
 from tempme_export.pipeline import rebuild

@@ -18,12 +18,12 @@ from tempme_export.encoder.profile import load_profile
 from tempme_export.encoder.recipe import prepare
 from tempme_export.encoder.reference import ReferenceText, ReferenceVideo
 from tempme_export.errors import BackendError, BundleError, InputError, VideoError
+from tempme_export.media.preprocess import preprocess_for
 from tempme_export.media.render import render_clip
 from tempme_export.media.token_ids import TextTruncatedWarning
 from tempme_export.media.tokenizer import Tokenizer
 from tempme_export.media.video import read_frames
 from tempme_export.parity.checks import cosine_distance
-from tempme_export.parity.selftest import preprocess_for
 from tempme_export.pipeline import export
 from tempme_export.retrieval import RetrievalModel
 

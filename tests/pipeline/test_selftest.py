@@ -8,6 +8,7 @@ import torch
 
 from tempme_export.encoder.reference import ReferenceText, ReferenceVideo, Trace
 from tempme_export.errors import BundleError
+from tempme_export.media.preprocess import preprocess_for
 from tempme_export.parity import making
 from tempme_export.parity import selftest as selftest_module
 from tempme_export.parity.making import make_selftest
@@ -18,7 +19,6 @@ from tempme_export.parity.selftest import (
     draw_clip,
     draw_token_ids,
     load_selftest,
-    preprocess_for,
     save_selftest,
 )
 

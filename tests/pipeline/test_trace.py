@@ -17,11 +17,11 @@ from tempme_export.encoder.backbone import open_clip_backbone
 from tempme_export.encoder.profile import load_profile
 from tempme_export.encoder.reference import ReferenceVideo
 from tempme_export.errors import UsageError
+from tempme_export.media.preprocess import preprocess_for
 from tempme_export.media.render import render_clip
 from tempme_export.media.stored_tokenizer import TOKENIZER
 from tempme_export.media.video import read_frames
 from tempme_export.parity.checks import cosine_distance
-from tempme_export.parity.selftest import preprocess_for
 from tempme_export.parity.tolerance import TOLERANCES
 from tempme_export.pipeline import export as pipeline
 from tempme_export.pipeline.spec import ExportSpec

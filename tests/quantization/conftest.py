@@ -14,7 +14,8 @@ from tempme_export.encoder.profile import FROM_CHECKPOINT, BatchRange, Profile
 from tempme_export.encoder.recipe import prepare
 from tempme_export.encoder.schedule import MergePolicy
 from tempme_export.exporters import onnx as to_onnx
-from tempme_export.parity.selftest import draw_clip, draw_token_ids, preprocess_for
+from tempme_export.media.preprocess import preprocess_for
+from tempme_export.parity.selftest import draw_clip, draw_token_ids
 from tempme_export.parity.tolerance import INT8
 from tempme_export.quantization.build import prepare as quantize
 from tempme_export.quantization.calibration import Calibration

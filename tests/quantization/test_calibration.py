@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 
 from tempme_export.errors import InputError
+from tempme_export.media.preprocess import preprocess_for
 from tempme_export.media.render import render_clip
-from tempme_export.parity.selftest import preprocess_for
 from tempme_export.quantization import calibration
 from tempme_export.quantization.calibration import CLIPS, FEWEST, Calibration, read_calibration
 

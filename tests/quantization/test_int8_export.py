@@ -11,9 +11,10 @@ from tempme_export.data.synthetic import all_scenes
 from tempme_export.encoder.model import TextEncoder, VideoEncoder
 from tempme_export.exporters import onnx as to_onnx
 from tempme_export.exporters.onnx import check_graph
+from tempme_export.media.preprocess import preprocess_for
 from tempme_export.media.tokenizer import Tokenizer
 from tempme_export.parity.checks import centred_cosine
-from tempme_export.parity.selftest import draw_token_ids, preprocess_for
+from tempme_export.parity.selftest import draw_token_ids
 from tempme_export.quantization import export
 from tempme_export.quantization.products import products
 from tempme_export.quantization.qdq import find_products

@@ -10,8 +10,9 @@ import torch
 
 from tempme_export.encoder.model import TextEncoder, VideoEncoder
 from tempme_export.errors import CheckpointError
+from tempme_export.media.preprocess import preprocess_for
 from tempme_export.parity.checks import centred_cosine
-from tempme_export.parity.selftest import draw_token_ids, preprocess_for
+from tempme_export.parity.selftest import draw_token_ids
 from tempme_export.quantization import sensitivity, towers
 from tempme_export.quantization.build import prepare as quantize
 from tempme_export.quantization.embedding import RoundedEmbedding

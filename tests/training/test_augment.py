@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from timm.data import auto_augment
 
+from tempme_export.media.preprocess import preprocess_for
 from tempme_export.media.video import read_frames
-from tempme_export.parity.selftest import preprocess_for
 from tempme_export.training.augment import NAMES, OPERATIONS, RandAugment, apply
 from tempme_export.training.footage import Footage
 

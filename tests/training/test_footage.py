@@ -11,8 +11,8 @@ import torch
 
 from tempme_export.data.clip import Clip
 from tempme_export.errors import InputError, ProfileError
+from tempme_export.media.preprocess import preprocess_for
 from tempme_export.media.video import read_frames
-from tempme_export.parity.selftest import preprocess_for
 from tempme_export.training.distributed import World
 from tempme_export.training.footage import Footage, prefetch
 from tempme_export.training.split import fingerprint, open_split, tokenizer_for

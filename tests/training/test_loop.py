@@ -18,7 +18,7 @@ from tempme_export.encoder.checkpoint import load_checkpoint
 from tempme_export.encoder.recipe import prepare
 from tempme_export.errors import BackendError, ExportError, InputError, ProfileError, UsageError
 from tempme_export.evaluation.metrics import Retrieval, retrieval
-from tempme_export.parity.selftest import preprocess_for
+from tempme_export.media.preprocess import preprocess_for
 from tempme_export.training import config as config_module
 from tempme_export.training import loop, plot, step
 from tempme_export.training.config import TrainConfig

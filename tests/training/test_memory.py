@@ -13,7 +13,7 @@ from tempme_export.encoder.backbone import open_clip_backbone
 from tempme_export.encoder.profile import load_profile
 from tempme_export.encoder.recipe import prepare
 from tempme_export.errors import UsageError
-from tempme_export.parity.selftest import preprocess_for
+from tempme_export.media.preprocess import preprocess_for
 from tempme_export.training.distributed import World
 from tempme_export.training.init import draw_clip
 from tempme_export.training.memory import MemoryAccount, _Ledger, account, largest_batch

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from tempme_export.parity.selftest import preprocess_for
+from tempme_export.media.preprocess import preprocess_for
 from tempme_export.training.distributed import World
 from tempme_export.training.loss import contrastive_loss
 from tempme_export.training.optimizer import make_optimizer

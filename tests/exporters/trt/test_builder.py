@@ -629,8 +629,8 @@ def test_a_real_engine(tiny_recipe, tmp_path, precision):
     from tempme_export.artifacts.registry import find_backend
     from tempme_export.exporters.plugin_nodes import plugin_nodes
     from tempme_export.exporters.plugin_onnx import export_plugin_video
+    from tempme_export.media.preprocess import preprocess_for
     from tempme_export.parity.making import make_selftest
-    from tempme_export.parity.selftest import preprocess_for
     from tempme_export.parity.verification import Standard, judge_on
 
     nodes, sizes = plugin_nodes(tiny_recipe), tiny_recipe.profile.batch
