@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,21 @@ def tiny_profile():
 def tiny_recipe(tiny_state_dict, tiny_profile):
     """`tiny_checkpoint` and `tiny_profile` brought together."""
     return prepare(from_state_dict(tiny_state_dict, source="tiny"), tiny_profile)
+
+
+@pytest.fixture
+def run_command(monkeypatch, capsys):
+    """`run_command(main, *arguments)`: a command in this process as a user calls it; its exit code, stdout, stderr."""
+
+    def run(main, *arguments):
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capsys.readouterr()
+        return caught.value.code or 0, out, err
+
+    return run
 
 
 @pytest.fixture(scope="session")

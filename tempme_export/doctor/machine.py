@@ -92,7 +92,8 @@ def floors(requirements: Iterable[str]) -> dict[str, str]:
     return lowest
 
 
-def _own_floors() -> dict[str, str]:
+def own_floors() -> dict[str, str]:
+    """Those of this package; none where it is not installed."""
     try:
         return floors(importlib.metadata.requires(PACKAGE) or ())
     except importlib.metadata.PackageNotFoundError:
@@ -110,6 +111,15 @@ def installed_version(*distributions: str) -> str | None:
 
 
 Ask = Callable[..., dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Who answers: `ask` runs a probe, `has` knows whether a module can be found, `floors` are the lowest versions."""
+
+    ask: Ask
+    has: Callable[[str], bool]
+    floors: Mapping[str, str]
 
 
 def _part(name: str, answer: Mapping[str, Any], version: str | None = None, floor: str | None = None) -> Part:
@@ -160,18 +170,21 @@ _COMPILERS = ("triton", "C compiler")  # what a fused kernel takes beside a GPU
 _TOOLS = {"C++ compiler": "cxx", "C compiler": "cc"}
 
 
-def _is_there(module: str) -> bool:
+def is_there(module: str) -> bool:
+    """Whether a package can be found, without loading it."""
     try:
         return importlib.util.find_spec(module.partition(".")[0]) is not None
     except (ImportError, ValueError):  # a module that was replaced or half removed
         return False
 
 
-def probe_library(library: _Library, ask: Ask, floor: str | None, *more: str) -> tuple[Part, Mapping[str, Any]]:
+def probe_library(library: _Library, source: Source, *more: str) -> tuple[Part, Mapping[str, Any]]:
     """One package: absent, broken, too old or working; with the rest of what its probe reported."""
-    if not _is_there(library.module):
+    if not source.has(library.module):
         return Part(library.name, problem="is not installed"), {}
-    answer = ask(*library.probe, *more)
+    answer = source.ask(*library.probe, *more)
+    names = (name.replace("-", "_") for name in library.distributions)
+    floor = next((source.floors[name] for name in names if name in source.floors), None)
     return _part(library.name, answer, installed_version(*library.distributions), floor), answer.get("report", {})
 
 
@@ -235,14 +248,18 @@ def _gpu_parts(found: Mapping[str, Part], ask: Ask) -> list[Part]:
     return [on_gpu, _part("fused kernels", ask("kernels"))]
 
 
-def examine(limit: float = TIME_LIMIT, ask: Ask | None = None) -> Machine:
-    """Probe everything, several parts at a time. `limit` is for each probe, in seconds; `ask` stands in in tests."""
-    asked: Ask = ask or partial(ask_probe, limit=limit)
-    lowest, host = _own_floors(), probe_host()
+def this_machine(limit: float = TIME_LIMIT) -> Source:
+    """Every probe in a process of its own, for at most `limit` seconds."""
+    return Source(partial(ask_probe, limit=limit), is_there, own_floors())
+
+
+def examine(source: Source | None = None) -> Machine:
+    """Probe everything, several parts at a time; None: on this machine."""
+    source, host = source or this_machine(), probe_host()
+    asked = source.ask
 
     def library(one: _Library, *more: str) -> tuple[Part, Mapping[str, Any]]:
-        floor = next((lowest[n] for d in one.distributions if (n := d.replace("-", "_")) in lowest), None)
-        return probe_library(one, asked, floor, *more)
+        return probe_library(one, source, *more)
 
     with ThreadPoolExecutor(max(2, host.cores)) as pool:
         driver_answer = pool.submit(asked, "driver")

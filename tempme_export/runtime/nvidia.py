@@ -4,6 +4,7 @@ Has not been run with a GPU yet.
 """
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tempme_export.errors import BackendError
 CUDA, NVML = "libcuda.so.1", "libnvidia-ml.so.1"
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 _NAME_BYTES = 256
-_RELEASE_FILE = Path("/sys/module/nvidia/version")
+RELEASE_FILE = Path("/sys/module/nvidia/version")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,9 @@ def open_library(name: str) -> Any:
     return ctypes.CDLL(name)
 
 
+OpenLibrary = Callable[[str], Any]
+
+
 def _call(library: Any, name: str, *arguments: Any) -> None:
     code = getattr(library, name)(*arguments)
     if code:
@@ -63,7 +67,7 @@ def _call(library: Any, name: str, *arguments: Any) -> None:
         )
 
 
-def find_gpu(device: str = "cuda") -> Gpu:
+def find_gpu(device: str = "cuda", open_library: OpenLibrary = open_library) -> Gpu:
     """The GPU behind `cuda` or `cuda:N`. Raises BackendError without a driver or such a GPU."""
     index = gpu_index(device)
     try:
@@ -89,10 +93,11 @@ def find_gpu(device: str = "cuda") -> Gpu:
         _call(library, "cuDeviceGetAttribute", ctypes.byref(number), attribute, handle)
     _call(library, "cuDriverGetVersion", ctypes.byref(numbers[2]))
     major, minor, version = (number.value for number in numbers)
-    return Gpu(name.value.decode(), (major, minor), driver_release(), (version // 1000, version % 1000 // 10))
+    release = driver_release(open_library)
+    return Gpu(name.value.decode(), (major, minor), release, (version // 1000, version % 1000 // 10))
 
 
-def driver_release() -> str:
+def driver_release(open_library: OpenLibrary = open_library, release_file: Path = RELEASE_FILE) -> str:
     """The driver's release by NVML, or by the kernel module's own file; empty where neither says."""
     text = ctypes.create_string_buffer(_NAME_BYTES)
     try:
@@ -101,4 +106,4 @@ def driver_release() -> str:
             return text.value.decode()
     except (OSError, AttributeError):  # containers without the driver's utilities
         text.value = b""
-    return _RELEASE_FILE.read_text().strip() if _RELEASE_FILE.is_file() else ""
+    return release_file.read_text().strip() if release_file.is_file() else ""

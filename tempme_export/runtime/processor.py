@@ -1,6 +1,5 @@
 """What the processor makes of int8."""
 
-import platform
 from pathlib import Path
 from typing import Literal
 
@@ -34,9 +33,7 @@ def flags(cpuinfo: str) -> set[str]:
 
 def int8_products(cpuinfo: Path = Path("/proc/cpuinfo")) -> Int8Products:
     """Whether the processor sums int8 products into 32 bits in one instruction, or in pairs that saturate at 16."""
-    if platform.system() != "Linux" or not cpuinfo.is_file():
-        return "unknown"
-    found = flags(cpuinfo.read_text())
+    found = flags(cpuinfo.read_text()) if cpuinfo.is_file() else set()
     if not found:
         return "unknown"
     return "dot product" if found & _DOT_PRODUCT else "pairs"

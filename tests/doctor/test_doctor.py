@@ -15,10 +15,21 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from tempme_export.cli import doctor as doctor_cli
-from tempme_export.doctor import machine as doctor_machine
+from tempme_export.cli.doctor import doctor
+from tempme_export.cli.entry import entry
 from tempme_export.doctor import probes, process, rules
-from tempme_export.doctor.machine import Disk, Host, Machine, Part, examine, floors
+from tempme_export.doctor.machine import (
+    PACKAGE,
+    Disk,
+    Host,
+    Machine,
+    Part,
+    Source,
+    examine,
+    floors,
+    own_floors,
+    probe_disk,
+)
 from tempme_export.doctor.process import ask_probe
 from tempme_export.doctor.rules import diagnose
 
@@ -69,7 +80,7 @@ class TestAskProbe:
         assert ask_probe("module", "noisy") == {"report": {"version": "1.2", "notes": []}}
 
     def test_no_interpreter(self, monkeypatch):
-        monkeypatch.setattr(sys, "executable", "/nowhere/python")
+        monkeypatch.setenv("TEMPME_TEST_LONG", "x" * 2**20)  # more than the system passes on
         assert "could not be started" in ask_probe("module", "json")["problem"]
 
     def test_a_process_that_cannot_be_killed_is_not_waited_for(self):
@@ -216,7 +227,7 @@ class TestDiagnose:
         assert [one.name for one in diagnosis.missing(["trt"])] == ["core", "trt"]
 
     def test_every_command_names_an_extra_that_exists(self):
-        extras = set(importlib.metadata.metadata(doctor_machine.PACKAGE).get_all("Provides-Extra") or ())
+        extras = set(importlib.metadata.metadata(PACKAGE).get_all("Provides-Extra") or ())
         named = re.findall(
             r"tempme-export\[(\w+)\]", " ".join(c for rule in rules.rules() for c in rule.parts.values())
         )
@@ -238,17 +249,15 @@ class Answers:
         return {"report": {"version": None, "notes": [], **more, **self.reports.get(probe, {})}}
 
 
-@pytest.fixture
-def all_installed(monkeypatch):
-    """Every package can be found, whatever is installed."""
-    monkeypatch.setattr(doctor_machine, "_is_there", lambda module: True)
+def examined(answers, absent=(), lowest=None):
+    """The machine that these answers make; every package can be found but the absent."""
+    return examine(Source(answers, lambda module: module not in absent, lowest or {}))
 
 
-@pytest.mark.usefixtures("all_installed")
 class TestExamine:
     def test_a_machine_with_everything(self):
         answers = Answers(providers=(CPU, CUDA))
-        machine = examine(ask=answers)
+        machine = examined(answers)
         assert {part.name for part in machine.parts} == set(PARTS)
         assert len(machine.parts) == len(PARTS) == len(set(answers.asked))
         assert [(gpu.name, gpu.capability) for gpu in machine.gpus] == [("NVIDIA H100", "sm_90")]
@@ -257,43 +266,42 @@ class TestExamine:
 
     def test_without_a_gpu_none_is_tried(self):
         answers = Answers("driver")
-        machine = examine(ask=answers)
+        machine = examined(answers)
         assert not {("torch_gpu",), ("kernels",)} & set(answers.asked) and ("tensorrt", "no") in answers.asked
         assert machine.gpus == () and machine.part(CUDA).problem == "this ONNX Runtime was built without it"
 
     @pytest.mark.parametrize("broken", [("torch_gpu",), ("module", "triton"), ("cc",)])
     def test_kernels_wait_for_what_they_stand_on(self, broken):
         answers = Answers(broken)
-        assert examine(ask=answers).part("fused kernels") is None and ("kernels",) not in answers.asked
+        assert examined(answers).part("fused kernels") is None and ("kernels",) not in answers.asked
 
     def test_a_provider_may_need_the_libraries_of_torch(self):
         answers = Answers(("provider", CUDA), providers=(CPU, CUDA))
-        assert examine(ask=answers).part(CUDA).problem is None
+        assert examined(answers).part(CUDA).problem is None
         assert ("provider_after_torch", CUDA) in answers.asked
         broken = Answers(("provider", CUDA), ("provider_after_torch", CUDA), ("provider", CPU), providers=(CPU, CUDA))
-        machine = examine(ask=broken)
+        machine = examined(broken)
         assert machine.part(CUDA).problem == machine.part(CPU).problem == "is broken"
         assert ("provider_after_torch", CPU) not in broken.asked
 
     def test_without_onnxruntime_there_are_no_providers(self):
-        machine = examine(ask=Answers("onnxruntime"))
+        machine = examined(Answers("onnxruntime"))
         assert machine.part(CPU) is None and machine.part(CUDA) is None
         cpu = next(one for one in diagnose(machine).capabilities if one.name == "cpu")
         assert cpu.missing == {"onnxruntime": "is broken"}
 
-    def test_a_version_below_the_floor(self, monkeypatch):
-        monkeypatch.setattr(doctor_machine, "_own_floors", lambda: {"torch": "2.11", "onnxruntime_gpu": "1.23"})
-        machine = examine(ask=Answers(torch={"version": "2.9.1+cu130"}, onnxruntime={"version": "1.22.0"}))
+    def test_a_version_below_the_floor(self):
+        lowest = {"torch": "2.11", "onnxruntime_gpu": "1.23"}
+        machine = examined(Answers(torch={"version": "2.9.1+cu130"}, onnxruntime={"version": "1.22.0"}), lowest=lowest)
         assert machine.part("torch").problem == "version 2.9.1+cu130 is installed, 2.11 or newer is needed"
         assert "1.23 or newer" in machine.part("onnxruntime").problem
-        machine = examine(ask=Answers(torch={"version": "2.11.0"}, onnxruntime={"version": "1.23.2"}))
+        machine = examined(Answers(torch={"version": "2.11.0"}, onnxruntime={"version": "1.23.2"}), lowest=lowest)
         assert machine.part("torch").problem is None and machine.part("onnxruntime").problem is None
 
 
-def test_a_package_that_is_not_there_is_not_asked_for(monkeypatch):
-    monkeypatch.setattr(doctor_machine, "_is_there", lambda module: module not in ("av", "tensorrt"))
+def test_a_package_that_is_not_there_is_not_asked_for():
     answers = Answers()
-    machine = examine(ask=answers)
+    machine = examined(answers, absent=("av", "tensorrt"))
     assert machine.part("av").problem == machine.part("tensorrt").problem == "is not installed"
     assert not {"av", "tensorrt"} & {probe for probe, *_ in answers.asked}
 
@@ -306,25 +314,20 @@ def test_floors_are_read_from_requirement_lines():
         'x; python_version>="3"',
     ]
     assert floors(lines) == {"torch": "2.11", "open_clip_torch": "3.2", "tensorrt": "10.9"}
-    assert "torch" in doctor_machine._own_floors()
+    assert "torch" in own_floors()
 
 
 def test_a_disk_that_is_gone(tmp_path):
-    assert doctor_machine.probe_disk(tmp_path / "gone") == Disk(str(tmp_path / "gone"), None)
-    assert doctor_machine.probe_disk(tmp_path).free > 0
+    assert probe_disk(tmp_path / "gone") == Disk(str(tmp_path / "gone"), None)
+    assert probe_disk(tmp_path).free > 0
 
 
 @pytest.fixture
-def tempme_doctor(monkeypatch, capsys):
-    """Run the command in this process on a machine that is handed in; returns exit code, stdout and stderr."""
+def tempme_doctor(run_command):
+    """Run the command on a machine that is handed in; returns exit code, stdout and stderr."""
 
     def run(machine, *arguments):
-        monkeypatch.setattr(doctor_cli, "examine", lambda limit: machine)
-        monkeypatch.setattr(sys, "argv", ["tempme-doctor", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            doctor_cli.main()
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
+        return run_command(entry(doctor(lambda limit: machine)), *arguments)
 
     return run
 

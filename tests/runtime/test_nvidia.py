@@ -1,6 +1,7 @@
 """What is asked of the NVIDIA driver, against a stand-in for its libraries."""
 
 import ctypes
+from functools import partial
 
 import pytest
 
@@ -55,42 +56,42 @@ class FakeNvml:
         return 0
 
 
-@pytest.fixture
-def driver(monkeypatch, tmp_path):
-    """Stand-ins by library name; a name that is not there does not load. No file of the kernel module."""
-    libraries = {CUDA: FakeCuda(), NVML: FakeNvml()}
+class Libraries(dict):
+    """Stand-ins by library name; a name that is not there does not load."""
 
-    def load(name):
-        if name not in libraries:
+    def __call__(self, name):
+        if name not in self:
             raise OSError(f"{name}: cannot open shared object file")
-        return libraries[name]
+        return self[name]
 
-    monkeypatch.setattr(nvidia, "open_library", load)
-    monkeypatch.setattr(nvidia, "_RELEASE_FILE", tmp_path / "version")
-    return libraries
+
+@pytest.fixture
+def driver():
+    """Both libraries of a driver, to be opened."""
+    return Libraries({CUDA: FakeCuda(), NVML: FakeNvml()})
 
 
 def test_a_gpu(driver):
-    assert find_gpu("cuda") == Gpu("NVIDIA H100 80GB HBM3", (9, 0), "570.86.10", (12, 8))
-    second = find_gpu("cuda:1")
+    assert find_gpu("cuda", driver) == Gpu("NVIDIA H100 80GB HBM3", (9, 0), "570.86.10", (12, 8))
+    second = find_gpu("cuda:1", driver)
     assert (second.name, second.capability) == ("NVIDIA GeForce RTX 3090", "sm_86")
 
 
 def test_another_cuda_version(driver):
     driver[CUDA] = FakeCuda(version=13000)
-    assert find_gpu().cuda == (13, 0)
+    assert find_gpu("cuda", driver).cuda == (13, 0)
 
 
 def test_no_driver(driver):
     del driver[CUDA]
     with pytest.raises(BackendError, match=r"no NVIDIA GPU: libcuda\.so\.1 does not load.*--gpus all") as caught:
-        find_gpu()
+        find_gpu("cuda", driver)
     assert caught.value.exit_code == 4
 
 
 def test_fewer_gpus_than_asked_for(driver):
     with pytest.raises(BackendError, match="cuda:2 was asked for and the NVIDIA driver shows 2 GPUs"):
-        find_gpu("cuda:2")
+        find_gpu("cuda:2", driver)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,7 @@ def test_fewer_gpus_than_asked_for(driver):
 def test_a_driver_that_fails(driver, name):
     driver[CUDA] = FakeCuda(fails=name)
     with pytest.raises(BackendError, match=rf"{name} answers with error 999\. Run nvidia-smi"):
-        find_gpu()
+        find_gpu("cuda", driver)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:x", "cuda:-1", "rocm"])
@@ -111,13 +112,14 @@ def test_other_devices(device):
 
 def test_release_without_the_utilities(driver, tmp_path):
     del driver[NVML]
-    assert driver_release() == ""
+    said = partial(driver_release, driver, tmp_path / "version")
+    assert said() == ""
     (tmp_path / "version").write_text("535.104.05\n")
-    assert driver_release() == "535.104.05"
+    assert said() == "535.104.05"
     driver[NVML] = FakeNvml(code=9)  # the driver's parts are of different releases
-    assert driver_release() == "535.104.05"
+    assert said() == "535.104.05"
     driver[NVML] = object()
-    assert driver_release() == "535.104.05"
+    assert said() == "535.104.05"
 
 
 def test_the_real_library_is_asked_for_by_name():
