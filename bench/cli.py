@@ -21,7 +21,7 @@ _COMPILING = {"kernels", "resources", "profile", "frames", "json"}
 _TIMING_KERNELS = {"kernels", "profile", "frames", "batch", "dtype", "json"}
 _COMPARING = {"compare", "json", "seed"}
 _READING = {"report", "results"}
-_DRAWING = {"trace", "source", "profile", "activation", "frames", "out", "seed"}
+_DRAWING = {"trace", "source", "profile", "activation", "frames", "out", "seed", "allow_damaged"}
 _MODEL, _PROTOCOL, _RESULTS, _OTHER = "What to measure", "How to measure", "Results", "Instead of measuring"
 
 
@@ -69,6 +69,10 @@ def bench(
     video: Annotated[
         list[Path] | None, _option(_MODEL, "With end-to-end: a video file, repeatable; else one is rendered.", "FILE")
     ] = None,
+    allow_damaged: Annotated[
+        bool,
+        _option(_MODEL, "Take damaged pictures of --video or --trace as a player shows them.", name="--allow-damaged"),
+    ] = False,
     device: Annotated[str, _option(_MODEL, "cpu, cuda or cuda:N.", "D")] = "cpu",
     seconds: Annotated[float, _option(_PROTOCOL, "Measure each backend at least so long.", "S")] = 10.0,
     samples: Annotated[int, _option(_PROTOCOL, "Measure each backend at least so often.", "N")] = 200,
@@ -141,7 +145,7 @@ def bench(
         _refuse_other_options(context, "--trace draws and measures nothing; it", _DRAWING)
         if out is None:
             raise UsageError("--trace draws into a folder. Add --out DIR.")
-        commands.draw(trace, out, source, profile, _one("frames", counts), seed, activation)
+        commands.draw(trace, out, source, profile, _one("frames", counts), seed, activation, allow_damaged)
     elif complexity:
         _refuse_other_options(context, "--complexity measures nothing", _COUNTING)
         commands.count(profile, _one("frames", counts), count, json)
@@ -157,6 +161,8 @@ def bench(
             raise UsageError(f"--mode {mode!r} is not one of {', '.join(MODES)}.")
         if video and mode != "end-to-end":
             raise UsageError("--video is for the whole way. Add --mode end-to-end.")
+        if allow_damaged and not video:
+            raise UsageError("--allow-damaged is of videos, and none was given. Add --video FILE, or leave it out.")
         if csv and out is None:
             raise UsageError("--csv writes beside the other results. Add --out DIR.")
         wanted = Wanted(
@@ -169,6 +175,7 @@ def bench(
             mode=mode or "latency",
             batches=batches,
             videos=tuple(video or ()),
+            allow_damaged=allow_damaged,
             device=device,
             seconds=seconds,
             samples=samples,

@@ -168,6 +168,7 @@ def draw(
     frames: int | None,
     seed: int,
     activation: str | None = None,
+    allow_damaged: bool = False,
 ) -> None:
     """Draw which patches of a video became one token. A bundle is enough; its checkpoint may be gone."""
     from tempme_export.artifacts.bundle import Bundle, open_bundle, verify_files
@@ -184,7 +185,7 @@ def draw(
         verify_files(model)
     else:
         model = open_case(source, profile, frames, activation)
-    pictures = draw_trace(model, video, out)
+    pictures = draw_trace(model, video, out, allow_damaged)
     console = _console(stderr=True)
     console.print(f"wrote {', '.join(map(str, pictures.paths))}", soft_wrap=True)
 

@@ -58,16 +58,16 @@ class TracePictures:
     origin: str
 
 
-def draw_trace(model: Case | Bundle, video: Path, out: Path) -> TracePictures:
+def draw_trace(model: Case | Bundle, video: Path, out: Path, allow_damaged: bool = False) -> TracePictures:
     """Run one video and write its merge pictures into a folder, which is made where there is none.
 
-    model  as `trace_video` takes it
+    model, allow_damaged  as `trace_video` takes them
     Raises UsageError, before the model runs, for a folder that cannot be written or already holds such pictures;
     otherwise as `trace_video`.
     """
     plan = model.plan if isinstance(model, Bundle) else model.recipe.plan
     _free_paths(out, len(drawn_blocks(plan)))
-    traced = trace_video(model, video)
+    traced = trace_video(model, video, allow_damaged)
     paths = save_pictures(traced.frames, traced.stages, out)
     return TracePictures(tuple(paths), traced.stages, traced.origin)
 

@@ -85,13 +85,18 @@ class StageTable:
         return {**document, "rows": list(document["rows"]), "notes": list(self.notes)}
 
 
-def source_for(recipe: "Recipe") -> Source:
-    """Decoding and preprocessing as an exported bundle does them for this recipe."""
+def source_for(recipe: "Recipe", allow_damaged: bool = False) -> Source:
+    """Decoding and preprocessing as an exported bundle does them for this recipe.
+
+    allow_damaged  take damaged pictures as the decoder shows them
+    """
     from tempme_export.media.preprocess import preprocess_for
     from tempme_export.media.video import read_frames
 
     frames = recipe.profile.frames
-    return Source(lambda path: read_frames(path, frames), preprocess_for(recipe), describe_video)
+    return Source(
+        lambda path: read_frames(path, frames, allow_damaged=allow_damaged), preprocess_for(recipe), describe_video
+    )
 
 
 @contextmanager

@@ -147,7 +147,7 @@ def _whole_way(
             transfer, encode = one.loaded.split()
             table = measure_stages(
                 encode,
-                source_for(case.recipe),
+                source_for(case.recipe, wanted.allow_damaged),
                 videos,
                 batch,
                 request.protocol,

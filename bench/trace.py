@@ -129,11 +129,12 @@ def _title(block: BlockPlan) -> str:
     return f"after block {block.index}: {clips} of {block.tokens_mlp} tokens"
 
 
-def trace_video(model: Case | Bundle, video: Path) -> VideoTrace:
+def trace_video(model: Case | Bundle, video: Path, allow_damaged: bool = False) -> VideoTrace:
     """Run one video and follow its patches.
 
     model  a bundle's `video.onnx` decides under ONNX Runtime, whether it was exported with --trace or not; without a
            bundle the original path does
+    allow_damaged  take damaged pictures as the decoder shows them
     Raises VideoError for a file that cannot be read, and BundleError or BackendError for a graph that cannot be run.
     """
     if isinstance(model, Case) and model.bundle is not None:
@@ -144,7 +145,7 @@ def trace_video(model: Case | Bundle, video: Path) -> VideoTrace:
     else:
         plan, patch, preprocess = model.recipe.plan, model.recipe.backbone.patch, preprocess_for(model.recipe)
         origin = f"the original path with {model.weights}"
-    frames = preprocess.crop(read_frames(video, plan.frames))
+    frames = preprocess.crop(read_frames(video, plan.frames, allow_damaged=allow_damaged))
     pixels = preprocess.normalise(frames)[None]
     assigns = _graph_assigns(model, pixels) if isinstance(model, Bundle) else _original_assigns(model, pixels)
     return VideoTrace(frames, tuple(merge_stages(assigns, plan, preprocess.size // patch)), origin)

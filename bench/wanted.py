@@ -22,6 +22,7 @@ class Wanted:
     mode: str
     batches: tuple[int, ...] | None
     videos: tuple[Path, ...]
+    allow_damaged: bool
     device: str
     seconds: float
     samples: int

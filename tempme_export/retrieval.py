@@ -98,9 +98,10 @@ class RetrievalModel(ProcessBound):
         plan = self.bundle.plan
         return videos_at_once(plan.frames * plan.tokens_per_frame)
 
-    def _pixels(self, video: Any) -> NDArray[np.float32]:
+    def _pixels(self, video: Any, allow_damaged: bool) -> NDArray[np.float32]:
         """One video -> float32 [F, 3, S, S]."""
-        frames = read_frames(video, self.profile.frames) if isinstance(video, str | Path) else video
+        is_file = isinstance(video, str | Path)
+        frames = read_frames(video, self.profile.frames, allow_damaged=allow_damaged) if is_file else video
         if hasattr(frames, "__array__") and not isinstance(frames, np.ndarray):
             frames = np.asarray(frames)
         pixels = self.preprocess(frames)
@@ -111,26 +112,27 @@ class RetrievalModel(ProcessBound):
             )
         return pixels
 
-    def encode_video(self, video: Any) -> Embeddings:
+    def encode_video(self, video: Any, allow_damaged: bool = False) -> Embeddings:
         """Embed one video, or a list of videos.
 
-        video  a path, a list of F PIL images, or a uint8 array or tensor [F, H, W, 3]; or a list of those
+        video          a path, a list of F PIL images, or a uint8 array or tensor [F, H, W, 3]; or a list of those
+        allow_damaged  take damaged pictures of a file as the decoder shows them
         Returns float32 [E] for one and [n, E] for a list, rows of unit length.
         Raises VideoError for a file that cannot be read, InputError for a wrong dtype, shape or frame count.
         """
         if _is_one_video(video):
-            return self._encode([video])[0]
+            return self._encode([video], allow_damaged)[0]
         if not isinstance(video, Sequence):
             raise InputError(
                 f"found {type(video).__name__}, expected a path, F PIL images, uint8 [F, H, W, 3], or a list of those."
             )
-        return self._encode(video)
+        return self._encode(video, allow_damaged)
 
-    def _encode(self, videos: Sequence[Any]) -> Embeddings:
+    def _encode(self, videos: Sequence[Any], allow_damaged: bool) -> Embeddings:
         step = self.profile.batch.opt
         embeddings = [np.empty((0, self.bundle.manifest["backbone"]["embed"]), np.float32)]
         for start in range(0, len(videos), step):
-            frames = np.stack([self._pixels(video) for video in videos[start : start + step]])
+            frames = np.stack([self._pixels(video, allow_damaged) for video in videos[start : start + step]])
             inputs: dict[str, NDArray[Any]] = {"frames": frames}
             if self.bundle.manifest["frame_mask"]:
                 inputs["frame_mask"] = np.ones(frames.shape[:2], np.bool_)

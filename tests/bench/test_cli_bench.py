@@ -40,7 +40,7 @@ def test_help_names_every_option(tempme_bench):
     code, out, _ = tempme_bench("--help")
     assert code == 0
     for parameter in inspect.signature(cli.bench).parameters:
-        assert parameter in ("context", "source") or f"--{parameter} " in out
+        assert parameter in ("context", "source") or f"--{parameter.replace('_', '-')} " in out
 
 
 def test_complexity_is_complete_when_piped(tempme_bench):
@@ -147,6 +147,7 @@ def test_a_row_that_stops_reproducing_exits_5_with_the_table_shown(tempme_bench,
         (["--mode", "speed"], 2, "--mode 'speed' is not one of latency, throughput, end-to-end"),
         (["--mode", "end-to-end", "--methods", "all"], 2, "Leave out --methods"),
         (["--video", "clip.mp4"], 2, "Add --mode end-to-end"),
+        (["--allow-damaged"], 2, "Add --video FILE, or leave it out"),
         (["--csv"], 2, "Add --out DIR"),
         (["--results", "run"], 2, "--report DIR --results DIR"),
         (["--trace", "clip.mp4"], 2, "Add --out DIR"),
