@@ -68,7 +68,7 @@ MAKING = (
     *("encoder.checkpoint", "encoder.recipe", "encoder.random_weights", "encoder.ops", "encoder.model"),
     *("encoder.reference", "media.tokenizer", "parity.making"),
     *("runtime.devices", "runtime.device_time", "runtime.pt2", "runtime.pytorch", "runtime.tensorrt"),
-    *("evaluation.both_paths", "evaluation.checkpoint_encoder", "evaluation.gate"),
+    *("evaluation.checkpoint_encoder", "evaluation.gate", "evaluation.gate_data", "evaluation.original"),
     *("pipeline.engine_request", "pipeline.export", "pipeline.rebuild", "pipeline.spec"),
     *("cli.export_commands", "cli.train", "cli.train_console"),
 )
@@ -91,7 +91,7 @@ OPEN_DOORS = {("parity.selftest", "kernels")}  # a number that lies in the packa
 # These answer --help, so nothing they load on import may load one of these.
 QUICK = (
     *("", "bench.cli", "cli.export", "cli.evaluate", "cli.train", "cli.doctor", "cli.entry", "cli.terminal"),
-    *("cli.console", "cli.engine_console", "cli.evaluate_console", "cli.train_console", "cli.doctor_console"),
+    *("cli.console", "cli.evaluate_console", "cli.train_console", "cli.doctor_console"),
     *("doctor.rules", "doctor.machine", "doctor.process"),
 )
 HEAVY = {

@@ -1,13 +1,13 @@
 """Every line that `tempme-export` prints. Human text goes to stderr, data to stdout."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from tempme_export.cli import engine_console, terminal
+from tempme_export.cli import terminal
 from tempme_export.cli.terminal import STDERR as STDERR
 from tempme_export.cli.terminal import show_line as _line
 
@@ -16,11 +16,15 @@ if TYPE_CHECKING:
     from tempme_export.encoder.conventions import Statement
     from tempme_export.encoder.recipe import Recipe
     from tempme_export.evaluation.agreement import Comparison, Part
-    from tempme_export.evaluation.gate import Gate, GateData
+    from tempme_export.evaluation.gate import Gate
+    from tempme_export.evaluation.gate_data import GateData
+    from tempme_export.exporters.trt.plan import EnginePlan
+    from tempme_export.exporters.trt.reports import BuildStep
     from tempme_export.parity.checks import ParityReport
     from tempme_export.parity.selftest import SelfTest
     from tempme_export.quantization.build import Quantization
     from tempme_export.quantization.calibration import Calibration
+    from tempme_export.runtime.engine_facts import EngineFacts
 
 _ORIGINS = {
     "asked": "as asked",
@@ -29,7 +33,37 @@ _ORIGINS = {
 }
 _METRICS = {"R@1": "r1", "R@5": "r5", "R@10": "r10", "R-Sum": "r_sum", "MdR": "median_rank", "MnR": "mean_rank"}
 _LISTED = 5  # skipped videos
-_ENGINE_STEPS = engine_console.EngineSteps()
+_BAR = 24  # characters
+
+
+class EngineSteps:
+    """A builder's progress: a bar that is written over on a terminal, and elsewhere a line for every phase."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+        self._is_open = False
+
+    def show(self, step: "BuildStep") -> None:
+        """How far the build is."""
+        if STDERR.is_terminal:
+            bar = "#" * round(step.fraction * _BAR)
+            text = f"{'engine':<10} [{bar:<{_BAR}}] {step.fraction:4.0%}  {step.phase}"
+            width = STDERR.width - 1
+            STDERR.print(f"{text[:width]:<{width}}", markup=False, soft_wrap=True, end="\r")
+            self._is_open = True
+        elif step.phase not in self._seen:
+            self._seen.add(step.phase)
+            _line("engine", step.phase)
+
+    def close(self) -> None:
+        """End a bar, so that what is printed next has a line of its own; the next build starts anew."""
+        if self._is_open:
+            STDERR.print()
+        self._seen.clear()
+        self._is_open = False
+
+
+_ENGINE_STEPS = EngineSteps()
 
 
 def show_error(error: Exception) -> None:
@@ -186,6 +220,42 @@ def _show_causes(found: "Comparison", videos: int) -> None:
     part("numeric drift in the texts and", found.drift)
 
 
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
+
+
+def _batch(batch: tuple[int, int, int]) -> str:
+    return f"batch {':'.join(map(str, batch))}"
+
+
+def show_engine_plan(plan: "EnginePlan") -> None:
+    """What an engine would be built from and with, and what is missing here to build it."""
+    _line("engine", f"TensorRT {plan.tensorrt}   strongly typed, {plan.precision}, {_batch(plan.batch)}")
+    for name, shapes in plan.profile.items():
+        _line("input", f"{name}   {', '.join(str(list(shape)) for shape in shapes)}")
+    _line("plugins", f"{sum(plan.plugins.values())} nodes: {_counts(plan.plugins)}")
+    chosen = f"{plan.target} for this GPU, of " if plan.target else ""
+    _line("PTX", f"{chosen}{', '.join(plan.targets)}; {plan.universal} for any other later GPU")
+    for one in plan.missing:
+        _line("missing", one)
+
+
+def show_engine_log(text: str) -> None:
+    """One line of the builder's log."""
+    _line("TensorRT", text)
+
+
+def show_engine(facts: "EngineFacts") -> None:
+    """What was built, and the proof of its precision."""
+    driver = f", driver {facts.driver}" if facts.driver else ""
+    where = f"{facts.gpu} ({facts.capability}){driver}"
+    _line("engine", f"TensorRT {facts.tensorrt}, {where}, {_batch(facts.batch)}   built in {facts.seconds:.0f} s")
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in facts.shares.items())
+    _line("precision", f"matrix products: {_counts(facts.products)}   layers: {shares}")
+    _line("plugins", f"{facts.engine_plugins} layers: {_counts(facts.plugins)}   PTX for {facts.target}")
+    _line("attention", f"{facts.attentions} fused")
+
+
 def show_bundle(bundle: "Bundle") -> None:
     """The finished bundle's files."""
     total = sum(entry["bytes"] for entry in bundle.manifest["files"].values())
@@ -210,9 +280,9 @@ def show_progress(stage: str, result: Any) -> None:
     _ENGINE_STEPS.close()
     show: dict[str, Callable[[Any], None]] = {
         "recipe": show_recipe,
-        "engine plan": engine_console.show_engine_plan,
-        "engine log": engine_console.show_engine_log,
-        "engine": engine_console.show_engine,
+        "engine plan": show_engine_plan,
+        "engine log": show_engine_log,
+        "engine": show_engine,
         "repository": show_repository,
         "selftest": show_selftest,
         "calibration": show_calibration,

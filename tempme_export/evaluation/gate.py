@@ -1,77 +1,37 @@
 """The retrieval gate: does an artifact retrieve what the original path retrieves, on a user's own videos and captions?
 
 Parity asks whether an artifact computes the same; the gate asks whether the difference matters. Both paths see the same
-frames, decoded once, and the same token ids.
+frames, decoded once a batch, and the same token ids.
 """
 
-import hashlib
-import json
-import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tempme_export.artifacts.backend import Folder
-from tempme_export.data.annotations import RetrievalData, missing, open_data
-from tempme_export.encoder.profile import FROM_CHECKPOINT, Profile
+from tempme_export.data.annotations import RetrievalData
+from tempme_export.data.frames import decode
 from tempme_export.encoder.recipe import Recipe
-from tempme_export.errors import InputError
-from tempme_export.evaluation.agreement import Comparison, Embedded, Metrics, Truth, compare
-from tempme_export.evaluation.both_paths import Original, Progress, open_trials, read_captions, see_videos
-from tempme_export.media.token_ids import TextTruncatedWarning
-from tempme_export.media.tokenizer import Tokenizer
+from tempme_export.errors import VideoError
+from tempme_export.evaluation.agreement import Comparison, Embedded, Floats, Metrics, Truth, compare
+from tempme_export.evaluation.gate_data import GateData, absent_files, check_enough
+from tempme_export.evaluation.original import Original
+from tempme_export.evaluation.trials import Trial, open_trials
+from tempme_export.media.preprocess import preprocess_for
 from tempme_export.parity.checks import ParityReport
 from tempme_export.parity.tolerance import TOLERANCES
 
-MIN_VIDEOS = 8
-_SHOWN = 3
+_TEXTS = 64  # captions per call
+
+Progress = Callable[[str, Any], None]
 
 
 def _silent(stage: str, result: Any) -> None:
     """No progress wanted."""
-
-
-@dataclass(frozen=True)
-class GateData:
-    """Data that a gate can be run on.
-
-    data       all of it, videos without a file included
-    token_ids  int64 [T, L], of its captions
-    missing    indices of the videos without a file, rising
-    """
-
-    data: RetrievalData
-    token_ids: NDArray[np.int64]
-    missing: tuple[int, ...]
-
-    @property
-    def videos(self) -> int:
-        """How many videos have a file."""
-        return len(self.data.paths) - len(self.missing)
-
-    @property
-    def captions(self) -> int:
-        """How many captions belong to them."""
-        absent = set(self.missing)
-        return sum(owner not in absent for owner in self.data.owner)
-
-    @property
-    def sha256(self) -> str:
-        """Fingerprint of what is asked: ids, ranges, captions and which belongs to which; not of the videos' bytes."""
-        ranges = [(clip.start, clip.end) for clip in self.data.clips]
-        document = [self.data.video_ids, ranges, self.data.captions, self.data.owner, self.data.groups]
-        return hashlib.sha256(json.dumps(document).encode()).hexdigest()
-
-    def to_dict(self) -> dict[str, Any]:
-        """For `--dry-run --json`."""
-        missing = [self.data.video_ids[i] for i in self.missing]
-        counts = {"videos": self.videos, "captions": self.captions, "missing": missing}
-        return {"data": self.data.name, "sha256": self.sha256, **counts}
 
 
 @dataclass(frozen=True)
@@ -115,49 +75,6 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def _check_enough(name: str, videos: int, skipped: Mapping[str, str]) -> None:
-    if videos >= MIN_VIDEOS:
-        return
-    lost = "; ".join(f"{video}: {reason}" for video, reason in list(skipped.items())[:_SHOWN])
-    more = f" {len(skipped)} are left out ({lost}{'; ...' if len(skipped) > _SHOWN else ''})." if skipped else ""
-    raise InputError(
-        f"{name}: found {videos} videos that can be compared, expected at least {MIN_VIDEOS}: among fewer, a right "
-        f"candidate is found by chance and the gate would say nothing.{more} Give it more videos, or their folder."
-    )
-
-
-def open_gate(gate: RetrievalData | str | Path, videos: str | Path | None, profile: Profile) -> GateData:
-    """Find out whether a gate can be run, before anything is built.
-
-    gate    what `open_data` reads, its test split; or data already read
-    videos  the folder of the video files; None: where the data says
-
-    Raises InputError for data that cannot be read, fewer than MIN_VIDEOS video files, a caption without a word, or a
-    profile without a tokenizer.
-    """
-    if profile.backbone == FROM_CHECKPOINT:
-        raise InputError(
-            f"the gate reads captions, and profile {profile.name} names no open_clip backbone, so its tokenizer is "
-            "unknown. Name the backbone in the profile, or export without --gate."
-        )
-    if not isinstance(gate, RetrievalData):
-        data = open_data(gate, "test", None if videos is None else Path(videos))
-    elif videos is None:
-        data = gate
-    else:
-        raise InputError("found data that names its files, and a folder of videos beside it; give one of the two.")
-    absent = tuple(missing(data))
-    _check_enough(data.name, len(data.paths) - len(absent), _reasons(data, absent))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TextTruncatedWarning)  # both paths read the same beginning
-        token_ids = Tokenizer(profile.backbone, profile.text_length)(data.captions)
-    return GateData(data, token_ids, absent)
-
-
-def _reasons(data: RetrievalData, absent: Sequence[int]) -> dict[str, str]:
-    return {data.video_ids[i]: f"{data.paths[i]} is not there" for i in absent}
-
-
 def run_gate(
     recipe: Recipe,
     folder: Folder,
@@ -178,7 +95,7 @@ def run_gate(
     """
     absent = set(gate.missing)
     every = [i for i in range(len(gate.data.paths)) if i not in absent]
-    present, skipped = gate.data.select(every), _reasons(gate.data, gate.missing)
+    present, skipped = gate.data.select(every), absent_files(gate.data, gate.missing)
     with ExitStack() as stack:
         trials, reports = open_trials(folder, recipe.plan, device, stack)
         if not trials:
@@ -186,7 +103,7 @@ def run_gate(
         original = Original(recipe, device)
         video, tokens, unreadable = see_videos(recipe, present, original, trials, progress, allow_damaged)
         skipped |= {present.video_ids[i]: reason for i, reason in unreadable.items()}
-        _check_enough(gate.data.name, len(video), skipped)
+        check_enough(gate.data.name, len(video), skipped)
         kept = [i for k, i in enumerate(every) if k not in unreadable]
         data, ids = gate.data.select(kept), gate.token_ids[np.isin(gate.data.owner, kept)]
         text, *texts = read_captions(ids, [original.text, *(one.read for one in trials)], progress)
@@ -207,3 +124,50 @@ def run_gate(
         comparisons=tuple(comparisons),
         reports=tuple(reports),
     )
+
+
+def see_videos(
+    recipe: Recipe,
+    data: RetrievalData,
+    original: Original,
+    trials: Sequence[Trial],
+    progress: Progress,
+    allow_damaged: bool = False,
+) -> tuple[Floats, int, dict[int, str]]:
+    """Every video through every path, a batch at a time.
+
+    Returns the original's embeddings [V, E], the tokens per video over all merges, and {index: reason} of the videos
+    that cannot be read, which are not among the V.
+    """
+    preprocess, batch, last = preprocess_for(recipe), recipe.profile.batch.opt, len(data.clips) - 1
+    embeddings, unreadable, tokens, pending = [], {}, 0, []
+    with closing(decode(data.clips, recipe.profile.frames, preprocess, 0, allow_damaged)) as decoded:
+        for i, found in decoded:
+            if isinstance(found, VideoError):
+                unreadable[i] = str(found)
+            else:
+                pending.append(preprocess.normalise(found))
+            if pending and (len(pending) == batch or i == last):
+                frames = np.stack(pending)
+                pending.clear()
+                embedding, assigns, gaps = original.video(frames)
+                embeddings.append(embedding)
+                tokens = sum(assign.shape[1] for assign in assigns)
+                for trial in trials:
+                    trial.see(frames, assigns, gaps)
+            progress("gate videos", (i + 1, last + 1))
+    return np.concatenate([np.empty((0, recipe.backbone.embed), np.float32), *embeddings]), tokens, unreadable
+
+
+def read_captions(
+    token_ids: NDArray[np.int64], readers: Sequence[Callable[[NDArray[np.int64]], Floats]], progress: Progress
+) -> list[Floats]:
+    """Every text tower's embeddings [T, E]. Equal captions are read once, so that they tie exactly in every path."""
+    distinct, where = np.unique(token_ids, axis=0, return_inverse=True)
+    parts: list[list[Floats]] = [[] for _ in readers]
+    for start in range(0, len(distinct), _TEXTS):
+        ids = distinct[start : start + _TEXTS]
+        for read, part in zip(readers, parts, strict=True):
+            part.append(read(ids))
+        progress("gate captions", (start + len(ids), len(distinct)))
+    return [np.concatenate(part)[where.reshape(-1)] for part in parts]

@@ -31,7 +31,7 @@ from tempme_export.exporters.common import DTYPES, tower_bytes, video_inputs
 from tempme_export.files import library_path
 from tempme_export.parity.tolerance import INT8
 from tempme_export.runtime.devices import capability, quiet_torch, torch_device
-from tempme_export.runtime.package_facts import PackageFacts, check_unpacking, read_facts
+from tempme_export.runtime.pt2 import PackageFacts, check_unpacking, read_facts
 
 _MESSAGE_LINES = 8
 _CODE_BYTES = 16 * 2**20

@@ -23,7 +23,8 @@ from tempme_export.data.annotations import RetrievalData
 from tempme_export.encoder.checkpoint import Checkpoint
 from tempme_export.encoder.profile import Profile
 from tempme_export.encoder.recipe import Recipe
-from tempme_export.evaluation.gate import Gate, GateData, run_gate
+from tempme_export.evaluation.gate import Gate, run_gate
+from tempme_export.evaluation.gate_data import GateData
 from tempme_export.exporters.external_data import LARGEST_FILE
 from tempme_export.exporters.onnx import DEFAULT_OPSET
 from tempme_export.exporters.tokenizer import export_tokenizer

@@ -14,7 +14,7 @@ from tempme_export.encoder.model import check_supported
 from tempme_export.encoder.profile import BatchRange, Profile
 from tempme_export.encoder.recipe import Recipe, open_recipe
 from tempme_export.errors import UsageError
-from tempme_export.evaluation.gate import GateData, open_gate
+from tempme_export.evaluation.gate_data import GateData, open_gate
 from tempme_export.exporters.external_data import LARGEST_FILE
 from tempme_export.exporters.onnx import DEFAULT_OPSET
 from tempme_export.media.stored_tokenizer import TOKENIZER

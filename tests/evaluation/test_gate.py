@@ -17,10 +17,11 @@ from tempme_export.data.annotations import RetrievalData
 from tempme_export.data.clip import Clip
 from tempme_export.encoder.profile import load_profile
 from tempme_export.errors import InputError, PrecisionError, VideoError
-from tempme_export.evaluation import both_paths, gate
+from tempme_export.evaluation import gate
 from tempme_export.evaluation.agreement import GROUPS, Decisions, Embedded, Truth, compare
-from tempme_export.evaluation.both_paths import Trial, count_changes, read_captions, see_videos
-from tempme_export.evaluation.gate import GateData, open_gate, run_gate
+from tempme_export.evaluation.gate import read_captions, run_gate, see_videos
+from tempme_export.evaluation.gate_data import GateData, open_gate
+from tempme_export.evaluation.trials import Trial, count_changes, open_trials
 from tempme_export.parity.checks import ParityReport
 from tempme_export.parity.tolerance import INT8, PRECISIONS, TOLERANCES, RetrievalTolerance
 from tempme_export.runtime import ort, pt2, tensorrt
@@ -462,7 +463,7 @@ def decoded(monkeypatch):
             pixels = np.full((frames, 4, 4, 3), number + 1, np.uint8)
             yield i, VideoError(f"{clip.path.name} is torn") if number in unreadable else pixels
 
-    monkeypatch.setattr(both_paths, "decode", decode)
+    monkeypatch.setattr(gate, "decode", decode)
     return unreadable
 
 
@@ -635,7 +636,7 @@ class TestOpenTrials:
 
     def open(self, folder, precision, plan=PLAN):
         with ExitStack() as stack:
-            return both_paths.open_trials(Folder(folder, precision, {KEY: ENGINE_FACTS}), plan, "cpu", stack)
+            return open_trials(Folder(folder, precision, {KEY: ENGINE_FACTS}), plan, "cpu", stack)
 
     def test_the_graph_as_published_and_its_decisions(self, runners, tmp_path):
         (artifact,), reports = self.open(tmp_path, "fp32")

@@ -18,8 +18,7 @@ from tempme_export.encoder.schedule import MergePolicy
 from tempme_export.errors import BackendError, ExportError
 from tempme_export.exporters import pt2
 from tempme_export.parity.checks import cosine_distance
-from tempme_export.runtime.package_facts import KEY, read_facts
-from tempme_export.runtime.pt2 import Pt2Runner
+from tempme_export.runtime.pt2 import KEY, Pt2Runner, read_facts
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import torch
 
 import tempme_export
 from tempme_export.artifacts.bundle import MANIFEST, TEXT, VIDEO, open_bundle, verify_files
-from tempme_export.cli import console, engine_console, terminal
+from tempme_export.cli import console, terminal
 from tempme_export.cli import export as cli
 from tempme_export.errors import BackendError, BundleError, ExportError, ParityError, UsageError
 from tempme_export.exporters import plugin_onnx
@@ -439,7 +439,7 @@ class TestConsole:
 
         written = StringIO()
         narrow = Console(force_terminal=True, width=60, file=written, color_system=None)
-        for module in (console, engine_console, terminal):
+        for module in (console, terminal):
             monkeypatch.setattr(module, "STDERR", narrow)
         return written
 

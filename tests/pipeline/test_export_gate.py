@@ -21,8 +21,10 @@ from tempme_export.encoder.backbone import open_clip_backbone
 from tempme_export.encoder.recipe import prepare
 from tempme_export.encoder.reference import ReferenceVideo, Trace
 from tempme_export.errors import BackendError, InputError, ParityError, PrecisionError, UsageError
-from tempme_export.evaluation import both_paths, gate
-from tempme_export.evaluation.gate import MIN_VIDEOS, open_gate, run_gate
+from tempme_export.evaluation import gate
+from tempme_export.evaluation.gate import run_gate
+from tempme_export.evaluation.gate_data import MIN_VIDEOS, open_gate
+from tempme_export.evaluation.original import Original
 from tempme_export.media.preprocess import preprocess_for
 from tempme_export.media.render import render_clip
 from tempme_export.media.video import read_frames
@@ -138,7 +140,7 @@ def spoiled_texts(monkeypatch):
                 for name, value in super()._infer(inputs).items()
             }
 
-    open_trials = both_paths.open_trials
+    open_trials = gate.open_trials
 
     def open_spoiled(*args):
         with pytest.MonkeyPatch.context() as patch:
@@ -291,7 +293,7 @@ class TestRefuses:
 class TestNotRun:
     @pytest.fixture
     def without_kernels(self, monkeypatch):
-        open_trials = both_paths.open_trials
+        open_trials = gate.open_trials
 
         def refuse(path, device, **options):
             raise PrecisionError(f"no kernel for {path.name}")
@@ -392,7 +394,7 @@ def test_the_original_path_on_a_gpu_is_float32(recipe, selftest):
     """On clips in which no decision hangs on a near tie."""
     frames = np.stack([preprocess_for(recipe)(clip) for clip in selftest.clips[~selftest.fragile]])
     before = torch.backends.cudnn.allow_tf32
-    here, there = (both_paths.Original(recipe, device) for device in ("cpu", "cuda"))
+    here, there = (Original(recipe, device) for device in ("cpu", "cuda"))
     limit = pipeline.TOLERANCES["fp32"].cosine_distance
     assert cosine_distance(here.video(frames)[0], there.video(frames)[0]) <= limit
     assert cosine_distance(here.text(selftest.token_ids), there.text(selftest.token_ids)) <= limit

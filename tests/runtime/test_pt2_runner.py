@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from tempme_export.errors import BackendError, BundleError
-from tempme_export.runtime.package_facts import KEY, PackageFacts, read_facts
-from tempme_export.runtime.pt2 import Pt2Runner, check_package
+from tempme_export.runtime.pt2 import KEY, PackageFacts, Pt2Runner, check_package, read_facts
 
 CPU = torch.device("cpu")
 FACTS = PackageFacts(

@@ -1,68 +1,21 @@
-"""The original path and the artifacts over the same videos and captions, side by side: each batch of frames is decoded
-once, goes through every path, and is compared decision by decision before the next."""
+"""The video artifacts of a folder, each on a backend that judges it, and what it decides beside the original path."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from tempme_export.artifacts import registry
 from tempme_export.artifacts.backend import Backend, Folder, Reveals, Setting
-from tempme_export.data.annotations import RetrievalData
-from tempme_export.data.frames import decode
-from tempme_export.encoder.recipe import Recipe
-from tempme_export.encoder.reference import ReferenceText, ReferenceVideo, Trace
 from tempme_export.encoder.schedule import Schedule
-from tempme_export.errors import PrecisionError, VideoError
+from tempme_export.errors import PrecisionError
 from tempme_export.evaluation.agreement import Decisions, Floats
-from tempme_export.media.preprocess import preprocess_for
 from tempme_export.parity.checks import ParityReport
 from tempme_export.parity.selftest import SAFE_GAP
 from tempme_export.runtime.base import Runner
-
-_TEXTS = 64  # captions per call
-
-Progress = Callable[[str, Any], None]
-
-
-@contextmanager
-def _full_float32() -> Iterator[None]:
-    """On a GPU, convolutions would otherwise round to TF32, and the original path would not be float32."""
-    allowed = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = allowed
-
-
-class Original:
-    """The original path on the device that is judged, or on the CPU where torch does not have it."""
-
-    def __init__(self, recipe: Recipe, device: str) -> None:
-        self._device = device if torch.cuda.is_available() else "cpu"
-        self._video = ReferenceVideo(recipe, device=self._device)
-        self._text = ReferenceText(recipe, device=self._device)
-
-    def video(self, frames: Floats) -> tuple[Floats, list[NDArray[np.int32]], Floats]:
-        """[B, F, 3, S, S] -> unit [B, E], the assignments [B, clips * N] and the gaps [B, merges]."""
-        trace = Trace()
-        with _full_float32():
-            feature = self._video.video_feature(torch.from_numpy(frames).to(self._device), trace=trace)
-        assigns = [step.assign.reshape(len(frames), -1).cpu().numpy() for step in trace.steps]
-        gaps = [step.gap.reshape(len(frames), -1).amin(dim=1).cpu().numpy() for step in trace.steps]
-        stacked = np.stack(gaps, axis=1) if gaps else np.zeros((len(frames), 0), np.float32)
-        return F.normalize(feature, dim=-1).cpu().numpy(), assigns, stacked
-
-    def text(self, token_ids: NDArray[np.int64]) -> Floats:
-        """[T, L] -> unit [T, E]."""
-        with _full_float32():
-            return self._text(torch.from_numpy(token_ids).to(self._device)).cpu().numpy()
 
 
 @dataclass
@@ -161,50 +114,3 @@ def open_trials(
         else:
             trials.append(Trial(name, said, plan, video, deciding, reader))
     return trials, reports
-
-
-def see_videos(
-    recipe: Recipe,
-    data: RetrievalData,
-    original: Original,
-    trials: Sequence[Trial],
-    progress: Progress,
-    allow_damaged: bool = False,
-) -> tuple[Floats, int, dict[int, str]]:
-    """Every video through every path, a batch at a time.
-
-    Returns the original's embeddings [V, E], the tokens per video over all merges, and {index: reason} of the videos
-    that cannot be read, which are not among the V.
-    """
-    preprocess, batch, last = preprocess_for(recipe), recipe.profile.batch.opt, len(data.clips) - 1
-    embeddings, unreadable, tokens, pending = [], {}, 0, []
-    with closing(decode(data.clips, recipe.profile.frames, preprocess, 0, allow_damaged)) as decoded:
-        for i, found in decoded:
-            if isinstance(found, VideoError):
-                unreadable[i] = str(found)
-            else:
-                pending.append(preprocess.normalise(found))
-            if pending and (len(pending) == batch or i == last):
-                frames = np.stack(pending)
-                pending.clear()
-                embedding, assigns, gaps = original.video(frames)
-                embeddings.append(embedding)
-                tokens = sum(assign.shape[1] for assign in assigns)
-                for trial in trials:
-                    trial.see(frames, assigns, gaps)
-            progress("gate videos", (i + 1, last + 1))
-    return np.concatenate([np.empty((0, recipe.backbone.embed), np.float32), *embeddings]), tokens, unreadable
-
-
-def read_captions(
-    token_ids: NDArray[np.int64], readers: Sequence[Callable[[NDArray[np.int64]], Floats]], progress: Progress
-) -> list[Floats]:
-    """Every text tower's embeddings [T, E]. Equal captions are read once, so that they tie exactly in every path."""
-    distinct, where = np.unique(token_ids, axis=0, return_inverse=True)
-    parts: list[list[Floats]] = [[] for _ in readers]
-    for start in range(0, len(distinct), _TEXTS):
-        ids = distinct[start : start + _TEXTS]
-        for read, part in zip(readers, parts, strict=True):
-            part.append(read(ids))
-        progress("gate captions", (start + len(ids), len(distinct)))
-    return [np.concatenate(part)[where.reshape(-1)] for part in parts]
