@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
@@ -59,7 +59,7 @@ class Making:
 
 
 class Exporter(Protocol):
-    """What the module of an exporter provides."""
+    """What builds an artifact; modules are the usual ones."""
 
     def check(self, spec: Spec) -> None:
         """Refuse what no checkpoint could mend: UsageError for the request, BackendError for this machine."""
@@ -92,7 +92,7 @@ class Artifact:
 
     file     its name in the bundle
     tower    what it encodes
-    builder  the module that builds it, as `Exporter` describes it, imported when it is asked for something
+    builder  what builds it: an Exporter, or the name of the module that is one, imported when it is asked for something
     option   what an export must be asked for to write it, and where the manifest keeps what it says of itself; None:
              every bundle has it
     bound    it runs only on the kind of machine that it was built for
@@ -100,12 +100,14 @@ class Artifact:
 
     file: str
     tower: Tower
-    builder: str
+    builder: "str | Exporter" = field(compare=False)
     option: str | None = None
     bound: bool = False
 
     @property
     def exporter(self) -> Exporter:
-        """The module that builds it. Raises BackendError without what it is made of."""
+        """What builds it. Raises BackendError without what it is made of."""
+        if not isinstance(self.builder, str):
+            return self.builder
         with making(self.file):
             return cast(Exporter, importlib.import_module(self.builder))

@@ -40,7 +40,7 @@ class Setting:
 
 
 class Runtime(Protocol):
-    """What the module of a runner provides. `facts` is what the manifest says of the artifact."""
+    """What opens runners; modules are the usual ones. `facts` is what the manifest says of the artifact."""
 
     def choose_device(self, facts: Facts, device: str | None) -> str:
         """The device asked for, or the usual one. Raises BackendError for one that is not there."""
@@ -122,7 +122,7 @@ class Backend:
     """One way to run one artifact.
 
     name     what a user asks for
-    runner   the module of its runner, as `Runtime` describes it
+    runner   what opens it: a Runtime, or the name of the module that is one
     devices  kinds of device that it runs on, the usual one first
     reveals  what its runner can return beside an embedding
     judges   it is one by which the artifact is accepted
@@ -136,7 +136,7 @@ class Backend:
 
     name: str
     artifact: Artifact
-    runner: str
+    runner: "str | Runtime" = field(compare=False)
     devices: tuple[str, ...]
     reveals: Reveals = Reveals.NOTHING
     packages: tuple[str, ...] = ()
@@ -149,7 +149,9 @@ class Backend:
 
     @property
     def runtime(self) -> Runtime:
-        """The module of its runner. Raises BackendError without what it is made of."""
+        """What opens its runners. Raises BackendError without what it is made of."""
+        if not isinstance(self.runner, str):
+            return self.runner
         with making(f"backend {self.name!r}"):
             return cast(Runtime, importlib.import_module(self.runner))
 

@@ -1,6 +1,8 @@
 """The artifacts and backends that there are. A new one is an exporter, a runner and its entry here."""
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tempme_export.artifacts.artifact import Artifact, Tower
 from tempme_export.artifacts.backend import Backend, Folder, Need, Platform, Reveals
@@ -126,6 +128,21 @@ def register(*backends: Backend) -> None:
         if one.artifact not in ARTIFACTS:
             ARTIFACTS = (*ARTIFACTS, one.artifact)
         BACKENDS = (*BACKENDS, one)
+
+
+@contextmanager
+def registered(*entries: Artifact | Backend) -> Iterator[None]:
+    """For a while, these too: an artifact takes the place of the one with its file, a backend of the one with its
+    name."""
+    global ARTIFACTS, BACKENDS
+    before = ARTIFACTS, BACKENDS
+    artifacts = {one.file: one for one in ARTIFACTS} | {one.file: one for one in entries if isinstance(one, Artifact)}
+    backends = {one.name: one for one in BACKENDS} | {one.name: one for one in entries if isinstance(one, Backend)}
+    ARTIFACTS, BACKENDS = tuple(artifacts.values()), tuple(backends.values())
+    try:
+        yield
+    finally:
+        ARTIFACTS, BACKENDS = before
 
 
 def offered(tower: Tower = "video") -> tuple[str, ...]:

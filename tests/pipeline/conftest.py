@@ -1,17 +1,21 @@
 """A small checkpoint, its profile and one accepted bundle, exported once for all tests here."""
 
 import shutil
+from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 
-from tempme_export.artifacts.bundle import TEXT, VIDEO
+from tempme_export.artifacts import registry
+from tempme_export.artifacts.registry import TEXT_ONNX, VIDEO_ONNX
 from tempme_export.encoder.checkpoint import load_checkpoint
 from tempme_export.encoder.recipe import prepare
 from tempme_export.parity.making import make_selftest
 from tempme_export.pipeline import export
-from tempme_export.quantization import graphs
 
 PROFILE = """
 name = "small"
@@ -101,13 +105,77 @@ def bundle_copy(small_bundle, tmp_path):
     return shutil.copytree(small_bundle, tmp_path / "copy.tempme")
 
 
+class Copying:
+    """An exporter that takes its file from a folder; what it checks and promises is the real one's."""
+
+    def __init__(self, artifact, folder):
+        self.real, self.folder, self.built = artifact.exporter, folder, []
+
+    def __getattr__(self, name):
+        return getattr(self.real, name)
+
+    def build(self, artifact, making):
+        self.built.append(making.spec)
+        shutil.copyfile(self.folder / artifact.file, making.folder / artifact.file)
+
+
+class Failing(Copying):
+    """An exporter whose building ends in an error."""
+
+    def __init__(self, artifact, error):
+        super().__init__(artifact, None)
+        self.error = error
+
+    def build(self, artifact, making):
+        raise self.error
+
+
+class Negated(Copying):
+    """A text tower that is another one: its last projection is negated."""
+
+    def build(self, artifact, making):
+        proto = onnx.load(self.folder / artifact.file)
+        for tensor in proto.graph.initializer:
+            if list(tensor.dims) == [128, 32]:
+                tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name))
+        onnx.save(proto, making.folder / artifact.file)
+
+
 @pytest.fixture
-def quick_export(small_bundle, small_selftest, monkeypatch):
-    """Within a test, exports copy the graphs of `small_bundle` and take its self-test; all else is real."""
+def registering():
+    """`registering(*entries)`: artifacts and backends that are registered until the test ends."""
+    with ExitStack() as stack:
+        yield lambda *entries: stack.enter_context(registry.registered(*entries))
 
-    def copy_of(name):
-        return lambda recipe, path, *rest, **options: shutil.copyfile(small_bundle / name, path)
 
-    monkeypatch.setattr(graphs, "export_video", copy_of(VIDEO))
-    monkeypatch.setattr(graphs, "export_text", copy_of(TEXT))
-    monkeypatch.setattr(export, "make_selftest", lambda recipe: small_selftest)
+class Builds:
+    """Who builds artifacts until the test ends. Each returns its exporter."""
+
+    def __init__(self, registering, folder):
+        self.registering, self.folder = registering, folder
+
+    def by(self, artifact, exporter):
+        self.registering(replace(artifact, builder=exporter))
+        return exporter
+
+    def copying(self, artifact, folder=None):
+        return self.by(artifact, Copying(artifact, folder or self.folder))
+
+    def failing(self, artifact, error):
+        return self.by(artifact, Failing(artifact, error))
+
+    def negated(self, artifact):
+        return self.by(artifact, Negated(artifact, self.folder))
+
+
+@pytest.fixture
+def builds(registering, small_bundle):
+    """`builds.copying(artifact, folder)`, `failing`, `negated` and `by`; copies are of `small_bundle` by default."""
+    return Builds(registering, small_bundle)
+
+
+@pytest.fixture
+def quick_export(builds):
+    """Within a test, exports copy the graphs of `small_bundle`; all else is real."""
+    for artifact in (VIDEO_ONNX, TEXT_ONNX):
+        builds.copying(artifact)

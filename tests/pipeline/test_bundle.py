@@ -1,20 +1,23 @@
 """A bundle appears whole or not at all, nothing else is touched, and no byte changes unnoticed."""
 
-import errno
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import textwrap
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import tempme_export
-from tempme_export import files
 from tempme_export.artifacts import bundle as bundle_module
+from tempme_export.artifacts import registry
 from tempme_export.artifacts.bundle import (
     FORMAT,
     MANIFEST,
@@ -28,12 +31,12 @@ from tempme_export.artifacts.bundle import (
     verify_files,
     write_manifest,
 )
+from tempme_export.artifacts.registry import TEXT_ONNX
 from tempme_export.encoder.profile import load_profile
 from tempme_export.errors import BundleError, ExportError, ParityError, TempMeExportError, UsageError
 from tempme_export.files import building, file_sha256
 from tempme_export.pipeline import export as pipeline
 from tempme_export.pipeline.spec import ExportSpec, default_output
-from tempme_export.quantization import graphs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -47,10 +50,13 @@ def contents(folder):
 
 @pytest.fixture
 def export(small_checkpoint, small_profile, quick_export):
-    """Exports the small model to `out`, with graphs that were built before."""
+    """Exports the small model to `out`, with graphs that were built before; `stages` are those of the last one."""
 
     def run(out, **options):
-        return pipeline.export(small_checkpoint, small_profile, out, **options)
+        run.stages = []
+        return pipeline.export(
+            small_checkpoint, small_profile, out, **options, progress=lambda stage, result: run.stages.append(stage)
+        )
 
     return run
 
@@ -126,51 +132,80 @@ class TestWhole:
         assert default_output("open_clip:ViT-B-32/openai") == Path("ViT-B-32-openai.tempme")
 
 
-def fail_with(error):
-    def fail(*args, **options):
-        raise error
+@contextmanager
+def largest_file(size):
+    """The system refuses whatever would make a file larger, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    return fail
 
+class Spoiling:
+    """An exporter of the text tower that leaves its file and spoils what comes after it."""
 
-FULL = OSError(errno.ENOSPC, "No space left on device")
+    def __init__(self, spoil):
+        self.spoil = spoil
+
+    def __getattr__(self, name):
+        return getattr(TEXT_ONNX.exporter, name)
+
+    def build(self, artifact, making):
+        (making.folder / artifact.file).write_bytes(b"no graph")
+        return self.spoil(making.folder)
 
 
 class TestNothingHalfDone:
-    @pytest.mark.parametrize("stage", ["save_selftest", "export_video", "export_text", "write_manifest"])
-    def test_a_full_disk_leaves_nothing(self, export, tmp_path, monkeypatch, stage):
-        monkeypatch.setattr(graphs if stage.startswith("export") else pipeline, stage, fail_with(FULL))
-        with pytest.raises(
-            ExportError, match=r"out could not be written: .*No space left.* Nothing was left"
-        ) as caught:
+    @pytest.mark.parametrize("fits", [[], [SELFTEST], [SELFTEST, TEXT]])
+    def test_a_full_disk_leaves_nothing(self, export, small_bundle, tmp_path, fits):
+        """It is full at the self-test, in the middle of the first graph, or at its end."""
+        size = max((small_bundle / name).stat().st_size for name in fits) if fits else 1000
+        assert size < (small_bundle / VIDEO).stat().st_size
+        with (
+            largest_file(size),
+            pytest.raises(
+                ExportError, match=r"out could not be written: .*File too large.* Nothing was left"
+            ) as caught,
+        ):
             export(tmp_path / "out")
         assert caught.value.exit_code == 6
         assert list(tmp_path.iterdir()) == []
 
-    @pytest.mark.parametrize("stage", ["make_selftest", "export_text", "judge", "write_manifest"])
+    def test_a_manifest_that_cannot_be_written(self, export, builds, registering, tmp_path):
+        """A folder lies in its place; what judges is content with anything."""
+        builds.by(TEXT_ONNX, Spoiling(lambda folder: (folder / MANIFEST).mkdir()))
+        registering(*(replace(one, judges=False) for one in registry.BACKENDS))
+        with pytest.raises(ExportError, match=r"out could not be written: .*manifest\.json.* Nothing was left"):
+            export(tmp_path / "out")
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("stage", ["building", "judging"])
     @pytest.mark.parametrize("error", [RuntimeError("a bug"), KeyboardInterrupt(), ExportError("no")])
-    def test_any_end_leaves_nothing_and_the_old_bundle(self, export, bundle_copy, tmp_path, monkeypatch, stage, error):
+    def test_any_end_leaves_nothing_and_the_old_bundle(
+        self, export, builds, registering, bundle_copy, tmp_path, stage, error
+    ):
+        def fail(*arguments):
+            raise error
+
+        if stage == "building":
+            builds.failing(TEXT_ONNX, error)
+        else:
+            text = registry.text_backend()
+            registering(replace(text, runner=SimpleNamespace(describe=text.runtime.describe, open_runner=fail)))
         before = contents(tmp_path)
-        monkeypatch.setattr(graphs if stage.startswith("export") else pipeline, stage, fail_with(error))
         with pytest.raises(type(error)):
             export(bundle_copy, force=True)
         assert contents(tmp_path) == before
 
     def test_a_file_size_limit_of_the_system(self, small_checkpoint, small_profile, tmp_path):
-        """A real write that the kernel refuses half way, in a process of its own."""
+        """A real write that the system refuses half way, in a process of its own."""
         script = """
-            import resource, sys, types
+            import resource, sys
             from tempme_export.cli import export as cli
-            from tempme_export.pipeline import export as pipeline
-            from tempme_export.quantization import graphs
 
-            def write(recipe, path, *rest, **options):
-                path.write_bytes(bytes(2_000_000))
-
-            graphs.export_video = write
-            pipeline.make_selftest = lambda recipe: types.SimpleNamespace(clips=[], token_ids=[], captions=())
-            pipeline.save_selftest = lambda selftest, path: path.write_bytes(b"")
-            resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
             sys.argv = ["tempme-export", *sys.argv[1:]]
             cli.main()
         """
@@ -183,22 +218,23 @@ class TestNothingHalfDone:
         assert "Traceback" not in done.stderr
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_full_disk_is_seen_before_the_work(self, export, tmp_path, monkeypatch):
-        monkeypatch.setattr(pipeline, "make_selftest", lambda recipe: pytest.fail("worked before looking"))
-        usage = shutil.disk_usage(tmp_path)
-        monkeypatch.setattr(bundle_module.shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
-        with pytest.raises(ExportError, match=r"0\.00 GB free and the bundle needs about 0\.01 GB"):
+    def test_a_full_disk_is_seen_before_the_work(self, export, builds, tmp_path):
+        """More is announced than any disk has."""
+        announced = SimpleNamespace(**{name: getattr(TEXT_ONNX.exporter, name) for name in ("check", "check_recipe")})
+        announced.size = lambda artifact, recipe, spec: 10**18
+        announced.scratch = lambda artifact, recipe, spec: 0
+        builds.by(TEXT_ONNX, announced)
+        with pytest.raises(ExportError, match=r"GB free and the bundle needs about 1100000000\.01 GB"):
             export(tmp_path / "out")
-        assert list(tmp_path.iterdir()) == []
+        assert export.stages == ["recipe"] and list(tmp_path.iterdir()) == []
 
 
 class TestWhatIsInTheWay:
-    def test_an_existing_bundle_needs_force(self, export, bundle_copy, tmp_path, monkeypatch):
-        monkeypatch.setattr(pipeline, "make_selftest", lambda recipe: pytest.fail("worked before looking"))
+    def test_an_existing_bundle_needs_force(self, export, bundle_copy, tmp_path):
         before = contents(tmp_path)
         with pytest.raises(BundleError, match=r"copy\.tempme exists\. Add --force") as caught:
             export(bundle_copy)
-        assert caught.value.exit_code == 3
+        assert caught.value.exit_code == 3 and export.stages == ["recipe"]
         assert contents(tmp_path) == before
 
     def test_force_replaces_it_whole(self, export, bundle_copy, tmp_path):
@@ -229,8 +265,7 @@ class TestWhatIsInTheWay:
 
     @pytest.mark.parametrize("force", [False, True])
     @pytest.mark.parametrize("kind", ["file", "folder", "foreign manifest", "dangling link"])
-    def test_what_is_no_bundle_is_left_alone(self, export, tmp_path, monkeypatch, kind, force):
-        monkeypatch.setattr(pipeline, "make_selftest", lambda recipe: pytest.fail("worked before looking"))
+    def test_what_is_no_bundle_is_left_alone(self, export, tmp_path, kind, force):
         out = tmp_path / "out"
         if kind == "file":
             out.write_text("a thesis")
@@ -244,7 +279,7 @@ class TestWhatIsInTheWay:
         before = contents(tmp_path)
         with pytest.raises(BundleError, match="is no bundle; it is left alone"):
             export(out, force=force)
-        assert contents(tmp_path) == before
+        assert contents(tmp_path) == before and export.stages == ["recipe"]
         assert out.is_symlink() == (kind == "dangling link")
 
     def test_a_link_to_a_bundle_is_replaced_and_its_target_kept(self, export, bundle_copy, tmp_path):
@@ -264,12 +299,17 @@ class TestWhatIsInTheWay:
                 export(tmp_path / parent / "out")
         assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
-    def test_a_parent_without_permission(self, export, tmp_path, monkeypatch):
-        """Asked of the system before the work; root may write anywhere, so the answer is given here."""
-        monkeypatch.setattr(pipeline, "make_selftest", lambda recipe: pytest.fail("worked before looking"))
-        monkeypatch.setattr(bundle_module.os, "access", lambda path, mode: False)
-        with pytest.raises(ExportError, match="cannot be written to") as caught:
-            export(tmp_path / "out")
+    def test_a_parent_without_permission(self):
+        """Asked of the system before the work, as somebody who is not root."""
+        root = os.geteuid() == 0
+        if root:
+            os.setresuid(65534, 65534, 0)
+        try:
+            with pytest.raises(ExportError, match="/ cannot be written to") as caught:
+                check_destination(Path("/out.tempme"), 0, False, "0" * 64)
+        finally:
+            if root:
+                os.setresuid(0, 0, 0)
         assert caught.value.exit_code == 6
 
     @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a /proc where not even root can write")
@@ -293,38 +333,11 @@ class TestWhatIsInTheWay:
         assert contents(tmp_path) == {"out": b"came in between"}
 
 
-def test_the_old_bundle_comes_back_when_the_last_step_fails(export, bundle_copy, tmp_path, monkeypatch):
-    rename, moved = Path.rename, []
-
-    def fail_on_arrival(path, target):
-        if path.suffix == ".partial" and not moved:
-            moved.append(path)
-            raise OSError(errno.EIO, "Input/output error")
-        return rename(path, target)
-
-    before = contents(tmp_path)
-    monkeypatch.setattr(files, "_system_rename", lambda *names: False)  # a file system without exchanges
-    monkeypatch.setattr(Path, "rename", fail_on_arrival)
-    with pytest.raises(ExportError, match="Input/output error"):
-        export(bundle_copy, force=True)
-    assert moved and contents(tmp_path) == before
-
-
 class TestFailedParity:
     @pytest.fixture
-    def wrong(self, monkeypatch, small_bundle):
-        """The text tower that comes out is another one: its last projection is negated."""
-        import onnx
-        from onnx import numpy_helper
-
-        def export_text(recipe, path, *rest, **options):
-            proto = onnx.load(small_bundle / TEXT)
-            for tensor in proto.graph.initializer:
-                if list(tensor.dims) == [128, 32]:
-                    tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name))
-            onnx.save(proto, path)
-
-        monkeypatch.setattr(graphs, "export_text", export_text)
+    def wrong(self, quick_export, builds):
+        """The text tower that comes out is another one."""
+        builds.negated(TEXT_ONNX)
 
     def test_the_build_is_kept_aside_and_the_old_bundle_stays(self, export, wrong, bundle_copy, tmp_path):
         before = contents(bundle_copy)
