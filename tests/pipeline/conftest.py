@@ -3,6 +3,7 @@
 import shutil
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import onnx
@@ -14,8 +15,10 @@ from tempme_export.artifacts import registry
 from tempme_export.artifacts.registry import TEXT_ONNX, VIDEO_ONNX
 from tempme_export.encoder.checkpoint import load_checkpoint
 from tempme_export.encoder.recipe import prepare
+from tempme_export.errors import UsageError
 from tempme_export.parity.making import make_selftest
 from tempme_export.pipeline import export
+from tempme_export.runtime.base import Runner
 
 PROFILE = """
 name = "small"
@@ -130,6 +133,17 @@ class Failing(Copying):
         raise self.error
 
 
+class Seeing:
+    """An exporter that refuses every request and keeps it."""
+
+    def __init__(self):
+        self.specs = []
+
+    def check(self, spec):
+        self.specs.append(spec)
+        raise UsageError("seen")
+
+
 class Negated(Copying):
     """A text tower that is another one: its last projection is negated."""
 
@@ -139,6 +153,38 @@ class Negated(Copying):
             if list(tensor.dims) == [128, 32]:
                 tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name))
         onnx.save(proto, making.folder / artifact.file)
+
+
+class Answering(Runner):
+    """A runner whose answers are changed on their way out."""
+
+    def __init__(self, real, answer):
+        self.real, self.answer = real, answer
+        self.name, self.inputs, self.max_batch = real.name, real.inputs, real.max_batch
+
+    def _infer(self, inputs):
+        return self.answer(self.real.infer(inputs))
+
+    def close(self):
+        self.real.close()
+
+
+class Running:
+    """A runtime as the real one, but for what happens before a runner is opened and what it answers.
+
+    opened  names of the files that were opened
+    """
+
+    def __init__(self, backend, before=lambda opened: None, answer=lambda found: found):
+        self.real, self.before, self.answer, self.opened = backend.runtime, before, answer, []
+
+    def __getattr__(self, name):
+        return getattr(self.real, name)
+
+    def open_runner(self, path, facts, setting):
+        self.opened.append(path.name)
+        self.before(self.opened)
+        return Answering(self.real.open_runner(path, facts, setting), self.answer)
 
 
 @pytest.fixture
@@ -164,6 +210,10 @@ class Builds:
     def failing(self, artifact, error):
         return self.by(artifact, Failing(artifact, error))
 
+    def seeing(self, artifact):
+        """Every request is refused with code 2; the requests."""
+        return self.by(artifact, Seeing()).specs
+
     def negated(self, artifact):
         return self.by(artifact, Negated(artifact, self.folder))
 
@@ -172,6 +222,27 @@ class Builds:
 def builds(registering, small_bundle):
     """`builds.copying(artifact, folder)`, `failing`, `negated` and `by`; copies are of `small_bundle` by default."""
     return Builds(registering, small_bundle)
+
+
+@pytest.fixture
+def runs(registering):
+    """`runs(name, before=, answer=)`: a backend is run by a Running until the test ends, which is returned."""
+
+    def run(name, **changes):
+        (backend,) = (one for one in registry.BACKENDS if one.name == name)
+        runtime = Running(backend, **changes)
+        registering(replace(backend, runner=runtime))
+        return runtime
+
+    return run
+
+
+@pytest.fixture
+def tempme_export(run_command):
+    """Run `tempme-export`; returns exit code, stdout and stderr."""
+    from tempme_export.cli.export import main
+
+    return partial(run_command, main)
 
 
 @pytest.fixture

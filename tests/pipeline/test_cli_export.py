@@ -9,35 +9,19 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import numpy_helper
 
 from tempme_export.artifacts.bundle import MANIFEST, TEXT, VIDEO, open_bundle, verify_files
+from tempme_export.artifacts.registry import PACKAGE, TEXT_ONNX, VIDEO_ONNX
 from tempme_export.cli import console
-from tempme_export.cli import export as cli
-from tempme_export.errors import ExportError
+from tempme_export.encoder.profile import load_profile
+from tempme_export.encoder.random_weights import draw_state_dict
+from tempme_export.errors import ExportError, PrecisionError
 from tempme_export.parity.checks import Check, ParityReport
-from tempme_export.pipeline import export as pipeline
 from tempme_export.pipeline.spec import ExportSpec
-from tempme_export.quantization import graphs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def tempme_export(monkeypatch, capsys):
-    """Run the command in this process; returns exit code, stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tempme-export", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
-
-    return run
 
 
 @pytest.fixture
@@ -171,14 +155,14 @@ class TestInput:
     def test_no_profile_fits(self, tempme_export, small_checkpoint):
         refusal(tempme_export(small_checkpoint), 3, "fits no shipped profile", "Write one", "vit-b-32-12f")
 
-    def test_several_profiles_fit(self, tempme_export, small_checkpoint, monkeypatch):
-        from tempme_export.encoder import recipe
-
-        monkeypatch.setattr(recipe, "_contradictions", lambda *what: [])
+    def test_several_profiles_fit(self, tempme_export, tmp_path):
+        state = draw_state_dict(load_profile("mini-8f-none"), seed=1)
+        plain = {name: tensor for name, tensor in state.items() if "LoRA" not in name and "TVPt" not in name}
+        torch.save(plain, tmp_path / "plain.pt")
         refusal(
-            tempme_export(small_checkpoint),
+            tempme_export(tmp_path / "plain.pt"),
             3,
-            "profiles: mini-8f, mini-8f-none, vit-b-16-12f,",
+            "profiles: mini-8f, mini-8f-none",
             "choose one with --profile",
         )
 
@@ -205,28 +189,15 @@ class TestBackend:
     def test_verify_on_a_device(self, tempme_export, small_bundle):
         refusal(tempme_export("--verify", small_bundle, "--device", "cuda"), 4, "CUDA")
 
-    def test_runtime_is_missing(self, export, tmp_path, monkeypatch):
-        monkeypatch.setitem(sys.modules, "onnxruntime", None)
-        refusal(export(), 4, "ONNX Runtime is not installed", "pip install 'tempme-export[cpu]'")
-        assert list(tmp_path.iterdir()) == []
-
 
 @pytest.fixture
-def wrong_text_tower(small_bundle, monkeypatch):
+def wrong_text_tower(quick_export, builds):
     """What comes out as text.onnx has its projection negated."""
-
-    def export_text(recipe, path, *rest, **options):
-        proto = onnx.load(small_bundle / TEXT)
-        for tensor in proto.graph.initializer:
-            if list(tensor.dims) == [128, 32]:
-                tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name))
-        onnx.save(proto, path)
-
-    monkeypatch.setattr(graphs, "export_text", export_text)
+    builds.negated(TEXT_ONNX)
 
 
 class TestParityAndBuild:
-    def test_parity_failure(self, export, wrong_text_tower, monkeypatch, tmp_path):
+    def test_parity_failure(self, export, wrong_text_tower, tmp_path):
         code, out, err = export("--json")
         assert (code, out) == (5, "")
         assert "FAIL" in err and "PASS" in err
@@ -234,11 +205,8 @@ class TestParityAndBuild:
         assert f"kept as {tmp_path / 'out.failed'}" in err
         assert [path.name for path in tmp_path.iterdir()] == ["out.failed"]
 
-    def test_build_failure(self, export, monkeypatch, tmp_path):
-        def fail(*args, **options):
-            raise ExportError("the graph holds ai.onnx.Loop, which other runtimes refuse.")
-
-        monkeypatch.setattr(graphs, "export_video", fail)
+    def test_build_failure(self, export, builds, tmp_path):
+        builds.failing(VIDEO_ONNX, ExportError("the graph holds ai.onnx.Loop, which other runtimes refuse."))
         refusal(export(), 6, "ai.onnx.Loop")
         assert list(tmp_path.iterdir()) == []
 
@@ -255,12 +223,14 @@ class TestParityAndBuild:
     def test_a_bug_keeps_its_traceback(self, small_checkpoint, small_profile, tmp_path):
         script = (
             "import sys\n"
-            "from tempme_export.cli import export as cli\n"
-            "from tempme_export.pipeline import export as pipeline\n"
-            "def bug(recipe): raise RuntimeError('a bug')\n"
-            "pipeline.make_selftest = bug\n"
+            "from dataclasses import replace\n"
+            "from tempme_export.artifacts.registry import VIDEO_ONNX, registered\n"
+            "from tempme_export.cli.export import main\n"
+            "class Buggy:\n"
+            "    def check(self, spec): raise RuntimeError('a bug')\n"
             "sys.argv = ['tempme-export', *sys.argv[1:]]\n"
-            "cli.main()\n"
+            "with registered(replace(VIDEO_ONNX, builder=Buggy())):\n"
+            "    main()\n"
         )
         arguments = [small_checkpoint, "--profile", small_profile, "--out", tmp_path / "out"]
         done = run_python("-c", script, *arguments)
@@ -290,29 +260,27 @@ class TestDone:
         }
         assert document["manifest"]["profile"]["shapes"]["batch"] == [1, 2, 4]
 
-    def test_options_reach_the_pipeline(self, tempme_export, monkeypatch, small_bundle):
-        seen = []
-        monkeypatch.setattr(
-            pipeline, "build", lambda spec, progress: seen.append((spec, progress)) or open_bundle(small_bundle)
-        )
-        code, _, _ = tempme_export(
+    def test_options_reach_the_exporters(self, tempme_export, builds):
+        specs = builds.seeing(PACKAGE)
+        result = tempme_export(
             *("ckpt.pt", "--profile", "p.toml", "--out", "o", "--precision", "bf16", "--batch", "2:3:4"),
             *("--frame-mask", "--pt2", "--device", "cuda:1", "--opset", "23", "--force"),
         )
-        ((spec, progress),) = seen
-        assert code == 0 and progress is console.show_progress
-        assert spec == ExportSpec(
-            "ckpt.pt",
-            "p.toml",
-            Path("o"),
-            precision="bf16",
-            batch=(2, 3, 4),
-            frame_mask=True,
-            options=frozenset({"pt2"}),
-            device="cuda:1",
-            opset=23,
-            force=True,
-        )
+        refusal(result, 2, "seen")
+        assert specs == [
+            ExportSpec(
+                "ckpt.pt",
+                "p.toml",
+                Path("o"),
+                precision="bf16",
+                batch=(2, 3, 4),
+                frame_mask=True,
+                options=frozenset({"pt2"}),
+                device="cuda:1",
+                opset=23,
+                force=True,
+            )
+        ]
 
     def test_default_output(self, tempme_export, small_checkpoint, small_profile, quick_export, tmp_path):
         checkpoint = tmp_path / "ckpt.pth"
@@ -320,10 +288,13 @@ class TestDone:
         assert tempme_export(checkpoint, "--profile", small_profile)[0] == 0
         verify_files(open_bundle(tmp_path / "ckpt.tempme"))
 
-    def test_not_run_is_said(self, export, monkeypatch, tmp_path):
+    def test_not_run_is_said(self, export, runs):
         """A precision this runtime has no kernels for: built, and plainly not proven."""
-        reason = "ONNX Runtime on cpu cannot run video.onnx: [ONNXRuntimeError] : 9 : [/usr/lib] no kernel [red]"
-        monkeypatch.setattr(pipeline, "judge", lambda *args: [ParityReport(VIDEO, "ort", (), reason=reason)])
+
+        def refuse(opened):
+            raise PrecisionError("cannot run video.onnx: [ONNXRuntimeError] : 9 : [/usr/lib] no kernel [red]")
+
+        runs("ort", before=refuse)
         code, _, err = export("--precision", "bf16")
         assert code == 0
         assert "NOT RUN" in err and "[ONNXRuntimeError] : 9 : [/usr/lib] no kernel [red]" in err
@@ -338,8 +309,8 @@ class TestDone:
 
 
 class TestDryRun:
-    def test_writes_nothing(self, tempme_export, small_checkpoint, small_profile, tmp_path, monkeypatch):
-        monkeypatch.setattr(pipeline, "make_selftest", lambda recipe: pytest.fail("worked"))
+    def test_writes_nothing(self, tempme_export, builds, small_checkpoint, small_profile, tmp_path):
+        builds.failing(VIDEO_ONNX, AssertionError("worked"))
         out = tmp_path / "out"
         code, data, err = tempme_export(small_checkpoint, "--profile", small_profile, "--out", out, "--dry-run")
         assert (code, data) == (0, "")

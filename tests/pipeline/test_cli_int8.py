@@ -1,7 +1,6 @@
 """`tempme-export --precision int8`: what it is refused with, and what stands in the bundle."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -9,24 +8,21 @@ import torch
 
 import tempme_export
 from tempme_export.artifacts.bundle import TEXT, VIDEO, open_bundle, verify_files
-from tempme_export.cli import export as cli
 from tempme_export.parity.selftest import draw_clip
 from tempme_export.quantization.products import products
-from tempme_export.runtime import processor
+from tempme_export.retrieval import load
+from tempme_export.runtime.ort import OrtRunner
+from tempme_export.runtime.processor import videos_at_once
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, small_checkpoint, small_profile, tmp_path):
+def run(tempme_export, small_checkpoint, small_profile, tmp_path):
     """Export the small model to `tmp_path/out`; returns exit code, stdout and stderr."""
 
     def export(*arguments, checkpoint=small_checkpoint):
-        options = [checkpoint, "--profile", small_profile, "--out", tmp_path / "out", *arguments]
-        monkeypatch.setattr(sys, "argv", ["tempme-export", *map(str, options)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return caught.value.code or 0, *capsys.readouterr()
+        return tempme_export(checkpoint, "--profile", small_profile, "--out", tmp_path / "out", *arguments)
 
     return export
 
@@ -167,19 +163,19 @@ def test_few_clips_are_warned_of_and_exported(run, clips, tmp_path, small_bundle
     assert {report.status for report in reports} == {"passed"}
 
 
-def test_a_batch_is_encoded_in_parts(run, clips, tmp_path, monkeypatch):
+def test_a_batch_is_encoded_in_parts(run, clips, tmp_path):
     """As many videos in one run as memory says, and no embedding changes by it."""
     code, _, err = run("--precision", "int8", "--calibrate", clips(3))
     assert code == 0, err
     bundle = open_bundle(tmp_path / "out")
     tokens = bundle.plan.frames * bundle.plan.tokens_per_frame
-    videos = [draw_clip("moving", 4, 48, 90 + i) for i in range(5)]
+    with load(bundle) as model:
+        assert [model._runner(name).max_batch for name in ("video", "text")] == [videos_at_once(tokens), 256]
+    videos = np.stack([model.preprocess(draw_clip("moving", 4, 48, 90 + i)) for i in range(5)])
     found = []
     for at_once in (1, 2, 5):
-        monkeypatch.setattr(processor, "_TOKENS_AT_ONCE", at_once * tokens)
-        with tempme_export.load(bundle) as model:
-            assert [model._runner(name).max_batch for name in ("video", "text")] == [at_once, 256]
-            found.append(model.encode_video(videos))
+        with OrtRunner(bundle.path / VIDEO, max_batch=at_once) as runner:
+            found.append(runner.infer({"frames": videos})["video_embedding"])
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], found[2])
     assert len(np.unique(found[0], axis=0)) == 5

@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import json
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,8 +11,8 @@ import torch
 
 import tempme_export
 from tempme_export.artifacts.bundle import MANIFEST, TEXT, VIDEO, Bundle, open_bundle, verify_files, write_manifest
+from tempme_export.artifacts.registry import TEXT_ONNX, VIDEO_ONNX
 from tempme_export.cli import console
-from tempme_export.cli import export as cli
 from tempme_export.encoder.backbone import open_clip_backbone
 from tempme_export.encoder.profile import load_profile
 from tempme_export.encoder.reference import ReferenceVideo
@@ -23,7 +23,6 @@ from tempme_export.media.stored_tokenizer import TOKENIZER
 from tempme_export.media.video import read_frames
 from tempme_export.parity.checks import cosine_distance
 from tempme_export.parity.tolerance import TOLERANCES
-from tempme_export.pipeline import export as pipeline
 from tempme_export.pipeline.spec import ExportSpec
 from tempme_export.runtime.ort import OrtRunner
 from tempme_export.training.init import draw_clip
@@ -65,18 +64,9 @@ def traced(one_thread, folder, tmp_path_factory):
 
 
 @pytest.fixture
-def command(folder, tmp_path, monkeypatch, capsys):
-    """Run `tempme-export` on the small model in this process; returns exit code, stdout and stderr."""
-
-    def run(*arguments):
-        usual = [folder / "mini.pth", "--out", tmp_path / "out"]
-        monkeypatch.setattr(sys, "argv", ["tempme-export", *map(str, [*usual, *arguments])])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
-
-    return run
+def command(tempme_export, folder, tmp_path):
+    """Run `tempme-export` on the small model; returns exit code, stdout and stderr."""
+    return partial(tempme_export, folder / "mini.pth", "--out", tmp_path / "out")
 
 
 class TestBundle:
@@ -134,15 +124,17 @@ class TestWords:
         assert VIDEO in err and "merges" not in err
 
     @pytest.mark.parametrize("arguments", [(), ("--trace",)])
-    def test_the_option_reaches_the_pipeline(self, command, traced, monkeypatch, arguments):
-        seen = []
-        monkeypatch.setattr(pipeline, "build", lambda spec, progress: seen.append(spec) or open_bundle(traced))
-        assert command(*arguments)[0] == 0
-        assert seen[0].trace is bool(arguments)
+    def test_the_option_reaches_the_exporters(self, command, builds, arguments):
+        specs = builds.seeing(VIDEO_ONNX)
+        assert command(*arguments)[0] == 2
+        (spec,) = specs
+        assert spec.trace is bool(arguments)
 
-    def test_json(self, command, traced, monkeypatch):
-        monkeypatch.setattr(pipeline, "build", lambda spec, progress: open_bundle(traced))
-        assert json.loads(command("--trace", "--json")[1])["manifest"]["trace"] is True
+    def test_json(self, command, traced, builds):
+        for artifact in (VIDEO_ONNX, TEXT_ONNX):
+            builds.copying(artifact, traced)
+        code, out, _ = command("--profile", "mini-8f", "--batch", "1:2:3", "--trace", "--json")
+        assert code == 0 and json.loads(out)["manifest"]["trace"] is True
 
     def test_dry_run(self, command, tmp_path):
         assert command("--profile", "mini-8f", "--trace", "--dry-run")[0] == 0
