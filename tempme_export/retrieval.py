@@ -23,7 +23,7 @@ from tempme_export.media.token_ids import TokenIds
 from tempme_export.media.video import read_frames
 from tempme_export.parity.tolerance import INT8
 from tempme_export.runtime.base import Runner, check_threads
-from tempme_export.runtime.process import ProcessBound
+from tempme_export.runtime.process import ProcessBound, calls
 from tempme_export.runtime.processor import videos_at_once
 
 _TEXTS = 256  # per run: the text tower takes some 50 MB of activations
@@ -132,7 +132,8 @@ class RetrievalModel(ProcessBound):
         step = self.profile.batch.opt
         embeddings = [np.empty((0, self.bundle.manifest["backbone"]["embed"]), np.float32)]
         for start in range(0, len(videos), step):
-            frames = np.stack([self._pixels(video, allow_damaged) for video in videos[start : start + step]])
+            with calls:
+                frames = np.stack([self._pixels(video, allow_damaged) for video in videos[start : start + step]])
             inputs: dict[str, NDArray[Any]] = {"frames": frames}
             if self.bundle.manifest["frame_mask"]:
                 inputs["frame_mask"] = np.ones(frames.shape[:2], np.bool_)
@@ -151,7 +152,8 @@ class RetrievalModel(ProcessBound):
                 f"profile {self.profile.name} names no open_clip backbone, so its tokenizer is unknown. "
                 f"Run {self._text.artifact.file} on token ids instead."
             )
-        ids = self._tokenizer()(texts)
+        with calls:
+            ids = self._tokenizer()(texts)
         if len(ids) == 0:
             return np.empty((0, self.bundle.manifest["backbone"]["embed"]), np.float32)
         return self._runner("text").infer({"token_ids": ids})["text_embedding"].astype(np.float32)

@@ -66,7 +66,7 @@ class Runner(ProcessBound, ABC):
         starts = range(0, batch, step)
         parts = []
         for at in starts:
-            with self._lock if self.one_at_a_time else nullcontext(), calls:
+            with calls, self._lock if self.one_at_a_time else nullcontext():
                 parts.append(self._infer({name: array[at : at + step] for name, array in inputs.items()}))
         if len(parts) == 1:
             return parts[0]

@@ -15,7 +15,10 @@ _lost: set[str] = set()  # what a process had used that this one was forked from
 
 class _Calls:
     """Calls into libraries. A fork waits until none is under way: in the child nobody would end it, and what it holds
-    inside the library, such as a lock, would be held for ever."""
+    inside the library, such as a lock, would be held for ever.
+
+    A thread that needs a lock as well enters its call first. In the other order it could hold the lock while it waits
+    for a fork, and the fork would wait for a call that needs the lock."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -81,11 +84,10 @@ class ProcessBound:
 
     def opened(self) -> Any:
         """What `_open` made in this process. Raises BackendError in a child that cannot use it, else as `_open`."""
-        with self._lock:
+        with calls, self._lock:
             if self._held is None:
                 self._check_fork()
-                with calls:
-                    self._held = self._open()
+                self._held = self._open()
             return self._held
 
     def _check_fork(self) -> None:
@@ -101,7 +103,7 @@ class ProcessBound:
 
     def close(self) -> None:
         """Free what this process holds."""
-        with self._lock:
+        with calls, self._lock:
             self._held = None
 
     def _leave_behind(self) -> None:

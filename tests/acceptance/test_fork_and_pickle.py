@@ -4,8 +4,10 @@ import copy
 import multiprocessing
 import os
 import pickle
+import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
@@ -18,10 +20,11 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 
 # A server that loads before it forks: {work} in the child, which then ends as a program does, with all its clean-up.
 FORKED = """
-import os, sys, threading
+import faulthandler, os, signal, sys, threading
 import numpy as np
 import tempme_export
 
+faulthandler.register(signal.SIGUSR1)
 model = tempme_export.load(sys.argv[1], threads=3)
 frames = np.random.default_rng(1).integers(0, 256, (model.profile.frames, 70, 90, 3), dtype=np.uint8)
 texts = ["a red ball rolls", "a green box"]
@@ -52,11 +55,23 @@ for _ in range(3):
 
 
 def run(bundle, before="", work="pass"):
+    """Run the program. Where it hangs, it and its child say where all their threads are."""
     program = FORKED.format(before=before, work=work, busy=bool(before))
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(bundle)], capture_output=True, text=True, timeout=300, check=False
+    started = subprocess.Popen(
+        [sys.executable, "-c", program, str(bundle)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
-    assert (done.returncode, done.stdout.strip()) == (0, "done"), done.stderr
+    try:
+        printed, errors = started.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        os.killpg(started.pid, signal.SIGUSR1)
+        time.sleep(2)
+        os.killpg(started.pid, signal.SIGKILL)
+        printed, errors = started.communicate()
+    assert (started.returncode, printed.strip()) == (0, "done"), errors
 
 
 @needs_fork

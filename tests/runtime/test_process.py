@@ -4,9 +4,17 @@ import threading
 
 import pytest
 
-from tempme_export.runtime.process import _Calls
+from tempme_export.runtime.process import ProcessBound, _Calls, calls
 
 LONG = 60  # seconds, for what must happen
+
+
+class Owner(ProcessBound):
+    openings = 0
+
+    def _open(self):
+        self.openings += 1
+        return object()
 
 
 def in_thread(work):
@@ -16,22 +24,22 @@ def in_thread(work):
 
 
 def test_a_fork_waits_for_a_call_and_calls_wait_for_the_fork():
-    calls = _Calls()
+    gate = _Calls()
     began, may_end, waited, may_fork, called = (threading.Event() for _ in range(5))
 
     def first():
-        with calls, calls:  # a call inside a call is one
+        with gate, gate:  # a call inside a call is one
             began.set()
             may_end.wait(LONG)
 
     def fork():
-        calls.wait()
+        gate.wait()
         waited.set()
         may_fork.wait(LONG)
-        calls.go_on()
+        gate.go_on()
 
     def second():
-        with calls:
+        with gate:
             called.set()
 
     in_thread(first)
@@ -47,17 +55,42 @@ def test_a_fork_waits_for_a_call_and_calls_wait_for_the_fork():
 
 
 def test_a_thread_may_fork_in_its_own_call():
-    calls = _Calls()
-    with calls:
-        calls.wait()
-        calls.go_on()
-    calls.wait()
-    calls.go_on()
+    gate = _Calls()
+    with gate:
+        gate.wait()
+        gate.go_on()
+    gate.wait()
+    gate.go_on()
 
 
 def test_a_call_that_fails_is_over():
-    calls = _Calls()
-    with pytest.raises(ValueError), calls:
+    gate = _Calls()
+    with pytest.raises(ValueError), gate:
         raise ValueError
-    calls.wait()
-    calls.go_on()
+    gate.wait()
+    gate.go_on()
+
+
+def test_a_fork_waits_for_no_lock():
+    """A call that is under way needs what another thread is about to open, while a fork waits for the call."""
+    owner, began, go = Owner(), threading.Event(), threading.Event()
+
+    def call():
+        with calls:
+            began.set()
+            go.wait(LONG)
+            owner.opened()
+
+    def fork():
+        calls.wait()
+        calls.go_on()
+
+    inside = in_thread(call)
+    assert began.wait(LONG)
+    others = [in_thread(fork), in_thread(owner.opened)]
+    others[1].join(0.1)
+    go.set()
+    for thread in (inside, *others):
+        thread.join(LONG)
+        assert not thread.is_alive()
+    assert owner.openings == 1
