@@ -140,13 +140,20 @@ def test_files_that_end_too_early(tmp_path, name, codec, muxer):
         read_frames(path, 12)
 
 
-def test_stream_that_appears_in_mid_file(tmp_path):
-    """A sound tag in a file whose header knows of video only."""
+@pytest.mark.parametrize("count", [1, 40])
+def test_streams_that_appear_in_mid_file(tmp_path, count):
+    """Tracks of sound in a file whose header knows of video only.
+
+    PyAV looks such streams up behind the end of its list of wanted ones. With 40 of them it comes upon something in
+    memory that is not 0, and fails when all packets are read.
+    """
     path = write(tmp_path / "a.flv", "flv", muxer={"flvflags": "no_duration_filesize"})
     whole, content = read_frames(path, 12), path.read_bytes()
-    sound = bytes([0x22]) + bytes(40)
-    tag = b"\x08" + len(sound).to_bytes(3, "big") + (2300).to_bytes(3, "big") + bytes(4) + sound
-    path.write_bytes(content + tag + len(tag).to_bytes(4, "big"))
+    for track in range(count):
+        sound = bytes([0x95, 0x01]) + b"Opus" + bytes([track]) + bytes(6)
+        tag = b"\x08" + len(sound).to_bytes(3, "big") + (2300).to_bytes(3, "big") + bytes(4) + sound
+        content += tag + len(tag).to_bytes(4, "big")
+    path.write_bytes(content)
     np.testing.assert_array_equal(read_frames(path, 12), whole)
     assert check_video(path) == 60
 
