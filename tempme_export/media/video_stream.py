@@ -127,7 +127,10 @@ def decode(path: Path, strict: bool, threads: bool, n_packets: int | None = None
     n_packets  decode no more than these; None decodes all
     Packets are numbered from 0. Raises VideoError.
     """
-    FFmpegError = import_av().error.FFmpegError
+    av = import_av()
+    FFmpegError = av.error.FFmpegError
+    # A user's log takes Python's lock in the decoder's threads, and PyAV holds it while it waits for them to end.
+    threads = threads and av.logging.get_level() is None
     with open_video(path) as (container, stream):
         codec = stream.codec_context.name
         decoder = _strict_decoder(stream) if strict else stream.codec_context

@@ -6,6 +6,8 @@ numbers, so that where a reader stands apart it can be told who is right.
 
 import json
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -68,3 +70,21 @@ def test_frames_are_those_of_other_readers(seen, name, reader):
 @pytest.mark.parametrize("reader", ["decord", "opencv"])
 def test_many_kinds_are_compared(reader):
     assert sum((reader, name) not in APART for name in EXPECTED) >= 25
+
+
+def test_a_user_who_asks_for_logs(tmp_path):
+    """Decoders say much of these films; the damage adds to it."""
+    names = ["b-frames.mp4", "hevc.ts", "packed.avi", "vp9.webm"]
+    for name in names:
+        content = bytearray((FILMS / name).read_bytes())
+        content[len(content) // 2 : len(content) // 2 + 40] = bytes(range(40))
+        (tmp_path / name).write_bytes(content)
+    program = (
+        "import sys, av\n"
+        "from tempme_export.media.video import read_frames\n"
+        "av.logging.set_level(av.logging.DEBUG)\n"
+        "for path in sys.argv[1:]:\n"
+        "    assert read_frames(path, 40, allow_damaged=True).shape == (40, 48, 64, 3)\n"
+    )
+    paths = [folder / name for name in names for folder in (tmp_path, FILMS)] * 3
+    subprocess.run([sys.executable, "-c", program, *map(str, paths)], check=True, timeout=100)
