@@ -49,7 +49,8 @@ def _source(
     progress: Callable[[str, int, int], None],
 ) -> "FrameSource":
     """Frames of the data's videos, decoded as they are asked for, or all of them from a cache, filled if need be."""
-    from tempme_export.data.frames import FrameCache, FrameFiles
+    from tempme_export.data.frame_cache import FrameCache
+    from tempme_export.data.frames import FrameFiles
 
     if cache is None:
         return FrameFiles(data.clips, encoder.frames, encoder.preprocess, allow_damaged)

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from tempme_export.training.memory import MemoryAccount
     from tempme_export.training.plan import Plan, TrainResult
     from tempme_export.training.preview import Preview
-    from tempme_export.training.split import Skipped, Split
+    from tempme_export.training.skipped import Skipped
+    from tempme_export.training.split import Split
     from tempme_export.training.state import Position
 
 _LISTED = 10  # skipped videos

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,15 +13,16 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tempme_export.data.annotations import RetrievalData
+from tempme_export.data.clip_batches import readable_batches
 from tempme_export.data.clip_rows import ClipRows
-from tempme_export.data.frames import FrameFiles, FrameSource, decode, made_by
+from tempme_export.data.decoding import made_by
+from tempme_export.data.frames import FrameSource
 from tempme_export.data.store import RowStore
-from tempme_export.errors import InputError, VideoError
+from tempme_export.errors import InputError
 from tempme_export.evaluation.encoders import Encoder
 from tempme_export.evaluation.metrics import Retrieval, best_caption_retrieval, group_retrieval, retrieval
 from tempme_export.names import printable
 
-Clips = Generator[tuple[int, NDArray[np.uint8] | VideoError], None, None]
 Progress = Callable[[str, int, int], None]  # "videos" or "texts", how many are done, of how many
 BATCH = 8  # videos per call
 COLUMNS: Mapping[str, type[pl.DataType]] = {
@@ -173,21 +174,6 @@ def _check_source(encoder: Encoder, data: RetrievalData, source: FrameSource) ->
         )
 
 
-def _clips(source: FrameSource, wanted: Sequence[int], workers: int) -> Clips:
-    """The wanted videos in order, or why one cannot be read."""
-    if isinstance(source, FrameFiles):
-        files = [source.clips[i] for i in wanted]
-        with closing(decode(files, source.frames, source.preprocess, workers, source.allow_damaged)) as decoded:
-            for place, clip in decoded:
-                yield wanted[place], clip
-        return
-    for i in wanted:
-        try:
-            yield i, source[i]
-        except VideoError as error:
-            yield i, error
-
-
 def _embed_videos(
     encoder: Encoder, source: FrameSource, rows: ClipRows | _Memory, progress: Progress, batch: int, workers: int
 ) -> None:
@@ -195,27 +181,16 @@ def _embed_videos(
     wanted = rows.todo(retry=rows.changed)
     total = len(rows)
     done = total - len(wanted)
-    waiting: list[tuple[int, NDArray[np.uint8]]] = []
-
-    def flush() -> None:
-        if waiting:
-            found = encoder.encode_frames(np.stack([clip for _, clip in waiting]))
-            for (i, _), row in zip(waiting, found, strict=True):
-                rows.write(i, row)
-            waiting.clear()
-
     progress("videos", done, total)
-    with closing(_clips(source, wanted, workers)) as clips:
-        for i, clip in clips:
-            if isinstance(clip, VideoError):
-                rows.fail(i, str(clip))
-            else:
-                waiting.append((i, clip))
-            if len(waiting) == batch:
-                flush()
-            done += 1
-            progress("videos", done, total)
-    flush()
+    with closing(
+        readable_batches(source, wanted, batch, workers, lambda seen: progress("videos", done + seen, total))
+    ) as batches:
+        for clips in batches:
+            for i, reason in clips.failed.items():
+                rows.fail(i, reason)
+            if clips.indices:
+                for i, row in zip(clips.indices, encoder.encode_frames(clips.pixels), strict=True):
+                    rows.write(i, row)
 
 
 def _embed_texts(encoder: Encoder, data: RetrievalData, rows: RowStore | _Memory, progress: Progress) -> None:

@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tempme_export.artifacts.backend import Folder
-from tempme_export.data.annotations import RetrievalData
-from tempme_export.data.frames import decode
+from tempme_export.data.clip_batches import readable_batches
+from tempme_export.data.frames import FrameFiles, FrameSource
 from tempme_export.encoder.recipe import Recipe
-from tempme_export.errors import VideoError
 from tempme_export.evaluation.agreement import Comparison, Embedded, Floats, Metrics, Truth, compare
 from tempme_export.evaluation.gate_data import GateData, absent_files, check_enough
 from tempme_export.evaluation.original import Original
@@ -101,7 +100,8 @@ def run_gate(
         if not trials:
             return Gate(gate.data.name, gate.sha256, 0, 0, skipped, None, (), tuple(reports))
         original = Original(recipe, device)
-        video, tokens, unreadable = see_videos(recipe, present, original, trials, progress, allow_damaged)
+        source = FrameFiles(present.clips, recipe.profile.frames, preprocess_for(recipe), allow_damaged)
+        video, tokens, unreadable = see_videos(recipe, source, original, trials, progress)
         skipped |= {present.video_ids[i]: reason for i, reason in unreadable.items()}
         check_enough(gate.data.name, len(video), skipped)
         kept = [i for k, i in enumerate(every) if k not in unreadable]
@@ -127,36 +127,30 @@ def run_gate(
 
 
 def see_videos(
-    recipe: Recipe,
-    data: RetrievalData,
-    original: Original,
-    trials: Sequence[Trial],
-    progress: Progress,
-    allow_damaged: bool = False,
+    recipe: Recipe, source: FrameSource, original: Original, trials: Sequence[Trial], progress: Progress
 ) -> tuple[Floats, int, dict[int, str]]:
     """Every video through every path, a batch at a time.
 
     Returns the original's embeddings [V, E], the tokens per video over all merges, and {index: reason} of the videos
     that cannot be read, which are not among the V.
     """
-    preprocess, batch, last = preprocess_for(recipe), recipe.profile.batch.opt, len(data.clips) - 1
-    embeddings, unreadable, tokens, pending = [], {}, 0, []
-    with closing(decode(data.clips, recipe.profile.frames, preprocess, 0, allow_damaged)) as decoded:
-        for i, found in decoded:
-            if isinstance(found, VideoError):
-                unreadable[i] = str(found)
-            else:
-                pending.append(preprocess.normalise(found))
-            if pending and (len(pending) == batch or i == last):
-                frames = np.stack(pending)
-                pending.clear()
-                embedding, assigns, gaps = original.video(frames)
-                embeddings.append(embedding)
-                tokens = sum(assign.shape[1] for assign in assigns)
-                for trial in trials:
-                    trial.see(frames, assigns, gaps)
-            progress("gate videos", (i + 1, last + 1))
-    return np.concatenate([np.empty((0, recipe.backbone.embed), np.float32), *embeddings]), tokens, unreadable
+    preprocess, total = preprocess_for(recipe), len(source)
+    embeddings, unreadable, tokens = [np.empty((0, recipe.backbone.embed), np.float32)], dict[int, str](), 0
+    batches = readable_batches(
+        source, range(total), recipe.profile.batch.opt, seen=lambda seen: progress("gate videos", (seen, total))
+    )
+    with closing(batches):
+        for clips in batches:
+            unreadable |= clips.failed
+            if not clips.indices:
+                continue
+            frames = np.stack([preprocess.normalise(clip) for clip in clips.pixels])
+            embedding, assigns, gaps = original.video(frames)
+            embeddings.append(embedding)
+            tokens = sum(assign.shape[1] for assign in assigns)
+            for trial in trials:
+                trial.see(frames, assigns, gaps)
+    return np.concatenate(embeddings), tokens, unreadable
 
 
 def read_captions(

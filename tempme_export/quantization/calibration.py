@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,13 @@ from numpy.typing import NDArray
 
 from tempme_export.data.annotations import open_data
 from tempme_export.data.clip import Clip
-from tempme_export.data.frames import decode
+from tempme_export.data.clip_batches import readable_batches
+from tempme_export.data.frames import FrameFiles
 from tempme_export.data.records import missing
 from tempme_export.data.video_files import SUFFIXES, index_files
 from tempme_export.encoder.profile import FROM_CHECKPOINT
 from tempme_export.encoder.recipe import Recipe
-from tempme_export.errors import InputError, VideoError
+from tempme_export.errors import InputError
 from tempme_export.media.preprocess import Preprocess, preprocess_for
 from tempme_export.media.token_ids import TextTruncatedWarning
 from tempme_export.media.tokenizer import Tokenizer
@@ -141,17 +141,9 @@ def _decoded(videos: Sequence[Clip], recipe: Recipe, allow_damaged: bool) -> tup
     first = _spread(sorted(common, key=_place), CLIPS)
     more = (sorted(set(some) - set(first), key=_place) for some in (common, set(videos) - set(common)))
     wanted = [*first, *(video for others in more for video in _spread(others, CLIPS))]
-    clips, skipped = [], dict[str, str]()
-    with closing(decode(wanted, recipe.profile.frames, preprocess_for(recipe), 0, allow_damaged)) as answers:
-        for i, found in answers:
-            if isinstance(found, VideoError):
-                skipped[str(wanted[i])] = str(found)
-            else:
-                clips.append(found)
-            if len(clips) == CLIPS:
-                break
-    shape = (0, recipe.profile.frames, recipe.backbone.image_size, recipe.backbone.image_size, 3)
-    return np.stack(clips) if clips else np.zeros(shape, np.uint8), skipped
+    source = FrameFiles(wanted, recipe.profile.frames, preprocess_for(recipe), allow_damaged)
+    found = next(readable_batches(source, range(len(wanted)), CLIPS))
+    return found.pixels, {str(wanted[i]): reason for i, reason in found.failed.items()}
 
 
 def _place(clip: Clip) -> tuple[Path, float, float]:

@@ -1,6 +1,5 @@
 """Data and a recipe -> a trained checkpoint: the run from its first step to its last, through any interruption."""
 
-import json
 import random
 import time
 from collections.abc import Callable
@@ -15,7 +14,6 @@ from tempme_export.data.annotations import RetrievalData
 from tempme_export.encoder.recipe import Recipe
 from tempme_export.errors import BackendError, ExportError, InputError
 from tempme_export.evaluation.metrics import Retrieval
-from tempme_export.files import write_file
 from tempme_export.media.preprocess import preprocess_for
 from tempme_export.training.augment import RandAugment
 from tempme_export.training.batches import share
@@ -34,13 +32,14 @@ from tempme_export.training.folder import (
     check_room,
     make_folder,
 )
-from tempme_export.training.footage import prefetch
 from tempme_export.training.log import MetricsLog, Row, read_rows
 from tempme_export.training.optimizer import clamp_scale, make_optimizer
 from tempme_export.training.plan import TrainResult, plan_for
 from tempme_export.training.plot import draw_curves
+from tempme_export.training.prefetch import prefetch
 from tempme_export.training.schedule import rate_at
-from tempme_export.training.split import Batch, Skipped, Split, fingerprint, open_split, tokenizer_for
+from tempme_export.training.skipped import Skipped, SkippedLog
+from tempme_export.training.split import Batch, Split, fingerprint, open_split, tokenizer_for
 from tempme_export.training.state import (
     Best,
     Position,
@@ -100,7 +99,7 @@ class _Run:
             asked = {name: value for name, value in saved.settings.items() if name not in (_TRAIN_DATA, _VAL_DATA)}
             check_same(asked, settings, self.files[LAST])
 
-        self.skipped: list[Skipped] = []
+        self.skipped = SkippedLog(self.files[SKIPPED])
         self.train = self._open("train", train_data)
         self.val = None if val_data is None else self._open("val", val_data)
         self.deck, self.plan = plan_for(config, self.train.owner, self.train.token_ids)
@@ -135,18 +134,11 @@ class _Run:
             self._save()
 
     def _open(self, name: str, data: RetrievalData) -> Split:
-        split, skipped = open_split(
-            name,
-            data,
-            self.recipe,
-            self.world,
-            self.config.cache,
-            self.config.workers,
-            not self.config.resume,
-            lambda done, total: self.progress("frames", (name, done, total)),
-            self.config.allow_damaged,
-        )
-        self.skipped += skipped
+        def count(done: int, total: int) -> None:
+            self.progress("frames", (name, done, total))
+
+        split, skipped = open_split(name, data, self.recipe, self.world, self.config, count)
+        self.skipped.add(skipped)
         self.progress("data", (split, skipped))
         return split
 
@@ -162,24 +154,12 @@ class _Run:
     def _open_logs(self) -> None:
         if not self.world.first:
             return
-        done = self.position.step
-        self.log = MetricsLog(self.files[METRICS], done)
-        earlier = [row for row in read_rows(self.files[SKIPPED]) if row["step"] is not None and row["step"] <= done]
-        self.skipped += [Skipped(**row) for row in earlier]
-        self._write_skipped()
-
-    def _write_skipped(self) -> None:
-        lines = "".join(json.dumps(one.to_dict()) + "\n" for one in self.skipped)
-        write_file(self.files[SKIPPED], lines.encode())
+        self.log = MetricsLog(self.files[METRICS], self.position.step)
+        self.skipped.begin(self.position.step)
 
     def _skip(self, skipped: list[Skipped]) -> None:
         """Record videos that failed during the run, each once."""
-        known = {(one.split, one.video) for one in self.skipped}
-        new = [one for one in skipped if (one.split, one.video) not in known]
-        if new:
-            self.skipped += new
-            if self.world.first:
-                self._write_skipped()
+        if new := self.skipped.add(skipped):
             self.progress("skipped", new)
 
     def _save(self) -> None:
@@ -235,7 +215,8 @@ class _Run:
     def _check_outcome(self, outcome: Outcome, step: int, rate: float) -> None:
         where = f"step {step} of {self.plan.steps} (epoch {self.position.epoch + 1}, learning rate {rate:.3g})"
         if outcome.pairs == 0:
-            first = self.skipped[-1].reason if self.skipped else "no reason is on record"
+            skipped = self.skipped.found
+            first = skipped[-1].reason if skipped else "no reason is on record"
             raise InputError(
                 f"{where}: no video of the batch could be read, the last because: {first}. Look after the videos, "
                 "then --resume."
@@ -320,7 +301,7 @@ class _Run:
             total=self.plan.steps,
             best=self.best,
             files=written,
-            skipped=tuple(self.skipped),
+            skipped=tuple(self.skipped.found),
             seconds=time.monotonic() - self.started,
         )
 

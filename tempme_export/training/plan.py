@@ -7,7 +7,7 @@ from typing import Any
 from tempme_export.training.batches import Deck, Ints, equal_rows
 from tempme_export.training.config import TrainConfig
 from tempme_export.training.folder import BEST
-from tempme_export.training.split import Skipped
+from tempme_export.training.skipped import Skipped
 from tempme_export.training.state import Best
 
 

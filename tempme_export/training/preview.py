@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from tempme_export.data.annotations import RetrievalData, missing
-from tempme_export.data.frames import FrameCache
+from tempme_export.data.frame_cache import FrameCache
 from tempme_export.encoder.recipe import Recipe
 from tempme_export.errors import InputError
 from tempme_export.training.config import TrainConfig

@@ -4,7 +4,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,31 +14,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tempme_export.data.annotations import RetrievalData
-from tempme_export.data.frames import FrameCache, probe
+from tempme_export.data.clip import Change, Clip
+from tempme_export.data.clip_batches import placed_batches
+from tempme_export.data.decoding import probe
+from tempme_export.data.frame_cache import FrameCache
+from tempme_export.data.frames import FrameFiles, FrameSource
 from tempme_export.encoder.recipe import Recipe
 from tempme_export.errors import InputError, ProfileError
 from tempme_export.media.preprocess import preprocess_for
 from tempme_export.media.token_ids import TextTruncatedWarning
 from tempme_export.media.tokenizer import Tokenizer
+from tempme_export.training.config import TrainConfig
 from tempme_export.training.distributed import World
-from tempme_export.training.footage import Change, Footage
+from tempme_export.training.skipped import Skipped
 
 Count = Callable[[int, int], None]  # how many are done, of how many
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A video that could not be read: before the first step, or in step `step`."""
-
-    split: str
-    video: str
-    path: str
-    reason: str
-    step: int | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As a line of skipped.jsonl."""
-        return asdict(self)
 
 
 class Batch(NamedTuple):
@@ -63,13 +53,15 @@ class Split:
     name       "train" or "val"
     token_ids  int64 [T, L]
     cut        whether captions are longer than L tokens
+    workers    processes that decode
     """
 
     name: str
     data: RetrievalData
-    footage: Footage
+    source: FrameSource
     token_ids: NDArray[np.int64]
     cut: bool
+    workers: int = 0
 
     @property
     def owner(self) -> NDArray[np.int64]:
@@ -88,18 +80,17 @@ class Split:
         change_of  what is done to the frames of a caption's video before they are resized
         """
         owner, gpu = self.owner, device.type == "cuda"
-        changes = None if change_of is None else [[change_of(int(one)) for one in captions] for captions, _ in shares]
-        clips_of = self.footage.batches([owner[captions] for captions, _ in shares], changes)
+        changes = None if change_of is None else [change_of(int(one)) for captions, _ in shares for one in captions]
+        groups = [owner[captions].tolist() for captions, _ in shares]
+        clips_of = placed_batches(self.source, groups, self.workers, changes)
         for (captions, present), clips in zip(shares, clips_of, strict=True):
-            valid = present.copy()
-            valid[list(clips.failed)] = False
+            valid = present & ~np.isin(clips.indices, list(clips.failed))
             tensors = [torch.from_numpy(a) for a in (clips.pixels, self.token_ids[captions], valid)]
             if gpu:
                 with torch.cuda.device(device):  # a thread begins at the first GPU, and would open a context there
                     tensors = [t.pin_memory() for t in tensors]
             pixels, token_ids, counts = tensors
-            failed = {int(owner[captions[row]]): why for row, why in clips.failed.items()}
-            yield Batch(pixels, token_ids, counts, failed)
+            yield Batch(pixels, token_ids, counts, clips.failed)
 
     def skipped(self, video: int, reason: str, step: int) -> Skipped:
         """The record of a video that failed in a step."""
@@ -129,26 +120,25 @@ def open_split(
     data: RetrievalData,
     recipe: Recipe,
     world: World,
-    cache: Path | None,
-    workers: int,
-    retry: bool,
+    config: TrainConfig,
     progress: Count,
-    allow_damaged: bool = False,
 ) -> tuple[Split, list[Skipped]]:
     """Look at every video once, fill the cache where one is wanted, and leave out what cannot be read.
 
-    retry          look again at videos that an earlier filling of the cache could not read
-    allow_damaged  take damaged pictures as the decoder shows them
-    The first process looks and fills; with several machines the cache must lie where all of them see it.
+    A run that begins looks again at videos that an earlier filling of the cache could not read; one that goes on does
+    not. The first process looks and fills; with several machines the cache must lie where all of them see it.
     Raises InputError when no video can be read or a caption has no words, and what opening a cache raises.
     """
     frames, preprocess = recipe.profile.frames, preprocess_for(recipe)
 
+    def cached(folder: Path, clips: Sequence[Clip]) -> FrameCache:
+        return FrameCache.open(folder / name, clips, frames, preprocess, config.allow_damaged)
+
     def look() -> dict[int, str]:
-        if cache is None:
-            return probe(data.clips, workers, progress)
-        store = FrameCache.open(cache / name, data.clips, frames, preprocess, allow_damaged)
-        store.fill(workers, progress, retry_failed=retry)
+        if config.cache is None:
+            return probe(data.clips, config.workers, progress)
+        store = cached(config.cache, data.clips)
+        store.fill(config.workers, progress, retry_failed=not config.resume)
         return store.failures
 
     reasons = world.on_first(look)
@@ -160,10 +150,11 @@ def open_split(
             "Check where the videos lie (--videos)."
         )
     kept = data.select(keep)
-    source = None if cache is None else FrameCache.open(cache / name, kept.clips, frames, preprocess, allow_damaged)
-    footage = Footage(kept.clips, frames, preprocess, workers, source, allow_damaged)
+    source: FrameSource = FrameFiles(kept.clips, frames, preprocess, config.allow_damaged)
+    if config.cache is not None:
+        source = cached(config.cache, kept.clips)
     token_ids, cut = tokenize(tokenizer_for(recipe), kept.captions)
-    return Split(name, kept, footage, token_ids, cut), skipped
+    return Split(name, kept, source, token_ids, cut, config.workers), skipped
 
 
 def fingerprint(data: RetrievalData) -> dict[str, Any]:

@@ -6,10 +6,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tempme_export.data.clip_batches import placed_batches
 from tempme_export.errors import InputError
 from tempme_export.evaluation.metrics import Retrieval, group_retrieval, retrieval
-from tempme_export.training.footage import prefetch
-from tempme_export.training.split import Skipped, Split
+from tempme_export.training.prefetch import prefetch
+from tempme_export.training.skipped import Skipped
+from tempme_export.training.split import Split
 from tempme_export.training.step import Stepper
 
 _VIDEOS, _TEXTS = 32, 256  # per call
@@ -19,12 +21,12 @@ Floats = NDArray[np.float32]
 
 def _embed_videos(stepper: Stepper, split: Split, videos: NDArray[np.int64]) -> tuple[Floats, dict[int, str]]:
     """Unit embeddings [n, E] of videos [n], and why some could not be read; their rows mean nothing."""
-    groups = [videos[start : start + _VIDEOS] for start in range(0, len(videos), _VIDEOS)]
+    groups = [videos[start : start + _VIDEOS].tolist() for start in range(0, len(videos), _VIDEOS)]
     found: list[Floats] = []
     failed: dict[int, str] = {}
-    with closing(prefetch(split.footage.batches(groups))) as clips_of:
-        for group, clips in zip(groups, clips_of, strict=True):
-            failed |= {int(group[row]): reason for row, reason in clips.failed.items()}
+    with closing(prefetch(placed_batches(split.source, groups, split.workers))) as batches:
+        for clips in batches:
+            failed |= clips.failed
             pixels = torch.from_numpy(clips.pixels).to(stepper.world.device)
             with stepper.autocast():
                 found.append(stepper.model.video(stepper.normalise(pixels)).float().cpu().numpy())

@@ -451,29 +451,50 @@ RECIPE = SimpleNamespace(
 )
 
 
+class Frames:
+    """A source of so many clips without files: clip i is full of i + 1; those in `unreadable` cannot be read."""
+
+    frames, size, allow_damaged = 2, 4, False
+
+    def __init__(self, count, unreadable=()):
+        self.count, self.unreadable = count, unreadable
+
+    def __len__(self):
+        return self.count
+
+    def stream(self, wanted, workers=0, changes=None):
+        for i in wanted:
+            pixels = np.full((2, 4, 4, 3), i + 1, np.uint8)
+            yield i, VideoError(f"v{i}.mp4 is torn") if i in self.unreadable else pixels
+
+
 @pytest.fixture
 def decoded(monkeypatch):
-    """Clip i is full of i + 1 without a file being read; those in the set are unreadable. Returns the set."""
+    """`run_gate` reads no file: clip i is full of i + 1. Returns the set of those that are unreadable."""
     unreadable = set()
 
-    def decode(clips, frames, preprocess, workers, allow_damaged):
-        assert workers == 0 and frames == 2 and preprocess.size == 4
-        for i, clip in enumerate(clips):
-            number = int(clip.path.stem[1:])
-            pixels = np.full((frames, 4, 4, 3), number + 1, np.uint8)
-            yield i, VideoError(f"{clip.path.name} is torn") if number in unreadable else pixels
+    def files(clips, frames, preprocess, allow_damaged):
+        assert (frames, preprocess.size, allow_damaged) == (2, 4, False)
+        numbers = [int(clip.path.stem[1:]) for clip in clips]
 
-    monkeypatch.setattr(gate, "decode", decode)
+        class Files(Frames):
+            def stream(self, wanted, workers=0, changes=None):
+                for i, (_, answer) in zip(wanted, super().stream([numbers[i] for i in wanted]), strict=True):
+                    yield i, answer
+
+        return Files(len(numbers), unreadable)
+
+    monkeypatch.setattr(gate, "FrameFiles", files)
     return unreadable
 
 
 class TestSeeVideos:
     @pytest.mark.parametrize("videos", [8, 9])
-    def test_batches_and_order(self, decoded, tmp_path, videos):
+    def test_batches_and_order(self, videos):
         original, counts = Original(None, None), []
         artifact = Trial("video.onnx", "ort", PLAN, Video(), Video(other=(3, 9)), Text())
         embedding, tokens, unreadable = see_videos(
-            RECIPE, data_of(videos, tmp_path), original, [artifact], lambda stage, count: counts.append(count)
+            RECIPE, Frames(videos), original, [artifact], lambda stage, count: counts.append(count)
         )
         assert original.batches == ([4, 4] if videos == 8 else [4, 4, 1])
         np.testing.assert_array_equal(embedding.argmax(axis=1), np.arange(1, videos + 1))
@@ -486,19 +507,17 @@ class TestSeeVideos:
         assert counts == [(i + 1, videos) for i in range(videos)]
 
     @pytest.mark.parametrize("torn", [{0, 7}, {8}, {3, 4, 5, 6}, set(range(9))])
-    def test_unreadable_videos_are_left_out(self, decoded, tmp_path, torn):
-        decoded |= torn
-        embedding, _, unreadable = see_videos(
-            RECIPE, data_of(9, tmp_path), Original(None, None), [], lambda stage, count: None
-        )
+    def test_unreadable_videos_are_left_out(self, torn):
+        source = Frames(9, torn)
+        embedding, _, unreadable = see_videos(RECIPE, source, Original(None, None), [], lambda stage, count: None)
         assert unreadable == {i: f"v{i}.mp4 is torn" for i in torn}
         assert embedding.shape == (9 - len(torn), 16)
         np.testing.assert_array_equal(embedding.argmax(axis=1), [i + 1 for i in range(9) if i not in torn])
 
-    def test_a_graph_with_a_mask_gets_one(self, decoded, tmp_path):
+    def test_a_graph_with_a_mask_gets_one(self):
         video = Video(mask=True)
         artifact = Trial("video.onnx", "ort", PLAN, video, video, Text())
-        see_videos(RECIPE, data_of(8, tmp_path), Original(None, None), [artifact], lambda stage, count: None)
+        see_videos(RECIPE, Frames(8), Original(None, None), [artifact], lambda stage, count: None)
         assert len(video.seen) == 2, "one call where the runner tells its decisions itself"
         mask = video.seen[0]["frame_mask"]
         assert mask.shape == (4, 2) and mask.dtype == np.bool_ and mask.all()

@@ -49,7 +49,8 @@ def test_the_order_of_frames_is_what_it_reads(unseen):
     encoder = open_encoder(MINI)
     straight = ("left, then right", "right, then left", "up, then down", "down, then up")
     turning = [i for i, caption in enumerate(unseen.captions) if not caption.endswith(straight)][:8]
-    frames = FrameFiles(unseen.clips, encoder.frames, encoder.preprocess).batch(turning)
+    source = FrameFiles(unseen.clips, encoder.frames, encoder.preprocess)
+    frames = np.stack([clip for _, clip in source.stream(turning)])
     forth, back = (encoder.encode_frames(f) for f in (frames, np.ascontiguousarray(frames[:, ::-1])))
     texts = encoder.encode_text([unseen.captions[i] for i in turning])
     assert ((texts * forth).sum(-1) > (texts * back).sum(-1) + 0.05).all()

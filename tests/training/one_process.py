@@ -16,7 +16,7 @@ from tempme_export.data.annotations import open_data
 from tempme_export.encoder.checkpoint import load_checkpoint
 from tempme_export.encoder.recipe import prepare
 from tempme_export.errors import InputError
-from tempme_export.media.preprocess import Preprocess
+from tempme_export.media.preprocess import Preprocess, preprocess_for
 from tempme_export.training import step
 from tempme_export.training.batches import share
 from tempme_export.training.config import TrainConfig
@@ -110,13 +110,11 @@ def judged(world, recipe, folder):
         open_data(folder / "clips" / "val.csv", "test"),
         recipe,
         world,
-        folder / f"cache-{world.size}",
-        0,
-        True,
+        TrainConfig(out=folder, cache=folder / f"cache-{world.size}", workers=0),
         lambda done, total: None,
     )
     model = TrainableModel(recipe, "lora", 2, 0)
-    stepper = Stepper(model, make_optimizer(model, 1e-3, 0.2), split.footage.preprocess, world, "fp32", 1.0)
+    stepper = Stepper(model, make_optimizer(model, 1e-3, 0.2), preprocess_for(recipe), world, "fp32", 1.0)
     both, _, _ = evaluate(stepper, split, 0)
     return [vars(one) for one in both]
 

@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 from timm.data import auto_augment
 
+from tempme_export.data.clip_batches import placed_batches
+from tempme_export.data.frames import FrameFiles
 from tempme_export.media.preprocess import preprocess_for
 from tempme_export.media.video import read_frames
 from tempme_export.training.augment import NAMES, OPERATIONS, RandAugment, apply
-from tempme_export.training.footage import Footage
 
 THEIRS = dict(
     zip(
@@ -114,10 +115,10 @@ def test_all_frames_of_a_video_are_changed_alike():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_whole_frames_are_changed_before_they_are_resized(data, recipe, workers):
     preprocess = preprocess_for(recipe)
-    footage = Footage(data.clips, 4, preprocess, workers)
-    wanted = [np.array([3, 0]), np.array([3])]
+    source = FrameFiles(data.clips, 4, preprocess)
+    wanted = [[3, 0], [3]]
     changes = [[RandAugment(7, 2, caption) for caption in captions] for captions in ((4, 0), (11,))]
-    found = list(footage.batches(wanted, changes))
+    found = list(placed_batches(source, wanted, workers, [*changes[0], *changes[1]]))
     for videos, each, clips in zip(wanted, changes, found, strict=True):
         for video, change, pixels in zip(videos, each, clips.pixels, strict=True):
             expected = preprocess.crop(change(read_frames(data.paths[video], 4)))

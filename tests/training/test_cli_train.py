@@ -21,7 +21,7 @@ from tempme_export.errors import ExportError
 from tempme_export.training import loop
 from tempme_export.training.log import read_rows
 from tempme_export.training.plan import Plan
-from tempme_export.training.split import Skipped
+from tempme_export.training.skipped import Skipped
 from tempme_export.training.state import Position
 
 COMMAND = [sys.executable, "-m", "tempme_export.cli.train"]

@@ -588,24 +588,24 @@ def copied(clips, folder, name="train.csv"):
 
 class TestEvaluate:
     @pytest.mark.parametrize("per_call", [2, 32])
-    def test_it_is_the_retrieval_of_all_embeddings(self, recipe, trainable, data, cache, monkeypatch, per_call):
+    def test_it_is_the_retrieval_of_all_embeddings(self, recipe, trainable, data, config, monkeypatch, per_call):
         monkeypatch.setattr("tempme_export.training.validate._VIDEOS", per_call)
         monkeypatch.setattr("tempme_export.training.validate._TEXTS", per_call)
-        split, _ = open_split("train", data, recipe, ALONE, cache, 0, True, lambda done, total: None)
+        split, _ = open_split("train", data, recipe, ALONE, config, lambda done, total: None)
         model = trainable(recipe, "lora", rank=2)
         stepper = Stepper(model, make_optimizer(model, 1e-3, 0.2), preprocess_for(recipe), ALONE, "fp32", 1.0)
         both, groups, skipped = evaluate(stepper, split, 3)
         with torch.no_grad():
-            clips = next(split.footage.batches([np.arange(9)])).pixels
+            clips = np.stack([clip for _, clip in split.source.stream(range(9))])
             video = model.video(stepper.normalise(torch.from_numpy(clips)))
             text = model.text(torch.from_numpy(split.token_ids))
         assert both == list(retrieval(text.numpy(), video.numpy(), data.owner))
         assert groups is None and skipped == []
         assert model.training
 
-    def test_groups(self, recipe, trainable, data, cache):
+    def test_groups(self, recipe, trainable, data, config):
         grouped = dataclasses.replace(data, groups=("a", "b", "c") * 3)
-        split, _ = open_split("train", grouped, recipe, ALONE, cache, 0, True, lambda done, total: None)
+        split, _ = open_split("train", grouped, recipe, ALONE, config, lambda done, total: None)
         model = trainable(recipe, "lora", rank=2)
         stepper = Stepper(model, make_optimizer(model, 1e-3, 0.2), preprocess_for(recipe), ALONE, "fp32", 1.0)
         _, groups, _ = evaluate(stepper, split, 0)

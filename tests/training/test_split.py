@@ -1,9 +1,8 @@
-"""Frames by the batch, from files and from a cache, and the thread that reads ahead."""
+"""One part of the data: what is left out of it, and its batches, from files and from a cache."""
 
-import threading
-import time
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,61 +12,48 @@ from tempme_export.data.clip import Clip
 from tempme_export.errors import InputError, ProfileError
 from tempme_export.media.preprocess import preprocess_for
 from tempme_export.media.video import read_frames
+from tempme_export.training.config import TrainConfig
 from tempme_export.training.distributed import World
-from tempme_export.training.footage import Footage, prefetch
 from tempme_export.training.split import fingerprint, open_split, tokenizer_for
 from tempme_export.training.step import Normalise
 
 ALONE = World(0, 1, torch.device("cpu"))
 
 
-def silent(done, total):
-    """Nobody watches."""
+def opening(data, recipe, cache=None, resume=False, progress=lambda done, total: None):
+    """The data as a split, with the videos left out of it."""
+    config = TrainConfig(out=Path(), cache=cache, workers=0, resume=resume)
+    return open_split("train", data, recipe, ALONE, config, progress)
 
 
 @pytest.fixture(scope="module")
 def opened(data, recipe, cache):
     """Split of the data by where its frames come from."""
     return {
-        "files": open_split("train", data, recipe, ALONE, None, 0, True, silent)[0],
-        "cache": open_split("train", data, recipe, ALONE, cache, 0, True, silent)[0],
+        "files": opening(data, recipe)[0],
+        "cache": opening(data, recipe, cache)[0],
     }
 
 
 @pytest.mark.parametrize("kind", ["files", "cache"])
-def test_batches_are_the_videos_frames(opened, kind, data, recipe):
-    wanted = [np.array([3, 0]), np.array([8]), np.array([3, 3])]
-    found = list(opened[kind].footage.batches(wanted))
-    assert [clips.pixels.shape for clips in found] == [(n, 4, 64, 64, 3) for n in (2, 1, 2)]
-    preprocess = preprocess_for(recipe)
-    for videos, clips in zip(wanted, found, strict=True):
-        assert clips.failed == {}
-        for video, pixels in zip(videos, clips.pixels, strict=True):
-            np.testing.assert_array_equal(pixels, preprocess.crop(read_frames(data.paths[video], 4)))
-
-
-def test_a_video_that_fails_is_black_and_named(broken_clips, recipe):
-    footage = Footage(broken_clips.clips, 4, preprocess_for(recipe), 0)
-    first, second = footage.batches([np.array([1, 5]), np.array([3])])
-    assert list(first.failed) == [1] and "5.avi" in first.failed[1]
-    assert first.pixels[1].max() == 0 < first.pixels[0].max()
-    assert second.failed == {}
-
-
-def test_worker_processes_give_the_same(opened, recipe, data):
-    footage = Footage(data.clips, 4, preprocess_for(recipe), 2)
-    wanted = [np.array([1, 7]), np.array([2])]
-    for mine, theirs in zip(opened["files"].footage.batches(wanted), footage.batches(wanted), strict=True):
-        np.testing.assert_array_equal(mine.pixels, theirs.pixels)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_the_videos_frames(opened, kind, workers, data, recipe):
+    split = replace(opened[kind], workers=workers)
+    shares = [(np.array([4, 0]), np.ones(2, bool)), (np.array([11]), np.ones(1, bool))]
+    found = list(split.batches(shares, ALONE.device))
+    assert [batch.pixels.shape for batch in found] == [(n, 4, 64, 64, 3) for n in (2, 1)]
+    crop = preprocess_for(recipe).crop
+    for (captions, _), batch in zip(shares, found, strict=True):
+        assert batch.failed == {} and batch.valid.all()
+        for caption, pixels in zip(captions, batch.pixels, strict=True):
+            np.testing.assert_array_equal(pixels.numpy(), crop(read_frames(data.paths[data.owner[caption]], 4)))
 
 
 @pytest.mark.parametrize("with_cache", [False, True])
 def test_what_cannot_be_read_is_left_out(broken_clips, recipe, tmp_path, with_cache):
     told = []
     cache = tmp_path / "cache" if with_cache else None
-    split, skipped = open_split(
-        "train", broken_clips, recipe, ALONE, cache, 0, True, lambda done, total: told.append((done, total))
-    )
+    split, skipped = opening(broken_clips, recipe, cache, progress=lambda done, total: told.append((done, total)))
     assert [one.video for one in skipped] == ["2.avi", "5.avi"]
     assert all(one.split == "train" and one.step is None and one.path.endswith(one.video) for one in skipped)
     assert "2.avi" in skipped[0].reason and "5.avi" in skipped[1].reason
@@ -80,14 +66,14 @@ def test_what_cannot_be_read_is_left_out(broken_clips, recipe, tmp_path, with_ca
 
 
 def test_a_mended_video_is_read_when_a_run_starts_and_not_when_it_resumes(broken_clips, clips, recipe, tmp_path):
-    def seen(retry):
-        return len(open_split("train", broken_clips, recipe, ALONE, tmp_path, 0, retry, silent)[0].data.paths)
+    def seen(resume):
+        return len(opening(broken_clips, recipe, tmp_path, resume)[0].data.paths)
 
-    assert seen(retry=True) == 7
+    assert seen(resume=False) == 7
     broken_clips.paths[5].write_bytes((clips / "5.avi").read_bytes())
     try:
-        assert seen(retry=False) == 7
-        assert seen(retry=True) == 8
+        assert seen(resume=True) == 7
+        assert seen(resume=False) == 8
     finally:
         broken_clips.paths[5].unlink()
 
@@ -95,7 +81,7 @@ def test_a_mended_video_is_read_when_a_run_starts_and_not_when_it_resumes(broken
 def test_no_video_at_all(data, recipe, tmp_path):
     lost = replace(data.select([0, 1]), clips=(Clip(tmp_path / "a.avi"), Clip(tmp_path / "b.avi")))
     with pytest.raises(InputError, match=r"found none of 2 videos readable.*a\.avi.*--videos"):
-        open_split("train", lost, recipe, ALONE, None, 0, True, silent)
+        opening(lost, recipe)
 
 
 @pytest.mark.parametrize("with_cache", [False, True])
@@ -103,12 +89,12 @@ def test_a_range_is_a_clip(data, recipe, tmp_path, with_cache):
     clip = Clip(data.paths[0], 0.0, 0.4)
     clips = (clip, data.clips[0], *data.clips[2:])
     cut = replace(data, clips=clips)
-    split, _ = open_split("train", cut, recipe, ALONE, tmp_path if with_cache else None, 0, True, silent)
-    (found,) = split.footage.batches([np.array([0, 1])])
+    split, _ = opening(cut, recipe, tmp_path if with_cache else None)
+    found = dict(split.source.stream([0, 1]))
     crop = preprocess_for(recipe).crop
-    np.testing.assert_array_equal(found.pixels[0], crop(read_frames(clip.path, 4, clip.start, clip.end)))
-    np.testing.assert_array_equal(found.pixels[1], crop(read_frames(clip.path, 4)))
-    assert not np.array_equal(*found.pixels)
+    np.testing.assert_array_equal(found[0], crop(read_frames(clip.path, 4, clip.start, clip.end)))
+    np.testing.assert_array_equal(found[1], crop(read_frames(clip.path, 4)))
+    assert not np.array_equal(found[0], found[1])
     assert fingerprint(cut) != fingerprint(replace(cut, clips=(Clip(clip.path, 0.0, 0.5), *clips[1:])))
 
 
@@ -123,13 +109,13 @@ class TestBatches:
 
     def test_a_video_that_failed_does_not_count(self, opened, data, tmp_path):
         split = opened["files"]
-        videos = list(split.footage.videos)
+        videos = list(data.clips)
         videos[data.owner[0]] = Clip(tmp_path / "gone.avi")
-        footage = Footage(videos, 4, split.footage.preprocess, 0)
-        broken = type(split)("train", split.data, footage, split.token_ids, False)
+        broken = replace(split, source=replace(split.source, clips=videos))
         captions = np.array([5, 0, 3])
         (batch,) = broken.batches([(captions, np.ones(3, bool))], ALONE.device)
         assert batch.valid.tolist() == [True, False, True]
+        assert [pixels.any() for pixels in batch.pixels] == [True, False, True], "black where there is none"
         assert list(batch.failed) == [data.owner[0]] and "gone.avi" in batch.failed[data.owner[0]]
         record = broken.skipped(data.owner[0], batch.failed[data.owner[0]], 12)
         assert (record.step, record.video) == (12, data.video_ids[data.owner[0]])
@@ -153,7 +139,7 @@ class TestBatches:
     def test_long_captions_are_cut_and_said(self, data, recipe, cache, opened):
         assert not opened["cache"].cut
         long = type(data)(data.name, data.video_ids, data.clips, ("word " * 40 + "end", *data.captions[1:]), data.owner)
-        split, _ = open_split("train", long, recipe, ALONE, cache, 0, True, silent)
+        split, _ = opening(long, recipe, cache)
         assert split.cut and split.token_ids.shape == (13, recipe.profile.text_length)
 
 
@@ -190,50 +176,3 @@ class TestFingerprint:
 def test_a_backbone_without_tokenizer(tiny_recipe):
     with pytest.raises(ProfileError, match="tokenizer is unknown"):
         tokenizer_for(tiny_recipe)
-
-
-class TestPrefetch:
-    def test_the_same_items_in_order(self):
-        assert list(prefetch(iter(range(50)))) == list(range(50))
-        assert list(prefetch(iter(()))) == []
-
-    def test_it_reads_ahead_and_not_further(self):
-        made = []
-
-        def items():
-            for i in range(20):
-                made.append(i)
-                yield i
-
-        with closing(prefetch(items(), ahead=2)) as ready:
-            assert next(ready) == 0
-            deadline = time.monotonic() + 10
-            while len(made) < 4 and time.monotonic() < deadline:
-                time.sleep(0.01)
-            time.sleep(0.05)
-            assert made == [0, 1, 2, 3], "one taken, two ready, one in hand"
-
-    def test_its_errors_are_raised_where_items_are_asked_for(self):
-        def items():
-            yield 1
-            raise InputError("no more")
-
-        ready = prefetch(items())
-        assert next(ready) == 1
-        with pytest.raises(InputError, match="no more"):
-            next(ready)
-
-    def test_closing_stops_the_thread_and_closes_the_items(self):
-        closed = threading.Event()
-
-        def items():
-            try:
-                while True:
-                    yield 0
-            finally:
-                closed.set()
-
-        before = threading.active_count()
-        with closing(prefetch(items())) as ready:
-            next(ready)
-        assert closed.is_set() and threading.active_count() == before
