@@ -14,7 +14,14 @@ from tempme_export.media.token_ids import TextTruncatedWarning
 from tempme_export.media.tokenizer import Tokenizer
 from tempme_export.parity.selftest import CAPTIONS, CLIPS, SAFE_GAP, SelfTest, draw_clip, draw_token_ids
 
-_TRIES = 4
+
+@dataclass(frozen=True)
+class Drawing:
+    """How clips are drawn: one of each kind, `tries` times at most until the gap of its closest decision is `safe`."""
+
+    kinds: tuple[str, ...] = CLIPS
+    tries: int = 4
+    safe: float = SAFE_GAP
 
 
 @dataclass(frozen=True)
@@ -30,14 +37,14 @@ class _Judged:
         return [float(step.gap.min()) for step in self.steps]
 
 
-def _draw_safely(kind: str, video: ReferenceVideo, preprocess: Preprocess, seed: int) -> _Judged:
+def _draw_safely(kind: str, video: ReferenceVideo, preprocess: Preprocess, seed: int, drawing: Drawing) -> _Judged:
     """The first clip of a kind whose decisions are safe, or the safest of a few."""
     drawn = []
-    for attempt in range(_TRIES):
+    for attempt in range(drawing.tries):
         clip, trace = draw_clip(kind, video.plan.frames, preprocess.size, seed + attempt), Trace()
         feature = video.video_feature(torch.from_numpy(preprocess(clip)[None]), trace=trace)
         drawn.append(_Judged(clip, torch.nn.functional.normalize(feature, dim=-1).numpy(), trace.steps))
-        if min(drawn[-1].gaps, default=np.inf) >= SAFE_GAP:
+        if min(drawn[-1].gaps, default=np.inf) >= drawing.safe:
             return drawn[-1]
     return max(drawn, key=lambda judged: min(judged.gaps))
 
@@ -52,12 +59,12 @@ def _captions(recipe: Recipe) -> tuple[tuple[str, ...], NDArray[np.int64]]:
         return CAPTIONS, Tokenizer(recipe.backbone.tokenizer, length)(CAPTIONS)
 
 
-def make_selftest(recipe: Recipe, seed: int = 0) -> SelfTest:
+def make_selftest(recipe: Recipe, seed: int = 0, drawing: Drawing = Drawing()) -> SelfTest:
     """Draw clips and texts and run the oracle on them. Raises ProfileError and BackendError as the tokenizer."""
     captions, caption_ids = _captions(recipe)
     video, text = ReferenceVideo(recipe), ReferenceText(recipe)
     preprocess, token_ids = preprocess_for(recipe), draw_token_ids(recipe, seed)
-    judged = [_draw_safely(kind, video, preprocess, seed + 1600 * i) for i, kind in enumerate(CLIPS)]
+    judged = [_draw_safely(kind, video, preprocess, seed + 1600 * i, drawing) for i, kind in enumerate(drawing.kinds)]
     merges = range(len(recipe.plan.merges))
     return SelfTest(
         clips=np.stack([j.clip for j in judged]),

@@ -197,15 +197,15 @@ def registering():
 class Builds:
     """Who builds artifacts until the test ends. Each returns its exporter."""
 
-    def __init__(self, registering, folder):
-        self.registering, self.folder = registering, folder
+    def __init__(self, registering, small_bundle):
+        self.registering, self.small_bundle = registering, small_bundle
 
     def by(self, artifact, exporter):
         self.registering(replace(artifact, builder=exporter))
         return exporter
 
     def copying(self, artifact, folder=None):
-        return self.by(artifact, Copying(artifact, folder or self.folder))
+        return self.by(artifact, Copying(artifact, folder or self.small_bundle()))
 
     def failing(self, artifact, error):
         return self.by(artifact, Failing(artifact, error))
@@ -215,13 +215,13 @@ class Builds:
         return self.by(artifact, Seeing()).specs
 
     def negated(self, artifact):
-        return self.by(artifact, Negated(artifact, self.folder))
+        return self.by(artifact, Negated(artifact, self.small_bundle()))
 
 
 @pytest.fixture
-def builds(registering, small_bundle):
+def builds(registering, request):
     """`builds.copying(artifact, folder)`, `failing`, `negated` and `by`; copies are of `small_bundle` by default."""
-    return Builds(registering, small_bundle)
+    return Builds(registering, partial(request.getfixturevalue, "small_bundle"))
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import json
 import shutil
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,16 +12,15 @@ import torch
 
 import tempme_export
 from tempme_export.artifacts.backend import Folder
-from tempme_export.artifacts.bundle import MANIFEST, TEXT, VIDEO, open_bundle, verify_files, write_manifest
+from tempme_export.artifacts.bundle import MANIFEST, VIDEO, open_bundle, verify_files, write_manifest
+from tempme_export.artifacts.registry import TEXT_ONNX, VIDEO_ONNX
 from tempme_export.cli import console
-from tempme_export.cli import export as cli
 from tempme_export.data.annotations import open_data
 from tempme_export.data.clip import Clip
 from tempme_export.encoder.backbone import open_clip_backbone
 from tempme_export.encoder.recipe import prepare
 from tempme_export.encoder.reference import ReferenceVideo, Trace
 from tempme_export.errors import BackendError, InputError, ParityError, PrecisionError, UsageError
-from tempme_export.evaluation import gate
 from tempme_export.evaluation.gate import run_gate
 from tempme_export.evaluation.gate_data import MIN_VIDEOS, open_gate
 from tempme_export.evaluation.original import Original
@@ -34,8 +33,6 @@ from tempme_export.parity.selftest import SAFE_GAP
 from tempme_export.parity.tolerance import RetrievalTolerance
 from tempme_export.pipeline import export as pipeline
 from tempme_export.pipeline.spec import ExportSpec
-from tempme_export.quantization import graphs
-from tempme_export.runtime import ort
 from tempme_export.training.init import draw_clip
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -94,13 +91,10 @@ def selftest(recipe):
 
 
 @pytest.fixture
-def quick(gated, selftest, monkeypatch):
-    """Exports copy the graphs of `gated` and take its self-test; all else is real."""
-    for name, file in (("export_video", VIDEO), ("export_text", TEXT)):
-        monkeypatch.setattr(
-            graphs, name, lambda recipe, path, *rest, file=file, **options: shutil.copyfile(gated / file, path)
-        )
-    monkeypatch.setattr(pipeline, "make_selftest", lambda recipe: selftest)
+def quick(gated, builds):
+    """Exports copy the graphs of `gated`; all else is real."""
+    for artifact in (VIDEO_ONNX, TEXT_ONNX):
+        builds.copying(artifact, gated)
 
 
 @pytest.fixture
@@ -115,39 +109,24 @@ def export(folder, quick, tmp_path):
 
 
 @pytest.fixture
-def command(folder, quick, tmp_path, monkeypatch, capsys):
-    """Run `tempme-export` on the small model in this process; returns exit code, stdout and stderr."""
-
-    def run(*arguments):
-        usual = [folder / "mini.pth", "--profile", "mini-8f", "--out", tmp_path / "out", "--batch", "1:4:5"]
-        monkeypatch.setattr(sys, "argv", ["tempme-export", *map(str, [*usual, *arguments])])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
-
-    return run
+def command(tempme_export, folder, quick, tmp_path):
+    """Run `tempme-export` on the small model; returns exit code, stdout and stderr."""
+    return partial(
+        tempme_export, folder / "mini.pth", "--profile", "mini-8f", "--out", tmp_path / "out", "--batch", "1:4:5"
+    )
 
 
 @pytest.fixture
-def spoiled_texts(monkeypatch):
-    """Under the gate alone, text.onnx answers with the texts of its neighbours: parity sees nothing."""
+def spoiled_texts(runs, selftest):
+    """Under the gate alone, text.onnx answers with the texts of its neighbours: parity asks for fewer at once."""
+    texts = len(selftest.token_ids)
 
-    class Spoiled(ort.OrtRunner):
-        def _infer(self, inputs):
-            return {
-                name: np.roll(value, 1, axis=0) if name == "text_embedding" else value
-                for name, value in super()._infer(inputs).items()
-            }
+    def spoil(found):
+        rows = found["text_embedding"]
+        return {"text_embedding": np.roll(rows, 1, axis=0) if len(rows) > texts else rows}
 
-    open_trials = gate.open_trials
-
-    def open_spoiled(*args):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ort, "OrtRunner", Spoiled)
-            return open_trials(*args)
-
-    monkeypatch.setattr(gate, "open_trials", open_spoiled)
+    assert texts < 2 * CLIPS
+    return runs("text-ort", answer=spoil)
 
 
 class TestPasses:
@@ -231,27 +210,24 @@ class TestRefuses:
             check["name"] for check in failed.manifest["gate"]["reports"][0]["checks"] if not check["passed"]
         ]
 
-    def test_an_accepted_bundle_stays_where_it_is(self, export, monkeypatch, tmp_path, gated):
+    def test_an_accepted_bundle_stays_where_it_is(self, export, request, tmp_path):
         seen = []
         bundle = export(gate=None, progress=lambda stage, result: seen.append(stage))
         assert bundle.manifest["gate"] is None and not any(stage.startswith("gate") for stage in seen)
         before = (tmp_path / "out" / MANIFEST).read_bytes()
-        limits = RetrievalTolerance(0.1, 1.1, 0.999)
-        tolerance = dataclasses.replace(pipeline.TOLERANCES["fp32"], retrieval=limits)
-        monkeypatch.setitem(pipeline.TOLERANCES, "fp32", tolerance)
-        monkeypatch.setattr(RetrievalTolerance, "overlap_limit", lambda self, queries, best: self.top10_overlap)
-        with pytest.raises(ParityError, match=r"top-10 overlap is 1, limit 1\.1"):
+        request.getfixturevalue("spoiled_texts")
+        with pytest.raises(ParityError, match=r"gate video\.onnx: text-to-video: top-10 overlap is "):
             export(force=True)
         assert (tmp_path / "out" / MANIFEST).read_bytes() == before
         assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.failed"]
 
-    def test_parity_comes_first(self, export, monkeypatch, tmp_path):
+    def test_parity_comes_first(self, export, runs, tmp_path):
         """What computes something else is not tried on videos."""
-        monkeypatch.setattr(pipeline, "run_gate", lambda *args: pytest.fail("gated a wrong artifact"))
-        tolerance = dataclasses.replace(pipeline.TOLERANCES["fp32"], cosine_distance=-1.0)
-        monkeypatch.setitem(pipeline.TOLERANCES, "fp32", tolerance)
+        runs("ort", answer=lambda found: {**found, "video_embedding": -found["video_embedding"]})
+        stages = []
         with pytest.raises(ParityError, match=r"video\.onnx: video, batch"):
-            export()
+            export(progress=lambda stage, result: stages.append(stage))
+        assert "parity" in stages and not any(stage.startswith("gate") for stage in stages)
         assert open_bundle(tmp_path / "out.failed").manifest["gate"] is None
 
     def test_weights_of_another_model(self, gated, folder):
@@ -292,25 +268,21 @@ class TestRefuses:
 
 class TestNotRun:
     @pytest.fixture
-    def without_kernels(self, monkeypatch):
-        open_trials = gate.open_trials
+    def without_kernels(self, runs):
+        """Parity opens the graph twice; it cannot be opened after that."""
 
-        def refuse(path, device, **options):
-            raise PrecisionError(f"no kernel for {path.name}")
+        def refuse(opened):
+            if len(opened) > 2:
+                raise PrecisionError(f"no kernel for {opened[-1]}")
 
-        def open_refused(*args):
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(ort, "OrtRunner", refuse)
-                return open_trials(*args)
-
-        monkeypatch.setattr(gate, "open_trials", open_refused)
+        return runs("ort", before=refuse)
 
     def test_float32_is_an_error(self, export, without_kernels, tmp_path):
         with pytest.raises(BackendError, match=r"no kernel for video\.onnx"):
             export()
         assert list(tmp_path.iterdir()) == []
 
-    def test_low_precision_is_said(self, command, without_kernels, folder, monkeypatch):
+    def test_low_precision_is_said(self, command, without_kernels, folder):
         """The graphs are float32's, so parity runs; the gate does not."""
         code, out, err = command("--gate", folder / "data.csv", "--precision", "bf16", "--json")
         assert code == 0, err
@@ -324,8 +296,8 @@ class TestBadRequests:
     """Found before anything is built."""
 
     @pytest.fixture(autouse=True)
-    def nothing_is_built(self, monkeypatch, quick):
-        monkeypatch.setattr(pipeline, "make_selftest", lambda recipe: pytest.fail("worked"))
+    def nothing_is_built(self, quick, builds):
+        builds.failing(VIDEO_ONNX, AssertionError("worked"))
 
     @pytest.fixture
     def refused(self, command, tmp_path):
@@ -360,11 +332,9 @@ class TestBadRequests:
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize("more", [["--gate", "data.csv"], ["--gate-videos", "clips"]])
-    def test_verify_has_no_gate(self, gated, more, monkeypatch, capsys):
-        monkeypatch.setattr(sys, "argv", ["tempme-export", "--verify", str(gated), *more])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        assert caught.value.code == 2 and "--verify has none" in capsys.readouterr().err
+    def test_verify_has_no_gate(self, tempme_export, gated, more):
+        code, _, err = tempme_export("--verify", gated, *more)
+        assert code == 2 and "--verify has none" in err
 
     def test_dry_run(self, command, folder, tmp_path):
         code, out, err = command("--gate", folder / "data.csv", "--dry-run", "--json")

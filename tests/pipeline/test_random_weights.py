@@ -5,8 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from tempme_export.encoder import random_weights
-from tempme_export.encoder.backbone import Backbone
+from tempme_export.encoder.backbone import open_clip_backbone
 from tempme_export.encoder.checkpoint import Checkpoint, from_state_dict
 from tempme_export.encoder.profile import load_profile
 from tempme_export.encoder.random_weights import LOGIT_SCALE, LORA_RANK, draw_checkpoint, draw_state_dict
@@ -14,27 +13,13 @@ from tempme_export.encoder.recipe import Recipe
 from tempme_export.encoder.reference import ReferenceVideo, Trace
 from tempme_export.errors import ProfileError
 
-SMALL = Backbone(
-    name="small",
-    image_size=48,
-    patch=16,
-    width=128,
-    layers=3,
-    heads=2,
-    embed=64,
-    text_width=128,
-    text_layers=2,
-    text_heads=2,
-    context=16,
-    vocab=2000,
-)
+MINI = open_clip_backbone("tempme-mini")
 
 
 @pytest.fixture
-def profile(small_profile, monkeypatch):
-    """A profile whose backbone is SMALL, a name that open_clip does not know."""
-    monkeypatch.setattr(random_weights, "open_clip_backbone", lambda name: {"small": SMALL}[name])
-    return dataclasses.replace(load_profile(small_profile), backbone="small")
+def profile(small_profile):
+    """A profile whose backbone is MINI."""
+    return dataclasses.replace(load_profile(small_profile), backbone=MINI.name)
 
 
 def test_layout_is_the_originals(profile):
@@ -43,7 +28,7 @@ def test_layout_is_the_originals(profile):
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
     facts = from_state_dict(state, source="drawn").facts
     for size in ("image_size", "patch", "width", "layers", "embed", "text_width", "text_layers", "context", "vocab"):
-        assert getattr(facts, size) == getattr(SMALL, size)
+        assert getattr(facts, size) == getattr(MINI, size)
     assert facts.lora_rank == LORA_RANK == 8
     assert facts.clip_lengths == ((1, 4), (2, 2))
 
@@ -71,21 +56,21 @@ def test_does_not_touch_the_global_generator(profile):
 
 
 STDS = {
-    "visual.transformer.resblocks.1.attn.in_proj_weight": 1.3 * 128**-0.5,
+    "visual.transformer.resblocks.1.attn.in_proj_weight": 1.3 * MINI.width**-0.5,
     "visual.transformer.resblocks.1.attn.in_proj_bias": 0.05,
-    "visual.transformer.resblocks.0.attn.out_proj.weight": 0.4 * 128**-0.5,
-    "visual.transformer.resblocks.0.attn.TVPt_LoRA_a": 128**-0.5,
+    "visual.transformer.resblocks.0.attn.out_proj.weight": 0.4 * MINI.width**-0.5,
+    "visual.transformer.resblocks.0.attn.TVPt_LoRA_a": MINI.width**-0.5,
     "visual.transformer.resblocks.0.attn.TVPt_LoRA_b": 0.15,
     "visual.transformer.resblocks.1.TVPt_Video_Positional_embedding": 0.1,
-    "visual.transformer.resblocks.2.mlp.c_fc.weight": 0.7 * 128**-0.5,
-    "visual.transformer.resblocks.2.mlp.c_proj.weight": 0.4 * 512**-0.5,
-    "visual.conv1.weight": 0.6 * (3 * 16 * 16) ** -0.5,
+    "visual.transformer.resblocks.2.mlp.c_fc.weight": 0.7 * MINI.width**-0.5,
+    "visual.transformer.resblocks.2.mlp.c_proj.weight": 0.4 * (4 * MINI.width) ** -0.5,
+    "visual.conv1.weight": 0.6 * (3 * MINI.patch**2) ** -0.5,
     "visual.positional_embedding": 0.3,
-    "visual.proj": 128**-0.5,
-    "transformer.resblocks.1.attn.in_proj_weight": 1.3 * 128**-0.5,
+    "visual.proj": MINI.width**-0.5,
+    "transformer.resblocks.1.attn.in_proj_weight": 1.3 * MINI.text_width**-0.5,
     "positional_embedding": 0.01,
     "token_embedding.weight": 0.02,
-    "text_projection": 128**-0.5,
+    "text_projection": MINI.text_width**-0.5,
 }
 
 
@@ -99,18 +84,18 @@ def test_scales(profile):
         assert float(tensor.std()) == pytest.approx(std, rel=error), name
         assert abs(float(tensor.mean())) < 4 * std / tensor.numel() ** 0.5, name
     for norm in ("visual.ln_pre", "visual.transformer.resblocks.0.ln_1", "ln_final"):
-        assert float(state[f"clip.{norm}.weight"].mean()) == pytest.approx(1, abs=4 * 0.1 / 128**0.5)
-        assert float(state[f"clip.{norm}.bias"].mean()) == pytest.approx(0, abs=4 * 0.05 / 128**0.5)
+        assert float(state[f"clip.{norm}.weight"].mean()) == pytest.approx(1, abs=4 * 0.1 / MINI.width**0.5)
+        assert float(state[f"clip.{norm}.bias"].mean()) == pytest.approx(0, abs=4 * 0.05 / MINI.width**0.5)
 
 
 def test_checkpoint_names_its_seed_and_runs(profile):
     checkpoint = draw_checkpoint(profile, seed=5)
     assert isinstance(checkpoint, Checkpoint) and checkpoint.source == "random weights (seed 5)"
-    recipe = Recipe(checkpoint, profile, SMALL, profile.plan(SMALL))
+    recipe = Recipe(checkpoint, profile, MINI, profile.plan(MINI))
     trace = Trace()
-    frames = torch.randn(1, 4, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+    frames = torch.randn(1, 4, 3, MINI.image_size, MINI.image_size, generator=torch.Generator().manual_seed(1))
     embedding = ReferenceVideo(recipe).video_feature(frames, trace=trace)
-    assert embedding.isfinite().all() and len(trace.steps) == 5
+    assert embedding.isfinite().all() and len(trace.steps) == len(recipe.plan.merges) == 6
     assert max(float(tokens.abs().max()) for tokens in trace.tokens) < 100
 
 

@@ -9,9 +9,7 @@ import torch
 from tempme_export.encoder.reference import ReferenceText, ReferenceVideo, Trace
 from tempme_export.errors import BundleError
 from tempme_export.media.preprocess import preprocess_for
-from tempme_export.parity import making
-from tempme_export.parity import selftest as selftest_module
-from tempme_export.parity.making import make_selftest
+from tempme_export.parity.making import Drawing, make_selftest
 from tempme_export.parity.selftest import (
     CLIPS,
     SAFE_GAP,
@@ -23,12 +21,6 @@ from tempme_export.parity.selftest import (
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def set_safe_gap(monkeypatch, gap):
-    """For what draws clips and for what calls them fragile."""
-    for module in (making, selftest_module):
-        monkeypatch.setattr(module, "SAFE_GAP", gap)
 
 
 def distinct_frames(clip):
@@ -119,34 +111,27 @@ def test_the_same_seed_draws_the_same_test(small_recipe, small_selftest):
     assert (other.token_ids != small_selftest.token_ids).any()
 
 
-def test_unsafe_clips_are_drawn_again(small_recipe, small_selftest, monkeypatch):
+def test_unsafe_clips_are_drawn_again(small_recipe):
     """A limit just above the smallest gap of the first moving clip must turn that clip away."""
-    monkeypatch.setattr(making, "CLIPS", ("moving",))
     first = draw_clip("moving", 4, 48, seed=0)
-    set_safe_gap(monkeypatch, 0.0)
-    lenient = make_selftest(small_recipe)
+    lenient = make_selftest(small_recipe, drawing=Drawing(("moving",), safe=0.0))
     np.testing.assert_array_equal(lenient.clips[0], first)
     limit = float(lenient.gaps[0].min()) * 1.001
-    set_safe_gap(monkeypatch, limit)
-    strict = make_selftest(small_recipe)
+    strict = make_selftest(small_recipe, drawing=Drawing(("moving",), safe=limit))
     assert (strict.clips[0] != first).any()
     assert (strict.gaps >= limit).all()
 
 
-def test_tied_clips_fall_back_to_the_safest_of_a_few(small_recipe, monkeypatch):
+def test_tied_clips_fall_back_to_the_safest_of_a_few(small_recipe):
     """Behind exact ties lie tokens that differ by next to nothing, whatever is drawn."""
-    monkeypatch.setattr(making, "CLIPS", ("repeated",))
-    monkeypatch.setattr(making, "_TRIES", 3)
     video, preprocess, gaps = ReferenceVideo(small_recipe), preprocess_for(small_recipe), []
     for seed in range(40, 43):
         trace = Trace()
         video.video_feature(torch.from_numpy(preprocess(draw_clip("repeated", 4, 48, seed))[None]), trace=trace)
         gaps.append(min(float(step.gap.min()) for step in trace.steps))
-    set_safe_gap(monkeypatch, 3.0)
-    drawn = make_selftest(small_recipe, seed=40)
+    drawn = make_selftest(small_recipe, seed=40, drawing=Drawing(("repeated",), tries=3, safe=3.0))
     np.testing.assert_array_equal(drawn.clips[0], draw_clip("repeated", 4, 48, 40 + int(np.argmax(gaps))))
-    assert drawn.gaps.min() == pytest.approx(max(gaps))
-    assert drawn.fragile.tolist() == [True]
+    assert drawn.gaps.min() == pytest.approx(max(gaps)) and max(gaps) < 3.0
 
 
 def test_fragile_clips_are_those_below_the_safe_gap(small_selftest):
@@ -158,11 +143,9 @@ def test_fragile_clips_are_those_below_the_safe_gap(small_selftest):
     assert none.fragile.tolist() == [False] * 6, "without merges nothing is to be decided"
 
 
-def test_without_a_safe_clip_the_safest_are_taken_and_marked(small_recipe, monkeypatch):
-    set_safe_gap(monkeypatch, 3.0)
-    monkeypatch.setattr(making, "_TRIES", 2)
-    drawn = make_selftest(small_recipe)
-    assert drawn.fragile.tolist() == [True] * 6
+def test_without_a_safe_clip_the_safest_are_taken(small_recipe):
+    drawn = make_selftest(small_recipe, drawing=Drawing(tries=2, safe=3.0))
+    assert (drawn.gaps.min(axis=1) < 3.0).all()
     assert len(drawn.clips) == 6 and np.isfinite(drawn.video_embedding).all()
 
 
