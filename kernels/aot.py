@@ -114,6 +114,9 @@ class Resources:
     shared: int
 
 
+Assembler = Callable[[str, str], tuple[bytes, str]]  # as `assemble`
+
+
 @dataclass(frozen=True)
 class Compiled:
     """A built kernel.
@@ -223,8 +226,10 @@ def ptx_version(target: str) -> int:
     return 80 if int(target.removeprefix("sm_")) < 100 else 87
 
 
-def compile(variant: Variant, target: str) -> Compiled:
+def compile(variant: Variant, target: str, assembler: Assembler | None = None) -> Compiled:
     """Build a kernel for one of `TARGETS`; needs Triton, no driver and no GPU.
+
+    assembler  makes the cubin; None: Triton's ptxas
 
     Raises ValueError for another target and RuntimeError under TRITON_INTERPRET=1, for a kernel that needs
     scratch memory, and where ptxas refuses.
@@ -252,15 +257,16 @@ def compile(variant: Variant, target: str) -> Compiled:
         options["num_stages"] = variant.num_stages
     if target.startswith("gfx"):
         built = triton.compile(source, target=GPUTarget("hip", target, 64), options=options)
-        _check_scratch(built.metadata)
+        check_scratch(built.metadata)
         return _compiled_hsaco(variant, target, built)
     options["ptx_version"] = ptx_version(target)
     built = triton.compile(source, target=GPUTarget("cuda", int(target.removeprefix("sm_")), 32), options=options)
-    _check_scratch(built.metadata)
-    return _compiled_cubin(variant, target, built)
+    check_scratch(built.metadata)
+    return _compiled_cubin(variant, target, built, assembler or assemble)
 
 
-def _check_scratch(metadata: Any) -> None:
+def check_scratch(metadata: Any) -> None:
+    """Raise RuntimeError for a built kernel that needs scratch memory."""
     sizes = [getattr(metadata, f"{kind}_scratch_size", 0) for kind in ("global", "profile")]
     if any(sizes):
         raise RuntimeError(
@@ -269,7 +275,7 @@ def _check_scratch(metadata: Any) -> None:
         )
 
 
-def _compiled_cubin(variant: Variant, target: str, built: Any) -> Compiled:
+def _compiled_cubin(variant: Variant, target: str, built: Any, assemble: Assembler) -> Compiled:
     ptx = strip_debug(strip_hidden_arguments(built.asm["ptx"]))
     if parameters(ptx) != variant.parameters:
         raise RuntimeError(f"{variant.name} takes {parameters(ptx)} in PTX, expected {variant.parameters}.")

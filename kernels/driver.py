@@ -19,13 +19,13 @@ class DriverError(RuntimeError):
     """The CUDA driver is missing or refused a call."""
 
 
-def open_library() -> ctypes.CDLL:
+def open_library(name: str = LIBRARY) -> ctypes.CDLL:
     """The CUDA driver. Raises DriverError where there is none."""
     try:
-        return ctypes.CDLL(LIBRARY)
+        return ctypes.CDLL(name)
     except OSError as error:
         raise DriverError(
-            f"{LIBRARY} cannot be loaded ({error}). It comes with the NVIDIA driver: install that, or in a container "
+            f"{name} cannot be loaded ({error}). It comes with the NVIDIA driver: install that, or in a container "
             "start with the GPU passed through (docker run --gpus all)."
         ) from error
 

@@ -20,6 +20,7 @@ from typing import BinaryIO
 from tempme_export.errors import ExportError, LeftBehindWarning
 
 Content = bytes | Callable[[BinaryIO], object]
+Rename = Callable[[Path, Path, int], bool]  # whether the system and the file system have it
 
 _UNFINISHED: set[Path] = set()
 _NAME_KEPT = 40  # characters of a name in its hidden sibling's, which must not be too long for the file system
@@ -105,21 +106,23 @@ def name_temporary_folder() -> None:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", tempfile.tempdir)  # torch makes its own, unless it is there
 
 
-def publish(work: Path, out: Path, *, replace: bool) -> None:
+def publish(work: Path, out: Path, *, replace: bool, system: Rename | None = None) -> None:
     """Give a folder that `building` made its final name, in one step that respects what has that name at that moment.
 
     replace  what is there is exchanged for it; `building` then deletes that
+    system   the one rename that knows `RENAME_NOREPLACE` and `RENAME_EXCHANGE`; None: renameat2(2)
     Raises FileExistsError where something is there and `replace` is false.
     """
+    system = system or _system_rename
     while True:
         try:
-            _rename_new(work, out)
+            _rename_new(work, out, system)
             return
         except FileExistsError:
             if not replace:
                 raise
         with suppress(FileNotFoundError, FileExistsError):  # it has just gone, or another has just come
-            _exchange(work, out)
+            _exchange(work, out, system)
             return
 
 
@@ -224,9 +227,9 @@ def _system_rename(source: Path, target: Path, flag: int) -> bool:
     raise OSError(code, os.strerror(code), str(source), None, str(target))
 
 
-def _rename_new(work: Path, out: Path) -> None:
+def _rename_new(work: Path, out: Path, system: Rename) -> None:
     """Rename a folder to a name that nothing has. Raises FileExistsError."""
-    if _system_rename(work, out, _NO_REPLACE):
+    if system(work, out, _NO_REPLACE):
         return
     if os.name != "posix":
         work.rename(out)
@@ -242,17 +245,17 @@ def _rename_new(work: Path, out: Path) -> None:
         raise
 
 
-def _exchange(work: Path, out: Path) -> None:
+def _exchange(work: Path, out: Path, system: Rename) -> None:
     """Exchange two names. Raises FileNotFoundError where `out` is gone, FileExistsError where another comes between.
 
     Where the file system has no such rename, a reader may for a moment find nothing.
     """
-    if _system_rename(work, out, _EXCHANGE):
+    if system(work, out, _EXCHANGE):
         return
     aside = _hidden_sibling(out)
     out.rename(aside)
     try:
-        _rename_new(work, out)
+        _rename_new(work, out, system)
     except FileExistsError:
         _delete(aside)  # another has replaced it
         raise

@@ -7,7 +7,10 @@ import itertools
 import json
 import math
 import os
+import resource
 import sys
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -193,6 +196,31 @@ def run_command(monkeypatch, capsys):
         return caught.value.code or 0, out, err
 
     return run
+
+
+@contextmanager
+def _largest_file(size):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture(scope="session")
+def largest_file():
+    """`with largest_file(size)`: the system refuses whatever would make a file larger, as a full disk does."""
+    return _largest_file
+
+
+@pytest.fixture
+def other_file_system(tmp_path):
+    """A folder on another file system than `tmp_path`, gone after the test."""
+    if not os.path.isdir("/dev/shm") or os.stat("/dev/shm").st_dev == os.stat(tmp_path).st_dev:
+        pytest.skip("needs a second file system in /dev/shm")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 
 from tempme_export import files
 from tempme_export.errors import ExportError, LeftBehindWarning
-from tempme_export.files import building, discard_unfinished, publish, scratch_folder, write_file
+from tempme_export.files import building, discard_unfinished, scratch_folder, write_file
 
 
 class TestWriteFile:
@@ -88,10 +89,10 @@ class TestWriteFile:
 
 
 @pytest.fixture(params=["one rename", "two renames"])
-def any_file_system(request, monkeypatch):
-    """One that exchanges names and refuses taken ones, and one that cannot."""
-    if request.param == "two renames":
-        monkeypatch.setattr(files, "_system_rename", lambda *names: False)
+def publish(request):
+    """On a file system that exchanges names and refuses taken ones, and on one that cannot."""
+    without = {} if request.param == "one rename" else {"system": lambda *names: False}
+    return partial(files.publish, **without)
 
 
 def fill(folder, text):
@@ -99,16 +100,15 @@ def fill(folder, text):
     (folder / "content").write_text(text)
 
 
-@pytest.mark.usefixtures("any_file_system")
 class TestPublish:
-    def test_a_free_name(self, tmp_path):
+    def test_a_free_name(self, publish, tmp_path):
         with building(tmp_path / "out") as work:
             (work / "content").write_text("new")
             publish(work, tmp_path / "out", replace=False)
         assert (tmp_path / "out" / "content").read_text() == "new" and len(list(tmp_path.iterdir())) == 1
 
     @pytest.mark.parametrize("there", [None, "old"])
-    def test_a_taken_name(self, tmp_path, there):
+    def test_a_taken_name(self, publish, tmp_path, there):
         """An empty folder too, which a plain rename would replace."""
         out = tmp_path / "out"
         with building(out) as work:
@@ -120,7 +120,7 @@ class TestPublish:
         assert [path.read_text() for path in out.iterdir()] == ([there] if there else [])
         assert list(tmp_path.iterdir()) == [out]
 
-    def test_what_is_there_is_replaced_and_gone(self, tmp_path):
+    def test_what_is_there_is_replaced_and_gone(self, publish, tmp_path):
         out = tmp_path / "out"
         fill(out, "old")
         with building(out) as work:
@@ -129,7 +129,7 @@ class TestPublish:
             assert (out / "content").read_text() == "new"
         assert (out / "content").read_text() == "new" and list(tmp_path.iterdir()) == [out]
 
-    def test_many_at_once(self, tmp_path):
+    def test_many_at_once(self, publish, tmp_path):
         """Without `replace` one of them has the name; with it one of them, and each of the others was there."""
         for replace, winners in ((False, 1), (True, 8)):
             out, published = tmp_path / f"out-{replace}", []
@@ -152,16 +152,25 @@ class TestPublish:
             assert (out / "content").read_text() in published
         assert sorted(path.name for path in tmp_path.iterdir()) == ["out-False", "out-True"]
 
-    def test_a_link_is_replaced_and_its_target_kept(self, tmp_path):
+    def test_a_link_is_replaced_and_its_target_kept(self, publish, tmp_path):
         fill(tmp_path / "target", "old")
         (tmp_path / "out").symlink_to("target")
         with building(tmp_path / "out") as work:
             publish(work, tmp_path / "out", replace=True)
         assert not (tmp_path / "out").is_symlink() and (tmp_path / "target" / "content").read_text() == "old"
 
+    def test_what_was_there_comes_back_when_the_last_rename_fails(self, tmp_path):
+        """A file cannot be renamed to a folder; by then the old one was moved away."""
+        fill(tmp_path / "out", "old")
+        (tmp_path / "work").write_text("no folder")
+        with pytest.raises(OSError, match="directory"):
+            files.publish(tmp_path / "work", tmp_path / "out", replace=True, system=lambda *names: False)
+        assert (tmp_path / "out" / "content").read_text() == "old"
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "work"]
+
 
 class TestBuilding:
-    def test_what_cannot_be_deleted_is_told_and_no_error(self, tmp_path, monkeypatch):
+    def test_what_cannot_be_deleted_is_told_and_no_error(self, publish, tmp_path, monkeypatch):
         fill(tmp_path / "out", "old")
         monkeypatch.setattr(shutil, "rmtree", lambda *args, **options: None)
         with (
@@ -171,7 +180,7 @@ class TestBuilding:
             publish(work, tmp_path / "out", replace=True)
         assert len(list(tmp_path.iterdir())) == 2
 
-    def test_the_longest_name(self, tmp_path):
+    def test_the_longest_name(self, publish, tmp_path):
         with building(tmp_path / ("n" * 255)) as work:
             publish(work, tmp_path / ("n" * 255), replace=False)
         assert [len(path.name) for path in tmp_path.iterdir()] == [255]

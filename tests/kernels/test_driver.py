@@ -114,10 +114,9 @@ def test_other_arguments_are_refused_before_the_launch(scalars, said):
     assert "cuLaunchKernel" not in fake.calls
 
 
-def test_a_missing_driver_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(driver, "LIBRARY", "libno_such_driver.so.1")
+def test_a_missing_driver_says_what_to_do():
     with pytest.raises(driver.DriverError, match=r"libno_such_driver.so.1 cannot be loaded .* install that"):
-        driver.Driver()
+        driver.open_library("libno_such_driver.so.1")
 
 
 def test_a_thread_without_context_is_refused():

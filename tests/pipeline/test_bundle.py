@@ -2,12 +2,10 @@
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
 import textwrap
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -132,17 +130,6 @@ class TestWhole:
         assert default_output("open_clip:ViT-B-32/openai") == Path("ViT-B-32-openai.tempme")
 
 
-@contextmanager
-def largest_file(size):
-    """The system refuses whatever would make a file larger, as a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 class Spoiling:
     """An exporter of the text tower that leaves its file and spoils what comes after it."""
 
@@ -159,7 +146,7 @@ class Spoiling:
 
 class TestNothingHalfDone:
     @pytest.mark.parametrize("fits", [[], [SELFTEST], [SELFTEST, TEXT]])
-    def test_a_full_disk_leaves_nothing(self, export, small_bundle, tmp_path, fits):
+    def test_a_full_disk_leaves_nothing(self, export, small_bundle, tmp_path, largest_file, fits):
         """It is full at the self-test, in the middle of the first graph, or at its end."""
         size = max((small_bundle / name).stat().st_size for name in fits) if fits else 1000
         assert size < (small_bundle / VIDEO).stat().st_size

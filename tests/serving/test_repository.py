@@ -1,21 +1,16 @@
 """A model repository: configs that the server's schema takes and that fit the graphs, files, refusals."""
 
 import dataclasses
-import errno
 import importlib.util
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tempme_export import files
 from tempme_export.artifacts.bundle import TEXT, VIDEO
 from tempme_export.errors import BundleError, ExportError
-from tempme_export.files import building
 from tempme_export.runtime.engine_facts import ENGINE, KEY, EngineFacts
-from tempme_export.serving import repository
 from tempme_export.serving.model_config import model_config, served_models
 from tempme_export.serving.repository import write_repository
 
@@ -209,16 +204,14 @@ class TestRepository:
         write_repository(bundle, tmp_path / "models")
         assert os.path.samefile(bundle.path / VIDEO, tmp_path / "models/video/1/model.onnx")
 
-    def test_or_copies(self, make_bundle, tmp_path, monkeypatch):
-        def refuse(*arguments):
-            raise OSError(errno.EXDEV, "another file system")
-
-        monkeypatch.setattr(os, "link", refuse)
-        bundle = make_bundle()
-        write_repository(bundle, tmp_path / "models")
-        copy = tmp_path / "models/video/1/model.onnx"
+    def test_or_copies(self, make_bundle, other_file_system):
+        """Links and renames do not leave a file system: what is put together lies beside where it goes."""
+        bundle, folder = make_bundle(), other_file_system / "models"
+        write_repository(bundle, folder)
+        copy = folder / "video/1/model.onnx"
         assert copy.read_bytes() == (bundle.path / VIDEO).read_bytes()
         assert not os.path.samefile(bundle.path / VIDEO, copy)
+        assert list(other_file_system.iterdir()) == [folder]
 
     def test_a_linked_file_of_a_bundle(self, make_bundle, tmp_path):
         """A hard link to a symbolic link would point nowhere inside a container."""
@@ -305,39 +298,16 @@ class TestDestination:
         assert (tmp_path / "models").is_symlink() and (tmp_path / "real/video/config.pbtxt").is_file()
 
     @pytest.mark.parametrize("there", [False, True])
-    def test_nothing_is_left_of_a_failure(self, make_bundle, tmp_path, monkeypatch, there):
-        def fail(*arguments):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
+    def test_nothing_is_left_of_a_failure(self, make_bundle, tmp_path, largest_file, there):
         bundle = make_bundle()
         if there:
             write_repository(bundle, tmp_path / "models")
         before = content(tmp_path / "models")
-        monkeypatch.setattr(os, "link", fail)
-        monkeypatch.setattr(shutil, "copyfile", fail)
-        with pytest.raises(ExportError, match="No space left"):
+        with largest_file(100), pytest.raises(ExportError, match="File too large"):
             write_repository(bundle, tmp_path / "models", force=True)
         assert content(tmp_path / "models") == before
         assert (tmp_path / "models").exists() == there
         assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
-
-    def test_the_old_one_comes_back(self, make_bundle, tmp_path, monkeypatch):
-        """The last rename is refused after the old repository was moved away."""
-        bundle, folder = make_bundle(), tmp_path / "models"
-        write_repository(bundle, folder)
-        before, rename, refused = content(folder), Path.rename, []
-
-        def refuse(path, target):
-            if path.name.endswith(".partial") and not refused:
-                refused.append(path)
-                raise OSError(errno.EBUSY, "busy")
-            return rename(path, target)
-
-        monkeypatch.setattr(files, "_system_rename", lambda *names: False)  # a file system without exchanges
-        monkeypatch.setattr(Path, "rename", refuse)
-        with pytest.raises(ExportError, match="busy"):
-            write_repository(bundle, folder, force=True)
-        assert refused and content(folder) == before
 
 
 class TestBundle:
@@ -363,16 +333,3 @@ class TestBundle:
     def test_one_that_was_not_run_here(self, make_bundle, tmp_path):
         write_repository(make_bundle(parity=[{"artifact": VIDEO, "status": "not run"}]), tmp_path / "models")
         assert (tmp_path / "models").is_dir()
-
-
-def test_the_temporary_folder_is_a_sibling(make_bundle, tmp_path, monkeypatch):
-    """Renaming is atomic within one file system only, and a server must not see half a model."""
-    seen = []
-
-    def watch(out):
-        seen.append(out)
-        return building(out)
-
-    monkeypatch.setattr(repository, "building", watch)
-    write_repository(make_bundle(), tmp_path / "models")
-    assert seen == [tmp_path / "models"]
