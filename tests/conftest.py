@@ -10,7 +10,7 @@ import os
 import resource
 import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from tempme_export.artifacts import registry
 from tempme_export.encoder.checkpoint import Checkpoint, from_state_dict
 from tempme_export.encoder.conventions import Statement
 from tempme_export.encoder.profile import FROM_CHECKPOINT, BatchRange, Profile
@@ -26,6 +27,7 @@ from tempme_export.encoder.recipe import Recipe, prepare
 from tempme_export.encoder.reference import ReferenceVideo
 from tempme_export.encoder.schedule import MergePolicy
 from tempme_export.kernels.reference import merge_tokens_ref
+from tempme_export.runtime.base import Runner
 
 HERE = Path(__file__).parent / "golden"
 BESIDE = Path(__file__).parents[2] / "shared" / "golden"
@@ -194,6 +196,61 @@ def run_command(monkeypatch, capsys):
             main()
         out, err = capsys.readouterr()
         return caught.value.code or 0, out, err
+
+    return run
+
+
+class Answering(Runner):
+    """A runner whose answers are changed on their way out."""
+
+    def __init__(self, real, seen, answer):
+        self.real, self.seen, self.answer = real, seen, answer
+        self.name, self.inputs, self.max_batch = real.name, real.inputs, real.max_batch
+
+    def _infer(self, inputs):
+        self.seen.append(inputs)
+        return self.answer(self.real.infer(inputs))
+
+    def close(self):
+        self.real.close()
+
+
+class Running:
+    """A runtime as the real one, but for what happens before a runner is opened and what it answers.
+
+    opened  names of the files that were opened
+    seen    inputs of every run
+    """
+
+    def __init__(self, backend, before=lambda opened: None, answer=lambda found: found):
+        self.real, self.before, self.answer, self.opened = backend.runtime, before, answer, []
+        self.seen = []
+
+    def __getattr__(self, name):
+        return getattr(self.real, name)
+
+    def open_runner(self, path, facts, setting):
+        self.opened.append(path.name)
+        self.before(self.opened)
+        return Answering(self.real.open_runner(path, facts, setting), self.seen, self.answer)
+
+
+@pytest.fixture
+def registering():
+    """`registering(*entries)`: artifacts and backends that are registered until the test ends."""
+    with ExitStack() as stack:
+        yield lambda *entries: stack.enter_context(registry.registered(*entries))
+
+
+@pytest.fixture
+def runs(registering):
+    """`runs(name, before=, answer=)`: a backend is run by a Running until the test ends, which is returned."""
+
+    def run(name, **changes):
+        (backend,) = (one for one in registry.BACKENDS if one.name == name)
+        runtime = Running(backend, **changes)
+        registering(dataclasses.replace(backend, runner=runtime))
+        return runtime
 
     return run
 

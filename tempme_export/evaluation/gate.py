@@ -6,7 +6,7 @@ frames, decoded once a batch, and the same token ids.
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from tempme_export.evaluation.original import Original
 from tempme_export.evaluation.trials import Trial, open_trials
 from tempme_export.media.preprocess import preprocess_for
 from tempme_export.parity.checks import ParityReport
-from tempme_export.parity.tolerance import TOLERANCES
+from tempme_export.parity.tolerance import TOLERANCES, Tolerance
 
 _TEXTS = 64  # captions per call
 
@@ -92,26 +92,40 @@ def run_gate(
     The verdict is in `reports`; a runtime that cannot run the precision gives one that says so. Raises InputError
     where fewer than MIN_VIDEOS videos can be read, BackendError without a runtime or device.
     """
-    absent = set(gate.missing)
-    every = [i for i in range(len(gate.data.paths)) if i not in absent]
-    present, skipped = gate.data.select(every), absent_files(gate.data, gate.missing)
+    present = gate.data.select(gate.present)
     with ExitStack() as stack:
         trials, reports = open_trials(folder, recipe.plan, device, stack)
         if not trials:
+            skipped = absent_files(gate.data, gate.missing)
             return Gate(gate.data.name, gate.sha256, 0, 0, skipped, None, (), tuple(reports))
-        original = Original(recipe, device)
         source = FrameFiles(present.clips, recipe.profile.frames, preprocess_for(recipe), allow_damaged)
-        video, tokens, unreadable = see_videos(recipe, source, original, trials, progress)
-        skipped |= {present.video_ids[i]: reason for i, reason in unreadable.items()}
-        check_enough(gate.data.name, len(video), skipped)
-        kept = [i for k, i in enumerate(every) if k not in unreadable]
-        data, ids = gate.data.select(kept), gate.token_ids[np.isin(gate.data.owner, kept)]
-        text, *texts = read_captions(ids, [original.text, *(one.read for one in trials)], progress)
+        tolerance = TOLERANCES[folder.precision]
+        found = compare_paths(recipe, gate, source, Original(recipe, device), trials, tolerance, progress)
+    return replace(found, reports=(*reports, *found.reports))
+
+
+def compare_paths(
+    recipe: Recipe,
+    gate: GateData,
+    source: FrameSource,
+    original: Original,
+    trials: Sequence[Trial],
+    tolerance: Tolerance,
+    progress: Progress = _silent,
+) -> Gate:
+    """What `run_gate` does once both paths are open; `source` gives the frames of the videos that are present."""
+    present, skipped = gate.data.select(gate.present), absent_files(gate.data, gate.missing)
+    video, tokens, unreadable = see_videos(recipe, source, original, trials, progress)
+    skipped |= {present.video_ids[i]: reason for i, reason in unreadable.items()}
+    check_enough(gate.data.name, len(video), skipped)
+    kept = [i for k, i in enumerate(gate.present) if k not in unreadable]
+    data, ids = gate.data.select(kept), gate.token_ids[np.isin(gate.data.owner, kept)]
+    text, *texts = read_captions(ids, [original.text, *(one.read for one in trials)], progress)
     truth, first = Truth(data.owner, data.groups), Embedded(text, video)
-    comparisons = []
+    comparisons, reports = [], []
     for trial, read in zip(trials, texts, strict=True):
         found, decisions = Embedded(read, np.concatenate(trial.embeddings)), trial.decisions(tokens)
-        comparison, checks = compare(trial.name, first, found, truth, decisions, TOLERANCES[folder.precision])
+        comparison, checks = compare(trial.name, first, found, truth, decisions, tolerance)
         comparisons.append(comparison)
         reports.append(ParityReport(f"gate {trial.name}", trial.backend, checks))
     return Gate(

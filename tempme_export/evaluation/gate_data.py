@@ -35,6 +35,12 @@ class GateData:
     missing: tuple[int, ...]
 
     @property
+    def present(self) -> tuple[int, ...]:
+        """Indices of the videos with a file, rising."""
+        absent = set(self.missing)
+        return tuple(i for i in range(len(self.data.paths)) if i not in absent)
+
+    @property
     def videos(self) -> int:
         """How many videos have a file."""
         return len(self.data.paths) - len(self.missing)

@@ -6,25 +6,22 @@ import json
 import math
 import warnings
 from contextlib import ExitStack
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from tempme_export.artifacts import registry
 from tempme_export.artifacts.backend import Folder
 from tempme_export.data.annotations import RetrievalData
 from tempme_export.data.clip import Clip
 from tempme_export.encoder.profile import load_profile
 from tempme_export.errors import InputError, PrecisionError, VideoError
-from tempme_export.evaluation import gate
 from tempme_export.evaluation.agreement import GROUPS, Decisions, Embedded, Truth, compare
-from tempme_export.evaluation.gate import read_captions, run_gate, see_videos
+from tempme_export.evaluation.gate import compare_paths, read_captions, run_gate, see_videos
 from tempme_export.evaluation.gate_data import GateData, open_gate
 from tempme_export.evaluation.trials import Trial, count_changes, open_trials
-from tempme_export.parity.checks import ParityReport
 from tempme_export.parity.tolerance import INT8, PRECISIONS, TOLERANCES, RetrievalTolerance
-from tempme_export.runtime import ort, pt2, tensorrt
 from tempme_export.runtime.engine_facts import KEY
 
 FP32, FP16 = TOLERANCES["fp32"], TOLERANCES["fp16"]
@@ -456,36 +453,17 @@ class Frames:
 
     frames, size, allow_damaged = 2, 4, False
 
-    def __init__(self, count, unreadable=()):
-        self.count, self.unreadable = count, unreadable
+    def __init__(self, count, unreadable=(), missing=()):
+        self.numbers, self.unreadable = [i for i in range(count) if i not in missing], unreadable
 
     def __len__(self):
-        return self.count
+        return len(self.numbers)
 
     def stream(self, wanted, workers=0, changes=None):
         for i in wanted:
-            pixels = np.full((2, 4, 4, 3), i + 1, np.uint8)
-            yield i, VideoError(f"v{i}.mp4 is torn") if i in self.unreadable else pixels
-
-
-@pytest.fixture
-def decoded(monkeypatch):
-    """`run_gate` reads no file: clip i is full of i + 1. Returns the set of those that are unreadable."""
-    unreadable = set()
-
-    def files(clips, frames, preprocess, allow_damaged):
-        assert (frames, preprocess.size, allow_damaged) == (2, 4, False)
-        numbers = [int(clip.path.stem[1:]) for clip in clips]
-
-        class Files(Frames):
-            def stream(self, wanted, workers=0, changes=None):
-                for i, (_, answer) in zip(wanted, super().stream([numbers[i] for i in wanted]), strict=True):
-                    yield i, answer
-
-        return Files(len(numbers), unreadable)
-
-    monkeypatch.setattr(gate, "FrameFiles", files)
-    return unreadable
+            number = self.numbers[i]
+            pixels = np.full((2, 4, 4, 3), number + 1, np.uint8)
+            yield i, VideoError(f"v{number}.mp4 is torn") if number in self.unreadable else pixels
 
 
 class TestSeeVideos:
@@ -523,35 +501,27 @@ class TestSeeVideos:
         assert mask.shape == (4, 2) and mask.dtype == np.bool_ and mask.all()
 
 
-@pytest.fixture
-def fake_paths(decoded, monkeypatch):
-    """`run_gate` with the paths above. Returns a function: video runner -> Gate."""
-    monkeypatch.setattr(gate, "Original", Original)
-
-    def run(folder, video, data, missing=(), precision="fp32"):
-        def open_trials(where, plan, device, stack):
-            return [Trial("video.onnx", "ort", plan, video, video, Text())], []
-
-        monkeypatch.setattr(gate, "open_trials", open_trials)
-        ids = np.array([[owner + 1] for owner in data.owner])
-        return run_gate(RECIPE, Folder(folder, precision), GateData(data, ids, tuple(missing)))
-
-    return run
+def compared(trial, data, missing=(), torn=(), tolerance=FP32, original=None):
+    """The gate of one trial whose texts are right; `torn` videos cannot be read."""
+    if not isinstance(trial, Trial):
+        trial = Trial("video.onnx", "ort", PLAN, trial, trial, Text())
+    gate = GateData(data, np.array([[owner + 1] for owner in data.owner]), tuple(missing))
+    source = Frames(len(data.paths), torn, missing)
+    return compare_paths(RECIPE, gate, source, original or Original(None, None), [trial], tolerance)
 
 
-class TestRunGate:
-    def test_equal_paths_pass(self, fake_paths, tmp_path):
-        found = fake_paths(tmp_path, Video(), data_of(9, tmp_path, captions=[f"c{i}" for i in range(18)]))
+class TestComparePaths:
+    def test_equal_paths_pass(self, tmp_path):
+        found = compared(Video(), data_of(9, tmp_path, captions=[f"c{i}" for i in range(18)]))
         (report,), (comparison,) = found.reports, found.comparisons
         assert (report.artifact, report.backend, report.status) == ("gate video.onnx", "ort", "passed")
         assert (found.videos, found.captions, found.skipped) == (9, 18, {})
         assert found.original == comparison.metrics and found.original[T2V].r1 == 100
         assert found.original[T2V].queries == 18 and found.original[V2T].queries == 9
 
-    def test_what_is_left_out_goes_with_its_captions(self, fake_paths, decoded, tmp_path):
-        decoded |= {0, 5}
+    def test_what_is_left_out_goes_with_its_captions(self, tmp_path):
         data = data_of(12, tmp_path, captions=[f"c{i}" for i in range(24)])
-        found = fake_paths(tmp_path, Video(other=(12,)), data, missing=(2,))
+        found = compared(Video(other=(12,)), data, missing=(2,), torn={0, 5})
         assert (found.videos, found.captions) == (9, 18)
         assert found.skipped == {
             "v2": f"{data.paths[2]} is not there",
@@ -561,28 +531,27 @@ class TestRunGate:
         assert found.original[T2V].r1 == 100, "every caption still has its own video"
         assert found.comparisons[0].decisions.videos == 1 and found.comparisons[0].largest_gap == 0.5
 
-    def test_too_few_can_be_read(self, fake_paths, decoded, tmp_path):
-        decoded |= {1, 2}
+    def test_too_few_can_be_read(self, tmp_path):
         with pytest.raises(InputError, match=r"found 7 videos .*2 are left out \(v1: v1\.mp4 is torn; v2: "):
-            fake_paths(tmp_path, Video(), data_of(9, tmp_path))
+            compared(Video(), data_of(9, tmp_path), torn={1, 2})
 
-    def test_another_embedding_is_refused(self, fake_paths, tmp_path):
+    def test_another_embedding_is_refused(self, tmp_path):
         class Wrong(Video):
             def infer(self, inputs):
                 found = super().infer(inputs)
                 return {**found, "video_embedding": np.roll(found["video_embedding"], 1, axis=1)}
 
-        found = fake_paths(tmp_path, Wrong(), data_of(9, tmp_path), precision="bf16")
+        found = compared(Wrong(), data_of(9, tmp_path), tolerance=TOLERANCES["bf16"])
         assert found.reports[0].status == "failed"
         assert found.comparisons[0].drift.r1_change[T2V] == -100
 
-    def test_the_document_is_json_whatever_was_found(self, fake_paths, tmp_path):
+    def test_the_document_is_json_whatever_was_found(self, tmp_path):
         class NotANumber(Video):
             def infer(self, inputs):
                 return {**super().infer(inputs), "video_embedding": np.full((len(inputs["frames"]), 16), np.nan)}
 
         with np.errstate(invalid="ignore"):
-            found = fake_paths(tmp_path, NotANumber(), data_of(9, tmp_path))
+            found = compared(NotANumber(), data_of(9, tmp_path))
         assert found.reports[0].status == "failed"
         document = json.loads(json.dumps(found.to_dict(), allow_nan=False))
         assert document["comparisons"][0]["drift"]["largest"] is None
@@ -591,7 +560,7 @@ class TestRunGate:
         assert document["reports"][0]["status"] == "failed"
 
     @pytest.mark.parametrize("gap", [0.5, 1e-9])
-    def test_an_artifact_that_does_not_say_how_it_decided(self, decoded, monkeypatch, tmp_path, gap):
+    def test_an_artifact_that_does_not_say_how_it_decided(self, tmp_path, gap):
         """Its embeddings are judged; at near ties, where it may rightly differ, by what they retrieve."""
 
         class Turned(Video):
@@ -606,20 +575,18 @@ class TestRunGate:
                 return embedding, assigns, np.full_like(gaps, gap)
 
         trial = Trial("video.plan", "TensorRT", PLAN, Turned(), None, Text())
-        monkeypatch.setattr(gate, "Original", Deciding)
-        monkeypatch.setattr(gate, "open_trials", lambda *args: ([trial], []))
-        data = data_of(9, tmp_path)
-        found = run_gate(RECIPE, Folder(tmp_path, "fp32"), GateData(data, np.arange(1, 10)[:, None], ()))
+        found = compared(trial, data_of(9, tmp_path), original=Deciding(None, None))
         (comparison,), (report,) = found.comparisons, found.reports
         failed = [check.name for check in report.checks if not check.passed]
         assert failed == (["video, safe decisions: 1 - cosine"] if gap == 0.5 else [])
         assert comparison.decisions is None and comparison.changed_tokens is None and comparison.drift.videos == 9
         json.dumps(found.to_dict(), allow_nan=False)
 
-    def test_nothing_could_run(self, monkeypatch, tmp_path):
-        reports = [ParityReport("gate video.onnx", "ort", (), reason="no kernel")]
-        monkeypatch.setattr(gate, "open_trials", lambda *args: ([], reports))
-        monkeypatch.setattr(gate, "Original", lambda *args: pytest.fail("computed for nothing"))
+    def test_nothing_could_run(self, runs, tmp_path):
+        def refuse(opened):
+            raise PrecisionError("no kernel")
+
+        runs("ort", before=refuse)
         data = data_of(8, tmp_path)
         found = run_gate(RECIPE, Folder(tmp_path, "bf16"), GateData(data, np.ones((8, 1), np.int64), ()))
         assert (found.original, found.comparisons, found.videos) == (None, (), 0)
@@ -635,22 +602,24 @@ ENGINE_FACTS = {
 
 class TestOpenTrials:
     @pytest.fixture
-    def runners(self, monkeypatch):
+    def runners(self, registering):
         """Runners that open nothing. Returns what was opened, and where to put files that cannot be run."""
         opened, refused = [], set()
 
-        def open_runner(kind):
-            def make(path, device, expose=(), threads=None, max_batch=None):
-                opened.append((kind, Path(path).name, device, tuple(expose)))
-                if Path(path).name in refused:
-                    raise PrecisionError(f"no kernel for {Path(path).name}")
+        class Opening:
+            def __init__(self, backend):
+                self.kind, self.real = backend.name, backend.runtime
+
+            def describe(self, facts, device):
+                return self.real.describe(facts, device)
+
+            def open_runner(self, path, facts, setting):
+                opened.append((self.kind, path.name, setting.device, setting.expose))
+                if path.name in refused:
+                    raise PrecisionError(f"no kernel for {path.name}")
                 return ExitStack()
 
-            return make
-
-        monkeypatch.setattr(ort, "OrtRunner", open_runner("ort"))
-        monkeypatch.setattr(pt2, "Pt2Runner", open_runner("pt2"))
-        monkeypatch.setattr(tensorrt, "TensorRtRunner", lambda path, facts, device: open_runner("trt")(path, device))
+        registering(*(dataclasses.replace(one, runner=Opening(one)) for one in registry.BACKENDS))
         return opened, refused
 
     def open(self, folder, precision, plan=PLAN):
@@ -663,7 +632,7 @@ class TestOpenTrials:
         assert runners[0] == [
             ("ort", "video.onnx", "cpu", ()),
             ("ort", "video.onnx", "cpu", ("assign_00",)),
-            ("ort", "text.onnx", "cpu", ()),
+            ("text-ort", "text.onnx", "cpu", ()),
         ]
 
     def test_a_package_is_gated_too(self, runners, tmp_path):
@@ -678,8 +647,8 @@ class TestOpenTrials:
         trials, _ = self.open(tmp_path, "fp32")
         assert [one.name for one in trials] == ["video.onnx", "video.plugin.onnx", "video.plan"]
         assert trials[2].deciding is None and trials[2].backend == "TensorRT 10.9.0.34, NVIDIA H100"
-        assert ("trt", "video.plan", "cuda", ()) in runners[0]
-        assert ("ort", "video.plugin.onnx", "cpu", ("assign_00",)) in runners[0]
+        assert ("tensorrt", "video.plan", "cuda", ()) in runners[0]
+        assert ("plugin-ort", "video.plugin.onnx", "cpu", ("assign_00",)) in runners[0]
 
     def test_without_merges_nothing_is_exposed(self, runners, tmp_path):
         (artifact,), _ = self.open(tmp_path, "fp32", SimpleNamespace(merges=()))

@@ -1,7 +1,6 @@
 """A small checkpoint, its profile and one accepted bundle, exported once for all tests here."""
 
 import shutil
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
@@ -11,14 +10,12 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from tempme_export.artifacts import registry
 from tempme_export.artifacts.registry import TEXT_ONNX, VIDEO_ONNX
 from tempme_export.encoder.checkpoint import load_checkpoint
 from tempme_export.encoder.recipe import prepare
 from tempme_export.errors import UsageError
 from tempme_export.parity.making import make_selftest
 from tempme_export.pipeline import export
-from tempme_export.runtime.base import Runner
 
 PROFILE = """
 name = "small"
@@ -155,45 +152,6 @@ class Negated(Copying):
         onnx.save(proto, making.folder / artifact.file)
 
 
-class Answering(Runner):
-    """A runner whose answers are changed on their way out."""
-
-    def __init__(self, real, answer):
-        self.real, self.answer = real, answer
-        self.name, self.inputs, self.max_batch = real.name, real.inputs, real.max_batch
-
-    def _infer(self, inputs):
-        return self.answer(self.real.infer(inputs))
-
-    def close(self):
-        self.real.close()
-
-
-class Running:
-    """A runtime as the real one, but for what happens before a runner is opened and what it answers.
-
-    opened  names of the files that were opened
-    """
-
-    def __init__(self, backend, before=lambda opened: None, answer=lambda found: found):
-        self.real, self.before, self.answer, self.opened = backend.runtime, before, answer, []
-
-    def __getattr__(self, name):
-        return getattr(self.real, name)
-
-    def open_runner(self, path, facts, setting):
-        self.opened.append(path.name)
-        self.before(self.opened)
-        return Answering(self.real.open_runner(path, facts, setting), self.answer)
-
-
-@pytest.fixture
-def registering():
-    """`registering(*entries)`: artifacts and backends that are registered until the test ends."""
-    with ExitStack() as stack:
-        yield lambda *entries: stack.enter_context(registry.registered(*entries))
-
-
 class Builds:
     """Who builds artifacts until the test ends. Each returns its exporter."""
 
@@ -222,19 +180,6 @@ class Builds:
 def builds(registering, request):
     """`builds.copying(artifact, folder)`, `failing`, `negated` and `by`; copies are of `small_bundle` by default."""
     return Builds(registering, partial(request.getfixturevalue, "small_bundle"))
-
-
-@pytest.fixture
-def runs(registering):
-    """`runs(name, before=, answer=)`: a backend is run by a Running until the test ends, which is returned."""
-
-    def run(name, **changes):
-        (backend,) = (one for one in registry.BACKENDS if one.name == name)
-        runtime = Running(backend, **changes)
-        registering(replace(backend, runner=runtime))
-        return runtime
-
-    return run
 
 
 @pytest.fixture
