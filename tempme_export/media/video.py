@@ -2,18 +2,15 @@
 
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tempme_export.errors import InputError, VideoError
-from tempme_export.media.video_size import end_of_frames
-from tempme_export.media.video_stream import Lost, Shown, decode, import_av, open_video, packets
-from tempme_export.media.video_transport import is_whole
+from tempme_export.media.video_pictures import decode_pictures
+from tempme_export.media.video_scan import scan_video
+from tempme_export.media.video_stream import import_av, open_video
 
 # Packets may outnumber frames a little: hidden reference frames, fields stored one by one.
 _LEAST_DECODED = 0.9
@@ -100,9 +97,9 @@ def read_frames(
     path = Path(path)
     _check_request(frames, start, end)
     _check_file(path)
-    scan = _scan(path)
+    scan = scan_video(path)
     positions = _positions(path, scan.n_frames, scan.fps, frames, start, end)
-    pictures, n_decoded = _decode(path, positions, scan, allow_damaged)
+    pictures, n_decoded = decode_pictures(path, positions, scan, allow_damaged)
     if len(pictures) < len(set(positions)):
         if not scan.torn and n_decoded < _LEAST_DECODED * scan.n_decodable:
             raise VideoError(
@@ -110,7 +107,7 @@ def read_frames(
                 "it is damaged, copy it again or re-encode it"
             )
         positions = _positions(path, n_decoded, scan.fps, frames, start, end)
-        pictures, _ = _decode(path, positions, scan, allow_damaged)
+        pictures, _ = decode_pictures(path, positions, scan, allow_damaged)
     shapes = {picture.shape for picture in pictures.values()}
     if len(shapes) > 1:
         sizes = ", ".join(f"{width}x{height}" for height, width, _ in sorted(shapes))
@@ -133,7 +130,7 @@ def check_video(path: str | os.PathLike[str]) -> int:
     """
     path = Path(path)
     _check_file(path)
-    return _scan(path).n_frames
+    return scan_video(path).n_frames
 
 
 def is_video(path: str | os.PathLike[str]) -> bool:
@@ -152,208 +149,3 @@ def _check_file(path: Path) -> None:
         raise VideoError(f"{path}: found a directory or device; expected a video file; name the file itself")
     if path.stat().st_size == 0:
         raise VideoError(f"{path}: found an empty file; expected a video; copy or download it again")
-
-
-@dataclass(frozen=True)
-class _Scan:
-    """What the packets of a video say without being decoded.
-
-    n_frames     frames a decoder would show
-    n_decodable  those of them that can be decoded: not before the first key frame, nor behind missing packets
-    torn         numbers of the packets of which a part is missing, or what is between them and the next one
-    """
-
-    n_frames: int
-    fps: float
-    n_decodable: int
-    torn: frozenset[int]
-
-
-def _scan(path: Path) -> _Scan:
-    n_frames = n_decodable = 0
-    seen: list[tuple[int | None, bool]] = []  # where each packet is in the file, whether it holds a key frame
-    flagged: list[int] = []
-    whole, key_time = False, None  # since the last key frame behind a gap, which is shown at that time
-    with open_video(path) as (container, stream):
-        for packet in packets(container, stream):
-            if packet.is_corrupt:
-                whole = False
-                flagged.append(len(seen))
-            elif packet.is_keyframe and not whole:
-                whole, key_time = True, packet.pts
-            seen.append((packet.pos, packet.is_keyframe))
-            if not packet.is_discard:
-                n_frames += 1
-                early = key_time is not None and packet.pts is not None and packet.pts < key_time
-                n_decodable += whole and not early
-        if n_frames == 0:
-            raise VideoError(f"{path}: found a video stream without frames; expected at least 1; copy the file again")
-        rate = stream.average_rate or stream.guessed_rate
-        if not rate:
-            raise VideoError(f"{path}: found no frame rate; expected frames per second; re-encode the video")
-        container_name = container.format.name
-    found, expected = path.stat().st_size, end_of_frames(path, container_name)
-    if found < expected:
-        raise VideoError(
-            f"{path}: found {found} bytes; expected {expected}, up to which its container declares frames; the file is "
-            "cut short, copy it again"
-        )
-    return _Scan(n_frames, float(rate), n_decodable, _torn(path, container_name, flagged, seen))
-
-
-def _torn(
-    path: Path, container_name: str, flagged: Sequence[int], seen: Sequence[tuple[int | None, bool]]
-) -> frozenset[int]:
-    """What a flag says of a packet, or of the next one where a parser stands between FFmpeg's reader and us.
-
-    A transport stream may go on elsewhere behind a whole packet: nothing is missing if a key frame is next.
-    """
-    if container_name != "mpegts":
-        return frozenset(flagged)
-    with open(path, "rb") as file:
-        return frozenset(
-            torn
-            for number in flagged
-            for torn in (number, number + 1)
-            if not (
-                all(is_whole(file, position) for position, _ in seen[number : number + 2])
-                and all(is_key for _, is_key in seen[number + 2 : number + 3])
-            )
-        )
-
-
-_INTRA = 1  # FFmpeg's picture type I; other key frames are points where refreshed stripes begin
-
-Pictures = dict[int, NDArray[np.uint8]]  # by position
-Damage = dict[int, int | None]  # a damaged packet's number -> the key frame that it leads
-
-
-def _decode(path: Path, positions: Sequence[int], scan: _Scan, allow_damaged: bool) -> tuple[Pictures, int]:
-    """Decode in order up to the last position; return the wanted pictures and how many frames were seen.
-
-    A file whose decoder complains of nothing is decoded once, in threads. Another one is decoded again, in one thread,
-    which tells the packet that each complaint and each frame belong to.
-    """
-    found = None if scan.torn else _decode_whole(path, set(positions))
-    return found or _decode_damaged(path, sorted(set(positions)), scan, allow_damaged)
-
-
-def _decode_whole(path: Path, wanted: set[int]) -> tuple[Pictures, int] | None:
-    """None at the first sign of damage."""
-    pictures: Pictures = {}
-    n_decoded = 0
-    for item in decode(path, strict=True, threads=True):
-        if isinstance(item, Lost) or item.frame.is_corrupt:
-            return None
-        if n_decoded in wanted:
-            pictures[n_decoded] = _upright(item.frame, path)
-        n_decoded += 1
-        if len(pictures) == len(wanted):
-            break
-    return pictures, n_decoded
-
-
-@dataclass(frozen=True)
-class _Origin:
-    """The packets that a picture was made from, from its key frame's to its own, and when it is shown, in seconds.
-
-    Those that lead its key frame are not among them. Before the first key frame it is -1.
-    """
-
-    first: int
-    last: int
-    time: float
-
-
-def _decode_damaged(path: Path, wanted: Sequence[int], scan: _Scan, allow_damaged: bool) -> tuple[Pictures, int]:
-    """Decode as players do. Raises VideoError for a wanted frame that is damaged or predicted from one that is.
-
-    A frame that was lost keeps its place, so that those behind the next key frame are found where they were; the next
-    frame stands in for it.
-    """
-    pictures: Pictures = {}
-    origins: list[_Origin] = []
-    damaged: Damage = dict.fromkeys(scan.torn)
-    waiting: list[Lost] = []  # to be shown later
-    n_shown = n_lost = n_decoded = 0
-    key, begin, reason = -1, None, ""
-    for item in decode(path, strict=False, threads=False):
-        if isinstance(item, Lost):
-            damaged[item.number] = item.lead
-            reason = reason or item.reason
-            if not item.early:
-                waiting.append(item)
-            continue
-        frame, number = item.frame, item.number
-        if item.key and frame.pict_type == _INTRA:
-            key = number
-        if frame.is_corrupt:
-            damaged[number] = item.lead
-        due = [one for one in waiting if _shown_before(one, item, key)]
-        waiting = [one for one in waiting if one not in due]
-        n_lost += len(due)
-        begin = frame.time if begin is None else begin
-        for position in [position for position in wanted if n_decoded <= position <= n_shown + n_lost]:
-            pictures[position] = _upright(frame, path)
-            if position < n_shown + n_lost:
-                origins.append(_Origin(-1, max(number, *(one.number for one in due)), position / scan.fps))
-            else:
-                origins.append(_Origin(key, number, _seconds(frame, begin, position / scan.fps)))
-        n_shown += 1
-        n_decoded = n_shown + n_lost
-        if len(pictures) == len(wanted):
-            break
-    if not n_shown and reason:
-        raise VideoError(
-            f"{path}: found no readable video (FFmpeg: {reason}); expected a whole video file; "
-            "it may be damaged or of another kind: copy it again or re-encode it"
-        )
-    if origins and not allow_damaged:
-        damaged |= _found_strictly(path, origins[-1].last + 1)
-        for origin in origins:
-            if any(origin.first <= number <= origin.last and lead != origin.first for number, lead in damaged.items()):
-                raise VideoError(
-                    f"{path}: found the frame at {origin.time:.2f} s damaged, or one it is predicted from; expected "
-                    "whole frames; copy the file again, or take its pictures as a player shows them: --allow-damaged, "
-                    "allow_damaged=True"
-                )
-    return pictures, n_decoded
-
-
-def _found_strictly(path: Path, n_packets: int) -> Damage:
-    """What the decoder finds against the format in the first so many packets."""
-    found = decode(path, strict=True, threads=False, n_packets=n_packets)
-    return {one.number: one.lead for one in found if isinstance(one, Lost) or one.frame.is_corrupt}
-
-
-def _shown_before(lost: Lost, shown: Shown, key: int) -> bool:
-    if lost.number < key or lost.pts is None or shown.frame.pts is None:
-        return lost.number < shown.number
-    return bool(lost.pts < shown.frame.pts)
-
-
-def _seconds(frame: Any, begin: float | None, otherwise: float) -> float:
-    """When a frame is shown, counted from the first one; joined recordings have clocks that go back."""
-    if frame.pts is None or begin is None or not frame.time >= begin:
-        return otherwise
-    return float(frame.time - begin)
-
-
-def _upright(frame: Any, path: Path) -> NDArray[np.uint8]:
-    """Convert a decoded frame to RGB [H, W, 3] and apply the rotation or mirroring that the file asks for."""
-    picture: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
-    side_data = frame.side_data.get("DISPLAYMATRIX")
-    if side_data is None:
-        return picture
-    # The matrix takes (x, y) to (a x + c y, b x + d y), in fixed point.
-    a, b, _, c, d = (int(value) for value in np.frombuffer(bytes(side_data), np.int32)[:5])
-    straight, crossed = min(abs(a), abs(d)), min(abs(b), abs(c))
-    if min(straight, crossed) > 0.02 * max(straight, crossed):
-        raise VideoError(
-            f"{path}: found a video to be shown at {frame.rotation} degrees; expected a multiple of 90; "
-            "re-encode it upright"
-        )
-    if crossed > straight:
-        picture = picture.transpose(1, 0, 2)
-        a, d = c, b
-    return np.ascontiguousarray(picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
