@@ -5,7 +5,7 @@ import hashlib
 import importlib.metadata
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -71,13 +71,17 @@ def _packages(backend: str) -> tuple[str, ...]:
     return *registry.text_backend().packages, *registry.find_backend(backend).packages
 
 
-def fingerprint(model: Any, backend: str, device: str) -> str:
-    """Hash of everything that embeddings of given frames depend on."""
+def installed_versions() -> dict[str, str]:
+    """Of every distribution, by its name in lower case with dashes."""
+    found = importlib.metadata.distributions()
+    return {re.sub("[-_.]+", "-", one.metadata["Name"] or "").lower(): one.version for one in found}
+
+
+def fingerprint(model: Any, backend: str, device: str, installed: Mapping[str, str] | None = None) -> str:
+    """Hash of everything that embeddings of given frames depend on; `installed` as `installed_versions`."""
+    installed = installed_versions() if installed is None else installed
     kind = device.partition(":")[0]
     families = (*_ALWAYS, *_packages(backend), *(("nvidia",) if kind == "cuda" else ()))
-    installed = {
-        re.sub("[-_.]+", "-", d.metadata["Name"] or "").lower(): d.version for d in importlib.metadata.distributions()
-    }
     versions = {
         name: installed[name] for name in installed if any(f"{name}-".startswith(f"{one}-") for one in families)
     }

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from functools import partial
 
 import polars as pl
 import pytest
@@ -18,24 +19,14 @@ from tempme_export.cli import evaluate_console
 from tempme_export.data.annotations import open_data
 from tempme_export.data.frames import FrameFiles
 from tempme_export.encoder.profile import load_profile
-from tempme_export.evaluation import evaluate as module
-from tempme_export.evaluation.checkpoint_encoder import CheckpointEncoder
 from tempme_export.evaluation.encoders import open_encoder
 from tempme_export.evaluation.evaluate import COLUMNS, evaluate
 
 
 @pytest.fixture
-def tempme_eval(monkeypatch, capsys):
-    """Run the command in this process; returns exit code, stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tempme-eval", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
-
-    return run
+def tempme_eval(run_command):
+    """Run the command; returns exit code, stdout and stderr."""
+    return partial(run_command, cli.main)
 
 
 @pytest.fixture
@@ -111,16 +102,15 @@ class TestResults:
         assert "mini (the bundle's)" in err
         assert document["retrieval"]["text-to-video"]["queries"] == 7
 
-    def test_features_are_kept(self, on_checkpoint, monkeypatch, tmp_path):
-        first = on_checkpoint("--features", tmp_path / "features", "--json")
-        assert first[0] == 0
-
-        def never(*arguments):
-            raise AssertionError("encoded again")
-
-        monkeypatch.setattr(CheckpointEncoder, "encode_frames", never)
-        monkeypatch.setattr(CheckpointEncoder, "encode_text", never)
-        assert on_checkpoint("--features", tmp_path / "features", "--json")[:2] == first[:2]
+    def test_features_are_kept(self, tempme_eval, mini_bundle, world, runs, tmp_path):
+        runtimes = [runs("ort"), runs("text-ort")]
+        arguments = (mini_bundle, "--data", world / "data.csv", "--features", tmp_path / "features", "--json")
+        first = tempme_eval(*arguments)
+        assert first[0] == 0 and all(one.seen for one in runtimes)
+        for one in runtimes:
+            one.seen.clear()
+        assert tempme_eval(*arguments)[:2] == first[:2]
+        assert not any(one.seen for one in runtimes), "encoded again"
 
     def test_frames_are_kept(self, on_checkpoint, world, tmp_path):
         copy = shutil.copytree(world, tmp_path / "world")
@@ -159,11 +149,10 @@ class TestResults:
         assert "v9: reason 9" in err and "v10" not in err
         assert "13 videos (3 more than listed) could not be read and are left out with their captions" in err
 
-    def test_long_captions_are_told_once(self, on_checkpoint, world, tmp_path, monkeypatch):
-        monkeypatch.setattr(module, "_TEXTS", 2)
+    def test_long_captions_are_told_once(self, on_checkpoint, world, tmp_path):
         copy = shutil.copytree(world, tmp_path / "world")
         rows = pl.read_csv(copy / "data.csv").with_columns(pl.col("caption") + " and on" * 30)
-        rows.write_csv(copy / "data.csv")
+        pl.concat([rows] * 40).write_csv(copy / "data.csv")  # more texts than one call takes
         code, _, err = on_checkpoint(data=copy / "data.csv")
         assert code == 0 and err.count("longer than the model reads") == 1
         assert "TextTruncatedWarning" not in err
@@ -280,10 +269,10 @@ class TestInput:
         result = tempme_eval(mini_checkpoint, "--data", world / "data.csv", "--profile", "vit-b-32-12f")
         refusal(result, 3, "contradict each other")
 
-    def test_a_bug_keeps_its_traceback(self, on_checkpoint, monkeypatch):
-        def broken(*arguments):
+    def test_a_bug_keeps_its_traceback(self, tempme_eval, mini_bundle, world, runs):
+        def broken(found):
             raise ZeroDivisionError("a bug")
 
-        monkeypatch.setattr(CheckpointEncoder, "encode_frames", broken)
+        runs("ort", answer=broken)
         with pytest.raises(ZeroDivisionError):
-            on_checkpoint()
+            tempme_eval(mini_bundle, "--data", world / "data.csv", "--workers", 0)

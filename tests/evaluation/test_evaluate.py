@@ -18,7 +18,6 @@ from tempme_export.data.frame_cache import FrameCache
 from tempme_export.data.frames import FrameFiles
 from tempme_export.data.records import RetrievalData
 from tempme_export.errors import InputError, VideoError
-from tempme_export.evaluation import evaluate as module
 from tempme_export.evaluation.encoders import open_encoder
 from tempme_export.evaluation.evaluate import COLUMNS, embed, evaluate, judge
 from tempme_export.evaluation.metrics import group_retrieval, retrieval
@@ -326,20 +325,19 @@ class TestStore:
         assert resumed.videos == 2
         assert found.video[:3, 0].tolist() == [1, 2, 3]
 
-    def test_interrupted_among_the_texts(self, fake_encoder, tmp_path, monkeypatch):
+    def test_interrupted_among_the_texts(self, fake_encoder, tmp_path):
         class Stops(fake_encoder):
             def encode_text(self, texts):
                 if self.texts:
                     raise KeyboardInterrupt
                 return super().encode_text(texts)
 
-        monkeypatch.setattr(module, "_TEXTS", 3)
-        data, source = made_up(8)
+        data, source = made_up(300)  # 256 texts go in one call
         with pytest.raises(KeyboardInterrupt):
             embed(Stops(), data, source, tmp_path)
         resumed = fake_encoder()
         found = embed(resumed, data, source, tmp_path)
-        assert resumed.videos == 0 and resumed.texts == list(data.captions[3:])
+        assert resumed.videos == 0 and resumed.texts == list(data.captions[256:])
         np.testing.assert_array_equal(found.text, embed(fake_encoder(), data, source).text)
 
     def test_with_worker_processes_too(self, fake_encoder, world_data, tmp_path):
