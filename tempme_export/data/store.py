@@ -1,19 +1,18 @@
 """Rows of one size on disk, found by name and filled in any order; what a killed process wrote is still there."""
 
 import errno
-import importlib
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tempme_export.data.disk import Disk
 from tempme_export.errors import ExportError, InputError
 from tempme_export.files import write_file
 
@@ -22,7 +21,7 @@ EMPTY, FILLED, FAILED = range(3)
 _ROWS, _STATE, _NAMES, _KEY, _LOCK, _FAILED = "rows.bin", "done.bin", "names.jsonl", "key.json", "lock", "failed.jsonl"
 _LAYOUT = 2  # of the files in the folder
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_FALLOCATE = (errno.EINVAL, errno.EOPNOTSUPP)
+_DISK = Disk()
 
 Name = tuple[str | int | float | None, ...]
 """Of a row, as a JSON list would hold it."""
@@ -40,7 +39,13 @@ class RowStore:
     """
 
     def __init__(
-        self, folder: Path, key: Mapping[str, Any], names: Sequence[Name], shape: tuple[int, ...], dtype: str
+        self,
+        folder: Path,
+        key: Mapping[str, Any],
+        names: Sequence[Name],
+        shape: tuple[int, ...],
+        dtype: str,
+        disk: Disk = _DISK,
     ) -> None:
         """Open the store, or make it where the folder is new or empty, and add the names that it does not have.
 
@@ -54,7 +59,7 @@ class RowStore:
             )
         own = {"layout": _LAYOUT, "shape": list(shape), "dtype": np.dtype(dtype).str}
         assert not own.keys() & key.keys(), "the store adds these itself"
-        self.folder = Path(folder)
+        self.folder, self._disk = Path(folder), disk
         self._key: dict[str, Any] = json.loads(json.dumps({**own, **key}))
         self._row_bytes = {_ROWS: bytes_needed(1, shape, dtype) - 1, _STATE: 1}
         asked = list(dict.fromkeys(names))
@@ -63,7 +68,7 @@ class RowStore:
         self._check()
         known = self._known()
         if not known.keys() >= set(asked):
-            with _exclusive(self.folder):
+            with _exclusive(self.folder, self._disk):
                 self._grow(asked)
             known = self._known()
         self._check_sizes(len(known))
@@ -134,11 +139,11 @@ class RowStore:
 
         Raises InputError at once when another process has it; ExportError.
         """
-        with _exclusive(self.folder):
+        with _exclusive(self.folder, self._disk):
             yield
             with _writing(self.folder):
                 for array in (self._rows, self._state):
-                    array.flush()
+                    self._disk.force(array)
 
     def _check_index(self, i: int) -> None:
         if not 0 <= i < len(self):
@@ -196,7 +201,7 @@ class RowStore:
         with _writing(folder):
             missing = [path for path in (folder, *folder.parents) if not path.exists()]
             folder.mkdir(parents=True, exist_ok=True)
-        with _exclusive(folder):
+        with _exclusive(folder, self._disk):
             if (folder / _KEY).exists():
                 return
             try:
@@ -224,11 +229,11 @@ class RowStore:
         ends = {name: len(known) * size for name, size in self._row_bytes.items()}
         ends[_NAMES] = (self.folder / _NAMES).read_bytes().rfind(b"\n") + 1
         needed = len(new) * sum(self._row_bytes.values())
-        if shutil.disk_usage(self.folder).free < needed:
+        if self._disk.free(self.folder) < needed:
             self._refuse_full(needed, len(new))
         try:
             for name, size in self._row_bytes.items():
-                _extend(self.folder / name, ends[name], len(new) * size)
+                self._disk.extend(self.folder / name, ends[name], len(new) * size)
             with (self.folder / _NAMES).open("rb+") as stream:
                 stream.truncate(ends[_NAMES])  # half a line that a killed process left
                 stream.seek(0, os.SEEK_END)
@@ -242,7 +247,7 @@ class RowStore:
                 raise
 
     def _refuse_full(self, needed: int, rows: int) -> NoReturn:
-        free = shutil.disk_usage(self.folder).free
+        free = self._disk.free(self.folder)
         raise ExportError(
             f"{self.folder}: found {free / 1e9:.3f} GB free on its disk; expected {needed / 1e9:.3f} GB for "
             f"{rows} rows; free some space or choose another folder"
@@ -252,24 +257,6 @@ class RowStore:
 def bytes_needed(n: int, shape: tuple[int, ...], dtype: str) -> int:
     """How many bytes of disk a store of n rows takes."""
     return n * (math.prod(shape) * np.dtype(dtype).itemsize + 1)
-
-
-def _extend(path: Path, end: int, size: int) -> None:
-    """Put zeros behind the first `end` bytes, their every block on the disk: a write to a hole on a full disk is a
-    SIGBUS. What a killed process left behind them goes."""
-    with path.open("rb+") as stream:
-        stream.truncate(end)
-        if hasattr(os, "posix_fallocate"):
-            try:
-                os.posix_fallocate(stream.fileno(), end, size)
-                return
-            except OSError as error:
-                if error.errno not in _NO_FALLOCATE:
-                    raise
-        stream.seek(end)
-        block = bytes(min(size, 1 << 24))
-        for start in range(0, size, len(block)):
-            stream.write(block[: size - start])
 
 
 @contextmanager
@@ -284,25 +271,14 @@ def _writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _lock(stream: BinaryIO) -> None:
-    """Take a lock that falls with its process, or raise OSError at once."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        msvcrt: Any = importlib.import_module("msvcrt")
-        msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
-    else:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
 @contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
+def _exclusive(folder: Path, disk: Disk) -> Iterator[None]:
     """Hold the folder's lock. It falls with the process that holds it, however that ends."""
     with _writing(folder):
         stream = (folder / _LOCK).open("ab")
     with stream:
         try:
-            _lock(stream)
+            disk.lock(stream)
         except (BlockingIOError, PermissionError) as error:  # of Linux, of Windows
             raise InputError(
                 f"{folder}: found a store being filled by another process; expected to be alone; wait until it is done"

@@ -333,15 +333,12 @@ def test_lsmdc_refuses(lsmdc, content, said) -> None:
     assert said in refusal(f"lsmdc:{lsmdc}")
 
 
-def test_a_file_that_is_no_utf8_or_no_file(lsmdc, monkeypatch) -> None:
+def test_a_file_that_is_no_utf8_or_no_file(lsmdc) -> None:
     (lsmdc / TRAIN).write_bytes(b"caf\xe9\n")
     assert "found the byte 0xe9 at 3, which is not UTF-8; expected 6 columns" in refusal(f"lsmdc:{lsmdc}")
-
-    def refuse(*_, **__):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, "read_text", refuse)
-    assert "cannot be read (Permission denied)" in refusal(f"lsmdc:{lsmdc}")
+    (lsmdc / TRAIN).unlink()
+    (lsmdc / TRAIN).symlink_to("/proc/self/mem")  # nothing lies at its beginning, for root neither
+    assert "cannot be read (Input/output error)" in refusal(f"lsmdc:{lsmdc}")
     (lsmdc / TRAIN).unlink()
     (lsmdc / TRAIN).mkdir()
     assert "found a folder or device" in refusal(f"lsmdc:{lsmdc}")

@@ -3,17 +3,16 @@
 import errno
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tempme_export.data.disk import Disk
 from tempme_export.data.store import EMPTY, FAILED, FILLED, RowStore, bytes_needed
 from tempme_export.errors import ExportError, InputError
 
@@ -22,8 +21,8 @@ N, SHAPE, DTYPE = 5, (2, 3), "float32"
 NAMES = [("caf\udce9", i, None) for i in range(N)]
 
 
-def open_store(folder, key=KEY, n=N, shape=SHAPE, dtype=DTYPE):
-    return RowStore(folder, key, [("caf\udce9", i, None) for i in range(n)], shape, dtype)
+def open_store(folder, key=KEY, n=N, shape=SHAPE, dtype=DTYPE, **disk):
+    return RowStore(folder, key, [("caf\udce9", i, None) for i in range(n)], shape, dtype, **disk)
 
 
 def row(seed):
@@ -119,17 +118,23 @@ def test_every_block_is_allocated(tmp_path):
     assert bytes_needed(7, (2, 3), "float32") == 7 * (2 * 3 * 4 + 1)
 
 
-@pytest.mark.parametrize("error", [None, errno.EOPNOTSUPP, errno.EINVAL])
-def test_file_systems_that_cannot_allocate_are_written_through(tmp_path, monkeypatch, error):
-    def refuse(descriptor, start, size):
-        raise OSError(error, "no")
+class Refusing(Disk):
+    """A disk that refuses to allocate, from the second time on where `once` it may."""
 
-    if error is None:
-        monkeypatch.delattr(os, "posix_fallocate")
-    else:
-        monkeypatch.setattr(os, "posix_fallocate", refuse)
+    def __init__(self, refusal, once=False):
+        self.refusal, self.left = refusal, int(once)
+
+    def allocate(self, descriptor, start, size):
+        self.left -= 1
+        if self.left < 0:
+            raise self.refusal
+        super().allocate(descriptor, start, size)
+
+
+@pytest.mark.parametrize("error", [errno.EOPNOTSUPP, errno.EINVAL])
+def test_file_systems_that_cannot_allocate_are_written_through(tmp_path, error):
     n, size = 5, (1 << 24) // 3  # five thirds of a block
-    store = open_store(tmp_path, n=n, shape=(size,), dtype="uint8")
+    store = open_store(tmp_path, n=n, shape=(size,), dtype="uint8", disk=Refusing(OSError(error, "no")))
     stat = (tmp_path / "rows.bin").stat()
     assert stat.st_size == n * size and stat.st_blocks * 512 >= stat.st_size
     assert not store.read(slice(None)).any()
@@ -197,21 +202,25 @@ def test_a_killed_process_keeps_no_lock(tmp_path):
         pass
 
 
-def test_the_end_of_filling_forces_the_disk(tmp_path, monkeypatch):
+def test_the_end_of_filling_forces_the_disk(tmp_path):
     forced = []
-    store = open_store(tmp_path)
-    monkeypatch.setattr(np.memmap, "flush", lambda array: forced.append(array.shape))
+
+    class Watched(Disk):
+        def force(self, rows):
+            forced.append(rows.shape)
+
+    store = open_store(tmp_path, disk=Watched())
     with store.locked():
         assert forced == []
     assert forced == [(N, *SHAPE), (N,)]  # rows before their bytes
 
 
-def test_no_disk_to_force_is_said(tmp_path, monkeypatch):
-    def fail(array):
-        raise OSError(errno.EIO, "input/output error")
+def test_no_disk_to_force_is_said(tmp_path):
+    class Broken(Disk):
+        def force(self, rows):
+            raise OSError(errno.EIO, "input/output error")
 
-    store = open_store(tmp_path)
-    monkeypatch.setattr(np.memmap, "flush", fail)
+    store = open_store(tmp_path, disk=Broken())
     with pytest.raises(ExportError, match="input/output error"), store.locked():
         pass
 
@@ -224,12 +233,12 @@ def test_a_store_in_the_making_is_refused(tmp_path):
     assert (tmp_path / "rows.bin").exists()
 
 
-def test_no_locks_on_the_file_system(tmp_path, monkeypatch):
-    def refuse(stream, operation):
-        raise OSError(errno.ENOLCK, "No locks available")
+def test_no_locks_on_the_file_system(tmp_path):
+    class Lockless(Disk):
+        def lock(self, stream):
+            raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("fcntl.flock", refuse)
-    assert "without locks" in refusal(ExportError, open_store, tmp_path / "store")
+    assert "without locks" in refusal(ExportError, open_store, tmp_path / "store", disk=Lockless())
 
 
 # other rows
@@ -322,11 +331,11 @@ def test_a_store_that_is_being_filled_does_not_grow(tmp_path):
         assert "another process" in refusal(InputError, open_store, tmp_path, n=N + 1)
 
 
-def test_a_growth_that_fails_leaves_the_store_as_it_was(tmp_path, monkeypatch):
+def test_a_growth_that_fails_leaves_the_store_as_it_was(tmp_path, room_for):
     open_store(tmp_path).write(1, row(1))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    monkeypatch.setattr(os, "posix_fallocate", no_space)
-    assert "GB free" in refusal(ExportError, open_store, tmp_path, n=9)
+    with room_for(8 * 24):
+        assert "GB free" in refusal(ExportError, open_store, tmp_path, n=9)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -368,50 +377,48 @@ def test_a_damaged_store_is_refused(tmp_path, damage):
 # no room
 
 
-def no_space(descriptor, start, size):
-    os.pwrite(descriptor, b"half", start)
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def test_too_little_space_is_said_before(tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2_000_000))
-    said = refusal(ExportError, open_store, tmp_path / "a" / "b", n=3000, shape=(1000,), dtype="uint8")
-    assert "0.002 GB free" in said and "0.003 GB for 3000 rows" in said and str(tmp_path / "a" / "b") in said
+def test_too_little_space_is_said_before(tmp_path):
+    said = refusal(ExportError, open_store, tmp_path / "a" / "b", n=3000, shape=(10**15,), dtype="uint8")
+    assert "GB free" in said and "3000000000.000 GB for 3000 rows" in said and str(tmp_path / "a" / "b") in said
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
-def test_a_disk_that_fills_up_leaves_nothing(tmp_path, monkeypatch, error):
-    allocate, calls = os.posix_fallocate, []
-
-    def second_fails(descriptor, start, size):
-        calls.append(size)
-        if len(calls) == 2:
-            raise OSError(error, "full")
-        allocate(descriptor, start, size)
-
-    monkeypatch.setattr(os, "posix_fallocate", second_fails)
-    said = refusal(ExportError, open_store, tmp_path / "a" / "b")
-    assert "GB free" in said and len(calls) == 2
+@pytest.mark.parametrize(
+    ("room", "rows"),
+    [(0, {}), (N * 24 - 1, {}), (N, {"shape": (1,), "dtype": "uint8"})],
+    ids=["nothing", "half a store", "rows and no names"],
+)
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path, room_for, room, rows):
+    with room_for(room):
+        assert "GB free" in refusal(ExportError, open_store, tmp_path / "a" / "b", **rows)
     assert list(tmp_path.iterdir()) == []
     open_store(tmp_path / "a" / "b").write(0, row(0))  # and can be had later
 
 
-def test_a_folder_that_was_there_stays(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "posix_fallocate", no_space)
-    refusal(ExportError, open_store, tmp_path)
+def test_a_disk_with_room_for_all_but_the_key_leaves_nothing(tmp_path, room_for):
+    with room_for(N * 24), pytest.raises(ExportError, match=r"key\.json"):
+        open_store(tmp_path / "a" / "b", key=KEY | {"model": "m" * 200})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_or_a_quota_that_is_full_is_told_by_its_size(tmp_path, error):
+    disk = Refusing(OSError(error, "full"), once=True)
+    assert "GB free" in refusal(ExportError, open_store, tmp_path / "a" / "b", disk=disk)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_was_there_stays(tmp_path, room_for):
+    with room_for(7):
+        refusal(ExportError, open_store, tmp_path)
     assert tmp_path.is_dir() and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), OSError(errno.EIO, "input/output error")])
-def test_stopped_in_the_making_leaves_nothing(tmp_path, monkeypatch, stop):
-    def refuse(descriptor, start, size):
-        raise stop
-
-    monkeypatch.setattr(os, "posix_fallocate", refuse)
+def test_stopped_in_the_making_leaves_nothing(tmp_path, stop):
     expected = ExportError if isinstance(stop, OSError) else KeyboardInterrupt
     with pytest.raises(expected) as caught:
-        open_store(tmp_path / "store")
+        open_store(tmp_path / "store", disk=Refusing(stop))
     assert expected is KeyboardInterrupt or "input/output error" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 

@@ -51,17 +51,16 @@ def test_links_to_folders_are_followed_once(tmp_path) -> None:
     assert found == {"a": ["here/a.mp4"], "b": ["again/b.mp4"]}
 
 
-def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch) -> None:
-    put(tmp_path, "shut/a.mp4")
-    scandir = os.scandir
-
-    def refuse(path):
-        if Path(path).name == "shut":
-            raise PermissionError(13, "Permission denied")
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(InputError, match=r"shut: found a folder that cannot be read \(Permission denied\)"):
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path) -> None:
+    """Whoever asks: one that lies so deep that it has no path."""
+    here = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(20):
+        os.mkdir("d" * 250, dir_fd=here)
+        inner = os.open("d" * 250, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = inner
+    os.close(here)
+    with pytest.raises(InputError, match=r"ddd: found a folder that cannot be read \(File name too long\)"):
         index_files(tmp_path)
 
 
