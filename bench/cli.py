@@ -8,11 +8,11 @@ import typer
 
 from tempme_export.bench import commands
 from tempme_export.bench.wanted import DEFAULT_FRAMES, Wanted
-from tempme_export.cli.entry import entry
+from tempme_export.cli.app import CommandLine
 from tempme_export.errors import UsageError
 from tempme_export.names import command as shell_command
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+line = CommandLine("tempme-bench")
 
 MODES = ("latency", "throughput", "end-to-end")
 _INTERRUPTED = 130
@@ -29,7 +29,7 @@ def _option(panel: str, text: str, metavar: str | None = None, name: str | None 
     return typer.Option(*[name] if name else [], help=text, metavar=metavar, rich_help_panel=panel, **more)
 
 
-@app.command()
+@line.default(3, 4, 5, 6, 7, 130)
 def bench(
     context: typer.Context,
     source: Annotated[
@@ -118,11 +118,7 @@ def bench(
         _option(_OTHER, "With --kernels: compile them, and show what they take; no GPU.", name="--resources"),
     ] = False,
 ) -> None:
-    """Videos/s, operations and tokens of every backend or method beside the original PyTorch path.
-
-    Exit codes: 0 done, 2 usage, 3 checkpoint, profile, video, bundle or results, 4 backend or device missing, 5 parity
-    or a count failed, 6 build failed, 7 unstable with --strict, 130 interrupted (finished rows are kept).
-    """
+    """Videos/s, operations and tokens of every backend or method beside the original PyTorch path."""
     commands.check_writable(json)
     if resources and not kernels:
         raise UsageError("--resources shows what kernels take. Write: tempme-bench --kernels --resources")
@@ -231,4 +227,4 @@ def _handicap(text: str) -> tuple[str, float]:
     return name, value
 
 
-main = entry(app)
+main = line.main()

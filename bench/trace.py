@@ -132,8 +132,8 @@ def _title(block: BlockPlan) -> str:
 def trace_video(model: Case | Bundle, video: Path, allow_damaged: bool = False) -> VideoTrace:
     """Run one video and follow its patches.
 
-    model  a bundle's `video.onnx` decides under ONNX Runtime, whether it was exported with --trace or not; without a
-           bundle the original path does
+    model  a bundle's `video.onnx` decides under ONNX Runtime, whether it was exported with --expose-merges or not;
+           without a bundle the original path does
     allow_damaged  take damaged pictures as the decoder shows them
     Raises VideoError for a file that cannot be read, and BundleError or BackendError for a graph that cannot be run.
     """

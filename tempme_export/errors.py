@@ -4,7 +4,8 @@ A command catches the root only and exits with the class's `exit_code`; anything
 bug and keeps its traceback (exit 1).
 """
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 # What making a bundle takes and using one does not: the extra `export`.
@@ -95,3 +96,9 @@ def making(what: str) -> Iterator[None]:
         raise BackendError(
             f"{what} needs {error.name}, which is not installed. Run: pip install 'tempme-export[export]'"
         ) from error
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown word: a sentence after a space, or nothing where no known word is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.65)
+    return f" Did you mean {near[0]}?" if near else ""

@@ -90,7 +90,7 @@ void run(const std::vector<std::string>& given) {
     require(runtime != nullptr, 4, "TensorRT does not start; its messages stand above.");
     std::unique_ptr<nvinfer1::ICudaEngine> engine(runtime->deserializeCudaEngine(plan.data(), plan.size()));
     require(engine != nullptr, 4, given[0] + " does not load here. An engine runs on the kind of GPU and the TensorRT "
-            "that it was built with: build it anew with tempme-export --rebuild BUNDLE.");
+            "that it was built with: build it anew with tempme-export rebuild BUNDLE.");
     const char *input = "frames", *output = "video_embedding";
     std::string tensors;
     for (int i = 0; i < engine->getNbIOTensors(); ++i) tensors += std::string(" ") + engine->getIOTensorName(i);

@@ -1,12 +1,11 @@
 """The artifacts and backends that there are. A new one is an exporter, a runner and its entry here."""
 
-import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tempme_export.artifacts.artifact import Artifact, Tower
 from tempme_export.artifacts.backend import Backend, Folder, Need, Platform, Reveals
-from tempme_export.errors import BackendError
+from tempme_export.errors import BackendError, did_you_mean
 
 _EXPORTERS, _RUNNERS = "tempme_export.exporters", "tempme_export.runtime"
 _GRAPHS = "tempme_export.quantization.graphs"  # above the exporters: a float or int8
@@ -158,9 +157,7 @@ def find_backend(name: str | None, device: str | None = None) -> Backend:
     """
     names = offered()
     if name is not None and name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        meant = f" Did you mean {near[0]}?" if near else ""
-        raise BackendError(f"backend {name!r} is not one of {', '.join(names)}.{meant}")
+        raise BackendError(f"backend {name!r} is not one of {', '.join(names)}.{did_you_mean(name, names)}")
     named = {one.name: one for one in BACKENDS}
     found = named[name or names[0]]
     if device is None or found.runs_on(device):

@@ -6,13 +6,14 @@ from typing import Annotated
 import typer
 
 from tempme_export.cli import doctor_console as console
-from tempme_export.cli.entry import entry
+from tempme_export.cli.app import CommandLine
+from tempme_export.cli.options import JsonOption
 from tempme_export.cli.terminal import write_json
 from tempme_export.doctor.machine import Machine, examine, this_machine
 from tempme_export.doctor.process import TIME_LIMIT
 from tempme_export.doctor.rules import diagnose
 from tempme_export.doctor.rules import names as capabilities
-from tempme_export.errors import BackendError, UsageError
+from tempme_export.errors import BackendError, UsageError, did_you_mean
 
 Look = Callable[[float], Machine]
 
@@ -21,28 +22,41 @@ def _look(limit: float) -> Machine:
     return examine(this_machine(limit))
 
 
-def doctor(look: Look = _look) -> typer.Typer:
-    """The command. `look` examines a machine, given the seconds for each part."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+def _complete(incomplete: str) -> list[str]:
+    return [name for name in capabilities() if name.startswith(incomplete)]
 
-    @app.command()
+
+def doctor(look: Look = _look) -> CommandLine:
+    """The command. `look` examines a machine, given the seconds for each part."""
+    line = CommandLine("tempme-doctor")
+
+    @line.default(4)
     def command(
         require: Annotated[
             list[str] | None,
-            typer.Option(metavar="NAME", help=f"Fail without it, repeatable: {', '.join(capabilities())}."),
+            typer.Option(
+                metavar="NAME",
+                autocompletion=_complete,
+                help=f"Exit with 4 without it; repeatable: {', '.join(capabilities())}.",
+            ),
         ] = None,
-        as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
-        timeout: Annotated[float, typer.Option(metavar="SECONDS", min=1.0, help="For each part.")] = TIME_LIMIT,
+        timeout: Annotated[
+            float, typer.Option(metavar="SECONDS", min=1.0, help="Time limit of each part.")
+        ] = TIME_LIMIT,
+        as_json: JsonOption = False,
     ) -> None:
-        """Load every part for real and say what this machine can do, what is missing, what it would enable and how to
-        get it.
+        """Test what this machine can do, and name the next command: each part is loaded and run.
 
-        Exit codes: 0 the core works and so does all that is required, 2 usage, 4 something of that is missing.
+        tempme-doctor                  what works, what is missing and how to get it
+        tempme-doctor --require cpu    exit with 4 unless bundles can be run with ONNX Runtime
         """
         required = tuple(require or ())
         unknown = sorted(set(required) - set(capabilities()))
         if unknown:
-            raise UsageError(f"--require {', '.join(unknown)} is not known. Choose from {', '.join(capabilities())}.")
+            raise UsageError(
+                f"--require: found {', '.join(unknown)}, expected some of {', '.join(capabilities())}."
+                f"{did_you_mean(unknown[0], capabilities())}"
+            )
         with console.looking():
             diagnosis = diagnose(look(timeout))
         console.show(diagnosis)
@@ -57,10 +71,10 @@ def doctor(look: Look = _look) -> typer.Typer:
             names = ", ".join(one.name for one in missing)
             raise BackendError(f"{names} cannot be done on this machine: {problems}. To get there: {commands}")
 
-    return app
+    return line
 
 
-main = entry(doctor())
+main = doctor().main()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import typer
 
 from tempme_export.artifacts.registry import offered
 from tempme_export.cli import evaluate_console
-from tempme_export.cli.entry import entry
+from tempme_export.cli.app import CommandLine
+from tempme_export.cli.options import OUTPUT, ActivationOption, DamagedOption, JsonOption, ProfileOption, Split, value
 from tempme_export.cli.terminal import write_json
 from tempme_export.errors import UsageError
 from tempme_export.files import write_file
@@ -19,9 +20,8 @@ if TYPE_CHECKING:
     from tempme_export.data.frames import FrameSource
     from tempme_export.evaluation.encoders import Encoder
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-
-_SPLITS = ("train", "test")
+line = CommandLine("tempme-eval")
+_WORK = "Speed"
 
 
 def _check_file(option: str, path: Path | None) -> None:
@@ -59,60 +59,73 @@ def _source(
     return frames
 
 
-@app.command()
-def command(
+def _complete_backend(incomplete: str) -> list[str]:
+    return [name for name in (*offered(), "original", "torch") if name.startswith(incomplete)]
+
+
+@line.default(3, 4, 6)
+def evaluate(
     source: Annotated[
         str,
-        typer.Argument(metavar="BUNDLE|CKPT", help="Bundle folder, checkpoint file, or open_clip:MODEL/PRETRAINED."),
+        typer.Argument(
+            metavar="BUNDLE|CKPT",
+            show_default=False,
+            help="Folder of a bundle, checkpoint file, or open_clip:MODEL/PRETRAINED.",
+        ),
     ],
     data: Annotated[
         str,
         typer.Option(
-            metavar="SPEC",
-            help="msrvtt:DIR, activitynet:DIR, didemo:DIR, lsmdc:DIR, synthetic:DIR, or a "
-            ".csv or .parquet file with the columns video and caption.",
+            metavar="DATA",
+            show_default=False,
+            help="msrvtt:DIR, activitynet:DIR, didemo:DIR, lsmdc:DIR, synthetic:DIR, or a .csv or .parquet file with "
+            "the columns video and caption.",
         ),
     ],
     videos: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where the videos lie. Default: below DIR.")
+        Path | None, typer.Option(metavar="DIR", help="Folder of the videos. Default: below DIR.")
     ] = None,
-    split: Annotated[str, typer.Option(help="train or test; a file of one's own has no splits.")] = "test",
-    profile: Annotated[str | None, typer.Option(help="Profile name or .toml path of a CKPT. Default: its own.")] = None,
-    activation: Annotated[
+    split: Annotated[Split, typer.Option(help="Split of a data set; a .csv or .parquet file has none.")] = Split.TEST,
+    profile: ProfileOption = None,
+    activation: ActivationOption = None,
+    backend: Annotated[
         str | None,
         typer.Option(
-            help="quickgelu or gelu in the towers of a CKPT. Default: as it says, else its profile.",
+            metavar="NAME",
+            autocompletion=_complete_backend,
+            help=f"Bundle: {', '.join(offered())}. Checkpoint: original, torch. Default: the first.",
         ),
     ] = None,
-    backend: Annotated[
-        str | None, typer.Option(help=f"BUNDLE: {', '.join(offered())}. CKPT: original, torch. Default: the first.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. Default: cpu.")] = None,
+    device: Annotated[str | None, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N. Default: cpu.")] = None,
+    allow_damaged: DamagedOption = False,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, rich_help_panel=_WORK, help="Videos per call.")] = 8,
+    workers: Annotated[
+        int, typer.Option(metavar="N", min=0, rich_help_panel=_WORK, help="Decoding processes; 0 decodes in this one.")
+    ] = min(4, os.cpu_count() or 1),
     features: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep embeddings here; an interrupted run goes on from them.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", rich_help_panel=_WORK, help="Cache of embeddings; an interrupted run continues from it."
+        ),
     ] = None,
-    cache: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep decoded frames here.")] = None,
-    workers: Annotated[int, typer.Option(metavar="N", min=0, help="Processes that decode videos; 0: this one.")] = min(
-        4, os.cpu_count() or 1
-    ),
-    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Videos per call.")] = 8,
-    allow_damaged: Annotated[
-        bool, typer.Option("--allow-damaged", help="Take damaged pictures of videos as a player shows them.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
-    parquet: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table here too.")] = None,
-    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table here too.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(metavar="DIR", rich_help_panel=_WORK, help="Cache of decoded frames.")
+    ] = None,
+    parquet: Annotated[
+        Path | None, typer.Option(metavar="FILE", rich_help_panel=OUTPUT, help="Also write the metrics as Parquet.")
+    ] = None,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", rich_help_panel=OUTPUT, help="Also write the metrics as CSV.")
+    ] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Text-to-video and video-to-text retrieval: recall at 1, 5 and 10 in percent, median and mean rank.
+    """Text-to-video and video-to-text retrieval of a bundle or checkpoint: R@1, R@5, R@10, median and mean rank.
 
-    Ties and scores that are no numbers count against the model. Videos that cannot be read are listed, left out with
-    their captions, and counted.
+    tempme-eval ckpt.tempme --data msrvtt:MSRVTT
 
-    Exit codes: 0 done, 2 usage, 3 checkpoint, bundle, profile, data or no readable video, 4 backend or device
-    missing, 6 a file could not be written.
+    Ties and scores that are not finite count against the model. Videos that cannot be read are left out together with
+    their captions, and are listed and counted.
     """
-    if split not in _SPLITS:
-        raise UsageError(f"--split {split!r} is not one of {', '.join(_SPLITS)}.")
     for option, path in (("--parquet", parquet), ("--csv", csv)):
         _check_file(option, path)
     for option, path in (("--features", features), ("--cache", cache)):
@@ -122,18 +135,18 @@ def command(
 
     from tempme_export.data.annotations import open_data
 
-    asked = open_data(data, "train" if split == "train" else "test", videos)
+    asked = open_data(data, "train" if split is Split.TRAIN else "test", videos)
     evaluate_console.show_data(asked)
 
     from tempme_export.evaluation.encoders import open_encoder
-    from tempme_export.evaluation.evaluate import evaluate
+    from tempme_export.evaluation.evaluate import evaluate as measure
 
-    encoder = open_encoder(source, profile, backend, device, activation)
+    encoder = open_encoder(source, profile, backend, device, value(activation))
     try:
         evaluate_console.show_encoder(encoder)
         with evaluate_console.warnings_as_lines(), evaluate_console.progress() as progress:
             frames = _source(asked, encoder, cache, workers, allow_damaged, progress)
-            found = evaluate(
+            found = measure(
                 encoder, asked, frames, features, progress, backend=encoder.backend, batch=batch, workers=workers
             )
     finally:
@@ -147,7 +160,7 @@ def command(
         write_json(found.to_dict())
 
 
-main = entry(app)
+main = line.main()
 
 
 if __name__ == "__main__":

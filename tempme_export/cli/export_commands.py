@@ -12,7 +12,6 @@ from tempme_export.pipeline import engine_request, export
 from tempme_export.pipeline.rebuild import rebuild
 from tempme_export.pipeline.spec import ExportSpec
 from tempme_export.quantization.calibration import read_calibration
-from tempme_export.serving.repository import check_folder, write_repository
 
 
 def _statuses(bundle: Bundle) -> list[str]:
@@ -31,22 +30,16 @@ def rebuild_engine(folder: Path, device: str, workspace_gib: float | None, verbo
     console.show_done(f"{folder} has a new engine, in {time.perf_counter() - started:.0f} s")
 
 
-def export_bundle(spec: ExportSpec, repository: Path | None, threads: int | None, as_json: bool) -> None:
-    """Build a bundle and, where asked for, its model repository."""
+def export_bundle(spec: ExportSpec, as_json: bool) -> None:
+    """Build a bundle."""
     started = time.perf_counter()
-    if repository is not None:
-        check_folder(repository, spec.target, spec.force)
     bundle = export.build(spec, console.show_progress)
-    written: tuple[Path, ...] = ()
-    if repository is not None:
-        written = write_repository(bundle, repository, spec.force, threads)
-        console.show_progress("repository", written)
     if as_json:
-        write_bundle_json(bundle, written)
+        write_bundle_json(bundle)
     say_done(f"{bundle.path} in {time.perf_counter() - started:.0f} s", _statuses(bundle))
 
 
-def plan_bundle(spec: ExportSpec, repository: Path | None, as_json: bool) -> None:
+def plan_bundle(spec: ExportSpec, as_json: bool) -> None:
     """Show what would be built. Nothing is written but, for an engine, the graph that it would be built from."""
     target, trt = spec.target, engine_request.OPTION in spec.options
     replace(spec, options=spec.options - {engine_request.OPTION}).check()  # its plan says what is missing
@@ -66,8 +59,6 @@ def plan_bundle(spec: ExportSpec, repository: Path | None, as_json: bool) -> Non
         console.show_progress("engine plan", engine)
     needed = spec.size(recipe)
     check_destination(target, needed + spec.scratch(recipe), spec.force, recipe.checkpoint.sha256)
-    if repository is not None:
-        check_folder(repository, target, spec.force)
     source = engine_request.source_path(target)
     if trt:
         engine_request.check_source(source, spec.force)

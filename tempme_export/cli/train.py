@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tempme_export.cli import train_console
+from tempme_export.cli.app import CommandLine
 from tempme_export.cli.console import show_recipe
-from tempme_export.cli.entry import entry
+from tempme_export.cli.options import OUTPUT, ActivationOption, DamagedOption, JsonOption, ProfileOption, value
 from tempme_export.cli.terminal import show_warning, write_json
+from tempme_export.cli.train_options import Augment, Decay, Precision, Store, Tune
 from tempme_export.errors import ExportError, ProfileError, UsageError
 
 if TYPE_CHECKING:
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
     from tempme_export.encoder.recipe import Recipe
     from tempme_export.training.config import TrainConfig
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+line = CommandLine("tempme-train")
+_MODEL, _OPTIMIZATION, _PIXELS, _RUN = "What is trained", "Optimization", "Frames", "Run"
 
 SCRATCH = "scratch"
 SYNTHETIC = "synthetic"
@@ -36,10 +39,10 @@ def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _tune(tune: str | None, full: bool) -> str:
-    if full and tune not in (None, "full"):
-        raise UsageError(f"--full trains everything and --tune {tune} a part. Give one of the two.")
-    return "full" if full else tune or "lora"
+def _tune(tune: Tune | None, full: bool) -> str:
+    if full and tune not in (None, Tune.FULL):
+        raise UsageError(f"--full trains everything and --tune {tune.value} a part. Give one of the two.")
+    return Tune.FULL.value if full else (tune or Tune.LORA).value
 
 
 def _recipe(init: str, profile: str | None, activation: str | None, tune: str, seed: int) -> "Recipe":
@@ -134,109 +137,139 @@ def _train(
             show_warning(f"{error} {config.out} is complete.")
 
 
-@app.command()
-def command(
+@line.default(3, 4, 6)
+def fine_tune(
     data: Annotated[
         str,
         typer.Option(
-            metavar="SPEC",
-            help="Videos and captions to train on: msrvtt:DIR, activitynet:DIR, didemo:DIR, lsmdc:DIR, a .csv or "
-            ".parquet file with columns video and caption, or synthetic[:DIR], which is rendered first.",
+            metavar="DATA",
+            show_default=False,
+            help="Training videos and captions: msrvtt:DIR, activitynet:DIR, didemo:DIR, lsmdc:DIR, a .csv or .parquet "
+            "file with the columns video and caption, or synthetic[:DIR], which is rendered first.",
         ),
     ],
     init: Annotated[
         str,
         typer.Option(
-            metavar="INIT", help=f"Where to begin: open_clip:MODEL/PRETRAINED, a checkpoint file, or {SCRATCH}."
+            metavar="INIT",
+            show_default=False,
+            help=f"Initial weights: open_clip:MODEL/PRETRAINED, a checkpoint file, or {SCRATCH}.",
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the results.")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", rich_help_panel=OUTPUT, show_default=False, help="Folder of the run.")
+    ],
     val: Annotated[
-        str | None, typer.Option(metavar="SPEC", help="Judged after every epoch; decides which one is best.")
+        str | None, typer.Option(metavar="DATA", help="Evaluated after every epoch; decides which one is best.")
     ] = None,
-    videos: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the video files of both lie.")] = None,
-    profile: Annotated[str | None, typer.Option(help="Profile name or .toml path. Default: inferred.")] = None,
-    activation: Annotated[
-        str | None,
-        typer.Option(
-            help="quickgelu or gelu in the towers of --init. Default: as it says, else the profile.",
-        ),
+    videos: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the videos of --data and --val. Default: below DIR.")
     ] = None,
-    full: Annotated[bool, typer.Option("--full", help="Train every weight of both towers.")] = False,
+    profile: ProfileOption = None,
+    activation: ActivationOption = None,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    full: Annotated[
+        bool, typer.Option("--full", rich_help_panel=_MODEL, help="Train every weight of both towers: --tune full.")
+    ] = False,
     tune: Annotated[
-        str | None, typer.Option(metavar="KIND", help="What to train instead: lora (default), adapter or prompt.")
+        Tune | None, typer.Option(rich_help_panel=_MODEL, help="Fine-tuning method. Default: lora.")
     ] = None,
-    rank: Annotated[int | None, typer.Option(help="Of LoRA, or the inner width of adapters. Default: 8.")] = None,
+    rank: Annotated[
+        int | None, typer.Option(rich_help_panel=_MODEL, help="Of LoRA, or the inner width of adapters. Default: 8.")
+    ] = None,
     train_temperature: Annotated[
         bool,
         typer.Option(
             "--train-temperature",
-            help="Train the temperature too, which otherwise stays as INIT has it. For a training from nothing.",
+            rich_help_panel=_MODEL,
+            help="Train the temperature too, which otherwise stays as INIT has it. For a training from scratch.",
         ),
     ] = False,
-    epochs: Annotated[int, typer.Option(help="Times that every caption is seen.")] = 5,
-    batch: Annotated[int, typer.Option(help="Captions a step, over all processes.")] = 128,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 6e-4,
-    weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 0.2,
+    epochs: Annotated[int, typer.Option(rich_help_panel=_OPTIMIZATION, help="Passes over all captions.")] = 5,
+    batch: Annotated[
+        int, typer.Option(metavar="N", rich_help_panel=_OPTIMIZATION, help="Captions per step, over all processes.")
+    ] = 128,
+    lr: Annotated[float, typer.Option(rich_help_panel=_OPTIMIZATION, help="Peak learning rate.")] = 6e-4,
+    weight_decay: Annotated[float, typer.Option(rich_help_panel=_OPTIMIZATION, help="Of AdamW.")] = 0.2,
     decay: Annotated[
-        str,
+        Decay,
         typer.Option(
-            metavar="WHAT",
-            help="What decays: all that trains, or its matrices only, without norms, biases, positions and embeddings.",
+            rich_help_panel=_OPTIMIZATION,
+            help="Apply weight decay to all trained parameters, or to matrices only: no norms, biases, positions and "
+            "embeddings.",
         ),
-    ] = "all",
-    betas: Annotated[tuple[float, float], typer.Option(metavar="B1 B2", help="Of AdamW.")] = (0.9, 0.999),
-    eps: Annotated[float, typer.Option(help="Of AdamW.")] = 1e-8,
-    warmup: Annotated[float, typer.Option(help="Share of the steps in which the learning rate rises.")] = 0.1,
+    ] = Decay.ALL,
+    betas: Annotated[
+        tuple[float, float], typer.Option(metavar="B1 B2", rich_help_panel=_OPTIMIZATION, help="Of AdamW.")
+    ] = (0.9, 0.999),
+    eps: Annotated[float, typer.Option(rich_help_panel=_OPTIMIZATION, help="Of AdamW.")] = 1e-8,
+    warmup: Annotated[
+        float, typer.Option(rich_help_panel=_OPTIMIZATION, help="Share of the steps that are warm-up.")
+    ] = 0.1,
     warmup_from_zero: Annotated[
-        bool, typer.Option(help="Whether it rises from 0, so that the first step moves nothing, or one step ahead.")
-    ] = True,
-    clip_norm: Annotated[float, typer.Option(help="Longest gradient.")] = 1.0,
-    augment: Annotated[
-        str,
+        bool,
         typer.Option(
-            metavar="HOW",
-            help="randaugment: four random operations on the frames of a training video, before they are resized; "
-            "or none.",
+            rich_help_panel=_OPTIMIZATION,
+            help="Start the warm-up at learning rate 0, so that the first step changes nothing, or one step ahead.",
         ),
-    ] = "randaugment",
-    seed: Annotated[int, typer.Option(help="Of shuffles, augmentation and drawn weights.")] = 42,
+    ] = True,
+    clip_norm: Annotated[float, typer.Option(rich_help_panel=_OPTIMIZATION, help="Maximum gradient norm.")] = 1.0,
+    precision: Annotated[
+        Precision,
+        typer.Option(rich_help_panel=_OPTIMIZATION, help="Of the forward pass; auto is bf16 on a GPU that has it."),
+    ] = Precision.AUTO,
+    seed: Annotated[
+        int, typer.Option(rich_help_panel=_OPTIMIZATION, help="Of shuffling, augmentation and new weights.")
+    ] = 42,
+    augment: Annotated[
+        Augment,
+        typer.Option(
+            rich_help_panel=_PIXELS,
+            help="RandAugment: four random operations on the frames of a training video, before they are resized.",
+        ),
+    ] = Augment.RANDAUGMENT,
     workers: Annotated[
-        int | None, typer.Option(help="Processes that decode. Default: one for each CPU, up to 8.")
+        int | None,
+        typer.Option(
+            metavar="N", rich_help_panel=_PIXELS, help="Decoding processes. Default: one for each CPU, up to 8."
+        ),
     ] = None,
     cache: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Keep decoded frames here, resized and cropped, instead of decoding in every epoch. Needs "
+            rich_help_panel=_PIXELS,
+            help="Cache of decoded frames, resized and cropped, instead of decoding in every epoch. Needs "
             "--augment none.",
         ),
     ] = None,
-    allow_damaged: Annotated[
-        bool, typer.Option("--allow-damaged", help="Take damaged pictures of videos as a player shows them.")
-    ] = False,
-    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16; auto is bf16 on a GPU that has it.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    save_every: Annotated[
-        int | None, typer.Option(metavar="STEPS", help="Also save the state so often within an epoch.")
-    ] = None,
+    allow_damaged: DamagedOption = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in DIR where its last saved state is.")
+        bool, typer.Option("--resume", rich_help_panel=_RUN, help="Continue the run in --out from its last state.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, write nothing.")] = False,
-    store: Annotated[str, typer.Option(help="Tensors of the checkpoints: fp32 or fp16.")] = "fp32",
-    max_minutes: Annotated[
-        float | None, typer.Option(metavar="M", help="Save and stop after so long; --resume goes on.")
+    save_every: Annotated[
+        int | None,
+        typer.Option(metavar="STEPS", rich_help_panel=_RUN, help="Save the state within epochs too, every STEPS."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(metavar="M", rich_help_panel=_RUN, help="Save and stop after M minutes; --resume continues."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", rich_help_panel=_RUN, help="Show steps, parameters and memory; write nothing.")
+    ] = False,
+    store: Annotated[
+        Store, typer.Option(rich_help_panel=OUTPUT, help="Number format of the checkpoints' tensors.")
+    ] = Store.FP32,
+    as_json: JsonOption = False,
 ) -> None:
     """Fine-tune CLIP with temporal token merging on captioned videos, or train a small model from scratch.
 
-    Leaves best.pth and final.pth, which tempme-export takes, and last.pt, from which --resume continues. With several
-    GPUs: torchrun --nproc-per-node N -m tempme_export.cli.train ...
+    tempme-train --data msrvtt:DIR --init open_clip:ViT-B-32-quickgelu/openai --out run
+    tempme-train --data captions.csv --init ckpt.pt --out run --dry-run
+    torchrun --nproc-per-node N -m tempme_export.cli.train --data ...
 
-    Exit codes: 0 done, 2 usage, 3 data, checkpoint, profile or folder, 4 backend or device missing, 6 diverged or not
-    written.
+    The run leaves best.pth and final.pth, which tempme-export takes, and last.pt, from which --resume continues.
     """
     kind = _tune(tune, full)
 
@@ -254,22 +287,22 @@ def command(
         batch=batch,
         rate=lr,
         weight_decay=weight_decay,
-        decay=decay,
+        decay=decay.value,
         betas=betas,
         eps=eps,
         warmup=warmup,
         warmup_from_zero=warmup_from_zero,
         clip_norm=clip_norm,
-        augment=augment,
+        augment=augment.value,
         seed=seed,
         workers=min(_processors(), _MOST_WORKERS) if workers is None else workers,
         cache=cache,
         allow_damaged=allow_damaged,
-        precision=precision,
+        precision=precision.value,
         device=device,
         save_every=save_every,
         resume=resume,
-        store=store,
+        store=store.value,
         max_minutes=max_minutes,
     )
     config.check()
@@ -283,13 +316,13 @@ def command(
         return open_data(_rendered(spec, out, seed, config.workers, dry_run), split, videos)
 
     train_data, val_data = opened(data, "train"), None if val is None else opened(val, "test")
-    recipe = _recipe(init, profile, activation, kind, seed)
+    recipe = _recipe(init, profile, value(activation), kind, seed)
     if _rank() == 0:
         show_recipe(recipe)
     (_dry_run if dry_run else _train)(config, recipe, train_data, val_data, as_json)
 
 
-main = entry(app, lambda error: train_console.show_error(error, _rank()))
+main = line.main(lambda error: train_console.show_error(error, _rank()))
 
 
 if __name__ == "__main__":

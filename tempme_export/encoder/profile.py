@@ -9,7 +9,7 @@ from typing import Any
 from tempme_export.encoder.backbone import Backbone, open_clip_backbone
 from tempme_export.encoder.complexity import complexity
 from tempme_export.encoder.schedule import MergePolicy, Schedule, schedule
-from tempme_export.errors import ProfileError
+from tempme_export.errors import ProfileError, did_you_mean
 
 FROM_CHECKPOINT = "checkpoint"
 
@@ -227,7 +227,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
         if str(name_or_path) not in shipped_profiles():
             raise ProfileError(
                 f"no profile is called {str(name_or_path)!r}. Give the path of a .toml file or one of: "
-                f"{', '.join(shipped_profiles())}."
+                f"{', '.join(shipped_profiles())}.{did_you_mean(str(name_or_path), shipped_profiles())}"
             )
         path = profile_folder() / f"{name_or_path}.toml"
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""`tempme-export --rebuild DIR`: a new engine for this machine, from the graph that the bundle carries."""
+"""`tempme-export rebuild DIR`: a new engine for this machine, from the graph that the bundle carries."""
 
 import os
 import shutil

@@ -36,11 +36,11 @@ def check(spec: Spec) -> None:
 
 
 def check_recipe(recipe: Recipe, spec: Spec) -> None:
-    """Raises UsageError for a trace of a model that merges nothing."""
+    """Raises UsageError for the merges of a model that has none."""
     if spec.trace and not recipe.plan.merges:
         raise UsageError(
-            f"profile {recipe.profile.name} merges no tokens; a trace holds one output for every merge. Leave out "
-            "--trace, or choose a --profile that merges."
+            f"profile {recipe.profile.name} merges no tokens, and every merge is one output. Leave out "
+            "--expose-merges, or choose a --profile that merges."
         )
 
 

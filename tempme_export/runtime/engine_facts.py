@@ -73,5 +73,5 @@ class EngineFacts:
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise BundleError(
                 f"the manifest's {KEY!r} does not describe an engine: {error}. Build it again: "
-                "tempme-export --rebuild DIR."
+                "tempme-export rebuild DIR."
             ) from error

@@ -37,7 +37,7 @@ def check_engine(facts: EngineFacts, gpu: Gpu, version: str, path: Path) -> None
     if found:
         raise BackendError(
             f"{path.name} was built {'; '.join(found)}. Build it again here: "
-            f"{command('tempme-export', '--rebuild', path.parent)}"
+            f"{command('tempme-export', 'rebuild', path.parent)}"
         )
 
 
@@ -70,7 +70,7 @@ class _Log:
 
 
 def _again(path: Path) -> str:
-    return f"Build it again: {command('tempme-export', '--rebuild', path.parent)}"
+    return f"Build it again: {command('tempme-export', 'rebuild', path.parent)}"
 
 
 def _tensors(

@@ -96,14 +96,14 @@ def _stated(backend: Backend, platform: Platform, bundle: Bundle) -> ServedModel
         if more:
             raise BundleError(
                 f"{file} also returns {', '.join(more)}, and the server leaves no output of such a file away. Build it "
-                "without them: tempme-export --rebuild DIR."
+                "without them: tempme-export rebuild DIR."
             )
         inputs, outputs = specs(facts["inputs"]), specs(facts["outputs"])
         batch, requires = BatchRange(*facts["batch"]), platform.requires.format(**facts)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         option = backend.artifact.option
         raise BundleError(
-            f"the manifest's {option!r} does not describe {file}: {error}. Build it again: tempme-export --rebuild DIR."
+            f"the manifest's {option!r} does not describe {file}: {error}. Build it again: tempme-export rebuild DIR."
         ) from error
     fingerprint = bundle.manifest["sha256"]
     kind = platform.kind or "KIND_AUTO"

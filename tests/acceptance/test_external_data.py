@@ -106,7 +106,7 @@ class TestWhole:
         assert not list(mini_bundle.glob("*.data")) and not places(mini_bundle / "video.onnx")
 
     def test_verify(self, run, divided):
-        done = run("tempme-export", "--verify", divided)
+        done = run("tempme-export", "verify", divided)
         assert done.returncode == 0, done.stderr
         assert done.stderr.count("FAIL") == 0 and "6 files" in done.stderr
 
@@ -133,7 +133,7 @@ class TestWhole:
 
     def test_a_server_gets_both_files(self, run, divided, clips, expected, mini_bundle, tmp_path):
         repository = tmp_path / "models"
-        done = run("tempme-export", "--triton-repo", repository, divided, "--json")
+        done = run("tempme-export", "triton-repo", divided, repository, "--json")
         assert done.returncode == 0, done.stderr
         written = {str(path.relative_to(repository)) for path in repository.rglob("*") if path.is_file()}
         assert {"video/1/model.onnx", "video/1/video.onnx.data", "text/1/model.onnx", "text/1/text.onnx.data"} < written
@@ -218,6 +218,6 @@ class TestDamaged:
 
     def test_a_command_says_so_in_one_sentence(self, run, copy):
         change(copy / "video.onnx.data")
-        done = run("tempme-export", "--verify", copy)
+        done = run("tempme-export", "verify", copy)
         assert done.returncode == 3
         assert f"{copy}: video.onnx.data was changed. Export the bundle again." in " ".join(done.stderr.split())

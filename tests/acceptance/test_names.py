@@ -30,7 +30,7 @@ def folder(tmp_path_factory, mini, mini_bundle, world):
 
 
 def test_a_checkpoint_and_its_bundle(run, folder):
-    done = run("tempme-export", f"{NAME}.pth", "--out", f"{NAME}.new", "--json", "--batch", "1:1:2", cwd=folder)
+    done = run("tempme-export", f"{NAME}.pth", "--out", f"{NAME}.new", "--json", "--batch-range", "1:1:2", cwd=folder)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["bundle"].endswith("/caf\\xe9 it's/caf\\xe9 it's.new")
@@ -40,7 +40,7 @@ def test_a_checkpoint_and_its_bundle(run, folder):
 
 def test_a_bundle_is_verified_and_served(run, folder):
     bundle = f"{NAME}.tempme"
-    for arguments in (("--verify", bundle), (bundle, "--triton-repo", f"{NAME} models")):
+    for arguments in (("verify", bundle), ("triton-repo", bundle, f"{NAME} models")):
         done = run("tempme-export", *arguments, "--json", cwd=folder)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["bundle"].endswith("caf\\xe9 it's.tempme")
@@ -70,7 +70,7 @@ def test_an_evaluation(run, folder):
     assert pl.read_parquet((folder / f"{NAME} o.pq").read_bytes()).height
 
 
-@pytest.mark.parametrize("arguments", [(f"{NAME} none.pth",), ("--verify", f"{NAME} none"), (f"{NAME}.mp4",)])
+@pytest.mark.parametrize("arguments", [(f"{NAME} none.pth",), ("verify", f"{NAME} none"), (f"{NAME}.mp4",)])
 def test_a_refusal_names_it(run, folder, arguments):
     done = run("tempme-export", *arguments, cwd=folder)
     assert done.returncode == 3 and "error: " in done.stderr and "caf\\xe9 it's" in done.stderr

@@ -79,7 +79,7 @@ def test_an_old_bundle_that_cannot_be_deleted_is_told(run, mini, mini_bundle, fo
     if made.returncode:
         pytest.skip(f"no file can be made that root cannot delete: {made.stderr.strip()}")
     try:
-        done = run("tempme-export", mini, "--out", out, "--batch", "1:1:2", "--force", "--json")
+        done = run("tempme-export", mini, "--out", out, "--batch-range", "1:1:2", "--force", "--json")
         left = [name for name in names(folder) if name != "mini.tempme"]
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["manifest"] == manifest(out)
@@ -94,7 +94,7 @@ def test_an_old_bundle_that_cannot_be_deleted_is_told(run, mini, mini_bundle, fo
 def test_a_document_that_cannot_be_written_after_publishing(run, mini, folder):
     with open("/dev/full", "w") as full:
         options = {"capture_output": False, "stdout": full, "stderr": subprocess.PIPE}
-        done = run("tempme-export", mini, "--out", folder / "a", "--batch", "1:1:2", "--json", **options)
+        done = run("tempme-export", mini, "--out", folder / "a", "--batch-range", "1:1:2", "--json", **options)
     assert done.returncode == 0, done.stderr
     assert "warning: stdout could not be written (No space left on device)" in done.stderr
     tempme_export.verify(folder / "a")

@@ -41,7 +41,7 @@ def read_only(mini_bundle):
 @pytest.mark.parametrize(
     "command",
     [
-        ("tempme-export", "--verify", "mini.tempme"),
+        ("tempme-export", "verify", "mini.tempme"),
         ("tempme-doctor",),
     ],
 )
@@ -59,7 +59,7 @@ def test_an_evaluation_works(read_only, world):
     ("command", "said"),
     [
         (("tempme-export", "MINI", "--out", "new.tempme"), "cannot be written to. Choose another --out."),
-        (("tempme-export", "mini.tempme", "--triton-repo", "models"), "Read-only file system"),
+        (("tempme-export", "triton-repo", "mini.tempme", "models"), "Read-only file system"),
         (("tempme-bench", "mini.tempme", "--backends", "ort", "--seconds", "0.1", "--samples", "5"), "TMPDIR"),
     ],
 )

@@ -62,10 +62,10 @@ def test_an_export_leaves_nothing(folder, name):
     assert [path.name for path in folder.iterdir()] == ["mini.pth"]
 
 
-def test_a_repository_and_its_bundle_stay_as_they_were(folder, mini_bundle):
+def test_an_existing_bundle_stays_as_it_was(folder, mini_bundle):
     shutil.copytree(mini_bundle, folder / "mini.tempme")
     before = sorted(path for path in folder.rglob("*"))
-    process = start("tempme-export", "mini.pth", "--force", "--triton-repo", "models", cwd=folder)
+    process = start("tempme-export", "mini.pth", "--force", cwd=folder)
     wait_for(process, lambda: list(folder.glob(".*.partial/*")))
     end(process, "SIGTERM")
     assert sorted(path for path in folder.rglob("*")) == before
@@ -83,7 +83,7 @@ def test_an_ignored_signal_stays_ignored(mini_bundle, tmp_path):
     """As nohup starts a program."""
     tool = Path(sys.executable).with_name("tempme-export")
     process = subprocess.Popen(
-        [tool, "--verify", mini_bundle],
+        [tool, "verify", mini_bundle],
         stderr=subprocess.DEVNULL,
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
     )

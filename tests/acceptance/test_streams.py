@@ -36,21 +36,21 @@ def test_a_refusal_without_stderr_keeps_its_code():
 def test_no_file_gets_the_number_of_a_closed_stream(mini, tmp_path):
     """Otherwise the checkpoint or the bundle would be what libraries print into."""
     done = shell(
-        f"{tool('tempme-export')} {shlex.quote(str(mini))} --out b --batch 1:1:2 --json 2>&- <&-", cwd=tmp_path
+        f"{tool('tempme-export')} {shlex.quote(str(mini))} --out b --batch-range 1:1:2 --json 2>&- <&-", cwd=tmp_path
     )
     assert done.returncode == 0
     found = json.loads(done.stdout)
     assert found["bundle"] == str(tmp_path / "b")
-    assert shell(f"{tool('tempme-export')} --verify b >&- 2>&-", cwd=tmp_path).returncode == 0
+    assert shell(f"{tool('tempme-export')} verify b >&- 2>&-", cwd=tmp_path).returncode == 0
 
 
 def test_a_document_to_a_closed_stdout_is_told(mini_bundle):
-    done = shell(f"{tool('tempme-export')} --verify {shlex.quote(str(mini_bundle))} --json >&-")
+    done = shell(f"{tool('tempme-export')} verify {shlex.quote(str(mini_bundle))} --json >&-")
     assert done.returncode == 0 and "warning: stdout is closed" in done.stderr
 
 
 def test_a_document_on_a_full_disk_is_an_error(mini_bundle):
-    done = shell(f"{tool('tempme-export')} --verify {shlex.quote(str(mini_bundle))} --json > /dev/full")
+    done = shell(f"{tool('tempme-export')} verify {shlex.quote(str(mini_bundle))} --json > /dev/full")
     assert done.returncode == 6 and "stdout could not be written (No space left on device)" in done.stderr
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
 
@@ -60,7 +60,7 @@ def test_readers_who_leave(mini_bundle):
     read, write = os.pipe()
     os.close(read)
     tool_path = Path(sys.executable).with_name("tempme-export")
-    command = [tool_path, "--verify", mini_bundle, "--json"]
+    command = [tool_path, "verify", mini_bundle, "--json"]
     done = subprocess.run(command, stdout=write, stderr=write, timeout=300, check=False)
     os.close(write)
     assert done.returncode == 0

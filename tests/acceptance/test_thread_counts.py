@@ -48,15 +48,17 @@ def counts(folder):
 
 
 def test_of_a_server(run, mini_bundle, tmp_path):
-    done = run("tempme-export", mini_bundle, "--triton-repo", tmp_path / "three", "--threads", "3")
+    done = run("tempme-export", "triton-repo", mini_bundle, tmp_path / "three", "--threads", "3")
     assert done.returncode == 0, done.stderr
     assert counts(tmp_path / "three") == {"video": ["3"], "text": ["3"]}
-    assert run("tempme-export", mini_bundle, "--triton-repo", tmp_path / "free").returncode == 0
+    assert run("tempme-export", "triton-repo", mini_bundle, tmp_path / "free").returncode == 0
     assert counts(tmp_path / "free") == {"video": [], "text": []}
 
 
-@pytest.mark.parametrize("options", [("--threads", "0", "--triton-repo", "models"), ("--threads", "2")])
-def test_what_makes_no_sense(run, mini_bundle, tmp_path, options):
-    done = run("tempme-export", mini_bundle, *options, cwd=tmp_path)
+@pytest.mark.parametrize(
+    "command", [("triton-repo", "BUNDLE", "models", "--threads", "0"), ("BUNDLE", "--threads", "2")]
+)
+def test_what_makes_no_sense(run, mini_bundle, tmp_path, command):
+    done = run("tempme-export", *(mini_bundle if word == "BUNDLE" else word for word in command), cwd=tmp_path)
     assert done.returncode == 2 and "--threads" in done.stderr
     assert not list(tmp_path.iterdir())

@@ -43,7 +43,7 @@ def video(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def traced_bundle(recipe, tiny_bundle, tmp_path_factory):
-    """The tiny bundle with its merges as outputs, as `tempme-export --trace` declares them. Its path."""
+    """The tiny bundle with its merges as outputs, as `tempme-export --expose-merges` declares them. Its path."""
     folder = tmp_path_factory.mktemp("traced.tempme")
     proto = onnx.load(tiny_bundle / VIDEO)
     proto.graph.output.extend(onnx.ValueInfoProto(name=merge.assign_name) for merge in recipe.plan.merges)

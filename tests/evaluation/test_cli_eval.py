@@ -217,7 +217,7 @@ class TestUsage:
         refusal(on_checkpoint(option, world / "data.csv"), 2, option, "is a file")
 
     def test_split(self, on_checkpoint):
-        refusal(on_checkpoint("--split", "val"), 2, "--split 'val'", "train, test")
+        refusal(on_checkpoint("--split", "val"), 2, "--split: found 'val'", "train, test")
 
     def test_the_wrong_backend(self, tempme_eval, mini_bundle, world):
         data = ("--data", world / "data.csv")
@@ -230,7 +230,7 @@ class TestUsage:
     def test_what_the_parser_refuses(self, tempme_eval, arguments):
         code, out, err = tempme_eval(*arguments)
         assert code == 2 and out == ""
-        assert "Error: " in err and "Traceback" not in err
+        assert err.startswith("error: ") and "See tempme-eval --help." in err and "Traceback" not in err
 
     def test_help(self, tempme_eval):
         code, out, _ = tempme_eval("--help")

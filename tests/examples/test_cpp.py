@@ -142,7 +142,7 @@ def test_a_broken_engine_shows_its_errors_and_how_to_build_it_anew(program, tmp_
     done = run(program, tmp_path / "video.plan")
     assert done.returncode == 4
     assert "TensorRT: this is no engine" in done.stderr and "nobody wants" not in done.stderr
-    assert "tempme-export --rebuild BUNDLE" in done.stderr
+    assert "tempme-export rebuild BUNDLE" in done.stderr
 
 
 @needs_compiler

@@ -1,4 +1,4 @@
-"""`--trace`: the decisions become outputs of the video graph, and nothing else of it changes."""
+"""`--expose-merges`: the decisions become outputs of the video graph, and nothing else of it changes."""
 
 import copy
 import dataclasses

@@ -1,4 +1,4 @@
-"""`tempme-export --trt`, `--rebuild` and `--triton-repo`: what is refused and when, what a dry run leaves, and what a
+"""`tempme-export --trt`, `rebuild` and `triton-repo`: what is refused and when, what a dry run leaves, and what a
 bundle with an engine holds. The builder is a stand-in; its engine is run by ONNX Runtime from the graph beside it."""
 
 import json
@@ -152,7 +152,7 @@ class TestRefusals:
     def test_an_existing_bundle_is_left_alone(self, command, lacking, small_checkpoint, bundle_copy):
         before = contents(bundle_copy)
         refusal(command(small_checkpoint, "--trt", "--out", bundle_copy, "--force"), 4, *MISSING)
-        refusal(command("--rebuild", bundle_copy), 4, *MISSING, "The bundle keeps the engine that it has")
+        refusal(command("rebuild", bundle_copy), 4, *MISSING, "The bundle keeps the engine that it has")
         assert contents(bundle_copy) == before and list(bundle_copy.parent.iterdir()) == [bundle_copy]
 
     def test_in_python_too(self, lacking, small_checkpoint, small_profile, tmp_path):
@@ -173,9 +173,9 @@ class TestRefusals:
     def test_options_of_a_builder_that_is_not_asked_for(self, export, option):
         refusal(export(*option), 2, "--workspace and --verbose are for the builder")
 
-    @pytest.mark.parametrize("more", [["--force"], ["--precision", "fp16"], ["--triton-repo", "r"], ["--dry-run"]])
+    @pytest.mark.parametrize("more", [["--force"], ["--precision", "fp16"], ["--out", "r"], ["--dry-run"]])
     def test_rebuild_takes_nothing_that_it_would_ignore(self, command, lacking, small_bundle, more):
-        refusal(command("--rebuild", small_bundle, *more), 2, f"{more[0]} cannot be combined with --rebuild")
+        refusal(command("rebuild", small_bundle, *more), 2, f"tempme-export rebuild: found {more[0]}, expected")
 
     @pytest.mark.parametrize("more", [[], ["--dry-run"]])
     def test_a_profile_that_never_merges(self, export, builder, monkeypatch, more, tmp_path):
@@ -183,7 +183,7 @@ class TestRefusals:
         refusal(export("--trt", *more), 2, "profile small merges no tokens", "no plugin of ours")
         assert list(tmp_path.iterdir()) == [] and builder.asked is None
 
-    @pytest.mark.parametrize("arguments", [["CKPT", "--trt"], ["--rebuild", "BUNDLE"]])
+    @pytest.mark.parametrize("arguments", [["CKPT", "--trt"], ["rebuild", "BUNDLE"]])
     def test_nothing_heavy_is_imported(self, small_checkpoint, small_bundle, arguments, tmp_path):
         """Whatever this machine has: it is told to lack something."""
         script = (
@@ -212,7 +212,7 @@ class TestRefusals:
 
 class TestDryRun:
     def test_the_plan_and_the_graph(self, export, lacking, small_recipe, tmp_path):
-        code, out, err = export("--trt", "--dry-run", "--batch", "1:2:4")
+        code, out, err = export("--trt", "--dry-run", "--batch-range", "1:2:4")
         path = tmp_path / "out.video.plugin.onnx"
         assert (code, out) == (0, "")
         assert [one.name for one in tmp_path.iterdir()] == [path.name]
@@ -305,12 +305,12 @@ class TestBuild:
 
     def test_verification_here_and_elsewhere(self, export, command, builder, tmp_path):
         assert export("--trt")[0] == 0
-        code, out, _ = command("--verify", tmp_path / "out.tempme", "--json")
+        code, out, _ = command("verify", tmp_path / "out.tempme", "--json")
         assert code == 0 and {one["artifact"]: one["status"] for one in json.loads(out)["parity"]}[ENGINE] == "passed"
         builder.run_error = BackendError("the GPU failed while the engine ran")
-        refusal(command("--verify", tmp_path / "out.tempme"), 4, "the GPU failed while the engine ran")
+        refusal(command("verify", tmp_path / "out.tempme"), 4, "the GPU failed while the engine ran")
         builder.place_error = BackendError("video.plan was built for another GPU")
-        code, _, err = command("--verify", tmp_path / "out.tempme")
+        code, _, err = command("verify", tmp_path / "out.tempme")
         assert code == 0 and "NOT RUN" in err and "another GPU" in err and "nothing is proven" in err
 
     @pytest.mark.parametrize(
@@ -346,26 +346,26 @@ class TestBuild:
 class TestRebuild:
     def test_a_bundle_whose_engine_is_renewed(self, export, command, builder, tmp_path):
         assert export("--trt")[0] == 0
-        code, out, err = command("--rebuild", tmp_path / "out.tempme", "--workspace", "1", "--json")
+        code, out, err = command("rebuild", tmp_path / "out.tempme", "--workspace", "1", "--json")
         assert code == 0 and "has a new engine" in err
         assert json.loads(out)["manifest"][KEY] == json.loads(json.dumps(FACTS.to_dict()))
         assert builder.asked.workspace_gib == 1.0 and builder.asked.device == "cuda"
 
     @pytest.mark.parametrize("workspace", ["0", "-1", "inf", "nan"])
     def test_a_workspace_that_is_none(self, command, builder, small_bundle, workspace):
-        refusal(command("--rebuild", small_bundle, "--workspace", workspace), 2, "expected more than 0")
+        refusal(command("rebuild", small_bundle, "--workspace", workspace), 2, "expected more than 0")
 
     def test_a_bundle_without_the_graph(self, command, builder, small_bundle):
-        refusal(command("--rebuild", small_bundle), 3, f"has no {SOURCE}")
+        refusal(command("rebuild", small_bundle), 3, f"has no {SOURCE}")
 
     def test_no_bundle(self, command, builder, tmp_path):
-        refusal(command("--rebuild", tmp_path), 3, f"has no {MANIFEST}")
+        refusal(command("rebuild", tmp_path), 3, f"has no {MANIFEST}")
 
 
 class TestRepository:
     def test_of_a_bundle(self, command, small_bundle, tmp_path):
         before = contents(small_bundle)
-        code, out, err = command(small_bundle, "--triton-repo", tmp_path / "models", "--json")
+        code, out, err = command("triton-repo", small_bundle, tmp_path / "models", "--json")
         document = json.loads(out)
         assert code == 0 and "models video, text" in err and f"{tmp_path / 'models'} serves" in err
         assert document["bundle"] == str(small_bundle)
@@ -373,28 +373,29 @@ class TestRepository:
         assert (tmp_path / "models" / "video" / "config.pbtxt").is_file()
         assert contents(small_bundle) == before
 
-    def test_after_an_export(self, export, builder, tmp_path):
-        code, _, err = export("--trt", "--triton-repo", tmp_path / "models")
+    def test_with_an_engine(self, export, command, builder, tmp_path):
+        assert export("--trt")[0] == 0
+        code, _, err = command("triton-repo", tmp_path / "out.tempme", tmp_path / "models")
         assert code == 0 and "models video, text, video_trt" in err
         assert (tmp_path / "models" / "video_trt" / "1" / "model.plan").read_bytes() == b"an engine"
 
-    @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
-    def test_the_folder_is_checked_before_the_work(self, export, dry, monkeypatch, tmp_path):
-        monkeypatch.setattr(pipeline, "build", lambda *args: pytest.fail("worked"))
-        (tmp_path / "models").mkdir()
-        (tmp_path / "models" / "notes.txt").write_text("a thesis")
-        refusal(export("--triton-repo", tmp_path / "models", *dry), 6, "is not empty")
-        refusal(export("--triton-repo", tmp_path / "models", "--force", *dry), 6, "also holds notes.txt")
-        refusal(export("--triton-repo", tmp_path / "out.tempme" / "models", *dry), 3, "lies in the bundle")
+    def test_a_folder_that_is_in_use(self, command, small_bundle, tmp_path):
+        models = tmp_path / "models"
+        models.mkdir()
+        (models / "notes.txt").write_text("a thesis")
+        refusal(command("triton-repo", small_bundle, models), 6, "is not empty")
+        refusal(command("triton-repo", small_bundle, models, "--force"), 6, "also holds notes.txt")
+        refusal(command("triton-repo", small_bundle, small_bundle / "models"), 3, "lies in the bundle")
+        assert [path.name for path in models.iterdir()] == ["notes.txt"]
 
     @pytest.mark.parametrize("more", [["--precision", "fp16"], ["--trt"], ["--dry-run"], ["--out", "x"]])
     def test_nothing_is_built_from_a_bundle(self, command, lacking, small_bundle, more, tmp_path):
-        result = command(small_bundle, "--triton-repo", tmp_path / "models", *more)
-        refusal(result, 2, f"{more[0]} cannot be combined with --triton-repo of a bundle")
+        result = command("triton-repo", small_bundle, tmp_path / "models", *more)
+        refusal(result, 2, f"tempme-export triton-repo: found {more[0]}, expected")
         assert list(tmp_path.iterdir()) == []
 
     def test_force_replaces_its_own(self, command, small_bundle, tmp_path):
-        arguments = (small_bundle, "--triton-repo", tmp_path / "models")
+        arguments = ("triton-repo", small_bundle, tmp_path / "models")
         assert command(*arguments)[0] == 0
         refusal(command(*arguments), 6, "is not empty")
         assert command(*arguments, "--force")[0] == 0

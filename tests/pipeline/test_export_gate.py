@@ -112,7 +112,7 @@ def export(folder, quick, tmp_path):
 def command(tempme_export, folder, quick, tmp_path):
     """Run `tempme-export` on the small model; returns exit code, stdout and stderr."""
     return partial(
-        tempme_export, folder / "mini.pth", "--profile", "mini-8f", "--out", tmp_path / "out", "--batch", "1:4:5"
+        tempme_export, folder / "mini.pth", "--profile", "mini-8f", "--out", tmp_path / "out", "--batch-range", "1:4:5"
     )
 
 
@@ -333,8 +333,8 @@ class TestBadRequests:
 
     @pytest.mark.parametrize("more", [["--gate", "data.csv"], ["--gate-videos", "clips"]])
     def test_verify_has_no_gate(self, tempme_export, gated, more):
-        code, _, err = tempme_export("--verify", gated, *more)
-        assert code == 2 and "--verify has none" in err
+        code, _, err = tempme_export("verify", gated, *more)
+        assert code == 2 and f"tempme-export verify: found {more[0]}, expected" in err
 
     def test_dry_run(self, command, folder, tmp_path):
         code, out, err = command("--gate", folder / "data.csv", "--dry-run", "--json")

@@ -183,7 +183,7 @@ class TestParity:
 
     def test_verify_elsewhere_says_that_it_was_not_run(self, bundle, command, monkeypatch):
         monkeypatch.setattr("tempme_export.runtime.pt2.capability", lambda device: "another")
-        code, _, err = command("--verify", bundle)
+        code, _, err = command("verify", bundle)
         assert code == 0
         assert "NOT RUN" in err and "this is" in err and "nothing is proven" in err.splitlines()[-1]
 

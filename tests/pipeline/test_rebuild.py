@@ -1,4 +1,4 @@
-"""`--rebuild`: a bundle gets a new engine whole or keeps what it had. The builder is a stand-in; its engine is run by
+"""`rebuild`: a bundle gets a new engine whole or keeps what it had. The builder is a stand-in; its engine is run by
 ONNX Runtime from the bundle's own graph, so that the judging is real."""
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""`tempme-export --trace`: a bundle whose video.onnx also says what it merged is as good as any other."""
+"""`tempme-export --expose-merges`: a bundle whose video.onnx also says what it merged is as good as any other."""
 
 import csv
 import dataclasses
@@ -123,7 +123,7 @@ class TestWords:
         err = capsys.readouterr().err
         assert VIDEO in err and "merges" not in err
 
-    @pytest.mark.parametrize("arguments", [(), ("--trace",)])
+    @pytest.mark.parametrize("arguments", [(), ("--expose-merges",)])
     def test_the_option_reaches_the_exporters(self, command, builds, arguments):
         specs = builds.seeing(VIDEO_ONNX)
         assert command(*arguments)[0] == 2
@@ -133,20 +133,20 @@ class TestWords:
     def test_json(self, command, traced, builds):
         for artifact in (VIDEO_ONNX, TEXT_ONNX):
             builds.copying(artifact, traced)
-        code, out, _ = command("--profile", "mini-8f", "--batch", "1:2:3", "--trace", "--json")
+        code, out, _ = command("--profile", "mini-8f", "--batch-range", "1:2:3", "--expose-merges", "--json")
         assert code == 0 and json.loads(out)["manifest"]["trace"] is True
 
     def test_dry_run(self, command, tmp_path):
-        assert command("--profile", "mini-8f", "--trace", "--dry-run")[0] == 0
+        assert command("--profile", "mini-8f", "--expose-merges", "--dry-run")[0] == 0
         assert not (tmp_path / "out").exists()
 
 
 class TestRefused:
     @pytest.mark.parametrize("mode", [(), ("--dry-run",)])
     def test_a_model_that_merges_nothing(self, command, tmp_path, mode):
-        code, _, err = command("--profile", UNMERGED, "--trace", *mode)
+        code, _, err = command("--profile", UNMERGED, "--expose-merges", *mode)
         assert code == 2
-        assert "profile mini-8f-none merges no tokens" in err and "Leave out --trace" in err
+        assert "profile mini-8f-none merges no tokens" in err and "Leave out --expose-merges" in err
         assert not (tmp_path / "out").exists()
 
     def test_only_with_a_trace(self, folder):

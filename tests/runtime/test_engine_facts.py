@@ -51,7 +51,7 @@ def test_shares_add_up_and_the_largest_comes_first():
 def test_other_documents_are_refused(change):
     document = FACTS.to_dict()
     change(document)
-    with pytest.raises(BundleError, match="tempme-export --rebuild"):
+    with pytest.raises(BundleError, match="tempme-export rebuild"):
         EngineFacts.from_dict(document)
 
 

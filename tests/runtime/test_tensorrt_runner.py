@@ -340,7 +340,7 @@ class TestLoading:
         here = "11.4.0.106"
         path = Path("out/ckpt.tempme") / ENGINE
         check_engine(FACTS, H100, here, path)
-        again = r"Build it again here: tempme-export --rebuild out/ckpt\.tempme"
+        again = r"Build it again here: tempme-export rebuild out/ckpt\.tempme"
         with pytest.raises(BackendError, match=rf"sm_90\), and this is A100 \(sm_80\)\. {again}") as caught:
             check_engine(FACTS, dataclasses.replace(H100, name="A100", compute=(8, 0)), here, path)
         assert caught.value.exit_code == 4
@@ -373,7 +373,7 @@ class TestLoading:
     def test_a_damaged_file(self, trt, engine):
         trt.loads = False
         with pytest.raises(
-            BundleError, match=r"cannot be loaded: magic tag does not match\. .*--rebuild .*ckpt\.tempme"
+            BundleError, match=r"cannot be loaded: magic tag does not match\. .*tempme-export rebuild .*ckpt\.tempme"
         ):
             TensorRtRunner(engine, FACTS)
 

@@ -162,7 +162,7 @@ class TestConfig:
 class TestEngineRefusals:
     def test_more_outputs(self, with_engine):
         facts = dataclasses.replace(FACTS, outputs={**FACTS.outputs, "assign_00": ("int32", (None, 9))})
-        with pytest.raises(BundleError, match=r"also returns assign_00.*--rebuild"):
+        with pytest.raises(BundleError, match=r"also returns assign_00.*tempme-export rebuild"):
             served_models(with_engine(facts))
 
     def test_a_type_the_server_is_not_told_of(self, with_engine):

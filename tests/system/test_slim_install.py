@@ -117,8 +117,8 @@ def test_help(slim, command):
 
 def test_commands_that_use_a_bundle(slim, bundle, world, tmp_path):
     for words in (
-        ("tempme-export", "--verify", bundle),
-        ("tempme-export", bundle, "--triton-repo", tmp_path / "repository"),
+        ("tempme-export", "verify", bundle),
+        ("tempme-export", "triton-repo", bundle, tmp_path / "repository"),
         ("tempme-eval", bundle, "--data", f"synthetic:{world}", "--workers", "0"),
     ):
         done = slim(*words)
@@ -182,6 +182,6 @@ with tempme_export.load(sys.argv[1]) as model:
         print(error)
 """
     assert EXTRA in slim("python", "-c", program, old).stdout
-    assert slim("tempme-export", "--verify", old).returncode == 0
+    assert slim("tempme-export", "verify", old).returncode == 0
     with tempme_export.load(old) as before, tempme_export.load(bundle) as after:
         np.testing.assert_array_equal(before.encode_text(TEXTS), after.encode_text(TEXTS))

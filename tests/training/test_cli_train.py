@@ -101,7 +101,7 @@ class TestUsage:
             (["--full", "--tune", "lora"], "--full trains everything and --tune lora a part"),
             (["--full", "--rank", "4"], "--rank 4 is of lora and adapter, and full has none"),
             (["--tune", "prompt", "--rank", "4"], "and prompt has none"),
-            (["--tune", "head"], "--tune 'head' is not one of lora"),
+            (["--tune", "head"], "--tune: found 'head', expected one of lora"),
             (["--batch", "1"], "--batch 1 is below 2"),
             (["--warmup", "1.5"], "--warmup 1.5"),
         ],
@@ -267,7 +267,7 @@ class TestOtherProcesses:
 
     def test_their_errors_say_whose_they_are(self, tempme_train, arguments, monkeypatch):
         monkeypatch.setenv("RANK", "3")
-        refusal(tempme_train(*arguments, "--tune", "head"), 2, "process 3: --tune 'head'")
+        refusal(tempme_train(*arguments, "--tune", "head"), 2, "process 3: --tune: found 'head'")
 
 
 def environment():

@@ -1,0 +1,58 @@
+"""Options that several commands share: one word, one type, one meaning."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+OUTPUT = "Output"
+
+
+class Activation(StrEnum):
+    """Activation of both towers."""
+
+    QUICKGELU = "quickgelu"
+    GELU = "gelu"
+
+
+class Split(StrEnum):
+    """Part of a data set."""
+
+    TRAIN = "train"
+    TEST = "test"
+
+
+def value(choice: StrEnum | None) -> str | None:
+    """The plain text of a choice; None where none was made."""
+    return None if choice is None else choice.value
+
+
+def _complete_profile(incomplete: str) -> list[str]:
+    from tempme_export.encoder.profile import shipped_profiles
+
+    return [name for name in shipped_profiles() if name.startswith(incomplete)]
+
+
+ProfileOption = Annotated[
+    str | None,
+    typer.Option(
+        "--profile",
+        metavar="NAME|FILE",
+        autocompletion=_complete_profile,
+        help="A shipped profile, or a .toml file. Default: inferred from the checkpoint.",
+    ),
+]
+ActivationOption = Annotated[
+    Activation | None,
+    typer.Option("--activation", help="Of both towers. Default: as the checkpoint says, else the profile."),
+]
+DeviceOption = Annotated[str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N.")]
+DamagedOption = Annotated[
+    bool, typer.Option("--allow-damaged", help="Accept damaged frames of videos as the decoder conceals them.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print one JSON document on stdout.")]
+ForceOption = Annotated[
+    bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Replace what is there from an earlier run.")
+]
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.", show_default=False)]
