@@ -10,9 +10,7 @@ import typer
 
 from tempme_export.errors import UsageError, did_you_mean
 
-PARSER_ERROR: type[Exception] = typer.BadParameter.__mro__[
-    1
-]  # the parser's own root; its module moves with typer's versions
+PARSER_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # the root, whose own module moves between versions
 _CHOICE = re.compile(r"(?:^|, )'(?P<found>[^']*)' is not one of (?P<choices>.*)", re.DOTALL)
 
 
@@ -31,10 +29,10 @@ def refusal(command: str, error: Any, moved: Mapping[str, str]) -> UsageError:
     context = error.ctx
     called = context.command_path if context is not None else command
     help_line = f"See {called} --help."
-    option = getattr(error, "option_name", None)
-    if option in moved and hasattr(error, "possibilities"):
+    option = str(error.option_name) if hasattr(error, "possibilities") else ""
+    if option in moved:
         return UsageError(f"{command}: {option} has moved. Write: {moved[option]}")
-    if option is not None and hasattr(error, "possibilities"):
+    if option:
         known = [name for one in context.command.get_params(context) for name in (*one.opts, *one.secondary_opts)]
         meant = did_you_mean(option, [name for name in known if name.startswith("-")])
         return UsageError(f"{called}: found {option}, expected one of its options.{meant} {help_line}")

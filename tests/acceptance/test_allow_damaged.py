@@ -95,7 +95,15 @@ def test_calibration(films, mini):
 
 def test_gate(films, mini, tmp_path):
     """Eight videos are the fewest it judges."""
-    asked = ("--gate", films(8) / "set.csv", "--allow-damaged", "--out", tmp_path / "mini.tempme", "--batch-range", "1:2:3")
+    asked = (
+        "--gate",
+        films(8) / "set.csv",
+        "--allow-damaged",
+        "--out",
+        tmp_path / "mini.tempme",
+        "--batch-range",
+        "1:2:3",
+    )
     code, _, said = call("tempme-export", mini, *asked)
     assert code == 0 and "damaged" not in said, said
 
