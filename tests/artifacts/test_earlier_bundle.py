@@ -67,5 +67,5 @@ def test_another_format_is_refused(tmp_path, run_command):
     (folder / MANIFEST).write_bytes(bundles._dump(manifest))
     with pytest.raises(BundleError, match=rf"format {FORMAT + 1}, this version reads {FORMAT}\. Export again"):
         tempme_export.load(folder)
-    code, out, err = run_command(main, "--verify", folder)
+    code, out, err = run_command(main, "verify", folder)
     assert (code, out) == (3, "") and "Export again" in err
