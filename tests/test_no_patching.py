@@ -1,0 +1,116 @@
+"""Tests pass objects in: a stand-in that is registered, a handle that is a parameter, a failure that is real.
+
+A patch names where code lies, so it breaks when a module moves, and goes on passing when its target is no longer used.
+The environment is no such place: variables, the working folder, sys.argv and the standard streams may be set.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+PATCHES = {"setattr", "setitem", "delattr", "delitem"}
+ENVIRONMENT = {("sys", name) for name in ("argv", "stdin", "stdout", "stderr")}
+
+# tests/bench is left out: the benchmark harness is being built anew, and its tests with it.
+LEFT_OUT = ("bench",)
+
+# File -> the most patches that it may hold, and why none of the three ways above will do. No number here may grow.
+_FRESH = "what torch does when memory is fresh, a file system full or a process killed cannot be asked for"
+_ENGINE = "TensorRT and a GPU are stood in for at many places; they are to become one object that is passed in"
+_DATA = "a disk, a decoder or a clock that fails at one moment of a long run"
+_TRAINING = "a step, a disk or another process that fails at one moment of a run"
+_ORACLE = "the oracle itself is spoilt, to see that a comparison with it turns red"
+_INT8 = "limits and steps of quantization are left out one by one, to see what each is worth"
+EXCEPTIONS = {
+    "conftest.py": (2, "fresh memory holds NaN, so that an output that is not fully written shows"),
+    "test_files.py": (2, _FRESH),
+    "acceptance/test_caches.py": (2, "another release of PyAV is installed"),
+    "acceptance/test_release.py": (2, "a release that is replaced between two steps of opening it"),
+    "acceptance/test_threads.py": (2, "what a session of ONNX Runtime was opened with"),
+    "data/test_annotations.py": (1, _DATA),
+    "data/test_store.py": (10, _DATA),
+    "data/test_synthetic.py": (1, _DATA),
+    "data/test_video_files.py": (1, _DATA),
+    "encoder/checkpoint/test_loading.py": (3, "open_clip's own lists, and a machine without a network"),
+    "encoder/test_backbone.py": (2, "a machine without open_clip"),
+    "encoder/test_ops.py": (1, "what a launcher was called with"),
+    "encoder/test_reference.py": (4, _ORACLE),
+    "evaluation/test_cli_eval.py": (1, "a terminal"),
+    "exporters/test_onnx.py": (2, "torch's exporter fails, and an operator is forbidden that every graph has"),
+    "exporters/test_onnx_trace.py": (1, _ORACLE),
+    "exporters/test_pt2.py": (6, "a compiler that crashes, and one that takes two minutes is not called"),
+    "exporters/trt/test_builder.py": (16, _ENGINE),
+    "exporters/trt/test_plugin_launches.py": (6, _ENGINE),
+    "exporters/trt/test_plugins.py": (12, _ENGINE),
+    "kernels/triton/conftest.py": (3, "the interpreter takes as long for a small tile as for a large one"),
+    "pipeline/test_cli_trt.py": (13, _ENGINE),
+    "pipeline/test_new_backend.py": (4, "modules that are not installed"),
+    "pipeline/test_package.py": (9, "a package takes a minute and a half to compile, so one is copied"),
+    "pipeline/test_rebuild.py": (6, _ENGINE),
+    "pipeline/test_retrieval.py": (2, "a backbone that open_clip does not list"),
+    "quantization/test_qdq.py": (1, _INT8),
+    "quantization/test_sensitivity.py": (6, _INT8),
+    "quantization/test_towers.py": (9, _INT8),
+    "runtime/test_openvino_runner.py": (1, "a package that is not installed"),
+    "runtime/test_pt2_runner.py": (3, "another processor, another torch"),
+    "runtime/test_runners.py": (3, "a package that is not installed, GPUs that are"),
+    "runtime/test_tensorrt_package.py": (4, _ENGINE),
+    "runtime/test_tensorrt_runner.py": (16, _ENGINE),
+    "training/test_augment.py": (1, _TRAINING),
+    "training/test_cli_train.py": (6, _TRAINING),
+    "training/test_distributed.py": (7, _TRAINING),
+    "training/test_encoder.py": (2, _TRAINING),
+    "training/test_loop.py": (22, _TRAINING),
+    "training/test_memory.py": (4, _TRAINING),
+    "training/test_split.py": (2, _TRAINING),
+}
+
+
+def patches(source: str) -> Iterator[int]:
+    """The lines on which something of a `monkeypatch` or a `patch` is called that changes an attribute or an item."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Call(
+                func=ast.Attribute(value=ast.Name(id="monkeypatch" | "patch"), attr=attr), args=arguments
+            ) if attr in PATCHES:
+                named = [ast.unparse(one).strip("'\"") for one in arguments[:2]]
+                if tuple(named) not in ENVIRONMENT:
+                    yield node.lineno
+
+
+def held() -> Iterator[tuple[str, Path]]:
+    for path in sorted(HERE.rglob("*.py")):
+        name = path.relative_to(HERE).as_posix()
+        if name.split("/")[0] not in LEFT_OUT:
+            yield name, path
+
+
+def test_nothing_is_patched() -> None:
+    found = {name: list(patches(path.read_text(encoding="utf-8"))) for name, path in held()}
+    assert len(found) > 100
+    more = {name: lines for name, lines in found.items() if len(lines) > EXCEPTIONS.get(name, (0, ""))[0]}
+    assert not more, f"pass an object in, or make the failure real; lines that patch: {more}"
+
+
+def test_the_exceptions_are_there() -> None:
+    assert EXCEPTIONS.keys() <= {name for name, _ in held()}
+    assert all(reason for _, reason in EXCEPTIONS.values())
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ('monkeypatch.setattr(module, "name", None)', [1]),
+        ('monkeypatch.setattr("tempme_export.files.publish", None)', [1]),
+        ('patch.setitem(sys.modules, "torch", None)', [1]),
+        ('monkeypatch.delattr(os, "link")', [1]),
+        ('monkeypatch.setattr(sys, "argv", [])', []),
+        ('monkeypatch.setenv("TMPDIR", "x")', []),
+        ('setattr(module, "name", None)', []),
+    ],
+)
+def test_a_patch_is_found(line: str, found: list[int]) -> None:
+    assert list(patches(line)) == found
