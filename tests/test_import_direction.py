@@ -76,7 +76,7 @@ MAKING_PACKAGES = {"torch", "torchvision", "timm", "onnx", "onnx_ir", "onnxscrip
 DOORS = {  # from a function alone; the modules that artifacts.registry names, Artifact and Backend open
     ("", "pipeline.export"),
     ("cli.export", "cli.export_commands"),
-    ("cli.export", "exporters.trt.builder"),
+    ("cli.export", "exporters.trt.requirements"),
     ("cli.export", "pipeline.spec"),
     ("retrieval", "media.tokenizer"),  # bundles of earlier versions have none of their own
     ("evaluation.encoders", "media.tokenizer"),
@@ -84,7 +84,7 @@ DOORS = {  # from a function alone; the modules that artifacts.registry names, A
     ("evaluation.encoders", "evaluation.checkpoint_encoder"),
     ("doctor.probes", "torch"),
     ("doctor.probes", "encoder.ops"),
-    ("doctor.probes", "exporters.trt.builder"),
+    ("doctor.probes", "exporters.trt.requirements"),
 }
 OPEN_DOORS = {("parity.selftest", "kernels")}  # a number that lies in the package itself, which loads nothing
 

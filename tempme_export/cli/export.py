@@ -80,7 +80,7 @@ def _check_engine(trt: bool, dry_run: bool, precision: str, device: str, workspa
         if workspace is not None or log:
             raise UsageError("--workspace and --verbose are for the builder of an engine. Add --trt.")
         return
-    from tempme_export.exporters.trt.builder import check_builder, check_options
+    from tempme_export.exporters.trt.requirements import check_builder, check_options
 
     check_options(precision, workspace)
     if not dry_run:
@@ -226,7 +226,7 @@ def rebuild(
     as_json: JsonOption = False,
 ) -> None:
     """Build a bundle's TensorRT engine again, for the GPU, driver and TensorRT of this machine."""
-    from tempme_export.exporters.trt.builder import BUNDLE_STAYS, check_builder, check_workspace
+    from tempme_export.exporters.trt.requirements import BUNDLE_STAYS, check_builder, check_workspace
 
     gpu = device or "cpu"  # which stands for the first GPU
     check_workspace(workspace)

@@ -182,7 +182,7 @@ def probe_tensorrt(with_builder: str) -> Report:
     """Load TensorRT's bindings and libraries; with a GPU ("yes") also see whether that will do, and start the
     builder."""
     from tempme_export.errors import BackendError
-    from tempme_export.exporters.trt.builder import unfit_for_engine
+    from tempme_export.exporters.trt.requirements import unfit_for_engine
     from tempme_export.runtime.nvidia import find_gpu
     from tempme_export.runtime.tensorrt_package import import_tensorrt
 

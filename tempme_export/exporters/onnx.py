@@ -8,10 +8,11 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import onnx
 import onnx_ir
@@ -32,8 +33,16 @@ OPSETS = (18, 20, 23)
 DEFAULT_OPSET = 18
 FORBIDDEN = ("Shape", "Size", "Range", "Scatter", "NonZero", "Loop", "If", "Scan", "Unique", "Compress")
 _INT64_MAX = 2**63 - 1
-Rewrite = Callable[[onnx.ModelProto], onnx.ModelProto]
+Encoder = TypeVar("Encoder", VideoEncoder, TextEncoder)
 TRACED_BATCH = 3  # tracing a symbolic batch takes twice as long; `_free_batch` makes it one
+
+
+@dataclass(frozen=True)
+class Prepared(Generic[Encoder]):
+    """A tower whose products were made ready for another precision, and the last step on its graph before the check."""
+
+    encoder: Encoder
+    rewrite: Callable[[onnx.ModelProto], onnx.ModelProto]
 
 
 class TracedVideo(nn.Module):
@@ -216,14 +225,12 @@ def export_video(
     frame_mask: bool = False,
     trace: bool = False,
     *,
-    encoder: VideoEncoder | None = None,
-    rewrite: Rewrite | None = None,
+    prepared: Prepared[VideoEncoder] | None = None,
     largest_file: int = LARGEST_FILE,
 ) -> None:
     """Write the video tower to `path`.
 
-    encoder       one of this recipe whose products were made ready for another precision; None: the recipe's
-    rewrite       the last step on the graph before it is checked
+    prepared      the tower of this recipe for another precision; None: as the recipe has it
     largest_file  bytes; above them the weights go to `external_data.data_path(path)`
 
     Input `frames` float32 [batch, F, 3, S, S], with `frame_mask` also bool [batch, F]; output
@@ -233,10 +240,10 @@ def export_video(
     """
     inputs = video_inputs(recipe, TRACED_BATCH, frame_mask)
     names = [name for merge in recipe.plan.merges for name in (merge.assign_name, merge.tokens_name)]
-    encoder = VideoEncoder(recipe, DTYPES[precision]) if encoder is None else encoder
-    aside = partial(put_aside_above, graph=path, limit=largest_file) if rewrite is None else None
+    encoder = prepared.encoder if prepared else VideoEncoder(recipe, DTYPES[precision])
+    aside = partial(put_aside_above, graph=path, limit=largest_file) if prepared is None else None
     proto = to_proto(TracedVideo(encoder), inputs, ["video_embedding", *names], opset, put_aside=aside)
-    proto = proto if rewrite is None else rewrite(proto)
+    proto = prepared.rewrite(proto) if prepared else proto
     kept = _trace_axes(recipe) if trace else {}
     finish(proto, {"profile": recipe.profile.to_dict(), "precision": precision}, kept)
     save(proto, path, largest_file=largest_file)
@@ -248,19 +255,18 @@ def export_text(
     precision: str = "fp32",
     opset: int = DEFAULT_OPSET,
     *,
-    encoder: TextEncoder | None = None,
-    rewrite: Rewrite | None = None,
+    prepared: Prepared[TextEncoder] | None = None,
     largest_file: int = LARGEST_FILE,
 ) -> None:
     """Write the text tower to `path`: `token_ids` int64 [batch, L] -> `text_embedding` float32 [batch, E].
 
-    encoder, rewrite, largest_file  as for `export_video`, whose errors it raises
+    prepared, largest_file  as for `export_video`, whose errors it raises
     """
     length = recipe.profile.text_length
     inputs = {"token_ids": torch.zeros(TRACED_BATCH, length, dtype=torch.int64)}
-    encoder = TextEncoder(recipe, DTYPES[precision]) if encoder is None else encoder
-    aside = partial(put_aside_above, graph=path, limit=largest_file) if rewrite is None else None
+    encoder = prepared.encoder if prepared else TextEncoder(recipe, DTYPES[precision])
+    aside = partial(put_aside_above, graph=path, limit=largest_file) if prepared is None else None
     proto = to_proto(encoder, inputs, ["text_embedding"], opset, put_aside=aside)
-    proto = proto if rewrite is None else rewrite(proto)
+    proto = prepared.rewrite(proto) if prepared else proto
     finish(proto, {"profile": recipe.profile.to_dict(), "precision": precision})
     save(proto, path, largest_file=largest_file)

@@ -9,7 +9,7 @@ from tempme_export.encoder.recipe import Recipe
 from tempme_export.errors import BackendError, BundleError
 from tempme_export.exporters.external_data import LARGEST_FILE
 from tempme_export.exporters.plugin_onnx import export_plugin_video
-from tempme_export.exporters.trt import builder
+from tempme_export.exporters.trt import requirements
 from tempme_export.exporters.trt.engine import engine_nodes
 from tempme_export.exporters.trt.plan import EnginePlan, engine_plan
 from tempme_export.exporters.trt.plugin_builds import ptx_target
@@ -23,12 +23,14 @@ OPTION = "trt"
 def requested_engine(recipe: Recipe, spec: Spec) -> EnginePlan:
     """What an export with `trt` would build, and what this machine lacks for it. Raises UsageError as it would."""
     nodes = engine_nodes(recipe)
-    builder.check_options(spec.precision)
+    requirements.check_options(spec.precision)
     try:
         target = ptx_target(find_gpu(engine_device(spec.device)).compute)
     except BackendError:  # told among what is missing
         target = None
-    return engine_plan(recipe, spec.precision, nodes, spec.frame_mask, target, builder.missing_for_engine(spec.device))
+    return engine_plan(
+        recipe, spec.precision, nodes, spec.frame_mask, target, requirements.missing_for_engine(spec.device)
+    )
 
 
 def source_path(out: Path) -> Path:

@@ -23,7 +23,7 @@ from tempme_export.encoder.profile import Profile
 from tempme_export.encoder.schedule import Schedule
 from tempme_export.errors import BundleError
 from tempme_export.exporters.plugin_nodes import PluginNode, plugin_nodes
-from tempme_export.exporters.trt import builder
+from tempme_export.exporters.trt import builder, requirements
 from tempme_export.exporters.trt.reports import Progress
 from tempme_export.files import building, file_sha256
 from tempme_export.media.preprocess import preprocess_in
@@ -107,8 +107,8 @@ def rebuild(
     BundleError for a bundle that is damaged, holds other files, has no such graph or is replaced meanwhile; ExportError
     where building fails, ParityError where the new engine computes something else.
     """
-    builder.check_workspace(workspace_gib)
-    builder.check_builder(device, builder.BUNDLE_STAYS)
+    requirements.check_workspace(workspace_gib)
+    requirements.check_builder(device, requirements.BUNDLE_STAYS)
     bundle = open_bundle(Path(bundle_path).resolve())
     _check_sources(bundle)
     progress("files", bundle)
@@ -118,18 +118,15 @@ def rebuild(
     with building(path) as work:
         with one_release(bundle, carried):
             _carry_over(bundle.path, carried, work)
-        facts = builder.build(
-            work / SOURCE,
-            work / ENGINE,
-            bundle.profile.batch,
-            bundle.manifest["precision"],
+        settings = builder.EngineSettings(
+            batch=bundle.profile.batch,
+            precision=bundle.manifest["precision"],
             device=chosen,
             timing_cache=builder.timing_cache_path(path),
-            nodes=_nodes(bundle),
             workspace_gib=workspace_gib,
             verbose=verbose,
-            progress=progress,
         )
+        facts = builder.build(work / SOURCE, work / ENGINE, settings, _nodes(bundle), progress)
         progress("engine", facts)
         preprocess = preprocess_in(bundle.manifest)
         standard = Standard(load_selftest(work / SELFTEST), bundle.plan, preprocess, facts.batch)

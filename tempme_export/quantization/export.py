@@ -1,8 +1,6 @@
 """Prepared towers -> int8 ONNX files."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import onnx
 
@@ -10,19 +8,20 @@ from tempme_export.encoder.model import TextEncoder, VideoEncoder
 from tempme_export.encoder.recipe import Recipe
 from tempme_export.exporters import onnx as float_onnx
 from tempme_export.exporters.external_data import LARGEST_FILE
+from tempme_export.exporters.onnx import Encoder, Prepared
 from tempme_export.parity.tolerance import INT8
 from tempme_export.quantization.invariance import look_up_logarithms
 from tempme_export.quantization.qdq import quantise
 from tempme_export.quantization.towers import Tower
 
 
-def _rewrite(tower: Tower[Any], largest_size: int) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
+def _prepared(tower: Tower[Encoder], largest_size: int) -> Prepared[Encoder]:
     def rewrite(proto: onnx.ModelProto) -> onnx.ModelProto:
         proto = quantise(proto, tower.module, tower.ranges, tower.in_float)
         look_up_logarithms(proto, largest_size)
         return proto
 
-    return rewrite
+    return Prepared(tower.module, rewrite)
 
 
 def export_video(
@@ -37,18 +36,8 @@ def export_video(
 ) -> None:
     """Write the video tower in int8; contract and errors are those of `exporters.onnx.export_video`."""
     largest = recipe.plan.frames * recipe.plan.tokens_per_frame
-    rewrite = _rewrite(tower, largest)
-    float_onnx.export_video(
-        recipe,
-        path,
-        INT8,
-        opset,
-        frame_mask,
-        trace,
-        encoder=tower.module,
-        rewrite=rewrite,
-        largest_file=largest_file,
-    )
+    prepared = _prepared(tower, largest)
+    float_onnx.export_video(recipe, path, INT8, opset, frame_mask, trace, prepared=prepared, largest_file=largest_file)
 
 
 def export_text(
@@ -60,5 +49,4 @@ def export_text(
     largest_file: int = LARGEST_FILE,
 ) -> None:
     """Write the text tower in int8; contract and errors are those of `exporters.onnx.export_text`."""
-    rewrite = _rewrite(tower, 0)
-    float_onnx.export_text(recipe, path, INT8, opset, encoder=tower.module, rewrite=rewrite, largest_file=largest_file)
+    float_onnx.export_text(recipe, path, INT8, opset, prepared=_prepared(tower, 0), largest_file=largest_file)

@@ -14,7 +14,7 @@ from tempme_export.bench.adapters import ADAPTER_CLAIMS
 from tempme_export.bench.backends import BACKENDS
 from tempme_export.bench.counting import flops
 from tempme_export.exporters import onnx
-from tempme_export.exporters.trt.builder import missing_for_engine
+from tempme_export.exporters.trt.requirements import missing_for_engine
 from tempme_export.files import file_sha256
 from tempme_export.pipeline import export as pipeline
 

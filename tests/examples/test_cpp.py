@@ -245,7 +245,7 @@ def test_embeddings_of_another_length_or_count_are_refused(compare, bundle, tmp_
 @pytest.mark.skipif(CMAKE is None, reason="needs CMake")
 def test_a_real_engine_without_python(compare, tmp_path):
     """The trained model's engine, through the C++ program, beside the original path in Python."""
-    from tempme_export.exporters.trt.builder import missing_for_engine
+    from tempme_export.exporters.trt.requirements import missing_for_engine
 
     missing = missing_for_engine("cuda")
     if missing:

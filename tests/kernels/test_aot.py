@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tempme_export.kernels import aot, launch, merge
+from tempme_export.kernels import ptx as ptx_text
 
 pytestmark = pytest.mark.skipif(launch.interpreting(), reason="TRITON_INTERPRET is set: nothing can be compiled")
 
@@ -89,7 +90,7 @@ def test_ptx_takes_what_tensorrt_passes_and_nothing_else(launches, operation, dt
     for found in launches(operation, dtype):
         ptx = compiled(found.variant, aot.UNIVERSAL).ptx
         passed = ("u64",) * len(found.inputs) + ("u32",) * len(found.scalars) + ("u64",) * len(found.outputs)
-        assert aot.parameters(ptx) == passed == found.variant.parameters
+        assert ptx_text.parameters(ptx) == passed == found.variant.parameters
         assert set(re.findall(r"_param_(\d+)", ptx)) == {str(k) for k in range(len(passed))}
 
 
@@ -105,7 +106,7 @@ def test_ptx_does_not_tell_where_it_was_built(launches, operation, dtype):
 @every_operation
 def test_the_universal_build_assembles_for_every_later_gpu(launches, operation, target):
     for found in launches(operation, torch.bfloat16):
-        cubin, _ = aot.assemble(compiled(found.variant, aot.UNIVERSAL).ptx, target)
+        cubin, _ = ptx_text.assemble(compiled(found.variant, aot.UNIVERSAL).ptx, target)
         assert cubin.startswith(b"\x7fELF")
 
 
@@ -240,11 +241,11 @@ PTX = """.version 8.0
 
 
 def test_the_two_hidden_arguments_are_stripped_and_ptxas_accepts_the_rest():
-    stripped = aot.strip_hidden_arguments(PTX)
-    assert aot.parameters(PTX) == ("u64", "u32", "u64", "u64")
-    assert aot.parameters(stripped) == ("u64", "u32")
+    stripped = ptx_text.strip_hidden_arguments(PTX)
+    assert ptx_text.parameters(PTX) == ("u64", "u32", "u64", "u64")
+    assert ptx_text.parameters(stripped) == ("u64", "u32")
     assert "param_2" not in stripped and "param_3" not in stripped
-    assert aot.assemble(stripped, aot.UNIVERSAL)[0].startswith(b"\x7fELF")
+    assert ptx_text.assemble(stripped, aot.UNIVERSAL)[0].startswith(b"\x7fELF")
 
 
 @pytest.mark.parametrize(
@@ -263,14 +264,14 @@ def test_the_two_hidden_arguments_are_stripped_and_ptxas_accepts_the_rest():
 )
 def test_other_text_is_not_stripped(ptx, said):
     with pytest.raises(ValueError, match=said):
-        aot.strip_hidden_arguments(ptx)
+        ptx_text.strip_hidden_arguments(ptx)
 
 
 def test_a_refusal_of_ptxas_is_shown():
     with pytest.raises(
         RuntimeError, match=r"(?s)ptxas refused the PTX for sm_80:.*Not a name of any known instruction"
     ):
-        aot.assemble(PTX.replace("ret;", "return;"), aot.UNIVERSAL)
+        ptx_text.assemble(PTX.replace("ret;", "return;"), aot.UNIVERSAL)
 
 
 @pytest.mark.parametrize(("capped", "freed"), [(8, 0), (8, 24)], ids=["gains", "loses"])

@@ -22,7 +22,7 @@ from tempme_export.exporters import plugin_onnx
 from tempme_export.exporters.plugin_nodes import plugin_nodes
 from tempme_export.exporters.plugin_onnx import export_plugin_video
 from tempme_export.exporters.trt import builder as to_tensorrt
-from tempme_export.exporters.trt import engine
+from tempme_export.exporters.trt import engine, requirements
 from tempme_export.exporters.trt.engine import engine_nodes
 from tempme_export.exporters.trt.reports import LOG, STEP, BuildStep
 from tempme_export.parity import verification
@@ -100,7 +100,7 @@ def export(command, small_checkpoint, small_profile, quick_export, small_source,
 @pytest.fixture
 def lacking(monkeypatch):
     """A machine without TensorRT, whatever this one has."""
-    monkeypatch.setattr(to_tensorrt, "missing_for_engine", lambda device: MISSING)
+    monkeypatch.setattr(requirements, "missing_for_engine", lambda device: MISSING)
 
 
 @pytest.fixture
@@ -108,13 +108,13 @@ def builder(monkeypatch):
     """The stand-in for building and running engines; `state` changes them and holds what was asked."""
     state = SimpleNamespace(asked=None, error=None, place_error=None, run_error=None, missing=())
 
-    def build(source, engine, batch, precision, **options):
-        state.asked = SimpleNamespace(source=source, batch=batch, precision=precision, **options)
+    def build(source, engine, settings, nodes, progress):
+        state.asked = SimpleNamespace(source=source, nodes=nodes, **vars(settings))
         if state.error is not None:
             raise state.error
-        options["progress"](STEP, BuildStep("Building Engine", 0.5))
-        if options["verbose"]:
-            options["progress"](LOG, "info: a line of the log")
+        progress(STEP, BuildStep("Building Engine", 0.5))
+        if settings.verbose:
+            progress(LOG, "info: a line of the log")
         engine.write_bytes(b"an engine")
         return FACTS
 
@@ -129,7 +129,7 @@ def builder(monkeypatch):
             raise state.place_error
 
     monkeypatch.setattr(tensorrt, "find_engine_gpu", find)
-    monkeypatch.setattr(to_tensorrt, "missing_for_engine", lambda device: state.missing)
+    monkeypatch.setattr(requirements, "missing_for_engine", lambda device: state.missing)
     monkeypatch.setattr(to_tensorrt, "build", build)
     monkeypatch.setattr(tensorrt, "TensorRtRunner", runner)
     return state
@@ -188,8 +188,8 @@ class TestRefusals:
         """Whatever this machine has: it is told to lack something."""
         script = (
             "import sys\n"
-            "from tempme_export.exporters.trt import builder\n"
-            "builder.missing_for_engine = lambda device: ('a GPU',)\n"
+            "from tempme_export.exporters.trt import requirements\n"
+            "requirements.missing_for_engine = lambda device: ('a GPU',)\n"
             "from tempme_export.cli.export import main\n"
             "sys.argv = ['tempme-export', *sys.argv[1:]]\n"
             "try:\n"

@@ -12,9 +12,11 @@ import pytest
 from tempme_export.artifacts.backend import Folder
 from tempme_export.artifacts.bundle import MANIFEST, VIDEO, open_bundle, verify_files, write_manifest
 from tempme_export.artifacts.registry import find_backend
+from tempme_export.encoder.profile import BatchRange
 from tempme_export.errors import BackendError, BundleError, ExportError, ParityError, UsageError
 from tempme_export.exporters.plugin_nodes import plugin_nodes
 from tempme_export.exporters.trt import builder as to_tensorrt
+from tempme_export.exporters.trt import requirements
 from tempme_export.media.preprocess import preprocess_for
 from tempme_export.parity.selftest import load_selftest
 from tempme_export.parity.tolerance import TOLERANCES
@@ -81,14 +83,14 @@ def builder(monkeypatch):
     """The stand-in for build and for the runner; `state` changes what they do and holds what they were asked."""
     state = SimpleNamespace(error=None, runner=OrtRunner, asked=None, missing=())
 
-    def build(source, engine, batch, precision, **options):
+    def build(source, engine, settings, nodes, progress):
         if state.error:
             raise state.error
-        state.asked = (source.name, (batch.min, batch.opt, batch.max), precision, options)
+        state.asked = (source.name, settings, nodes)
         engine.write_bytes(b"the engine of an H100")
         return FACTS
 
-    monkeypatch.setattr(to_tensorrt, "missing_for_engine", lambda device: state.missing)
+    monkeypatch.setattr(requirements, "missing_for_engine", lambda device: state.missing)
     monkeypatch.setattr(to_tensorrt, "build", build)
     monkeypatch.setattr(
         tensorrt,
@@ -147,11 +149,9 @@ class TestRebuild:
 
     def test_what_is_built(self, bundle, builder, small_recipe):
         rebuild.rebuild(str(bundle), device="cuda:1", workspace_gib=2.0, verbose=True)
-        source, batch, precision, options = builder.asked
-        assert (source, batch, precision) == (SOURCE, (1, 3, 8), "fp32")
-        assert options["device"] == "cuda:1" and options["workspace_gib"] == 2.0 and options["verbose"] is True
-        assert options["timing_cache"] == bundle.with_name(bundle.name + ".timing")
-        assert options["nodes"] == plugin_nodes(small_recipe)
+        timings = bundle.with_name(bundle.name + ".timing")
+        settings = to_tensorrt.EngineSettings(BatchRange(1, 3, 8), "fp32", "cuda:1", timings, 2.0, verbose=True)
+        assert builder.asked == (SOURCE, settings, plugin_nodes(small_recipe))
 
     @pytest.mark.parametrize("spoil", ["missing", "changed"])
     def test_the_old_engine_need_not_be_sound(self, bundle, builder, spoil):

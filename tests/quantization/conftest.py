@@ -143,14 +143,14 @@ def graphs_of(tmp_path_factory):
 
     def make(recipe, tower, name, largest, **options):
         path, kept = tmp_path_factory.mktemp("int8") / f"{name}.onnx", []
-        rewrite = export._rewrite(tower, largest)
+        prepared = export._prepared(tower, largest)
 
         def keep(proto):
             kept.append(proto.SerializeToString())
-            return rewrite(proto)
+            return prepared.rewrite(proto)
 
         write = getattr(to_onnx, f"export_{name}")
-        write(recipe, path, INT8, **options, encoder=tower.module, rewrite=keep)
+        write(recipe, path, INT8, **options, prepared=dataclasses.replace(prepared, rewrite=keep))
         return Graphs(tower, kept[0], path)
 
     return make

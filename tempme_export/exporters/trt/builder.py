@@ -6,21 +6,17 @@ inspector, and an engine that does not is not kept. TF32 is off: it is no float3
 Has not been run with TensorRT yet: written against the documentation of 10.9 to 11.4 and NVIDIA's published bindings.
 """
 
-import importlib.util
-import math
-import os
-import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tempme_export.artifacts.graph_files import graph_bytes
 from tempme_export.encoder.profile import BatchRange
-from tempme_export.errors import BackendError, ExportError, UsageError
+from tempme_export.errors import ExportError
 from tempme_export.exporters.trt.layers import EngineLayers, prove, read_layers
 from tempme_export.exporters.trt.reports import (
     STEP,
@@ -32,24 +28,18 @@ from tempme_export.exporters.trt.reports import (
     make_monitor,
     parser_errors,
 )
+from tempme_export.exporters.trt.requirements import check_builder, check_options
 from tempme_export.files import library_path, write_file
 from tempme_export.runtime.engine_facts import EngineFacts
-from tempme_export.runtime.nvidia import Gpu, engine_device, find_gpu
-from tempme_export.runtime.tensorrt_package import import_tensorrt, install_command, made_for_cuda, parse_version, start
+from tempme_export.runtime.nvidia import engine_device, find_gpu
+from tempme_export.runtime.tensorrt_package import import_tensorrt, parse_version, start
 
 if TYPE_CHECKING:
     from tempme_export.exporters.plugin_nodes import PluginNode
 
 DOMAIN = "tempme"
-PRECISIONS = ("fp32", "fp16", "bf16")
 _GIB = 2**30
-_LEAST_COMPUTE = (8, 0)
-_BLACKWELL = (10, 0)
 _DYNAMIC = -1
-_ONNX_STAYS = "Leave out --trt to export what runs anywhere."
-BUNDLE_STAYS = "The bundle keeps the engine that it has."
-_DRIVERS = {(12, 0): 525, (12, 2): 535, (12, 8): 570, (13, 0): 580}  # the first that run this CUDA
-_NO_CUDA = re.compile(r"^cuda\b.*=\s*None\s*$", re.MULTILINE)
 
 
 def timing_cache_path(out: Path) -> Path:
@@ -60,90 +50,6 @@ def timing_cache_path(out: Path) -> Path:
 def needed_bytes(source_bytes: int) -> int:
     """Upper estimate of what a build writes: the engine, which holds the graph's weights, its copy, and timings."""
     return 3 * source_bytes + 64 * 2**20
-
-
-def check_options(precision: str, workspace_gib: float | None = None) -> None:
-    """Raise UsageError for what no engine can be built with."""
-    if precision not in PRECISIONS:
-        raise UsageError(
-            f"--precision {precision} and --trt do not go together: engines are built, and proven, in "
-            f"{', '.join(PRECISIONS)}."
-        )
-    check_workspace(workspace_gib)
-
-
-def check_workspace(workspace_gib: float | None) -> None:
-    """Raise UsageError for a size that is none."""
-    if workspace_gib is not None and not 0 < workspace_gib < math.inf:
-        raise UsageError(f"a workspace of {workspace_gib:g} GiB was asked for, expected more than 0.")
-
-
-def check_builder(device: str, otherwise: str = _ONNX_STAYS) -> None:
-    """Raise BackendError naming everything that is missing here to build an engine, and how to get it.
-
-    Imports TensorRT where it is installed, and nothing else of weight. A device of "cpu" stands for the first GPU.
-
-    otherwise  what can be done without an engine
-    """
-    missing = missing_for_engine(device)
-    if missing:
-        listed = "".join(f"\n  - {one}" for one in missing)
-        raise BackendError(f"no engine can be built here. {otherwise}{listed}")
-
-
-def missing_for_engine(device: str) -> tuple[str, ...]:
-    """What `check_builder` would raise for; each with what to do."""
-    missing, gpu, version = [], None, ""
-    try:
-        gpu = find_gpu(engine_device(device))
-    except BackendError as error:
-        missing.append(str(error))
-    try:
-        version = str(import_tensorrt().__version__)
-    except BackendError as error:
-        fitting = "" if gpu is None or gpu.cuda >= (13, 0) else f" (for this driver: {install_command(gpu.cuda[0])})"
-        missing.append(f"{error}{fitting}")
-    if gpu is not None:
-        missing += unfit_for_engine(gpu, version)
-    if importlib.util.find_spec("triton") is None:
-        missing.append("Triton, which compiles the plugins, is not installed. Run: pip install triton")
-    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
-        missing.append("TRITON_INTERPRET is set, and interpreted kernels cannot be compiled. Unset it.")
-    if _torch_lacks_cuda():
-        missing.append(
-            "torch is installed without CUDA, and the engine gets its memory from it. Install torch from PyPI, or from "
-            "an index of its CUDA builds."
-        )
-    return tuple(missing)
-
-
-def _torch_lacks_cuda() -> bool:
-    """What torch's version file says; importing torch takes a second."""
-    spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        return False
-    version = Path(spec.origin).with_name("version.py")
-    return version.is_file() and _NO_CUDA.search(version.read_text()) is not None
-
-
-def unfit_for_engine(gpu: Gpu, version: str) -> Iterator[str]:
-    """What the GPU or its driver is too old for; `version` is TensorRT's, empty where there is none."""
-    if gpu.compute < _LEAST_COMPUTE:
-        yield f"{gpu.name} has compute capability {gpu.compute[0]}.{gpu.compute[1]}; the plugins need 8.0 or newer."
-    if not version:
-        return
-    made_for = made_for_cuda() or 12
-    wanted = (made_for, 0)
-    if made_for == 12:  # 535 and newer for TensorRT 11; PTX of Blackwell is of CUDA 12.8
-        wanted = (12, 8) if gpu.compute >= _BLACKWELL else (12, 2) if parse_version(version) >= (11,) else (12, 0)
-    if gpu.cuda < wanted:
-        release = _DRIVERS.get(wanted)
-        driver = f"driver {release} or newer" if release else "a newer driver"
-        other = f", or a TensorRT for CUDA 12: {install_command(12)}" if made_for > 12 else ""
-        yield (
-            f"the NVIDIA driver {gpu.driver or 'here'} runs CUDA {gpu.cuda[0]}.{gpu.cuda[1]}, and TensorRT {version} "
-            f"needs {wanted[0]}.{wanted[1]} on {gpu.name}. Install {driver}{other}."
-        )
 
 
 def check_disk(folder: Path, needed: int) -> None:
@@ -268,34 +174,39 @@ def _inspect(trt: Any, engine: Any, batch: BatchRange, names: PluginNames) -> En
     return read_layers(inspector.get_engine_information(trt.LayerInformationFormat.JSON), names.operators)
 
 
-def build(
-    plugin_onnx: Path,
-    engine: Path,
-    batch: BatchRange,
-    precision: str,
-    *,
-    device: str,
-    timing_cache: Path,
-    nodes: "Sequence[PluginNode]",
-    workspace_gib: float | None = None,
-    verbose: bool = False,
-    progress: Progress,
-) -> EngineFacts:
-    """Build the engine of a graph with plugins and write it to `engine`, which appears complete or not at all.
+@dataclass(frozen=True)
+class EngineSettings:
+    """How an engine is built.
 
     batch          videos per call that the engine takes
     precision      the graph's, which the engine is proven to have
+    device         "cpu" stands for the first GPU
     timing_cache   file of the builder's timings, read where it is there and written
-    nodes          what the graph holds for plugins, whose kernels are compiled before TensorRT starts
     workspace_gib  most GPU memory for a layer's scratch; None: all of it
     verbose        also pass on the builder's log
-    progress       called with (STEP, BuildStep) and, when verbose, (LOG, line)
+    """
+
+    batch: BatchRange
+    precision: str
+    device: str
+    timing_cache: Path
+    workspace_gib: float | None = None
+    verbose: bool = False
+
+
+def build(
+    plugin_onnx: Path, engine: Path, settings: EngineSettings, nodes: "Sequence[PluginNode]", progress: Progress
+) -> EngineFacts:
+    """Build the engine of a graph with plugins and write it to `engine`, which appears complete or not at all.
+
+    nodes     what the graph holds for plugins, whose kernels are compiled before TensorRT starts
+    progress  called with (STEP, BuildStep) and, when verbose, (LOG, line)
 
     Raises UsageError as `check_options`, BackendError as `check_builder`, ExportError for a full disk, where TensorRT
     cannot read or build the graph, and for an engine without the precision or the plugins.
     """
-    check_options(precision, workspace_gib)
-    check_builder(device)
+    check_options(settings.precision, settings.workspace_gib)
+    check_builder(settings.device)
     check_disk(engine.absolute().parent, needed_bytes(graph_bytes(plugin_onnx)))
     names = read_plugin_names(plugin_onnx)
     import torch
@@ -304,13 +215,14 @@ def build(
     from tempme_export.exporters.trt.plugins import register
     from tempme_export.runtime.devices import torch_device
 
-    trt, gpu = import_tensorrt(), find_gpu(engine_device(device))
+    device, batch, precision = engine_device(settings.device), settings.batch, settings.precision
+    trt, gpu = import_tensorrt(), find_gpu(device)
     target, started = ptx_target(gpu.compute), time.perf_counter()
-    with torch.cuda.device(torch_device(engine_device(device))):
+    with torch.cuda.device(torch_device(device)):
         _compile_plugins(nodes, precision, target, progress)
         register(target)
-        job = _Job(trt, plugin_onnx, batch, progress, verbose)
-        plan = job.build(names, timing_cache, workspace_gib)
+        job = _Job(trt, plugin_onnx, batch, progress, settings.verbose)
+        plan = job.build(names, settings.timing_cache, settings.workspace_gib)
         layers, inputs, outputs = job.inspect(plan, names)
     prove(layers, precision)
     write_file(engine, lambda stream: stream.write(memoryview(plan)))

@@ -7,7 +7,7 @@ from tempme_export.encoder.recipe import Recipe
 from tempme_export.errors import UsageError
 from tempme_export.exporters.common import tower_bytes
 from tempme_export.exporters.plugin_nodes import PluginNode, plugin_nodes
-from tempme_export.exporters.trt import builder
+from tempme_export.exporters.trt import builder, requirements
 from tempme_export.runtime.engine_facts import SOURCE
 from tempme_export.runtime.nvidia import engine_device
 
@@ -24,9 +24,9 @@ def engine_nodes(recipe: Recipe) -> tuple[PluginNode, ...]:
 
 
 def check(spec: Spec) -> None:
-    """Raises as `builder.check_options` and `builder.check_builder`."""
-    builder.check_options(spec.precision, spec.workspace_gib)
-    builder.check_builder(spec.device)
+    """Raises as `requirements.check_options` and `requirements.check_builder`."""
+    requirements.check_options(spec.precision, spec.workspace_gib)
+    requirements.check_builder(spec.device)
 
 
 def check_recipe(recipe: Recipe, spec: Spec) -> None:
@@ -52,17 +52,15 @@ def scratch(artifact: Artifact, recipe: Recipe, spec: Spec) -> int:
 def build(artifact: Artifact, making: Making) -> dict[str, Any]:
     """From the graph with plugins; calls the progress with `engine`. Raises as `builder.build`."""
     recipe, spec = making.recipe, making.spec
-    facts = builder.build(
-        making.folder / SOURCE,
-        making.folder / artifact.file,
-        recipe.profile.batch,
-        spec.precision,
+    settings = builder.EngineSettings(
+        batch=recipe.profile.batch,
+        precision=spec.precision,
         device=engine_device(spec.device),
         timing_cache=builder.timing_cache_path(making.out),
-        nodes=engine_nodes(recipe),
         workspace_gib=spec.workspace_gib,
         verbose=spec.verbose,
-        progress=making.progress,
     )
+    source, engine = making.folder / SOURCE, making.folder / artifact.file
+    facts = builder.build(source, engine, settings, engine_nodes(recipe), making.progress)
     making.progress("engine", facts)
     return facts.to_dict()

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 from tempme_export.encoder.profile import BatchRange
 from tempme_export.errors import BackendError, ExportError, UsageError
-from tempme_export.exporters.trt import builder, plugin_builds, plugin_launches, plugins
+from tempme_export.exporters.trt import builder, plugin_builds, plugin_launches, plugins, requirements
 from tempme_export.exporters.trt.reports import LOG, STEP
 from tempme_export.runtime.engine_facts import ENGINE, KEY, SOURCE
 from tempme_export.runtime.nvidia import Gpu
@@ -250,7 +250,7 @@ def source(tmp_path):
 def machine(monkeypatch):
     """A machine with an H100 and the stand-in; of all else only kernels are not real: they are not compiled."""
     trt, registered = FakeTrt(), []
-    monkeypatch.setattr(builder, "missing_for_engine", lambda device: ())
+    monkeypatch.setattr(requirements, "missing_for_engine", lambda device: ())
     monkeypatch.setattr(builder, "import_tensorrt", lambda: trt)
     monkeypatch.setattr(builder, "find_gpu", lambda device: H100)
     monkeypatch.setattr("tempme_export.runtime.devices.torch_device", lambda device: torch.device("cpu"))
@@ -266,15 +266,11 @@ def run(source, machine):
     """Builds with defaults that a test changes; `stages` is what was reported."""
     folder = source.parent
 
-    def build(precision="fp16", batch=BATCH, **options):
-        settings = {
-            "device": "cuda",
-            "timing_cache": folder / "out.timing",
-            "progress": run_stages.append_stage,
-        } | options
-        return builder.build(
-            source, folder / ENGINE, batch, precision, nodes=[SimpleNamespace(name="merge_kernel")], **settings
-        )
+    def build(precision="fp16", batch=BATCH, progress=None, **options):
+        asked = {"device": "cuda", "timing_cache": folder / "out.timing"} | options
+        settings = builder.EngineSettings(batch, precision, **asked)
+        nodes = [SimpleNamespace(name="merge_kernel")]
+        return builder.build(source, folder / ENGINE, settings, nodes, progress or run_stages.append_stage)
 
     run_stages = SimpleNamespace(stages=[])
     run_stages.append_stage = lambda stage, result: run_stages.stages.append((stage, result))
@@ -449,7 +445,9 @@ class TestRefusals:
             run()
 
     def test_nothing_is_begun_where_something_is_missing(self, run, machine, monkeypatch):
-        monkeypatch.setattr(builder, "missing_for_engine", lambda device: ("TensorRT is not installed.", "no GPU."))
+        monkeypatch.setattr(
+            requirements, "missing_for_engine", lambda device: ("TensorRT is not installed.", "no GPU.")
+        )
         with pytest.raises(
             BackendError, match=r"no engine can be built here.*\n  - TensorRT is not.*\n  - no GPU"
         ) as caught:
@@ -481,29 +479,29 @@ def host(monkeypatch, tmp_path):
             return SimpleNamespace(origin=str(tmp_path / "__init__.py"))
         return (object() if state.triton else None) if name == "triton" else spec(name)
 
-    monkeypatch.setattr(builder, "find_gpu", find_gpu)
-    monkeypatch.setattr(builder, "import_tensorrt", import_trt)
-    monkeypatch.setattr(builder, "made_for_cuda", lambda: state.made_for)
-    monkeypatch.setattr(builder.importlib.util, "find_spec", find_spec)
+    monkeypatch.setattr(requirements, "find_gpu", find_gpu)
+    monkeypatch.setattr(requirements, "import_tensorrt", import_trt)
+    monkeypatch.setattr(requirements, "made_for_cuda", lambda: state.made_for)
+    monkeypatch.setattr(requirements.importlib.util, "find_spec", find_spec)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     return state
 
 
 class TestChecks:
     def test_nothing_missing(self, host):
-        assert builder.missing_for_engine("cuda") == ()
-        builder.check_builder("cpu")
+        assert requirements.missing_for_engine("cuda") == ()
+        requirements.check_builder("cpu")
 
     def test_everything_missing_is_named_at_once(self, host, monkeypatch):
         host.gpu, host.version = BackendError("no NVIDIA GPU"), BackendError("TensorRT is not installed. Run: pip x")
         host.torch_cuda, host.triton = "None", False
         monkeypatch.setenv("TRITON_INTERPRET", "1")
-        found = builder.missing_for_engine("cuda")
+        found = requirements.missing_for_engine("cuda")
         assert len(found) == 5
         for part, said in zip(found, ("GPU", "pip x", "Triton", "TRITON_INTERPRET", "without CUDA"), strict=True):
             assert said in part
         with pytest.raises(BackendError, match=r"Leave out --trt.*\n  - no NVIDIA GPU\n  - TensorRT is not installed"):
-            builder.check_builder("cuda")
+            requirements.check_builder("cuda")
 
     @pytest.mark.parametrize(
         ("compute", "cuda", "made_for", "version", "said"),
@@ -518,7 +516,7 @@ class TestChecks:
     )
     def test_too_old(self, host, compute, cuda, made_for, version, said):
         host.gpu, host.made_for, host.version = Gpu("GPU", compute, "", cuda), made_for, version
-        (found,) = builder.missing_for_engine("cuda")
+        (found,) = requirements.missing_for_engine("cuda")
         assert re.search(said, found), found
 
     @pytest.mark.parametrize(
@@ -527,18 +525,18 @@ class TestChecks:
     )
     def test_old_enough(self, host, compute, cuda, made_for, version):
         host.gpu, host.made_for, host.version = Gpu("GPU", compute, "", cuda), made_for, version
-        assert builder.missing_for_engine("cuda") == ()
+        assert requirements.missing_for_engine("cuda") == ()
 
     def test_an_older_driver_is_told_the_package_for_it(self, host):
         host.gpu = Gpu("GPU", (9, 0), "", (12, 4))
         host.version = BackendError("TensorRT is not installed.")
-        (found,) = builder.missing_for_engine("cuda")
+        (found,) = requirements.missing_for_engine("cuda")
         assert "for this driver: pip install 'tensorrt-cu12>=10.9" in found
 
     def test_it_loads_nothing_of_weight(self):
         """In a fresh process: what answers in a tenth of a second, torch and onnx would make take several."""
         program = (
-            "import sys\nfrom tempme_export.exporters.trt.builder import missing_for_engine\n"
+            "import sys\nfrom tempme_export.exporters.trt.requirements import missing_for_engine\n"
             "missing_for_engine('cuda')\n"
             "sys.stdout.write(','.join({'torch', 'onnx', 'triton', 'numpy'} & set(sys.modules)))"
         )
@@ -622,7 +620,7 @@ def test_the_stand_ins_flags_exist(published):
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_a_real_engine(tiny_recipe, tmp_path, precision):
     """Built for real: precision proven, every merge step a plugin, the second build from timings."""
-    missing = builder.missing_for_engine("cuda")
+    missing = requirements.missing_for_engine("cuda")
     if missing:
         pytest.skip("; ".join(missing))
     from tempme_export.artifacts.backend import Folder
@@ -635,16 +633,8 @@ def test_a_real_engine(tiny_recipe, tmp_path, precision):
 
     nodes, sizes = plugin_nodes(tiny_recipe), tiny_recipe.profile.batch
     export_plugin_video(tiny_recipe, tmp_path / SOURCE, precision)
-    facts = builder.build(
-        tmp_path / SOURCE,
-        tmp_path / ENGINE,
-        sizes,
-        precision,
-        device="cuda",
-        timing_cache=tmp_path / "out.timing",
-        nodes=nodes,
-        progress=lambda stage, result: None,
-    )
+    settings = builder.EngineSettings(sizes, precision, "cuda", tmp_path / "out.timing")
+    facts = builder.build(tmp_path / SOURCE, tmp_path / ENGINE, settings, nodes, lambda stage, result: None)
     assert sum(facts.plugins.values()) == len(nodes) and set(facts.products) == {precision}
     assert facts.engine_plugins == len(nodes) and (tmp_path / "out.timing").stat().st_size > 0
     selftest, preprocess = make_selftest(tiny_recipe), preprocess_for(tiny_recipe)

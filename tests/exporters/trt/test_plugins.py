@@ -26,6 +26,7 @@ from tempme_export.exporters.trt import plugin_builds, plugins
 from tempme_export.exporters.trt import plugin_launches as launches
 from tempme_export.exporters.trt.plugin_operations import OPERATIONS
 from tempme_export.kernels import aot
+from tempme_export.kernels import ptx as ptx_text
 from tempme_export.kernels.launch import interpreting
 
 PACKAGE = "tensorrt_bindings"  # what tensorrt-cu12-bindings and tensorrt-cu13-bindings install
@@ -329,7 +330,7 @@ def test_the_built_kernel_takes_what_tensorrt_passes(trt, node, precision):
         params, scalars = asked.launch(tactic)
         name, text = asked.kernel()
         passed = ("u64",) * len(node.inputs) + ("u32",) * len(scalars) + ("u64",) * len(node.outputs)
-        assert aot.parameters(text.decode()) == passed
+        assert ptx_text.parameters(text.decode()) == passed
         assert f".entry {name}(" in text.decode() and ".target sm_80" in text.decode()
         assert f".reqntid {number(params.block_x, 1)}" in text.decode()
         built = plugin_builds.build(expected.variant, aot.UNIVERSAL)
@@ -341,7 +342,7 @@ def test_the_built_kernel_takes_what_tensorrt_passes(trt, node, precision):
 def test_a_universal_build_runs_on_a_newer_gpu(trt):
     asked = Asked(trt, KEYS, "bf16")
     asked.launch(min(asked.tactics()[2]))
-    cubin, _ = aot.assemble(asked.kernel()[1].decode(), "sm_90")
+    cubin, _ = ptx_text.assemble(asked.kernel()[1].decode(), "sm_90")
     assert cubin.startswith(b"\x7fELF")
 
 
