@@ -8,8 +8,10 @@ import json
 import math
 import os
 import resource
+import subprocess
 import sys
 import tempfile
+import textwrap
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -269,6 +271,43 @@ def _largest_file(size):
 def largest_file():
     """`with largest_file(size)`: the system refuses whatever would make a file larger, as a full disk does."""
     return _largest_file
+
+
+@pytest.fixture
+def run_python(tmp_path):
+    """`run_python(code, packages, distributions, bare)`: stdout of a process of its own, which must end well.
+
+    packages       name -> source of a package that is found before all others
+    distributions  names of what is installed beside
+    bare           without anything else that is installed here, this package apart
+    """
+    folder = tmp_path / "stand-ins"
+
+    def run(code, packages=None, distributions=(), bare=False):
+        for name, source in (packages or {}).items():
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            (folder / name / "__init__.py").write_text(source)
+        for k, name in enumerate(distributions):
+            (folder / f"installed{k}.dist-info").mkdir(parents=True, exist_ok=True)
+            (folder / f"installed{k}.dist-info" / "METADATA").write_text("" if name is None else f"Name: {name}\n")
+        paths = [str(folder), *([str(HERE.parents[1])] if bare else [])]
+        done = subprocess.run(
+            [sys.executable, *(["-S"] if bare else []), "-c", textwrap.dedent(code)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def not_installed():
+    """`not_installed(name)`: source of a package that answers as one that is not there."""
+    return lambda name: f"raise ModuleNotFoundError(\"No module named '{name}'\", name='{name}')\n"
 
 
 @pytest.fixture

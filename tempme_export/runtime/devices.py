@@ -4,20 +4,21 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from tempme_export.errors import BackendError
 
 
-def torch_device(device: str) -> torch.device:
+def torch_device(device: str, cuda: Any = torch.cuda) -> torch.device:
     """`cpu`, `cuda` or `cuda:N`. Raises BackendError for a device this machine or torch does not have."""
     try:
         chosen = torch.device(device)
     except RuntimeError:
         raise BackendError(f"device {device!r} is not one torch knows. Use cpu, cuda or cuda:N.") from None
     if chosen.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        count = cuda.device_count() if cuda.is_available() else 0
         if (chosen.index or 0) >= count:
             raise BackendError(f"device {device} was asked for and torch sees {count} CUDA devices. Use --device cpu.")
     elif chosen.type != "cpu":

@@ -87,26 +87,35 @@ def _runs(wanted: str, here: str) -> bool:
     return wanted == here
 
 
-def check_package(facts: PackageFacts, device: torch.device, name: str) -> None:
-    """Raise BackendError for a package of another device, a newer torch or another processor.
+@dataclass(frozen=True)
+class Here:
+    """What packages are run by: torch's version, and the code that a device runs, as `devices.capability` names it."""
+
+    torch: str
+    capability: str
+
+
+def check_package(facts: PackageFacts, device: torch.device, name: str, here: Here | None = None) -> None:
+    """Raise BackendError for a package of another device, a newer torch or another processor than what is here.
 
     Loading it would end in an undefined symbol, or the process in an illegal instruction.
     """
-    again = "Export the bundle again on this machine."
     if facts.device != device.type:
         raise BackendError(
             f"{name} was compiled for {facts.device}, and {device.type} was asked for. Use --device {facts.device}, "
             f"or export with --pt2 --device {device.type}."
         )
-    built, here = (version.split("+")[0] for version in (facts.torch, str(torch.__version__)))
-    if TorchVersion(here) < TorchVersion(built):
+    here = here or Here(str(torch.__version__), capability(device))
+    built, installed = (version.split("+")[0] for version in (facts.torch, here.torch))
+    if TorchVersion(installed) < TorchVersion(built):
         raise BackendError(
-            f"{name} was compiled by torch {built}, and torch {here} is installed. Install torch {built} or newer."
+            f"{name} was compiled by torch {built}, and torch {installed} is installed. Install torch {built} or newer."
         )
-    machine, code = platform.machine(), capability(device)
-    if facts.machine != machine or not _runs(facts.capability, code):
+    machine = platform.machine()
+    if facts.machine != machine or not _runs(facts.capability, here.capability):
         raise BackendError(
-            f"{name} was compiled for {facts.machine} {facts.capability}, and this is {machine} {code}. {again}"
+            f"{name} was compiled for {facts.machine} {facts.capability}, and this is {machine} {here.capability}. "
+            "Export the bundle again on this machine."
         )
 
 

@@ -41,9 +41,33 @@ def check_engine(facts: EngineFacts, gpu: Gpu, version: str, path: Path) -> None
         )
 
 
-def find_engine_gpu(path: Path, facts: EngineFacts, device: str) -> None:
+class Host:
+    """What an engine runs on: TensorRT, the driver's view of the GPU, and torch for memory and streams."""
+
+    def tensorrt(self) -> Any:
+        """The package. Raises BackendError as `import_tensorrt`."""
+        return import_tensorrt()
+
+    def gpu(self, device: str) -> Gpu:
+        """Raises BackendError as `find_gpu`."""
+        return find_gpu(device)
+
+    def device(self, name: str) -> torch.device:
+        """Raises BackendError as `torch_device`."""
+        return torch_device(name)
+
+    @property
+    def cuda(self) -> Any:
+        """`torch.cuda`."""
+        return torch.cuda
+
+
+_HERE = Host()
+
+
+def find_engine_gpu(path: Path, facts: EngineFacts, device: str, host: Host = _HERE) -> None:
     """Raise BackendError unless TensorRT and the GPU are here, and are those that the engine was built for."""
-    trt, gpu = import_tensorrt(), find_gpu(device)
+    trt, gpu = host.tensorrt(), host.gpu(device)
     check_engine(facts, gpu, str(trt.__version__), path)
 
 
@@ -89,20 +113,21 @@ class _Engine:
     graph   the one of the batch that ran last
     """
 
-    def __init__(self, path: Path, facts: EngineFacts, device: torch.device, name: str, graphs: bool) -> None:
-        self.graphs, self._name, self._device = graphs, name, device
+    def __init__(self, path: Path, facts: EngineFacts, device: str, name: str, graphs: bool, host: Host) -> None:
+        self.graphs, self._name, self._cuda = graphs, name, host.cuda
+        self._device = host.device(device)
         self._smallest, _, self._largest = facts.batch
         self.inputs, self.outputs = _tensors(facts.inputs), _tensors(facts.outputs)
         try:
             plan = path.read_bytes()
         except OSError as error:
             raise BundleError(f"{path} cannot be read: {error}. {_again(path)}") from error
-        with torch.cuda.device(device):
-            self._load(import_tensorrt(), plan, path)
+        with self._cuda.device(self._device):
+            self._load(host.tensorrt(), plan, path)
             try:
-                self._stream = torch.cuda.Stream(device)
+                self._stream = self._cuda.Stream(self._device)
                 self._host, self._memory = self._buffers()
-                self._stream.wait_stream(torch.cuda.current_stream(device))  # what the memory was used for before
+                self._stream.wait_stream(self._cuda.current_stream(self._device))  # what the memory was used for before
             except RuntimeError as error:
                 raise BackendError(
                     f"{path.name}: there is no memory for {self._largest} videos: {error}. Free memory, or build for a "
@@ -157,9 +182,9 @@ class _Engine:
         An engine that cannot be recorded is run without graphs from then on, and `graphs` says so.
         """
         self._stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
+        graph = self._cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+            with self._cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 self._enqueue()
         except (RuntimeError, BackendError):
             self.graphs = False
@@ -188,7 +213,7 @@ class _Engine:
             host = self._host[name]
             host[:rows].copy_(torch.from_numpy(np.ascontiguousarray(array)))
             host[rows:batch] = host[rows - 1]
-        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+        with self._cuda.device(self._device), self._cuda.stream(self._stream):
             for name in inputs:
                 self._memory[name][:batch].copy_(self._host[name][:batch], non_blocking=True)
             self._launch(batch)
@@ -199,9 +224,9 @@ class _Engine:
 
     def run_tensors(self, tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         """From the GPU to buffers on it."""
-        caller, batch = torch.cuda.current_stream(self._device), len(tensors[0])
+        caller, batch = self._cuda.current_stream(self._device), len(tensors[0])
         self._stream.wait_stream(caller)
-        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+        with self._cuda.device(self._device), self._cuda.stream(self._stream):
             for name, tensor in zip(self.inputs, tensors, strict=True):
                 self._memory[name][:batch].copy_(tensor, non_blocking=True)
             self._launch(batch)
@@ -220,22 +245,30 @@ class TensorRtRunner(Runner):
     not_after_fork = "CUDA"
 
     def __init__(
-        self, path: Path, facts: EngineFacts, device: str = "cuda", name: str = "tensorrt", *, graphs: bool = True
+        self,
+        path: Path,
+        facts: EngineFacts,
+        device: str = "cuda",
+        name: str = "tensorrt",
+        *,
+        graphs: bool = True,
+        host: Host = _HERE,
     ) -> None:
-        """graphs  whether to capture CUDA graphs.
+        """graphs  whether to capture CUDA graphs
+        host    what it runs on
 
         Raises BackendError as `find_engine_gpu` and where the GPU has no memory left, BundleError for a file that is no
         engine.
         """
         self.name, self._graphs, self._path = name, graphs, path.absolute()
-        self._facts, self._device = facts, device
+        self._facts, self._device, self._host = facts, device, host
         self.max_batch, self.inputs = facts.batch[-1], _tensors(facts.inputs)
         self.opened()
 
     def _open(self) -> _Engine:
         """The engine in the GPU's memory."""
-        find_engine_gpu(self._path, self._facts, self._device)
-        return _Engine(self._path, self._facts, torch_device(self._device), self.name, self._graphs)
+        find_engine_gpu(self._path, self._facts, self._device, self._host)
+        return _Engine(self._path, self._facts, self._device, self.name, self._graphs, self._host)
 
     @property
     def graphs(self) -> bool:
@@ -267,9 +300,9 @@ class TensorRtRunner(Runner):
 
         The batch lies within the engine's.
         """
-        device = torch_device(self._device)
+        device = self._host.device(self._device)
         tensors = [torch.from_numpy(np.ascontiguousarray(inputs[name])).to(device) for name in self.inputs]
-        return timed(lambda: self.run_tensors(*tensors), device)
+        return timed(lambda: self.run_tensors(*tensors), device, self._host.cuda)
 
 
 def choose_device(facts: Facts, device: str | None) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tempme_export.errors import BackendError, BundleError
-from tempme_export.runtime.pt2 import KEY, PackageFacts, Pt2Runner, check_package, read_facts
+from tempme_export.runtime.pt2 import KEY, Here, PackageFacts, Pt2Runner, check_package, read_facts
 
 CPU = torch.device("cpu")
 FACTS = PackageFacts(
@@ -68,12 +68,10 @@ class TestMachine:
         check_package(FACTS, CPU, "video.pt2")
         check_package(changed(torch=torch.__version__), CPU, "video.pt2")
 
-    def test_an_older_torch(self, monkeypatch):
-        monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    def test_an_older_torch(self):
         with pytest.raises(BackendError, match=r"compiled by torch 2\.11\.0, and torch 2\.9\.1 is installed"):
-            check_package(FACTS, CPU, "video.pt2")
-        monkeypatch.setattr(torch, "__version__", "2.11.0+cpu")
-        check_package(FACTS, CPU, "video.pt2")
+            check_package(FACTS, CPU, "video.pt2", Here("2.9.1+cpu", FACTS.capability))
+        check_package(FACTS, CPU, "video.pt2", Here("2.11.0+cpu", FACTS.capability))
 
     def test_another_device(self):
         with pytest.raises(BackendError, match="compiled for cpu, and cuda was asked for") as caught:
@@ -101,13 +99,13 @@ class TestMachine:
             ("sm_90", "sm_80", False),
         ],
     )
-    def test_instructions(self, monkeypatch, built, here, runs):
-        monkeypatch.setattr("tempme_export.runtime.pt2.capability", lambda device: here)
+    def test_instructions(self, built, here, runs):
+        machine = Here(torch.__version__, here)
         if runs:
-            check_package(changed(capability=built), CPU, "video.pt2")
+            check_package(changed(capability=built), CPU, "video.pt2", machine)
         else:
             with pytest.raises(BackendError, match=f"{built}, and this is .* {here}"):
-                check_package(changed(capability=built), CPU, "video.pt2")
+                check_package(changed(capability=built), CPU, "video.pt2", machine)
 
     def test_another_architecture(self):
         with pytest.raises(BackendError, match="compiled for riscv"):

@@ -1,5 +1,7 @@
 """The contract of every backend, and how ONNX Runtime and PyTorch keep it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import pytest
@@ -181,10 +183,18 @@ class TestOrt:
             OrtRunner(graph, device)
         assert caught.value.exit_code == 4
 
-    def test_missing_package(self, graph, monkeypatch):
-        monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-        with pytest.raises(BackendError, match=r"pip install 'tempme-export\[cpu\]'"):
-            OrtRunner(graph)
+    def test_missing_package(self, graph, run_python, not_installed):
+        code = f"""
+            from pathlib import Path
+            from tempme_export.errors import BackendError
+            from tempme_export.runtime.ort import OrtRunner
+            try:
+                OrtRunner(Path({str(graph)!r}))
+            except BackendError as error:
+                print(error)
+        """
+        said = run_python(code, {"onnxruntime": not_installed("onnxruntime")})
+        assert "pip install 'tempme-export[cpu]'" in said
 
 
 class TestTorch:
@@ -238,14 +248,13 @@ class TestTorch:
             torch_device("meta")
 
     @pytest.mark.parametrize(("count", "fine", "missing"), [(0, [], ["cuda", "cuda:0"]), (2, ["cuda:1"], ["cuda:2"])])
-    def test_cuda_devices_are_counted(self, monkeypatch, count, fine, missing):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    def test_cuda_devices_are_counted(self, count, fine, missing):
+        cuda = SimpleNamespace(is_available=lambda: count > 0, device_count=lambda: count)
         for device in fine:
-            assert torch_device(device) == torch.device(device)
+            assert torch_device(device, cuda) == torch.device(device)
         for device in missing:
             with pytest.raises(BackendError, match=rf"torch sees {count} CUDA devices") as caught:
-                torch_device(device)
+                torch_device(device, cuda)
             assert caught.value.exit_code == 4
 
 

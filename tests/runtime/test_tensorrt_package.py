@@ -1,109 +1,75 @@
 """Which TensorRT installations are taken, and what is said about the others."""
 
-import importlib.metadata
-import sys
-from types import ModuleType, SimpleNamespace
+import re
 
 import pytest
 
-from tempme_export.errors import BackendError
-from tempme_export.runtime import tensorrt_package
 from tempme_export.runtime.tensorrt_package import (
     check_version,
-    import_tensorrt,
     install_command,
-    made_for_cuda,
     parse_version,
 )
 
+IMPORT = """
+    from tempme_export.errors import BackendError
+    from tempme_export.runtime.tensorrt_package import import_tensorrt
+    try:
+        print("taken:", import_tensorrt().__version__)
+    except BackendError as error:
+        print(error.exit_code, error)
+"""
+
 
 @pytest.fixture
-def installed(monkeypatch):
-    """Puts a tensorrt of a version in place, or an error that importing it ends in."""
+def importing(run_python):
+    """What `import_tensorrt` makes of a package of this source, by default one of a version with all that is used."""
 
-    def put(version=None, error=None, names=("Builder", "OnnxParser", "Runtime")):
-        module = ModuleType("tensorrt")
-        for name in names:
-            setattr(module, name, object)
-        if version is not None:
-            module.__version__ = version
+    def run(version=None, source=None):
+        if source is None:
+            source = f"Builder = OnnxParser = Runtime = object\n__version__ = {version!r}\n"
+        return run_python(IMPORT, {"tensorrt": source}, bare=True)
 
-        def load(name):
-            assert name == "tensorrt"
-            if error is not None:
-                raise error
-            return module
-
-        monkeypatch.setattr(
-            tensorrt_package, "importlib", SimpleNamespace(import_module=load, metadata=importlib.metadata)
-        )
-        return module
-
-    return put
+    return run
 
 
 @pytest.mark.parametrize(
     "version", ["10.9.0.34", "10.13.3.9.post1", "10.15.1.29", "11.0.0.114", "11.4.0.106", "12.0.0"]
 )
-def test_versions_that_are_taken(installed, version):
-    assert import_tensorrt.__module__ == tensorrt_package.__name__
-    module = installed(version)
-    assert import_tensorrt() is module
+def test_versions_that_are_taken(importing, version):
+    assert importing(version) == f"taken: {version}\n"
 
 
 @pytest.mark.parametrize("version", ["8.6.1", "10.8.0.43", "9.3.0.post12.dev1", "10.0.0b6", "unknown"])
-def test_too_old(installed, version):
-    installed(version)
-    with pytest.raises(
-        BackendError, match=rf"TensorRT {version} .* no plugins built ahead of time.*pip install"
-    ) as caught:
-        import_tensorrt()
-    assert caught.value.exit_code == 4
+def test_too_old(importing, version):
+    assert re.match(rf"4 TensorRT {version} .* no plugins built ahead of time.*pip install", importing(version))
 
 
 @pytest.mark.parametrize("version", ["10.14.1.48", "10.14.1.48.post1"])
-def test_the_broken_version(installed, version):
-    installed(version)
-    with pytest.raises(BackendError, match=r"plugins built ahead of time are broken; expected >=10\.9, not 10\.14"):
-        import_tensorrt()
+def test_the_broken_version(importing, version):
+    assert "plugins built ahead of time are broken; expected >=10.9, not 10.14" in importing(version)
     check_version("10.1400.0")
 
 
-def test_not_installed(installed):
-    installed(error=ModuleNotFoundError("No module named 'tensorrt'", name="tensorrt"))
-    with pytest.raises(BackendError, match=r"not installed \(no module tensorrt\)\. Run: pip install 'tensorrt>=10\.9"):
-        import_tensorrt()
+def test_not_installed(run_python):
+    said = run_python(IMPORT, bare=True)
+    assert re.match(r"4 TensorRT is not installed \(no module tensorrt\)\. Run: pip install 'tensorrt>=10\.9", said)
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("kind", "text"),
     [
-        ImportError("libnvinfer.so.11: cannot open shared object file: No such file or directory"),
-        OSError("libnvinfer.so.10: invalid ELF header"),
-        RuntimeError("nested pip failed"),
+        ("ImportError", "libnvinfer.so.11: cannot open shared object file: No such file or directory"),
+        ("OSError", "libnvinfer.so.10: invalid ELF header"),
+        ("RuntimeError", "nested pip failed"),
     ],
 )
-def test_bindings_without_libraries(installed, error):
-    installed(error=error)
-    with pytest.raises(BackendError, match=r"bindings are installed and its libraries do not load: (lib|nested)"):
-        import_tensorrt()
+def test_bindings_without_libraries(importing, kind, text):
+    said = importing(source=f"raise {kind}({text!r})\n")
+    assert f"bindings are installed and its libraries do not load: {text}" in said
 
 
-def test_what_an_uninstall_leaves(installed):
-    installed(names=("Runtime",))
-    with pytest.raises(BackendError, match="has no Builder, OnnxParser, __version__"):
-        import_tensorrt()
-
-
-def test_the_import_is_the_real_one(monkeypatch):
-    module = ModuleType("tensorrt")
-    module.Builder = module.OnnxParser = module.Runtime = object
-    module.__version__ = "11.4.0.106"
-    monkeypatch.setitem(sys.modules, "tensorrt", module)
-    assert import_tensorrt() is module
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(BackendError, match="not installed"):
-        import_tensorrt()
+def test_what_an_uninstall_leaves(importing):
+    assert "has no Builder, OnnxParser, __version__" in importing(source="Runtime = object\n")
 
 
 def test_versions_as_numbers():
@@ -128,7 +94,6 @@ def test_install_commands():
         (["tensorrt-cu12", "tensorrt_rtx_cu13_bindings"], None),
     ],
 )
-def test_made_for(monkeypatch, names, cuda):
-    listed = [SimpleNamespace(metadata={"Name": name}) for name in names]
-    monkeypatch.setattr(importlib.metadata, "distributions", lambda: iter(listed))
-    assert made_for_cuda() == cuda
+def test_made_for(run_python, names, cuda):
+    code = "from tempme_export.runtime.tensorrt_package import made_for_cuda\nprint(made_for_cuda())\n"
+    assert run_python(code, distributions=names, bare=True) == f"{cuda}\n"

@@ -18,10 +18,9 @@ import pytest
 import torch
 
 from tempme_export.errors import BackendError, BundleError, InputError
-from tempme_export.runtime import tensorrt as runtime
 from tempme_export.runtime.engine_facts import ENGINE, EngineFacts
 from tempme_export.runtime.nvidia import Gpu
-from tempme_export.runtime.tensorrt import TensorRtRunner, check_engine
+from tempme_export.runtime.tensorrt import Host, TensorRtRunner, check_engine
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", (9, 0), "580.65.06", (13, 0))
 FACTS = EngineFacts(
@@ -56,6 +55,7 @@ def at(address, shape, kind):
 class FakeContext:
     def __init__(self, log):
         self.log, self.shapes, self.addresses, self.runs, self.fails = log, {}, {}, [], False
+        self.captures = True
 
     def set_input_shape(self, name, shape):
         smallest, _, largest = FACTS.batch
@@ -71,6 +71,8 @@ class FakeContext:
 
     def execute_async_v3(self, stream_handle):
         assert stream_handle == FakeStream.cuda_stream, "the engine runs on the runner's own stream"
+        if FakeGraph.capturing is not None and not self.captures:
+            return False
         if self.fails:
             self.log("Severity.ERROR", "illegal memory access")
             return False
@@ -89,11 +91,8 @@ class FakeContext:
 class FakeStream:
     cuda_stream = 7
 
-    def __init__(self, device=None):
-        pass
-
-    def synchronize(self):
-        pass
+    def __init__(self, wait=lambda: None):
+        self.synchronize = wait
 
     def wait_stream(self, other):
         pass
@@ -155,20 +154,62 @@ class FakeTrt:
         return SimpleNamespace(deserialize_cuda_engine=load)
 
 
+class Event:
+    """The device's clock ticks 3 ms with every run."""
+
+    def __init__(self, trt):
+        self.trt = trt
+
+    def record(self, stream):
+        self.runs = len(self.trt.context.runs)
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, other):
+        return 3.0 * (other.runs - self.runs)
+
+
+class FakeHost(Host):
+    """TensorRT and a GPU, both stand-ins. `wait` is called where the GPU is waited for."""
+
+    def __init__(self):
+        self.trt, self.found, self.wait = FakeTrt(), H100, lambda: None
+
+    def tensorrt(self):
+        return self.trt
+
+    def gpu(self, device):
+        return self.found
+
+    def device(self, name):
+        return torch.device("cpu")
+
+    @property
+    def cuda(self):
+        return SimpleNamespace(
+            device=lambda device: contextlib.nullcontext(),
+            stream=lambda stream: contextlib.nullcontext(),
+            current_stream=lambda device: FakeStream(),
+            Stream=lambda device: FakeStream(lambda: self.wait()),
+            CUDAGraph=FakeGraph,
+            graph=FakeGraph.capture,
+            Event=lambda enable_timing: Event(self.trt),
+        )
+
+    def __deepcopy__(self, memo):
+        return self
+
+
 @pytest.fixture
-def trt(monkeypatch):
-    """TensorRT and a GPU, both stand-ins."""
-    fake = FakeTrt()
-    monkeypatch.setattr(runtime, "import_tensorrt", lambda: fake)
-    monkeypatch.setattr(runtime, "find_gpu", lambda device: H100)
-    monkeypatch.setattr(runtime, "torch_device", lambda device: torch.device("cpu"))
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: FakeStream())
-    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
-    monkeypatch.setattr(torch.cuda, "graph", FakeGraph.capture)
-    return fake
+def host():
+    return FakeHost()
+
+
+@pytest.fixture
+def trt(host):
+    """The host's TensorRT."""
+    return host.trt
 
 
 @pytest.fixture
@@ -180,8 +221,8 @@ def engine(tmp_path):
 
 
 @pytest.fixture
-def runner(trt, engine):
-    with TensorRtRunner(engine, FACTS) as loaded:
+def runner(host, engine):
+    with TensorRtRunner(engine, FACTS, host=host) as loaded:
         yield loaded
 
 
@@ -217,9 +258,9 @@ class TestRunning:
         runner.infer(second)
         np.testing.assert_array_equal(found["video_embedding"], expected(first)["video_embedding"])
 
-    def test_every_thread_gets_its_own_results(self, runner, monkeypatch):
+    def test_every_thread_gets_its_own_results(self, runner, host):
         """While one waits for the GPU, another must not fill its buffers."""
-        monkeypatch.setattr(FakeStream, "synchronize", lambda stream: time.sleep(1e-4))
+        host.wait = lambda: time.sleep(1e-4)
 
         def run(i):
             inputs = draw(2 + i % 3, seed=i)
@@ -252,23 +293,7 @@ class TestRunning:
             found = runner.run_tensors(*tensors)["video_embedding"]
             np.testing.assert_array_equal(found.numpy(), expected(inputs)["video_embedding"])
 
-    def test_timed_on_the_gpu(self, runner, trt, monkeypatch):
-        class Event:
-            """The device's clock ticks 3 ms with every run."""
-
-            def __init__(self, enable_timing):
-                assert enable_timing
-
-            def record(self, stream):
-                self.runs = len(trt.context.runs)
-
-            def synchronize(self):
-                pass
-
-            def elapsed_time(self, other):
-                return 3.0 * (other.runs - self.runs)
-
-        monkeypatch.setattr(torch.cuda, "Event", Event)
+    def test_timed_on_the_gpu(self, runner):
         assert runner.timed(draw(3))() == pytest.approx(3e-3)
 
     def test_a_run_that_fails(self, runner, trt):
@@ -276,11 +301,11 @@ class TestRunning:
         with pytest.raises(BackendError, match=r"could not run the engine: illegal memory access"):
             runner.infer(draw(2))
 
-    def test_a_gpu_that_fails_while_it_is_waited_for(self, runner, monkeypatch):
-        def fail(stream):
+    def test_a_gpu_that_fails_while_it_is_waited_for(self, runner, host):
+        def fail():
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-        monkeypatch.setattr(FakeStream, "synchronize", fail)
+        host.wait = fail
         with pytest.raises(BackendError, match="the GPU failed while the engine ran: CUDA error: an illegal"):
             runner.infer(draw(2))
 
@@ -293,10 +318,10 @@ class TestRunning:
         np.testing.assert_array_equal(runner.infer(inputs)["video_embedding"], expected(inputs)["video_embedding"])
         assert runner.opened().graph is None
 
-    def test_a_batch_that_tensorrt_refuses(self, trt, engine):
+    def test_a_batch_that_tensorrt_refuses(self, host, engine):
         """The manifest promises more than the engine takes."""
         with (
-            TensorRtRunner(engine, dataclasses.replace(FACTS, batch=(2, 3, 6))) as runner,
+            TensorRtRunner(engine, dataclasses.replace(FACTS, batch=(2, 3, 6)), host=host) as runner,
             pytest.raises(BackendError, match="refuses a batch of 5: 5 is not in the profile"),
         ):
             runner.infer(draw(5))
@@ -317,17 +342,14 @@ class TestGraphs:
             np.testing.assert_array_equal(runner.infer(inputs)["video_embedding"], expected(inputs)["video_embedding"])
         assert runner.opened().graph is None and trt.context.runs == [3, 3, 4, 3]
 
-    def test_without_graphs(self, trt, engine):
-        with TensorRtRunner(engine, FACTS, graphs=False) as runner:
+    def test_without_graphs(self, host, trt, engine):
+        with TensorRtRunner(engine, FACTS, graphs=False, host=host) as runner:
             for _ in range(3):
                 runner.infer(draw(2))
             assert runner.opened().graph is None and trt.context.runs == [2, 2, 2]
 
-    def test_an_engine_that_cannot_be_captured_runs_without(self, runner, trt, monkeypatch):
-        execute = trt.context.execute_async_v3
-        monkeypatch.setattr(
-            trt.context, "execute_async_v3", lambda handle: FakeGraph.capturing is None and execute(handle)
-        )
+    def test_an_engine_that_cannot_be_captured_runs_without(self, runner, trt):
+        trt.context.captures = False
         assert runner.graphs
         for seed in range(3):
             inputs = draw(3, seed)
@@ -364,51 +386,50 @@ class TestLoading:
         with pytest.raises(BackendError, match=r"for NVIDIA .*; by TensorRT .*; with NVIDIA driver"):
             check_engine(FACTS, Gpu("A100", (8, 0), "535.1", (12, 2)), "10.9.0.34", Path(ENGINE))
 
-    def test_it_is_checked_before_loading(self, trt, engine, monkeypatch):
-        monkeypatch.setattr(runtime, "find_gpu", lambda device: Gpu("A100", (8, 0), "", (13, 0)))
+    def test_it_is_checked_before_loading(self, host, trt, engine):
+        host.found = Gpu("A100", (8, 0), "", (13, 0))
         trt.loads = False
         with pytest.raises(BackendError, match="this is A100"):
-            TensorRtRunner(engine, FACTS)
+            TensorRtRunner(engine, FACTS, host=host)
 
-    def test_a_damaged_file(self, trt, engine):
+    def test_a_damaged_file(self, host, trt, engine):
         trt.loads = False
         with pytest.raises(
             BundleError, match=r"cannot be loaded: magic tag does not match\. .*tempme-export rebuild .*ckpt\.tempme"
         ):
-            TensorRtRunner(engine, FACTS)
+            TensorRtRunner(engine, FACTS, host=host)
 
-    def test_no_file(self, trt, engine):
+    def test_no_file(self, host, trt, engine):
         engine.unlink()
         with pytest.raises(BundleError, match=r"video\.plan cannot be read"):
-            TensorRtRunner(engine, FACTS)
+            TensorRtRunner(engine, FACTS, host=host)
 
-    def test_tensors_that_the_manifest_does_not_know(self, trt, engine):
+    def test_tensors_that_the_manifest_does_not_know(self, host, trt, engine):
         trt.tensors.remove("frame_mask")
         with pytest.raises(
             BundleError, match="has the inputs and outputs frames, video_embedding, and its manifest says"
         ):
-            TensorRtRunner(engine, FACTS)
+            TensorRtRunner(engine, FACTS, host=host)
 
-    def test_no_memory(self, trt, engine):
+    def test_no_memory(self, host, trt, engine):
         trt.with_context = False
         with pytest.raises(BackendError, match="cannot make a context: TensorRT gives no reason"):
-            TensorRtRunner(engine, FACTS)
+            TensorRtRunner(engine, FACTS, host=host)
 
-    def test_no_memory_for_the_largest_batch(self, trt, engine, monkeypatch):
-        def refuse(*args, **kwargs):
-            raise torch.OutOfMemoryError("CUDA out of memory")
+    def test_no_memory_for_the_largest_batch(self, host, engine):
+        """What no machine has is asked for."""
+        facts = dataclasses.replace(FACTS, batch=(2, 3, 10**15))
+        with pytest.raises(BackendError, match=r"no memory for 1000000000000000 videos: .*smaller largest batch"):
+            TensorRtRunner(engine, facts, host=host)
 
-        monkeypatch.setattr(torch, "empty", refuse)
-        with pytest.raises(BackendError, match=r"no memory for 4 videos: CUDA out of memory.*smaller largest batch"):
-            TensorRtRunner(engine, FACTS)
+    def test_a_runtime_that_does_not_start(self, host, engine):
+        class Broken(FakeTrt):
+            def Runtime(self, logger):
+                raise TypeError("pybind11::init(): factory function returned nullptr")
 
-    def test_a_runtime_that_does_not_start(self, trt, engine, monkeypatch):
-        def Runtime(logger):
-            raise TypeError("pybind11::init(): factory function returned nullptr")
-
-        monkeypatch.setattr(trt, "Runtime", Runtime)
+        host.trt = Broken()
         with pytest.raises(BackendError, match=r"TensorRT's Runtime does not start: pybind11.*nvidia-smi"):
-            TensorRtRunner(engine, FACTS)
+            TensorRtRunner(engine, FACTS, host=host)
 
     def test_without_tensorrt_or_gpu(self, engine):
         with pytest.raises(BackendError, match=r"TensorRT|GPU"):
