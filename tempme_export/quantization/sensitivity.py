@@ -120,8 +120,9 @@ def choose_in_float(
     calls: Calls,
     expected: Tensor,
     sensitivities: Sequence[Sensitivity],
+    limit: float = LIMIT,
 ) -> tuple[tuple[str, ...], float]:
-    """Leave the costliest in float, one after another, until the tower keeps within LIMIT; none if it does at once.
+    """Leave the costliest in float, one after another, until the tower keeps within a limit; none if it does at once.
 
     expected  [n, E]: what `calls` gave before anything was rounded
     Returns the products and what all that is rounded costs together.
@@ -132,6 +133,6 @@ def choose_in_float(
         kept = {name: one for name, one in parameters.items() if name not in in_float}
         with rounded(tower, kept, ranges):
             cost = centred_loss(expected, embed(tower, calls))
-        if cost <= LIMIT or not kept:
+        if cost <= limit or not kept:
             return in_float, cost
         count += 1

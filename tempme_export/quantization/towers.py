@@ -2,7 +2,7 @@
 float, with the reason."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
@@ -17,7 +17,7 @@ from tempme_export.quantization.migration import migrate
 from tempme_export.quantization.pixels import PIXELS, PixelPatches
 from tempme_export.quantization.products import Calls, Range, Seen, observe, products
 from tempme_export.quantization.ranges import DEFAULT_METHOD, choose_ranges
-from tempme_export.quantization.rounding import put, round_product
+from tempme_export.quantization.rounding import Rounded, put, round_product
 from tempme_export.quantization.sensitivity import (
     LIMIT,
     Sensitivity,
@@ -30,7 +30,6 @@ from tempme_export.quantization.sensitivity import (
 
 _JUDGED = 5  # at most so many calls of the calibration data are what every product is tried on
 _EMBEDDING = "embedding"
-_EMBEDDING_LIMIT = 2e-3  # of centred cosine
 
 _Module = TypeVar("_Module", VideoEncoder, TextEncoder)
 
@@ -61,6 +60,25 @@ class Tower(Generic[_Module]):
         }
 
 
+@dataclass(frozen=True)
+class Steps:
+    """What makes a tower ready, step by step; with another step in its place, each shows what it is worth.
+
+    migrate          balances the weights with their inputs, before anything is rounded
+    round            rounds the weights of one product
+    choose           says which products stay in float, and what the rest cost together
+    embedding_limit  of centred cosine, what the text embedding may cost alone
+    """
+
+    migrate: Callable[[Any, dict[str, Seen]], dict[str, Seen]] = migrate
+    round: Callable[[Any, Seen], Rounded] = round_product
+    choose: Callable[..., tuple[tuple[str, ...], float]] = choose_in_float
+    embedding_limit: float = 2e-3
+
+
+STEPS = Steps()
+
+
 def _judged(calls: Calls) -> Calls:
     """Those that everything is tried on, spread evenly."""
     return calls[:: -(-len(calls) // _JUDGED)]
@@ -72,19 +90,20 @@ def _prepare(
     method: str,
     expected: Tensor,
     source: str,
+    steps: Steps,
     known: Mapping[str, Range] = MappingProxyType({}),
 ) -> Tower[_Module]:
     """expected  what the judged calls gave before anything was rounded
     source    whose weights these are, for errors
     known     ranges that are not left to what the calibration data show
     """
-    seen = migrate(tower, _finite(observe(tower, calls), source))
+    seen = steps.migrate(tower, _finite(observe(tower, calls), source))
     ranges = {**choose_ranges(tower, seen, calls, method), **known}
     # Popped, because the moments of all products of a large tower take gigabytes.
-    parameters = {name: round_product(one, seen.pop(name)) for name, one in products(tower).items()}
+    parameters = {name: steps.round(one, seen.pop(name)) for name, one in products(tower).items()}
     judged = _judged(calls)
     sensitivities = measure(tower, parameters, ranges, judged)
-    in_float, cost = choose_in_float(tower, parameters, ranges, judged, expected, sensitivities)
+    in_float, cost = steps.choose(tower, parameters, ranges, judged, expected, sensitivities)
     put(tower, {name: one for name, one in parameters.items() if name not in in_float})
     return Tower(tower, ranges, sensitivities, in_float, cost)
 
@@ -100,7 +119,9 @@ def _finite(seen: dict[str, Seen], source: str) -> dict[str, Seen]:
     return seen
 
 
-def prepare_video(recipe: Recipe, clips: Calls, method: str = DEFAULT_METHOD) -> Tower[VideoEncoder]:
+def prepare_video(
+    recipe: Recipe, clips: Calls, method: str = DEFAULT_METHOD, steps: Steps = STEPS
+) -> Tower[VideoEncoder]:
     """The video tower of a recipe, whose weights are left alone.
 
     clips   normalised frames, float32 [1, F, 3, S, S] each, at least two
@@ -113,20 +134,22 @@ def prepare_video(recipe: Recipe, clips: Calls, method: str = DEFAULT_METHOD) ->
     conv1 = products(encoder)["conv1"]
     encoder.conv1 = PixelPatches(conv1, backbone.mean, backbone.std)
     source = f"{recipe.checkpoint.source}, video tower"
-    return _prepare(encoder, clips, method, expected, source, {"conv1.linear": PIXELS})
+    return _prepare(encoder, clips, method, expected, source, steps, {"conv1.linear": PIXELS})
 
 
-def _round_embedding(encoder: TextEncoder, calls: Calls, expected: Tensor) -> Sensitivity:
-    """Replace the embedding by one of 8 bits, unless that costs too much."""
+def round_embedding(encoder: TextEncoder, calls: Calls, expected: Tensor, limit: float) -> Sensitivity:
+    """Replace the embedding by one of 8 bits, unless that costs more than the limit, or nobody can tell."""
     embedding = encoder.embedding
     encoder.embedding = RoundedEmbedding(encoder.get_parameter(f"{_EMBEDDING}.weight").detach())
     found = Sensitivity(_EMBEDDING, centred_loss(expected, embed(encoder, calls)))
-    if not found.cost <= _EMBEDDING_LIMIT:  # nor what cannot be told
+    if not found.cost <= limit:  # also where it is NaN
         encoder.embedding = embedding
     return found
 
 
-def prepare_text(recipe: Recipe, token_ids: Calls, method: str = DEFAULT_METHOD) -> Tower[TextEncoder]:
+def prepare_text(
+    recipe: Recipe, token_ids: Calls, method: str = DEFAULT_METHOD, steps: Steps = STEPS
+) -> Tower[TextEncoder]:
     """The text tower of a recipe, with its embedding in 8 bits too.
 
     token_ids  int64 [T, L] each; texts of one call are run together
@@ -134,9 +157,9 @@ def prepare_text(recipe: Recipe, token_ids: Calls, method: str = DEFAULT_METHOD)
     """
     encoder = copy.deepcopy(TextEncoder(recipe)).eval()
     expected = embed(encoder, _judged(token_ids))
-    embedding = _round_embedding(encoder, _judged(token_ids), expected)
+    embedding = round_embedding(encoder, _judged(token_ids), expected, steps.embedding_limit)
     left = () if isinstance(encoder.embedding, RoundedEmbedding) else (_EMBEDDING,)
-    tower = _prepare(encoder, token_ids, method, expected, f"{recipe.checkpoint.source}, text tower")
+    tower = _prepare(encoder, token_ids, method, expected, f"{recipe.checkpoint.source}, text tower", steps)
     return replace(
         tower,
         sensitivities=costliest_first([embedding, *tower.sensitivities]),

@@ -8,7 +8,6 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from tempme_export.encoder.model import Merges, TextEncoder, VideoEncoder
-from tempme_export.quantization import sensitivity
 from tempme_export.quantization.products import hooked, observe, products
 from tempme_export.quantization.ranges import choose_ranges
 from tempme_export.quantization.rounding import Rounded, round_product
@@ -39,9 +38,9 @@ def text(planted_recipe, calibration_of):
     return case(TextEncoder(planted_recipe).eval(), calibration_of(planted_recipe).text_calls())
 
 
-def chosen(tower, parameters, ranges, calls, sensitivities):
+def chosen(tower, parameters, ranges, calls, sensitivities, limit=1.0):
     """`choose_in_float` of a tower in which nothing is rounded yet."""
-    return choose_in_float(tower, parameters, ranges, calls, embed(tower, calls), sensitivities)
+    return choose_in_float(tower, parameters, ranges, calls, embed(tower, calls), sensitivities, limit)
 
 
 @torch.inference_mode()
@@ -83,26 +82,23 @@ def test_a_loss_of_nothing_and_of_everything():
     assert math.isnan(centred_loss(x, torch.full_like(x, torch.nan)))
 
 
-def test_a_tower_within_its_limit_stays_whole(text, monkeypatch):
-    monkeypatch.setattr(sensitivity, "LIMIT", 1.0)
+def test_a_tower_within_its_limit_stays_whole(text):
     found, cost = chosen(*text, measure(*text))
     assert found == ()
     assert cost == by_definition(*text, list(products(text[0])))
 
 
-def test_the_costliest_go_first_until_the_limit_holds(text, monkeypatch):
+def test_the_costliest_go_first_until_the_limit_holds(text):
     sensitivities = measure(*text)
     names = [one.product for one in sensitivities]
     whole = by_definition(*text, names)
-    monkeypatch.setattr(sensitivity, "LIMIT", whole / 2)
-    found, cost = chosen(*text, sensitivities)
+    found, cost = chosen(*text, sensitivities, limit=whole / 2)
     assert 0 < len(found) < len(names) and list(found) == names[: len(found)]
     assert cost <= whole / 2 < by_definition(*text, names[len(found) - 1 :]), "not one more than it takes"
     assert cost == by_definition(*text, names[len(found) :])
 
 
-def test_a_product_that_gives_nan_goes_first_and_alone(text, monkeypatch):
-    monkeypatch.setattr(sensitivity, "LIMIT", 1.0)
+def test_a_product_that_gives_nan_goes_first_and_alone(text):
     tower, parameters, ranges, calls = text
     name = "text_projection"
     broken = {**parameters, name: Rounded(torch.full_like(parameters[name].weight, math.nan), None)}
@@ -110,9 +106,8 @@ def test_a_product_that_gives_nan_goes_first_and_alone(text, monkeypatch):
     assert found == (name,) and 0 < cost < 1
 
 
-def test_what_costs_much_alone_stays_rounded_where_the_tower_keeps_its_limit(text, monkeypatch):
+def test_what_costs_much_alone_stays_rounded_where_the_tower_keeps_its_limit(text):
     """Alone it may have met a decision that nearly ties."""
-    monkeypatch.setattr(sensitivity, "LIMIT", 1.0)
     names = list(products(text[0]))
     made = [Sensitivity(names[0], 0.9), *(Sensitivity(name, 0.0) for name in names[1:])]
     assert chosen(*text, made)[0] == ()
@@ -124,7 +119,7 @@ def test_what_cannot_be_told_comes_first():
     assert all(map(math.isnan, found[:2])) and found[2:] == [0.9, 0.5, 0.1, -0.2]
 
 
-def test_nothing_of_one_trial_is_kept_for_the_next(video, monkeypatch):
+def test_nothing_of_one_trial_is_kept_for_the_next(video):
     """Merged tokens of every trial together would take gigabytes."""
     kept = []
 
@@ -133,15 +128,16 @@ def test_nothing_of_one_trial_is_kept_for_the_next(video, monkeypatch):
             super().append(merge)
             kept.append(len(self))
 
-    monkeypatch.setattr(sensitivity, "Merges", Counting)
-    measure(*video)
-    merges = len(video[0].plan.merges)
+    tower, *rest = video
+    watched = copy.copy(tower)
+    watched.stages = lambda merges: tower.stages(Counting())
+    measure(watched, *rest)
+    merges = len(tower.plan.merges)
     assert len(kept) > 5 * merges and max(kept) <= merges
 
 
-def test_a_limit_that_nothing_keeps_leaves_all_in_float(text, monkeypatch):
-    monkeypatch.setattr(sensitivity, "LIMIT", -1.0)
-    found, cost = chosen(*text, measure(*text))
+def test_a_limit_that_nothing_keeps_leaves_all_in_float(text):
+    found, cost = chosen(*text, measure(*text), limit=-1.0)
     assert set(found) == set(products(text[0]))
     assert cost == pytest.approx(0, abs=1e-6)
 

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,14 +14,18 @@ from tempme_export.errors import CheckpointError
 from tempme_export.media.preprocess import preprocess_for
 from tempme_export.parity.checks import centred_cosine
 from tempme_export.parity.selftest import draw_token_ids
-from tempme_export.quantization import sensitivity, towers
 from tempme_export.quantization.build import prepare as quantize
 from tempme_export.quantization.embedding import RoundedEmbedding
 from tempme_export.quantization.pixels import PIXELS
 from tempme_export.quantization.products import Range, observe, products, weight_scales
 from tempme_export.quantization.ranges import choose_ranges
 from tempme_export.quantization.rounding import Rounded, round_product
-from tempme_export.quantization.towers import prepare_text, prepare_video
+from tempme_export.quantization.sensitivity import choose_in_float, embed
+from tempme_export.quantization.towers import Steps, prepare_text, prepare_video, round_embedding
+
+
+def unmigrated(tower, seen):
+    return seen
 
 
 @pytest.mark.parametrize("tower", ["video", "text"])
@@ -43,24 +48,28 @@ def test_a_prepared_text_tower_looks_up_8_bits(planted_recipe, planted):
 
 
 @torch.inference_mode()
-def test_an_embedding_that_costs_too_much_stays(plain_recipe, calibration_of, monkeypatch):
+def test_an_embedding_that_costs_too_much_stays(plain_recipe, calibration_of):
     calls = calibration_of(plain_recipe).text_calls()
-    monkeypatch.setattr(towers, "_EMBEDDING_LIMIT", -1.0)
-    tower = prepare_text(plain_recipe, calls)
+    tower = prepare_text(plain_recipe, calls, steps=Steps(embedding_limit=-1.0))
     assert tower.in_float == ("embedding",)
     assert torch.equal(tower.module.embedding.weight, TextEncoder(plain_recipe).embedding.weight)
 
 
-def test_an_embedding_of_which_nothing_can_be_told_stays(plain_recipe, calibration_of, monkeypatch):
-    monkeypatch.setattr(towers, "centred_loss", lambda *_: math.nan)
-    tower = prepare_text(plain_recipe, calibration_of(plain_recipe).text_calls())
-    assert "embedding" in tower.in_float and math.isnan(tower.sensitivities[0].cost)
+def test_an_embedding_of_which_nothing_can_be_told_stays(plain_recipe, calibration_of):
+    calls = calibration_of(plain_recipe).text_calls()
+    encoder = TextEncoder(plain_recipe).eval()
+    before = encoder.embedding
+    expected = torch.full_like(embed(encoder, calls), math.nan)
+    assert math.isnan(round_embedding(encoder, calls, expected, limit=1.0).cost)
+    assert encoder.embedding is before
+    assert round_embedding(encoder, calls, embed(encoder, calls), limit=1.0).cost < 1.0
+    assert isinstance(encoder.embedding, RoundedEmbedding)
 
 
-def test_what_a_text_tower_costs_holds_its_embedding(planted_recipe, calibration_of, monkeypatch):
+def test_what_a_text_tower_costs_holds_its_embedding(planted_recipe, calibration_of):
     """The limit is for all that is rounded."""
-    monkeypatch.setattr(sensitivity, "LIMIT", -1.0)  # every product goes back to float
-    tower = prepare_text(planted_recipe, calibration_of(planted_recipe).text_calls())
+    steps = Steps(choose=partial(choose_in_float, limit=-1.0))  # every product goes back to float
+    tower = prepare_text(planted_recipe, calibration_of(planted_recipe).text_calls(), steps=steps)
     (alone,) = [one.cost for one in tower.sensitivities if one.product == "embedding"]
     assert set(tower.in_float) == set(products(tower.module)) and alone > 1e-5
     assert tower.cost == pytest.approx(alone, rel=1e-3)
@@ -77,10 +86,9 @@ def test_activations_that_overflow_are_refused(plain_recipe, calibration_of, tow
         quantize(broken, calibration_of(plain_recipe))
 
 
-@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
-def test_dim_clips_do_not_narrow_the_pixels(plain_recipe, video_calls, method, monkeypatch):
+@pytest.mark.parametrize("method", ["minmax", "percentile"])
+def test_dim_clips_do_not_narrow_the_pixels(plain_recipe, video_calls, method):
     """Rounding is lossless for each of 256 values, and no clip need show them all."""
-    monkeypatch.setattr("tempme_export.quantization.ranges._BINS", 512)  # the time of "entropy" grows with their square
     mean = torch.tensor(plain_recipe.backbone.mean).view(3, 1, 1)
     std = torch.tensor(plain_recipe.backbone.std).view(3, 1, 1)
     dim = [((call * std + mean) / 2 - mean) / std for call in video_calls(plain_recipe)[:2]]
@@ -104,16 +112,14 @@ def test_what_the_manifest_says(planted, name):
         assert lowest <= 0 <= highest and Range(lowest, highest) == tower.ranges[product]
 
 
-def test_only_products_in_8_bits_are_rounded(plain_recipe, calibration_of, monkeypatch):
+def test_only_products_in_8_bits_are_rounded(plain_recipe, calibration_of):
     """One that stays in float keeps its weights, and has nothing to take back."""
     chosen = ("blocks.0.mlp.c_fc", "blocks.1.attn.in_proj")
-    monkeypatch.setattr(towers, "choose_in_float", lambda *_: (chosen, 0.0))
-    monkeypatch.setattr(towers, "migrate", lambda tower, seen: seen)
     calls = calibration_of(plain_recipe).text_calls()
     encoder = TextEncoder(plain_recipe).eval()
     encoder.embedding = RoundedEmbedding(encoder.get_parameter("embedding.weight"))
     seen = observe(encoder, calls)
-    tower = prepare_text(plain_recipe, calls)
+    tower = prepare_text(plain_recipe, calls, steps=Steps(migrate=unmigrated, choose=lambda *_: (chosen, 0.0)))
     assert tower.in_float == chosen
     for name, product in products(tower.module).items():
         old = products(encoder)[name]
@@ -127,10 +133,10 @@ def test_only_products_in_8_bits_are_rounded(plain_recipe, calibration_of, monke
 
 @pytest.mark.parametrize("name", ["video", "text"])
 def test_migration_makes_planted_towers_better(
-    planted_recipe, planted, video_calls, calibration_of, all_kinds, fake_quantised, monkeypatch, name
+    planted_recipe, planted, video_calls, calibration_of, all_kinds, fake_quantised, name
 ):
     """Everything in 8 bits, with and without it."""
-    monkeypatch.setattr(towers, "choose_in_float", lambda *_: ((), 0.0))
+    steps = Steps(choose=lambda *_: ((), 0.0))
     if name == "video":
         prepare, calls = prepare_video, video_calls(planted_recipe)
         encoder, held_out = VideoEncoder(planted_recipe), torch.from_numpy(all_kinds(planted_recipe)[[0, 2, 5, 6]])
@@ -139,9 +145,8 @@ def test_migration_makes_planted_towers_better(
         encoder, held_out = TextEncoder(planted_recipe), torch.from_numpy(draw_token_ids(planted_recipe, 9))
     with torch.inference_mode():
         expected = encoder.eval()(held_out).numpy()
-    with_it = prepare(planted_recipe, calls)
-    monkeypatch.setattr(towers, "migrate", lambda tower, seen: seen)
-    without = prepare(planted_recipe, calls)
+    with_it = prepare(planted_recipe, calls, steps=steps)
+    without = prepare(planted_recipe, calls, steps=replace(steps, migrate=unmigrated))
     found = [fake_quantised(one.module, one.ranges, (), held_out).numpy() for one in (with_it, without)]
     mean = expected.mean(axis=0)
 
@@ -154,7 +159,7 @@ def test_migration_makes_planted_towers_better(
 
 
 @torch.inference_mode()
-def test_a_trained_tower_rounded_for_what_it_returns_is_nearer(mini_recipe, mini, scenes, monkeypatch):
+def test_a_trained_tower_rounded_for_what_it_returns_is_nearer(mini_recipe, mini, scenes):
     """Than one whose weights take their nearest steps, on clips that nobody rounded for."""
 
     def nearest(product, seen):
@@ -163,10 +168,9 @@ def test_a_trained_tower_rounded_for_what_it_returns_is_nearer(mini_recipe, mini
         bias = None if product.bias is None else (product.bias + (product.weight - weight).double() @ seen.mean).float()
         return Rounded(weight, bias)
 
-    monkeypatch.setattr(towers, "round_product", nearest)
     preprocess = preprocess_for(mini_recipe)
     calls = [torch.from_numpy(preprocess(clip)).unsqueeze(0) for clip in scenes(8, 0)]
-    other = prepare_video(mini_recipe, calls)
+    other = prepare_video(mini_recipe, calls, steps=Steps(round=nearest))
     assert mini.video.in_float == other.in_float == ()
     held_out = torch.from_numpy(np.stack([preprocess(clip) for clip in scenes(21, 300)]))
     expected = VideoEncoder(mini_recipe).eval()(held_out)
