@@ -1,5 +1,6 @@
 """A machine that is read-only, with no folder for temporary files: what only reads works, what writes is refused."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,9 +25,17 @@ def read_only(mini_bundle):
     def run(name, *arguments):
         tool = Path(sys.executable).with_name(name)
         command = ["unshare", "-m", "bash", "-c", READ_ONLY, "bash", tool, *arguments]
+        # torch keeps its folder for caches there once it has found one, as in this process.
+        environment = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
         try:
             done = subprocess.run(
-                command, cwd=mini_bundle.parent, capture_output=True, text=True, timeout=300, check=False
+                command,
+                cwd=mini_bundle.parent,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=300,
+                check=False,
             )
         except FileNotFoundError:
             pytest.skip("a read-only machine is made with unshare, which is not here")
