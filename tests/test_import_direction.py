@@ -92,7 +92,8 @@ OPEN_DOORS = {("parity.selftest", "kernels")}  # a number that lies in the packa
 QUICK = (
     *("", "bench.cli", "cli.export", "cli.evaluate", "cli.train", "cli.doctor", "cli.entry", "cli.terminal"),
     *("cli.console", "cli.evaluate_console", "cli.train_console", "cli.doctor_console"),
-    *("doctor.rules", "doctor.machine", "doctor.process"),
+    *("cli.app", "cli.options", "cli.usage", "cli.train_options"),
+    *("doctor.advice", "doctor.rules", "doctor.machine", "doctor.process"),
 )
 HEAVY = {
     *("av", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "open_clip", "openvino", "safetensors"),

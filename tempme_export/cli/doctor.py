@@ -1,6 +1,7 @@
 """`tempme-doctor`: what this machine can do, and what each missing thing would enable."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -9,6 +10,7 @@ from tempme_export.cli import doctor_console as console
 from tempme_export.cli.app import CommandLine
 from tempme_export.cli.options import JsonOption
 from tempme_export.cli.terminal import write_json
+from tempme_export.doctor.advice import advise
 from tempme_export.doctor.machine import Machine, examine, this_machine
 from tempme_export.doctor.process import TIME_LIMIT
 from tempme_export.doctor.rules import diagnose
@@ -61,7 +63,7 @@ def doctor(look: Look = _look) -> CommandLine:
             diagnosis = diagnose(look(timeout))
         console.show(diagnosis)
         if as_json:
-            write_json({"required": list(required), **diagnosis.to_dict()})
+            write_json({"next": asdict(advise(diagnosis)), "required": list(required), **diagnosis.to_dict()})
         missing = diagnosis.missing(required)
         if missing:
             problems = "; ".join(

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from tempme_export.cli.terminal import STDERR
 from tempme_export.cli.terminal import show_line as _line
+from tempme_export.doctor.advice import advise
 from tempme_export.runtime.processor import INT8_ADVICE
 
 if TYPE_CHECKING:
@@ -66,7 +67,9 @@ def _show_missing(diagnosis: "Diagnosis") -> None:
 
 
 def show(diagnosis: "Diagnosis") -> None:
-    """One screen: the machine, the parts that work, what can be done, and for the rest what would mend it."""
+    """One screen: the next command, the machine, the parts that work, what can be done, and what mends the rest."""
+    advice = advise(diagnosis)
+    _line("next", f"{advice.command}   {advice.reason}")
     _show_machine(diagnosis.machine)
     _show_parts(diagnosis.machine)
     table = Table(box=None, pad_edge=False, header_style="dim")

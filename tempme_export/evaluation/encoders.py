@@ -16,7 +16,7 @@ from tempme_export.artifacts import registry
 from tempme_export.artifacts.bundle import MANIFEST, Bundle, one_release, open_bundle, verify_files
 from tempme_export.encoder.backbone import OPEN_CLIP
 from tempme_export.encoder.profile import FROM_CHECKPOINT
-from tempme_export.errors import BackendError, InputError, UsageError, making
+from tempme_export.errors import BackendError, InputError, UsageError, did_you_mean, making
 from tempme_export.media.preprocess import Preprocess
 from tempme_export.media.stored_tokenizer import TOKENIZER
 from tempme_export.names import command
@@ -139,7 +139,8 @@ class BundleEncoder:
 def _check_backend(source: str, is_bundle: bool, backend: str | None) -> None:
     """Raises UsageError for a backend of the other kind of source, BackendError for an unknown one."""
     of_bundles = registry.offered()
-    if backend in (None, *(of_bundles if is_bundle else CHECKPOINT_BACKENDS)):
+    known = of_bundles if is_bundle else CHECKPOINT_BACKENDS
+    if backend is None or backend in known:
         return
     if is_bundle and backend in CHECKPOINT_BACKENDS:
         raise UsageError(
@@ -153,8 +154,8 @@ def _check_backend(source: str, is_bundle: bool, backend: str | None) -> None:
             f"{command('tempme-export', source)}{f' --{option}' if option else ''} and give the bundle, or choose of: "
             f"{', '.join(CHECKPOINT_BACKENDS)}."
         )
-    known = ", ".join(of_bundles if is_bundle else CHECKPOINT_BACKENDS)
-    raise BackendError(f"backend {backend!r} is unknown. {source} runs on: {known}.")
+    meant = did_you_mean(backend, known)
+    raise BackendError(f"backend {backend!r} is unknown. {source} runs on: {', '.join(known)}.{meant}")
 
 
 def open_encoder(

@@ -368,6 +368,7 @@ class TestCommand:
         assert code == (4 if arguments else 0)
         document = json.loads(out)
         assert document["required"] == list(arguments[1:])
+        assert document["next"]["command"] == "tempme-export ckpt.pt"
         assert document["capabilities"]["core"] == {
             "works": True,
             "enables": "use bundles, given a runtime",
@@ -376,6 +377,10 @@ class TestCommand:
         }
         assert document["capabilities"]["trt"]["missing"] == {"tensorrt": "is broken"}
         assert document["machine"]["host"]["cores"] == 8 and len(document["machine"]["parts"]) == len(PARTS)
+
+    def test_the_next_command_comes_first(self, tempme_doctor):
+        _, _, err = tempme_doctor(machine_without("onnxruntime"))
+        assert err.splitlines()[0].startswith("next       pip install 'tempme-export[cpu]'   ONNX Runtime")
 
     def test_the_screen_is_one(self, tempme_doctor):
         """With everything missing that can be, in the lines of a usual terminal."""
