@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 import torch
 
-from tempme_export.encoder import reference
 from tempme_export.encoder.recipe import folded_weights
 from tempme_export.encoder.reference import ReferenceText, ReferenceVideo, Trace
 from tempme_export.kernels import SNAP_STEPS
@@ -147,11 +146,22 @@ def test_tokens_are_compared_somewhere(golden_case):
     assert sum(name.startswith("tokens") for name in arrays) == 12
 
 
+def with_rules(match=match_tokens_ref, merge=merge_tokens_ref):
+    """The oracle with other definitions of a match or a merge."""
+
+    class Changed(ReferenceVideo):
+        def _merge(self, x, size, metric, plan, kind, trace):
+            r = plan.r_cross if kind == "cross" else plan.r_intra
+            return merge(x, size, match(metric, plan.n_cls, r), x.shape[1] - r) if r else (x, size)
+
+    return Changed
+
+
 class TestOneWrongRule:
     """Each moves the video feature by far more than the bounds: the tests above would fail."""
 
-    def moves(self, case, recipe=None):
-        feature = ReferenceVideo(recipe or case.recipe, torch.float64).video_feature(case.video, case.video_mask)
+    def moves(self, case, recipe=None, oracle=ReferenceVideo):
+        feature = oracle(recipe or case.recipe, torch.float64).video_feature(case.video, case.video_mask)
         moved = one_minus_cosine(feature, case.array("video_feat"))
         assert (moved >= 1.6e-3).all()
 
@@ -165,15 +175,21 @@ class TestOneWrongRule:
     def test_no_clip_position(self, case):
         self.moves(case, case.with_merge(clip_position=False))
 
-    def test_parity_of_the_sets(self, case, monkeypatch):
+    def test_the_right_rules_move_nothing(self, case):
+        found, expected = (
+            oracle(case.recipe, torch.float64).video_feature(case.video, case.video_mask)
+            for oracle in (with_rules(), ReferenceVideo)
+        )
+        assert torch.equal(found, expected)
+
+    def test_parity_of_the_sets(self, case):
         def shifted(metric, n_cls, r):
             one_more = torch.cat([metric[:, :1], metric], dim=1)
             return match_tokens_ref(one_more, n_cls + 1, r)[:, 1:] - 1
 
-        monkeypatch.setattr(reference, "match_tokens_ref", shifted)
-        self.moves(case)
+        self.moves(case, oracle=with_rules(match=shifted))
 
-    def test_order_of_the_kept_tokens(self, case, monkeypatch):
+    def test_order_of_the_kept_tokens(self, case):
         def b_first(metric, n_cls, r):
             assign = match_tokens_ref(metric, n_cls, r).long()
             n_tokens = metric.shape[1]
@@ -181,16 +197,14 @@ class TestOneWrongRule:
             patches, n_out = assign[:, n_cls:] - n_cls, n_tokens - r - n_cls
             return torch.cat([assign[:, :n_cls], n_cls + (patches + n_b) % n_out], dim=1).int()
 
-        monkeypatch.setattr(reference, "match_tokens_ref", b_first)
-        self.moves(case)
+        self.moves(case, oracle=with_rules(match=b_first))
 
-    def test_unweighted_average(self, case, monkeypatch):
+    def test_unweighted_average(self, case):
         def unweighted(x, size, assign, n_out):
             merged, _ = merge_tokens_ref(x, torch.ones_like(size), assign, n_out)
             return merged, merge_tokens_ref(x, size, assign, n_out)[1]
 
-        monkeypatch.setattr(reference, "merge_tokens_ref", unweighted)
-        self.moves(case)
+        self.moves(case, oracle=with_rules(merge=unweighted))
 
     @pytest.mark.parametrize("third", [0, 1, 2], ids=["q", "k", "v"])
     def test_lora_missing_on_one_of(self, case, third):
@@ -202,14 +216,12 @@ class TestOneWrongRule:
         checkpoint = dataclasses.replace(case.recipe.checkpoint, tensors=tensors)
         self.moves(case, dataclasses.replace(case.recipe, checkpoint=checkpoint))
 
-    def test_the_metric_after_the_clip_position(self, case, monkeypatch):
-        whole = ReferenceVideo._merge
+    def test_the_metric_after_the_clip_position(self, case):
+        class LateMetric(ReferenceVideo):
+            def _merge(self, x, size, metric, plan, kind, trace):
+                return super()._merge(x, size, x if kind == "cross" else metric, plan, kind, trace)
 
-        def late_metric(self, x, size, metric, plan, kind, trace):
-            return whole(self, x, size, x if kind == "cross" else metric, plan, kind, trace)
-
-        monkeypatch.setattr(ReferenceVideo, "_merge", late_metric)
-        feature = ReferenceVideo(case.recipe, torch.float64).video_feature(case.video, case.video_mask)
+        feature = LateMetric(case.recipe, torch.float64).video_feature(case.video, case.video_mask)
         assert (one_minus_cosine(feature, case.array("video_feat")) > 1e-6).any()
 
 
