@@ -55,7 +55,11 @@ class TestTwoExportsOneTarget:
 class TestDefaultNames:
     @pytest.mark.parametrize(
         ("checkpoint", "expected"),
-        [("pytorch_model.bin.0", "pytorch_model.bin.0.tempme"), ("epoch=3-r1=0.625.pth", "epoch=3-r1=0.625.tempme")],
+        [
+            ("pytorch_model.bin.0", "pytorch_model.bin.0.tempme"),
+            ("epoch=3-r1=0.625", "epoch=3-r1=0.625.tempme"),
+            ("epoch=3-r1=0.625.pth", "epoch=3-r1=0.625.tempme"),
+        ],
     )
     def test_a_suffix_that_is_no_checkpoints_stays(self, run, mini, folder, checkpoint, expected):
         shutil.copy(mini, folder / checkpoint)
