@@ -188,7 +188,7 @@ def export(
         precision=precision.value,
         batch=sizes,
         frame_mask=frame_mask,
-        trace=expose_merges,
+        expose_merges=expose_merges,
         options=asked([("pt2", pt2), ("trt", trt)]),
         device=device,
         opset=opset,

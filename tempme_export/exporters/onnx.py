@@ -210,7 +210,7 @@ def save(
         onnx.checker.check_model(named, full_check=True)
 
 
-def _trace_axes(recipe: Recipe) -> dict[str, str]:
+def _merge_axes(recipe: Recipe) -> dict[str, str]:
     """Every merge's assignment and the name of its first axis, which counts the clips of all videos."""
     clips = {block.index: block.clips for block in recipe.plan.blocks}
     counts = {merge.assign_name: clips[merge.block] for merge in recipe.plan.merges}
@@ -223,7 +223,7 @@ def export_video(
     precision: str = "fp32",
     opset: int = DEFAULT_OPSET,
     frame_mask: bool = False,
-    trace: bool = False,
+    expose_merges: bool = False,
     *,
     prepared: Prepared[VideoEncoder] | None = None,
     largest_file: int = LARGEST_FILE,
@@ -234,8 +234,9 @@ def export_video(
     largest_file  bytes; above them the weights go to `external_data.data_path(path)`
 
     Input `frames` float32 [batch, F, 3, S, S], with `frame_mask` also bool [batch, F]; output
-    `video_embedding` float32 [batch, E] of unit length, whatever the precision inside. With `trace` the merges
-    follow in execution order: `assign_00`, ... int32 [batch * clips, N], the row that every token goes to.
+    `video_embedding` float32 [batch, E] of unit length, whatever the precision inside. With
+    `expose_merges` the merges follow in execution order: `assign_00`, ... int32 [batch * clips, N], the row that every
+    token goes to.
     Raises ExportError for an untested opset and for operators that do not belong.
     """
     inputs = video_inputs(recipe, TRACED_BATCH, frame_mask)
@@ -244,7 +245,7 @@ def export_video(
     aside = partial(put_aside_above, graph=path, limit=largest_file) if prepared is None else None
     proto = to_proto(TracedVideo(encoder), inputs, ["video_embedding", *names], opset, put_aside=aside)
     proto = prepared.rewrite(proto) if prepared else proto
-    kept = _trace_axes(recipe) if trace else {}
+    kept = _merge_axes(recipe) if expose_merges else {}
     finish(proto, {"profile": recipe.profile.to_dict(), "precision": precision}, kept)
     save(proto, path, largest_file=largest_file)
 

@@ -90,7 +90,7 @@ def _manifest(spec: ExportSpec, recipe: Recipe, built: Built) -> dict[str, Any]:
         "schedule": asdict(recipe.plan),
         "precision": spec.precision,
         "frame_mask": spec.frame_mask,
-        "trace": spec.trace,
+        "trace": spec.expose_merges,
         "opset": spec.opset,
         **{option: built.facts.get(option) for option in options},
         "logit_scale": float(checkpoint.tensors["logit_scale"]),
@@ -151,7 +151,7 @@ def export(
     precision: str = "fp32",
     batch: tuple[int, int, int] | None = None,
     frame_mask: bool = False,
-    trace: bool = False,
+    expose_merges: bool = False,
     pt2: bool = False,
     trt: bool = False,
     also: Sequence[str] = (),
@@ -175,7 +175,8 @@ def export(
     out         the bundle's folder; None: the checkpoint's name with `.tempme`
     activation  "quickgelu" or "gelu", for a checkpoint that does not say it; None: what it says, else the profile's
     batch       min, opt, max videos per call; None: the profile's
-    trace       `video.onnx` also returns every merge's decision, `assign_00`, ... int32 [batch * clips, N]: the row
+    expose_merges
+                `video.onnx` also returns every merge's decision, `assign_00`, ... int32 [batch * clips, N]: the row
                 that each token goes to; `video.pt2` and an engine stay without
     pt2         also compile `video.pt2`, for `device`
     trt         also write `video.plugin.onnx` and build the TensorRT engine `video.plan` from it, for `device`, or
@@ -204,7 +205,7 @@ def export(
         precision=precision,
         batch=batch,
         frame_mask=frame_mask,
-        trace=trace,
+        expose_merges=expose_merges,
         options=asked([("pt2", pt2), ("trt", trt), *((option, True) for option in also)]),
         device=device,
         opset=opset,

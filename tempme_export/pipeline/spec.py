@@ -51,7 +51,7 @@ class ExportSpec:
     precision: str = "fp32"
     batch: tuple[int, int, int] | None = None
     frame_mask: bool = False
-    trace: bool = False
+    expose_merges: bool = False
     options: frozenset[str] = frozenset()
     device: str = "cpu"
     opset: int = DEFAULT_OPSET

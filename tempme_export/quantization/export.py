@@ -30,14 +30,16 @@ def export_video(
     path: Path,
     opset: int = float_onnx.DEFAULT_OPSET,
     frame_mask: bool = False,
-    trace: bool = False,
+    expose_merges: bool = False,
     *,
     largest_file: int = LARGEST_FILE,
 ) -> None:
     """Write the video tower in int8; contract and errors are those of `exporters.onnx.export_video`."""
     largest = recipe.plan.frames * recipe.plan.tokens_per_frame
     prepared = _prepared(tower, largest)
-    float_onnx.export_video(recipe, path, INT8, opset, frame_mask, trace, prepared=prepared, largest_file=largest_file)
+    float_onnx.export_video(
+        recipe, path, INT8, opset, frame_mask, expose_merges, prepared=prepared, largest_file=largest_file
+    )
 
 
 def export_text(

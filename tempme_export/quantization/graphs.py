@@ -37,7 +37,7 @@ def check(spec: Spec) -> None:
 
 def check_recipe(recipe: Recipe, spec: Spec) -> None:
     """Raises UsageError for the merges of a model that has none."""
-    if spec.trace and not recipe.plan.merges:
+    if spec.expose_merges and not recipe.plan.merges:
         raise UsageError(
             f"profile {recipe.profile.name} merges no tokens, and every merge is one output. Leave out "
             "--expose-merges, or choose a --profile that merges."
@@ -68,7 +68,11 @@ def build(artifact: Artifact, making: Making) -> dict[str, Any] | None:
     elif artifact.tower == "text":
         int8.export_text(recipe, towers.text, path, spec.opset, largest_file=largest)
     elif towers is None:
-        export_video(recipe, path, spec.precision, spec.opset, spec.frame_mask, spec.trace, largest_file=largest)
+        export_video(
+            recipe, path, spec.precision, spec.opset, spec.frame_mask, spec.expose_merges, largest_file=largest
+        )
     else:
-        int8.export_video(recipe, towers.video, path, spec.opset, spec.frame_mask, spec.trace, largest_file=largest)
+        int8.export_video(
+            recipe, towers.video, path, spec.opset, spec.frame_mask, spec.expose_merges, largest_file=largest
+        )
     return None

@@ -48,7 +48,7 @@ def traced_bundle(recipe, tiny_bundle, tmp_path_factory):
     proto = onnx.load(tiny_bundle / VIDEO)
     proto.graph.output.extend(onnx.ValueInfoProto(name=merge.assign_name) for merge in recipe.plan.merges)
     onnx.save(proto, folder / VIDEO)
-    write_manifest(folder, export._manifest(ExportSpec("", trace=True), recipe, export.Built()))
+    write_manifest(folder, export._manifest(ExportSpec("", expose_merges=True), recipe, export.Built()))
     return folder
 
 

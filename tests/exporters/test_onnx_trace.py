@@ -85,7 +85,7 @@ def file_of(recipe_of, tmp_path_factory):
         path = tmp_path_factory.mktemp("video") / "video.onnx"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(to_onnx, "to_proto", once)
-            export_video(recipe_of(variant), path, frame_mask=variant.frame_mask, trace=trace)
+            export_video(recipe_of(variant), path, frame_mask=variant.frame_mask, expose_merges=trace)
         return path
 
     return export

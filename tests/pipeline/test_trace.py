@@ -58,7 +58,7 @@ def traced(one_thread, folder, tmp_path_factory):
     """Path of a bundle that was built with its merges as outputs, judged and gated for real. Do not write there."""
     out = tmp_path_factory.mktemp("traced") / "mini.tempme"
     tempme_export.export(
-        folder / "mini.pth", "mini-8f", out, batch=(1, 2, 3), trace=True, gate=f"{folder / 'data.csv'}"
+        folder / "mini.pth", "mini-8f", out, batch=(1, 2, 3), expose_merges=True, gate=f"{folder / 'data.csv'}"
     )
     return out
 
@@ -128,7 +128,7 @@ class TestWords:
         specs = builds.seeing(VIDEO_ONNX)
         assert command(*arguments)[0] == 2
         (spec,) = specs
-        assert spec.trace is bool(arguments)
+        assert spec.expose_merges is bool(arguments)
 
     def test_json(self, command, traced, builds):
         for artifact in (VIDEO_ONNX, TEXT_ONNX):
@@ -155,7 +155,7 @@ class TestRefused:
     def test_in_python(self, folder, tmp_path):
         profile = dataclasses.replace(load_profile(UNMERGED), name="other")
         with pytest.raises(UsageError, match="profile other merges no tokens"):
-            tempme_export.export(folder / "mini.pth", profile, tmp_path / "out", trace=True)
+            tempme_export.export(folder / "mini.pth", profile, tmp_path / "out", expose_merges=True)
         assert not (tmp_path / "out").exists()
 
 

@@ -197,7 +197,7 @@ def test_graph_is_plain(name, request):
 def test_frame_mask_trace_and_outliers(planted_recipe, planted, all_kinds, tmp_path):
     """Through the exporter itself, with everything that can be asked for."""
     path = tmp_path / "video.onnx"
-    export.export_video(planted_recipe, planted.video, path, 20, frame_mask=True, trace=True)
+    export.export_video(planted_recipe, planted.video, path, 20, frame_mask=True, expose_merges=True)
     frames = all_kinds(planted_recipe)
     mask = np.ones(frames.shape[:2], np.bool_)
     mask[0, 2:], mask[4] = False, False

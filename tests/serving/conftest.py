@@ -30,7 +30,7 @@ def recipe(checkpoint_maker):
 def graphs(recipe, tmp_path_factory):
     """Folder with video.onnx (frame mask, trace) and text.onnx. Do not write there."""
     folder = tmp_path_factory.mktemp("graphs")
-    export_video(recipe, folder / VIDEO, frame_mask=True, trace=True)
+    export_video(recipe, folder / VIDEO, frame_mask=True, expose_merges=True)
     export_text(recipe, folder / TEXT)
     return folder
 
