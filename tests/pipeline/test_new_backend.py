@@ -1,8 +1,8 @@
 """A new artifact with two backends takes an exporter, a runner and a registration: everything else finds it."""
 
 import csv
+import re
 import shutil
-import sys
 from types import ModuleType
 
 import numpy as np
@@ -71,19 +71,16 @@ def runner():
 
 
 @pytest.fixture
-def toy(monkeypatch):
-    """The toy, registered within a test."""
-    made = exporter(), runner()
-    for module in made:
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(registry, "ARTIFACTS", registry.ARTIFACTS)
-    monkeypatch.setattr(registry, "BACKENDS", registry.BACKENDS)
-    artifact = Artifact(FILE, "video", "toy_exporter", option="toy")
+def toy(registering):
+    """The toy, registered within a test: its exporter and its runner."""
+    exporting, running = exporter(), runner()
+    registering()
+    artifact = Artifact(FILE, "video", exporting, option="toy")
     registry.register(
-        Backend("toy", artifact, "toy_runner", ("cpu",), need=Need("toy", "play", {"numpy": "pip install numpy"})),
-        Backend("toy-open", artifact, "toy_runner", ("cpu",), Reveals.VALUES),
+        Backend("toy", artifact, running, ("cpu",), need=Need("toy", "play", {"numpy": "pip install numpy"})),
+        Backend("toy-open", artifact, running, ("cpu",), Reveals.VALUES),
     )
-    return made
+    return exporting, running
 
 
 @pytest.fixture(scope="module")
@@ -146,9 +143,9 @@ def test_everything_finds_it(toy, folder, tmp_path):
     assert "toy" in rules.names()
 
 
-def test_one_that_a_server_runs(toy, small_bundle, monkeypatch):
+def test_one_that_a_server_runs(toy, small_bundle):
     artifact = Artifact(GRAPH, "video", registry.ARTIFACTS[0].builder)
-    registry.register(Backend("served", artifact, "toy_runner", ("cpu",), platform=Platform("toy", "toys")))
+    registry.register(Backend("served", artifact, toy[1], ("cpu",), platform=Platform("toy", "toys")))
     models = served_models(open_bundle(small_bundle))
     assert [one.name for one in models] == ["video", "text"], "one of each artifact"
 
@@ -169,14 +166,22 @@ def test_without_it_nothing_is_asked(toy, small_bundle, small_recipe):
 
 
 @pytest.mark.parametrize("package", ["torch", "onnx"])
-def test_what_it_is_made_of_is_not_installed(package, monkeypatch, tmp_path):
-    (tmp_path / "toy_with_needs.py").write_text(f"import {package}\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(sys.modules, package, None)
-    artifact = Artifact(FILE, "video", "toy_with_needs", option="toy")
-    for use in (lambda: artifact.exporter, lambda: Backend("toy", artifact, "toy_with_needs", ("cpu",)).runtime):
-        with pytest.raises(BackendError, match=rf"toy.* needs {package}, .*pip install 'tempme-export\[export\]'"):
-            use()
+def test_what_it_is_made_of_is_not_installed(package, run_python, not_installed):
+    code = f"""
+        from tempme_export.artifacts.artifact import Artifact
+        from tempme_export.artifacts.backend import Backend
+        from tempme_export.errors import BackendError
+        artifact = Artifact({FILE!r}, "video", "toy_with_needs", option="toy")
+        for use in (lambda: artifact.exporter, lambda: Backend("toy", artifact, "toy_with_needs", ("cpu",)).runtime):
+            try:
+                use()
+            except BackendError as error:
+                print(error)
+    """
+    said = run_python(code, {package: not_installed(package), "toy_with_needs": f"import {package}\n"}).splitlines()
+    assert len(said) == 2
+    for line in said:
+        assert re.search(rf"toy.* needs {package}, .*pip install 'tempme-export\[export\]'", line)
 
 
 def test_names_that_come_near(toy, small_bundle):
