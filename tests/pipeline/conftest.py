@@ -1,5 +1,6 @@
 """A small checkpoint, its profile and one accepted bundle, exported once for all tests here."""
 
+import csv
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -11,11 +12,14 @@ import torch
 from onnx import numpy_helper
 
 from tempme_export.artifacts.registry import TEXT_ONNX, VIDEO_ONNX
+from tempme_export.encoder.backbone import open_clip_backbone
 from tempme_export.encoder.checkpoint import load_checkpoint
 from tempme_export.encoder.recipe import prepare
 from tempme_export.errors import UsageError
+from tempme_export.media.render import render_clip
 from tempme_export.parity.making import make_selftest
 from tempme_export.pipeline import export
+from tempme_export.training.init import draw_clip
 
 PROFILE = """
 name = "small"
@@ -103,6 +107,46 @@ def small_bundle(one_thread, small_checkpoint, small_profile, small_stages, tmp_
 def bundle_copy(small_bundle, tmp_path):
     """A copy of the bundle to spoil."""
     return shutil.copytree(small_bundle, tmp_path / "copy.tempme")
+
+
+COLOURS = ("red", "green", "blue", "yellow", "white", "black", "pink", "orange", "brown")
+
+
+@pytest.fixture(scope="session")
+def gate_folder(tmp_path_factory):
+    """Nine clips with two captions each in `data.csv`, and the checkpoint `mini.pth`. Do not write there."""
+    folder = tmp_path_factory.mktemp("gate")
+    (folder / "clips").mkdir()
+    with (folder / "data.csv").open("w", newline="") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(["video", "caption"])
+        for i, colour in enumerate(COLOURS):
+            render_clip(folder / "clips" / f"{i}.mp4", seconds=1, fps=8, size=(64, 48), seed=i)
+            rows.writerows([f"clips/{i}.mp4", caption] for caption in (f"{colour} shapes", f"it is all {colour} here"))
+    state = draw_clip(open_clip_backbone("tempme-mini"), seed=3).tensors
+    torch.save({f"clip.{name}": tensor for name, tensor in state.items()}, folder / "mini.pth")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def gate_stages():
+    """What `export` reported while `gated` was built."""
+    return []
+
+
+@pytest.fixture(scope="session")
+def gated(one_thread, gate_folder, gate_stages, tmp_path_factory):
+    """Path of a bundle that was built, judged and gated for real. Do not write there."""
+    out = tmp_path_factory.mktemp("gated") / "mini.tempme"
+    export.export(
+        gate_folder / "mini.pth",
+        "mini-8f",
+        out,
+        batch=(1, 4, 5),
+        gate=f"{gate_folder / 'data.csv'}",
+        progress=lambda stage, result: gate_stages.append((stage, result)),
+    )
+    return out
 
 
 class Copying:

@@ -130,6 +130,21 @@ def test_help(run):
         assert word in " ".join(out.split())
 
 
+def check_parts(bundle):
+    """As many videos in one run as memory says, and no embedding changes by it."""
+    tokens = bundle.plan.frames * bundle.plan.tokens_per_frame
+    with load(bundle) as model:
+        assert [model._runner(name).max_batch for name in ("video", "text")] == [videos_at_once(tokens), 256]
+    videos = np.stack([model.preprocess(draw_clip("moving", 4, 48, 90 + i)) for i in range(5)])
+    found = []
+    for at_once in (1, 2, 5):
+        with OrtRunner(bundle.path / VIDEO, max_batch=at_once) as runner:
+            found.append(runner.infer({"frames": videos})["video_embedding"])
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+    assert len(np.unique(found[0], axis=0)) == 5
+
+
 def test_few_clips_are_warned_of_and_exported(run, clips, tmp_path, small_bundle, small_recipe):
     code, out, err = run("--precision", "int8", "--calibrate", clips(3), "--ranges", "percentile", "--json")
     assert code == 0, err
@@ -161,24 +176,7 @@ def test_few_clips_are_warned_of_and_exported(run, clips, tmp_path, small_bundle
         assert (bundle.path / name).stat().st_size < 0.45 * (small_bundle / name).stat().st_size
     reports = tempme_export.verify(bundle.path)
     assert {report.status for report in reports} == {"passed"}
-
-
-def test_a_batch_is_encoded_in_parts(run, clips, tmp_path):
-    """As many videos in one run as memory says, and no embedding changes by it."""
-    code, _, err = run("--precision", "int8", "--calibrate", clips(3))
-    assert code == 0, err
-    bundle = open_bundle(tmp_path / "out")
-    tokens = bundle.plan.frames * bundle.plan.tokens_per_frame
-    with load(bundle) as model:
-        assert [model._runner(name).max_batch for name in ("video", "text")] == [videos_at_once(tokens), 256]
-    videos = np.stack([model.preprocess(draw_clip("moving", 4, 48, 90 + i)) for i in range(5)])
-    found = []
-    for at_once in (1, 2, 5):
-        with OrtRunner(bundle.path / VIDEO, max_batch=at_once) as runner:
-            found.append(runner.infer({"frames": videos})["video_embedding"])
-    np.testing.assert_array_equal(found[0], found[1])
-    np.testing.assert_array_equal(found[0], found[2])
-    assert len(np.unique(found[0], axis=0)) == 5
+    check_parts(bundle)
 
 
 def test_other_precisions_are_run_as_they_come(small_bundle):

@@ -1,6 +1,5 @@
 """`tempme-export --gate`: a real bundle of a real model, judged on rendered clips; refusals leave what they should."""
 
-import csv
 import dataclasses
 import json
 import shutil
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-import tempme_export
 from tempme_export.artifacts.backend import Folder
 from tempme_export.artifacts.bundle import MANIFEST, VIDEO, open_bundle, verify_files, write_manifest
 from tempme_export.artifacts.registry import TEXT_ONNX, VIDEO_ONNX
@@ -25,7 +23,6 @@ from tempme_export.evaluation.gate import run_gate
 from tempme_export.evaluation.gate_data import MIN_VIDEOS, open_gate
 from tempme_export.evaluation.original import Original
 from tempme_export.media.preprocess import preprocess_for
-from tempme_export.media.render import render_clip
 from tempme_export.media.video import read_frames
 from tempme_export.parity.checks import cosine_distance
 from tempme_export.parity.making import make_selftest
@@ -39,24 +36,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 CLIPS = 9
 BATCH = (1, 4, 5)
-COLOURS = ("red", "green", "blue", "yellow", "white", "black", "pink", "orange", "brown")
 T2V, V2T = "text-to-video", "video-to-text"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Nine clips with two captions each in `data.csv`, and the checkpoint `mini.pth`. Do not write there."""
-    folder = tmp_path_factory.mktemp("gate")
-    (folder / "clips").mkdir()
-    with (folder / "data.csv").open("w", newline="") as stream:
-        rows = csv.writer(stream)
-        rows.writerow(["video", "caption"])
-        for i, colour in enumerate(COLOURS):
-            render_clip(folder / "clips" / f"{i}.mp4", seconds=1, fps=8, size=(64, 48), seed=i)
-            rows.writerows([f"clips/{i}.mp4", caption] for caption in (f"{colour} shapes", f"it is all {colour} here"))
-    state = draw_clip(open_clip_backbone("tempme-mini"), seed=3).tensors
-    torch.save({f"clip.{name}": tensor for name, tensor in state.items()}, folder / "mini.pth")
-    return folder
+def folder(gate_folder):
+    return gate_folder
 
 
 @pytest.fixture(scope="module")
@@ -65,24 +50,8 @@ def recipe(folder):
 
 
 @pytest.fixture(scope="module")
-def stages():
-    """What `export` reported while `gated` was built."""
-    return []
-
-
-@pytest.fixture(scope="module")
-def gated(one_thread, folder, stages, tmp_path_factory):
-    """Path of a bundle that was built, judged and gated for real. Do not write there."""
-    out = tmp_path_factory.mktemp("gated") / "mini.tempme"
-    tempme_export.export(
-        folder / "mini.pth",
-        "mini-8f",
-        out,
-        batch=BATCH,
-        gate=f"{folder / 'data.csv'}",
-        progress=lambda stage, result: stages.append((stage, result)),
-    )
-    return out
+def stages(gate_stages):
+    return gate_stages
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,11 @@
 """A new artifact with two backends takes an exporter, a runner and a registration: everything else finds it."""
 
-import csv
 import re
 import shutil
 from types import ModuleType
 
 import numpy as np
 import pytest
-import torch
 
 import tempme_export
 from tempme_export.artifacts import registry
@@ -17,15 +15,12 @@ from tempme_export.artifacts.bundle import open_bundle
 from tempme_export.bench import backends as bench
 from tempme_export.bench.cases import open_case
 from tempme_export.doctor import rules
-from tempme_export.encoder.backbone import open_clip_backbone
 from tempme_export.errors import BackendError, ParityError, UsageError
 from tempme_export.evaluation.encoders import open_encoder
-from tempme_export.media.render import render_clip
 from tempme_export.pipeline.spec import ExportSpec
 from tempme_export.runtime.ort import OrtRunner
 from tempme_export.serving.model_config import served_models
 from tempme_export.serving.repository import write_repository
-from tempme_export.training.init import draw_clip
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -83,19 +78,12 @@ def toy(registering):
     return exporting, running
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Eight clips with a caption each, and a checkpoint."""
-    folder = tmp_path_factory.mktemp("toy")
-    with (folder / "data.csv").open("w", newline="") as stream:
-        rows = csv.writer(stream)
-        rows.writerow(["video", "caption"])
-        for i in range(8):
-            render_clip(folder / f"{i}.mp4", seconds=1, fps=8, size=(64, 48), seed=i)
-            rows.writerow([f"{i}.mp4", f"clip number {i}"])
-    state = draw_clip(open_clip_backbone("tempme-mini"), seed=3).tensors
-    torch.save({f"clip.{name}": tensor for name, tensor in state.items()}, folder / "mini.pth")
-    return folder
+@pytest.fixture
+def folder(gate_folder, gated, builds):
+    """Clips with captions and a checkpoint, whose graphs were exported before."""
+    for artifact in (registry.VIDEO_ONNX, registry.TEXT_ONNX):
+        builds.copying(artifact, gated)
+    return gate_folder
 
 
 def test_everything_finds_it(toy, folder, tmp_path):

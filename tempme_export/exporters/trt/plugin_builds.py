@@ -1,12 +1,14 @@
 """Builds of the plugins' kernels: which target a GPU takes, and PTX that is compiled once in a process."""
 
 import functools
+from collections.abc import Callable
 
 from tempme_export.errors import BackendError, ExportError
 from tempme_export.kernels import aot
 
 MAX_SHARED = 48 * 1024  # bytes of shared memory that a kernel may take without being allowed more
 _LEAST_CAPABILITY = (8, 0)
+Compiler = Callable[[aot.Variant, str], aot.Compiled]
 
 
 def ptx_target(capability: tuple[int, int]) -> str:
@@ -24,13 +26,13 @@ def ptx_target(capability: tuple[int, int]) -> str:
 
 
 @functools.cache
-def build(variant: aot.Variant, target: str) -> aot.Compiled:
+def build(variant: aot.Variant, target: str, compiler: Compiler = aot.compile) -> aot.Compiled:
     """A kernel as PTX, compiled once in a process.
 
     Raises ExportError where it does not compile or takes more shared memory than TensorRT passes.
     """
     try:
-        built = aot.compile(variant, target)
+        built = compiler(variant, target)
     except (ValueError, RuntimeError) as error:
         raise ExportError(f"{variant.name} could not be compiled for {target}: {error}") from error
     if built.resources.shared > MAX_SHARED:

@@ -6,7 +6,7 @@ the recordings is what scales with the batch. Each operation launches one kernel
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -133,6 +133,9 @@ def record(call: PluginCall, clips: int) -> tuple[aot.Launch, ...]:
     return tuple(found)
 
 
+Recorder = Callable[[PluginCall, int], tuple[aot.Launch, ...]]
+
+
 def _fit(what: str, units: Sequence[int], values: Sequence[int]) -> Quantity:
     """The quantity that takes these values at these units."""
     if len(set(values)) == 1:
@@ -170,15 +173,17 @@ def _over_batches(
 
 
 @functools.cache
-def plugin_launches(call: PluginCall) -> tuple[PluginLaunch, ...]:
+def plugin_launches(call: PluginCall, recorder: Recorder = record) -> tuple[PluginLaunch, ...]:
     """The launches worth trying for a node, by the length of its operation's unit; tactic k is number k - 1.
+
+    recorder  says what is launched for so many clips
 
     Raises ExportError for what the kernel cannot take or what does not scale with the batch.
     """
     operation = operation_of(call.op_type)
     clips = [_fewest_clips(call) * batch for batch in _BATCHES]
     units = [units_of(call, count) for count in clips]
-    recorded = [record(call, count) for count in clips]
+    recorded = [recorder(call, count) for count in clips]
     return tuple(_over_batches(operation, units, clips, same) for same in zip(*recorded, strict=True))
 
 

@@ -255,38 +255,37 @@ def test_a_match_too_large_for_one_program_names_the_chain():
         launches.plugin_launches(launches.call_of(changed(KEYS, inputs=inputs), "fp32"))
 
 
-def test_what_does_not_scale_with_the_batch_is_refused(monkeypatch):
-    genuine = launches.record
-
+def test_what_does_not_scale_with_the_batch_is_refused():
     def uneven(call, clips):
-        return tuple(dataclasses.replace(one, grid=(clips * clips, 1, 1)) for one in genuine(call, clips))
+        return tuple(dataclasses.replace(one, grid=(clips * clips, 1, 1)) for one in launches.record(call, clips))
 
-    monkeypatch.setattr(launches, "record", uneven)
     with pytest.raises(ExportError, match=r"the grid of match_keys_kernel is .* follows no rule"):
-        launches.plugin_launches.__wrapped__(launches.call_of(KEYS, "fp32"))
+        launches.plugin_launches(launches.call_of(KEYS, "fp32"), uneven)
 
 
-def test_a_build_that_depends_on_the_batch_is_refused(monkeypatch):
-    genuine = launches.record
-
+def test_a_build_that_depends_on_the_batch_is_refused():
     def uneven(call, clips):
         return tuple(
             dataclasses.replace(one, variant=dataclasses.replace(one.variant, num_warps=clips))
-            for one in genuine(call, clips)
+            for one in launches.record(call, clips)
         )
 
-    monkeypatch.setattr(launches, "record", uneven)
     with pytest.raises(ExportError, match="match_keys_kernel would be another build for another batch"):
-        launches.plugin_launches.__wrapped__(launches.call_of(KEYS, "fp32"))
+        launches.plugin_launches(launches.call_of(KEYS, "fp32"), uneven)
 
 
-def test_without_triton_the_package_is_named(monkeypatch):
-    def missing(run):
-        raise ModuleNotFoundError("No module named 'triton'")
-
-    monkeypatch.setattr(aot, "launches_of", missing)
-    with pytest.raises(BackendError, match=r"No module named 'triton'\. Install"):
-        launches.record(launches.call_of(KEYS, "fp32"), 12)
+def test_without_triton_the_package_is_named(run_python, not_installed):
+    code = """
+        from tempme_export.errors import BackendError
+        from tempme_export.exporters import plugin_nodes
+        from tempme_export.exporters.trt import plugin_launches
+        node = plugin_nodes.match_keys(plugin_nodes.Tokens(12, 17, 128), 2, 1, 2)[0]
+        try:
+            plugin_launches.record(plugin_launches.call_of(node, "fp32"), 12)
+        except BackendError as error:
+            print(error)
+    """
+    assert "No module named 'triton'. Install" in run_python(code, {"triton": not_installed("triton")})
 
 
 @pytest.mark.parametrize(
@@ -315,18 +314,16 @@ def variant():
 
 
 @pytest.mark.parametrize("error", [RuntimeError("ptxas refused"), ValueError("no builds are made")], ids=repr)
-def test_a_build_that_fails_names_kernel_and_target(monkeypatch, error):
+def test_a_build_that_fails_names_kernel_and_target(error):
     def fail(variant, target):
         raise error
 
-    monkeypatch.setattr(aot, "compile", fail)
     with pytest.raises(ExportError, match=f"match_keys_kernel could not be compiled for sm_90: {error}"):
-        builds.build.__wrapped__(variant(), "sm_90")
+        builds.build(variant(), "sm_90", fail)
 
 
-def test_more_shared_memory_than_a_plugin_may_take_is_refused(monkeypatch):
+def test_more_shared_memory_than_a_plugin_may_take_is_refused():
     resources = aot.Resources(32, 0, 0, builds.MAX_SHARED + 1)
     built = aot.Compiled("match_keys_kernel", "sm_80", "", b"", 4, (), resources)
-    monkeypatch.setattr(aot, "compile", lambda variant, target: built)
     with pytest.raises(ExportError, match="takes 49153 bytes of shared memory, more than the 49152"):
-        builds.build.__wrapped__(variant(), "sm_80")
+        builds.build(variant(), "sm_80", lambda variant, target: built)
