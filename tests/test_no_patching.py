@@ -42,7 +42,7 @@ EXCEPTIONS = {
     "exporters/test_onnx.py": (2, "torch's exporter fails, and an operator is forbidden that every graph has"),
     "exporters/test_onnx_trace.py": (1, _ORACLE),
     "exporters/test_pt2.py": (6, "a compiler that crashes, and one that takes two minutes is not called"),
-    "exporters/trt/test_builder.py": (16, _ENGINE),
+    "exporters/trt/test_builder.py": (4, _ENGINE),
     "exporters/trt/test_plugin_launches.py": (1, "a batch that is many, at every count"),
     "exporters/trt/test_plugins.py": (12, _ENGINE),
     "kernels/triton/conftest.py": (3, "the interpreter takes as long for a small tile as for a large one"),

@@ -28,11 +28,12 @@ from tempme_export.exporters.trt.reports import (
     make_monitor,
     parser_errors,
 )
-from tempme_export.exporters.trt.requirements import check_builder, check_options
+from tempme_export.exporters.trt.requirements import check_options, refuse
+from tempme_export.exporters.trt.workshop import Workshop
 from tempme_export.files import library_path, write_file
 from tempme_export.runtime.engine_facts import EngineFacts
-from tempme_export.runtime.nvidia import engine_device, find_gpu
-from tempme_export.runtime.tensorrt_package import import_tensorrt, parse_version, start
+from tempme_export.runtime.nvidia import engine_device
+from tempme_export.runtime.tensorrt_package import parse_version, start
 
 if TYPE_CHECKING:
     from tempme_export.exporters.plugin_nodes import PluginNode
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 DOMAIN = "tempme"
 _GIB = 2**30
 _DYNAMIC = -1
+_HERE = Workshop()
 
 
 def timing_cache_path(out: Path) -> Path:
@@ -195,32 +197,35 @@ class EngineSettings:
 
 
 def build(
-    plugin_onnx: Path, engine: Path, settings: EngineSettings, nodes: "Sequence[PluginNode]", progress: Progress
+    plugin_onnx: Path,
+    engine: Path,
+    settings: EngineSettings,
+    nodes: "Sequence[PluginNode]",
+    progress: Progress,
+    workshop: Workshop = _HERE,
 ) -> EngineFacts:
     """Build the engine of a graph with plugins and write it to `engine`, which appears complete or not at all.
 
     nodes     what the graph holds for plugins, whose kernels are compiled before TensorRT starts
     progress  called with (STEP, BuildStep) and, when verbose, (LOG, line)
+    workshop  what it is built with
 
     Raises UsageError as `check_options`, BackendError as `check_builder`, ExportError for a full disk, where TensorRT
     cannot read or build the graph, and for an engine without the precision or the plugins.
     """
     check_options(settings.precision, settings.workspace_gib)
-    check_builder(settings.device)
+    refuse(workshop.missing(settings.device))
     check_disk(engine.absolute().parent, needed_bytes(graph_bytes(plugin_onnx)))
     names = read_plugin_names(plugin_onnx)
-    import torch
-
     from tempme_export.exporters.trt.plugin_builds import ptx_target
-    from tempme_export.exporters.trt.plugins import register
-    from tempme_export.runtime.devices import torch_device
 
     device, batch, precision = engine_device(settings.device), settings.batch, settings.precision
-    trt, gpu = import_tensorrt(), find_gpu(device)
+    trt, gpu = workshop.tensorrt(), workshop.gpu(device)
     target, started = ptx_target(gpu.compute), time.perf_counter()
-    with torch.cuda.device(torch_device(device)):
-        _compile_plugins(nodes, precision, target, progress)
-        register(target)
+    with workshop.on(device):
+        for name in workshop.compile(nodes, precision, target):
+            progress(STEP, BuildStep(f"compiling {name} for {target}", 0.0))
+        workshop.register(target)
         job = _Job(trt, plugin_onnx, batch, progress, settings.verbose)
         plan = job.build(names, settings.timing_cache, settings.workspace_gib)
         layers, inputs, outputs = job.inspect(plan, names)
@@ -244,16 +249,6 @@ def build(
         attentions=layers.attentions,
         seconds=time.perf_counter() - started,
     )
-
-
-def _compile_plugins(nodes: "Sequence[PluginNode]", precision: str, target: str, progress: Progress) -> None:
-    """Compile every kernel that TensorRT may ask for: what goes wrong inside of it, it only logs."""
-    from tempme_export.exporters.trt.plugin_builds import build as compile_kernel
-    from tempme_export.exporters.trt.plugin_launches import plugin_variants
-
-    for variant in plugin_variants(nodes, precision):
-        progress(STEP, BuildStep(f"compiling {variant.name} for {target}", 0.0))
-        compile_kernel(variant, target)
 
 
 class _Job:

@@ -46,7 +46,11 @@ def check_builder(device: str, otherwise: str = _ONNX_STAYS) -> None:
 
     otherwise  what can be done without an engine
     """
-    missing = missing_for_engine(device)
+    refuse(missing_for_engine(device), otherwise)
+
+
+def refuse(missing: tuple[str, ...], otherwise: str = _ONNX_STAYS) -> None:
+    """Raise BackendError where something is missing."""
     if missing:
         listed = "".join(f"\n  - {one}" for one in missing)
         raise BackendError(f"no engine can be built here. {otherwise}{listed}")

@@ -13,12 +13,11 @@ from types import SimpleNamespace
 
 import onnx
 import pytest
-import torch
 from onnx import TensorProto, helper
 
 from tempme_export.encoder.profile import BatchRange
 from tempme_export.errors import BackendError, ExportError, UsageError
-from tempme_export.exporters.trt import builder, plugin_builds, plugin_launches, plugins, requirements
+from tempme_export.exporters.trt import builder, requirements
 from tempme_export.exporters.trt.reports import LOG, STEP
 from tempme_export.runtime.engine_facts import ENGINE, KEY, SOURCE
 from tempme_export.runtime.nvidia import Gpu
@@ -246,19 +245,41 @@ def source(tmp_path):
     return tmp_path / SOURCE
 
 
+class FakeWorkshop:
+    """A machine with an H100 and the stand-in for TensorRT, where kernels are not compiled.
+
+    registered  what was compiled, and for what plugins were registered
+    asked       the GPUs that were looked for
+    """
+
+    def __init__(self):
+        self.trt, self.found, self.lacks, self.registered, self.asked = FakeTrt(), H100, (), [], []
+
+    def missing(self, device):
+        return self.lacks
+
+    def tensorrt(self):
+        return self.trt
+
+    def gpu(self, device):
+        self.asked.append(device)
+        return self.found
+
+    def on(self, device):
+        return contextlib.nullcontext()
+
+    def compile(self, nodes, precision, target):
+        for node in nodes:
+            yield node.name
+            self.registered.append((node.name, target))
+
+    def register(self, target):
+        self.registered.append(target)
+
+
 @pytest.fixture
-def machine(monkeypatch):
-    """A machine with an H100 and the stand-in; of all else only kernels are not real: they are not compiled."""
-    trt, registered = FakeTrt(), []
-    monkeypatch.setattr(requirements, "missing_for_engine", lambda device: ())
-    monkeypatch.setattr(builder, "import_tensorrt", lambda: trt)
-    monkeypatch.setattr(builder, "find_gpu", lambda device: H100)
-    monkeypatch.setattr("tempme_export.runtime.devices.torch_device", lambda device: torch.device("cpu"))
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(plugins, "register", registered.append)
-    monkeypatch.setattr(plugin_launches, "plugin_variants", lambda nodes, precision: nodes)
-    monkeypatch.setattr(plugin_builds, "build", lambda variant, target: registered.append((variant.name, target)))
-    return SimpleNamespace(trt=trt, registered=registered)
+def machine():
+    return FakeWorkshop()
 
 
 @pytest.fixture
@@ -270,7 +291,7 @@ def run(source, machine):
         asked = {"device": "cuda", "timing_cache": folder / "out.timing"} | options
         settings = builder.EngineSettings(batch, precision, **asked)
         nodes = [SimpleNamespace(name="merge_kernel")]
-        return builder.build(source, folder / ENGINE, settings, nodes, progress or run_stages.append_stage)
+        return builder.build(source, folder / ENGINE, settings, nodes, progress or run_stages.append_stage, machine)
 
     run_stages = SimpleNamespace(stages=[])
     run_stages.append_stage = lambda stage, result: run_stages.stages.append((stage, result))
@@ -317,8 +338,8 @@ class TestBuild:
             run()
         assert machine.registered == [("merge_kernel", "sm_90"), "sm_90"]
 
-    def test_a_gpu_without_a_build_of_its_own(self, run, machine, monkeypatch):
-        monkeypatch.setattr(builder, "find_gpu", lambda device: Gpu("B300", (10, 3), "", (13, 0)))
+    def test_a_gpu_without_a_build_of_its_own(self, run, machine):
+        machine.found = Gpu("B300", (10, 3), "", (13, 0))
         assert run().target == "sm_80"
 
     def test_progress_and_log(self, run):
@@ -345,12 +366,10 @@ class TestBuild:
         run()
         assert (source.parent / "out.timing").read_bytes() == b" and now"
 
-    def test_the_cpu_stands_for_the_first_gpu(self, run, monkeypatch):
-        seen = []
-        monkeypatch.setattr(builder, "find_gpu", lambda device: seen.append(device) or H100)
+    def test_the_cpu_stands_for_the_first_gpu(self, run, machine):
         run(device="cpu")
         run(device="cuda:1")
-        assert seen == ["cuda", "cuda:1"]
+        assert machine.asked == ["cuda", "cuda:1"]
 
 
 class TestRefusals:
@@ -429,10 +448,10 @@ class TestRefusals:
         with pytest.raises(UsageError, match=r"was asked for|do not go together"):
             run(**options)
 
-    def test_a_full_disk(self, run, monkeypatch):
-        monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**6))
-        with pytest.raises(ExportError, match=r"0\.00 GB free and building the engine needs about 0\.07 GB"):
-            run()
+    def test_a_full_disk(self, tmp_path):
+        """More is needed than any disk has."""
+        with pytest.raises(ExportError, match=r"GB free and building the engine needs about 1000000000\.00 GB"):
+            builder.check_disk(tmp_path, 10**18)
 
     def test_a_graph_without_nodes_of_ours(self, run, source):
         model = onnx.load(str(source))
@@ -444,10 +463,8 @@ class TestRefusals:
         with pytest.raises(ExportError, match="cannot be read as ONNX"):
             run()
 
-    def test_nothing_is_begun_where_something_is_missing(self, run, machine, monkeypatch):
-        monkeypatch.setattr(
-            requirements, "missing_for_engine", lambda device: ("TensorRT is not installed.", "no GPU.")
-        )
+    def test_nothing_is_begun_where_something_is_missing(self, run, machine):
+        machine.lacks = ("TensorRT is not installed.", "no GPU.")
         with pytest.raises(
             BackendError, match=r"no engine can be built here.*\n  - TensorRT is not.*\n  - no GPU"
         ) as caught:

@@ -1,0 +1,54 @@
+"""What an engine is built with, on the machine at hand: TensorRT, the GPU, and the compiler of the plugins' kernels."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from tempme_export.exporters.trt.requirements import missing_for_engine
+from tempme_export.runtime.nvidia import Gpu, find_gpu
+from tempme_export.runtime.tensorrt_package import import_tensorrt
+
+if TYPE_CHECKING:
+    from tempme_export.exporters.plugin_nodes import PluginNode
+
+
+class Workshop:
+    """This machine. Imports torch and Triton where they are used: what is missing is told without them."""
+
+    def missing(self, device: str) -> tuple[str, ...]:
+        """As `missing_for_engine`."""
+        return missing_for_engine(device)
+
+    def tensorrt(self) -> Any:
+        """The package. Raises BackendError as `import_tensorrt`."""
+        return import_tensorrt()
+
+    def gpu(self, device: str) -> Gpu:
+        """Raises BackendError as `find_gpu`."""
+        return find_gpu(device)
+
+    def on(self, device: str) -> AbstractContextManager[Any]:
+        """Within, TensorRT works on this GPU. Raises BackendError as `torch_device`."""
+        import torch
+
+        from tempme_export.runtime.devices import torch_device
+
+        return torch.cuda.device(torch_device(device))
+
+    def compile(self, nodes: "Sequence[PluginNode]", precision: str, target: str) -> Iterator[str]:
+        """Compile every kernel that TensorRT may ask for: what goes wrong inside of it, it only logs.
+
+        Gives each kernel's name before it is compiled. Raises ExportError as `plugin_builds.build`.
+        """
+        from tempme_export.exporters.trt.plugin_builds import build
+        from tempme_export.exporters.trt.plugin_launches import plugin_variants
+
+        for variant in plugin_variants(nodes, precision):
+            yield variant.name
+            build(variant, target)
+
+    def register(self, target: str) -> None:
+        """Make our nodes plugins. Raises as `plugins.register`."""
+        from tempme_export.exporters.trt.plugins import register
+
+        register(target)
