@@ -7,17 +7,14 @@ import pytest
 
 import tempme_export
 from tempme_export.errors import BackendError
-
-
-def unit_distance(a, b):
-    return float(np.max(1 - (a.astype(np.float64) * b).sum(axis=-1)))
+from tempme_export.parity.checks import cosine_distance
 
 
 def test_openvino_embeds_as_onnx_runtime_does(mini_bundle, world):
     videos, texts = sorted((world / "test").glob("*.mp4")), ["a red square moves left, then right", "a blue cross"]
     with tempme_export.load(mini_bundle) as usual, tempme_export.load(mini_bundle, backend="openvino") as other:
         assert (usual.backend, other.backend) == ("ort", "openvino")
-        assert unit_distance(usual.encode_video(videos), other.encode_video(videos)) < 1e-6
+        assert cosine_distance(usual.encode_video(videos), other.encode_video(videos)) < 1e-6
         np.testing.assert_array_equal(usual.encode_text(texts), other.encode_text(texts))
 
 

@@ -12,6 +12,7 @@ from tempme_export.encoder.recipe import prepare
 from tempme_export.encoder.reference import ReferenceText, ReferenceVideo, Trace
 from tempme_export.encoder.schedule import MergePolicy
 from tempme_export.kernels import SNAP_STEPS
+from tempme_export.parity.selftest import SAFE_GAP
 
 SMALL = ["tiny_default", "tiny_schedule", "tiny_clamp"]
 NONE = MergePolicy(0, (), (), 0, 0, size_bias=False, clip_position=False)
@@ -42,41 +43,65 @@ def some_video(recipe, batch, seed=42):
     return torch.randn(batch, recipe.profile.frames, 3, recipe.backbone.image_size, recipe.backbone.image_size)
 
 
-def same_as_oracle(recipe, video, mask=None, dtype=torch.float32):
-    """Decisions, merged tokens and embeddings of both encoders; returns the fast one's embedding."""
-    trace, merges = Trace(), Merges()
-    expected = unit(ReferenceVideo(recipe, dtype).video_feature(video, mask, trace))
-    found = VideoEncoder(recipe, dtype).encode(video, mask, merges)
-    assert len(merges) == len(trace.steps) == sum((b.r_cross > 0) + (b.r_intra > 0) for b in recipe.plan.blocks)
-    for (assign, tokens), step in zip(merges, trace.steps, strict=True):
-        torch.testing.assert_close(assign, step.assign, rtol=0, atol=0)
-        torch.testing.assert_close(tokens, step.tokens, rtol=0, atol=1e-4)
-    assert found.dtype == expected.dtype and found.shape == (len(video), recipe.backbone.embed)
-    counted = torch.ones(len(video), dtype=torch.bool) if mask is None else mask.any(dim=1)
-    assert (one_minus_cosine(found, expected)[counted] <= 1e-6).all()
-    torch.testing.assert_close(found[counted].norm(dim=-1), torch.ones(int(counted.sum()), dtype=found.dtype))
-    return found
+@pytest.fixture
+def same_as_oracle(rounding):
+    """Compares decisions, merged tokens and embeddings of both encoders; returns the fast one's embedding.
+
+    In float32 a decision by less than SAFE_GAP may turn with the order of addition, and with it all that follows.
+    """
+
+    def check(recipe, video, mask=None, dtype=torch.float32):
+        trace, merges = Trace(), Merges()
+        expected = unit(ReferenceVideo(recipe, dtype).video_feature(video, mask, trace))
+        found = VideoEncoder(recipe, dtype).encode(video, mask, merges)
+        limits = rounding(dtype, recipe.backbone.layers, recipe.backbone.width)
+        assert len(merges) == len(trace.steps) == sum((b.r_cross > 0) + (b.r_intra > 0) for b in recipe.plan.blocks)
+        for (assign, tokens), step in zip(merges, trace.steps, strict=True):
+            assert dtype == torch.float64 or float(step.gap.min()) >= SAFE_GAP, "the seed drew an unsafe decision"
+            torch.testing.assert_close(assign, step.assign, rtol=0, atol=0)
+            assert ((tokens - step.tokens).norm(dim=-1) <= limits.difference * step.tokens.norm(dim=-1)).all()
+        assert found.dtype == expected.dtype and found.shape == (len(video), recipe.backbone.embed)
+        torch.testing.assert_close(found, expected, rtol=0, atol=limits.difference)
+        counted = torch.ones(len(video), dtype=torch.bool) if mask is None else mask.any(dim=1)
+        torch.testing.assert_close(found[counted].norm(dim=-1), torch.ones(int(counted.sum()), dtype=found.dtype))
+        return found
+
+    return check
+
+
+@pytest.fixture
+def video_limit(rounding):
+    """`video_limit(recipe)`: how far float32 embeddings of the same clip may lie apart."""
+    return lambda recipe: rounding(torch.float32, recipe.backbone.layers, recipe.backbone.width).difference
+
+
+@pytest.fixture
+def text_limit(rounding):
+    """The same of a text's."""
+    return lambda recipe: rounding(torch.float32, recipe.backbone.text_layers, recipe.backbone.text_width).difference
 
 
 class TestReferenceOutputs:
     @pytest.mark.parametrize("name", [*SMALL, "vit_b32_f12"])
-    def test_video(self, golden_case, name):
+    def test_video(self, same_as_oracle, golden_case, name):
         case = golden_case(name)
         assert case.video_mask.all()
         found = same_as_oracle(case.recipe, case.video)
         assert (one_minus_cosine(found, case.array("video_feat")) <= 1e-8).all()
 
     @pytest.mark.parametrize("name", [*SMALL, "vit_b32_f12"])
-    def test_text(self, golden_case, name):
+    def test_text(self, text_limit, golden_case, name):
         case = golden_case(name)
         found = TextEncoder(case.recipe)(case.text_ids.long())
         assert found.dtype == torch.float32
         assert (one_minus_cosine(found, case.array("text_feat")) <= 1e-8).all()
-        torch.testing.assert_close(found, ReferenceText(case.recipe)(case.text_ids), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            found, ReferenceText(case.recipe)(case.text_ids), rtol=0, atol=text_limit(case.recipe)
+        )
         torch.testing.assert_close(found.norm(dim=-1), torch.ones(len(found)))
 
     @pytest.mark.parametrize("name", SMALL)
-    def test_float64(self, golden_case, name):
+    def test_float64(self, same_as_oracle, golden_case, name):
         case = golden_case(name)
         found = same_as_oracle(case.recipe, case.video.double(), dtype=torch.float64)
         expected = unit(case.array("video_feat"))
@@ -108,7 +133,7 @@ def letterboxed(video):
 # and be rounded to either side of a step. Float64's last bit is too far below a step for that.
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("tied", [frozen, black, repeated, letterboxed])
-def test_ties_are_decided_as_by_the_oracle(golden_case, check_optimal, decided, watched, name, tied):
+def test_ties_are_decided_as_by_the_oracle(same_as_oracle, golden_case, check_optimal, decided, watched, name, tied):
     case = golden_case(name)
     video, trace, merges = tied(case.video), Trace(), Merges()
     same_as_oracle(case.recipe, video.double(), dtype=torch.float64)
@@ -123,44 +148,44 @@ def test_ties_are_decided_as_by_the_oracle(golden_case, check_optimal, decided, 
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
 @pytest.mark.parametrize("name", ["tiny_default", "tiny_schedule"])
-def test_batches(golden_case, name, batch):
+def test_batches(same_as_oracle, video_limit, golden_case, name, batch):
     recipe = golden_case(name).recipe
-    video = some_video(recipe, batch)
+    video = some_video(recipe, batch, seed=43)  # 42 draws a near tie
     found = same_as_oracle(recipe, video)
     encoder = VideoEncoder(recipe)
     for i in range(batch):
         alone = encoder(video[i : i + 1])
-        torch.testing.assert_close(alone[0], found[i], rtol=0, atol=2e-6)
+        torch.testing.assert_close(alone[0], found[i], rtol=0, atol=video_limit(recipe))
 
 
-def test_neighbours_in_a_batch_do_not_matter(tiny_recipe):
+def test_neighbours_in_a_batch_do_not_matter(video_limit, tiny_recipe):
     encoder = VideoEncoder(tiny_recipe)
     video = some_video(tiny_recipe, 3)
     expected = encoder(video)
     changed = video.clone()
     changed[0], changed[2] = 0, 100 * changed[2].flip(0)
     found = encoder(changed)
-    torch.testing.assert_close(found[1], expected[1], rtol=0, atol=2e-6)
+    torch.testing.assert_close(found[1], expected[1], rtol=0, atol=video_limit(tiny_recipe))
     assert (one_minus_cosine(found[[0, 2]], expected[[0, 2]]) > 1e-4).all()
     order = torch.tensor([2, 0, 1])
-    torch.testing.assert_close(encoder(video[order]), expected[order], rtol=0, atol=2e-6)
+    torch.testing.assert_close(encoder(video[order]), expected[order], rtol=0, atol=video_limit(tiny_recipe))
 
 
 class TestPolicies:
     @pytest.mark.parametrize("activation", ["quickgelu", "gelu"])
-    def test_activations(self, tiny_recipe, activation):
+    def test_activations(self, same_as_oracle, text_limit, tiny_recipe, activation):
         recipe = with_activation(tiny_recipe, activation)
         video = some_video(recipe, 2)
         found = same_as_oracle(recipe, video)
         ids = torch.randint(1, 600, (2, 32), generator=torch.Generator().manual_seed(42))
         text = TextEncoder(recipe)(ids)
-        torch.testing.assert_close(text, ReferenceText(recipe)(ids), rtol=0, atol=1e-5)
+        torch.testing.assert_close(text, ReferenceText(recipe)(ids), rtol=0, atol=text_limit(recipe))
         other = with_activation(tiny_recipe, {"gelu": "quickgelu", "quickgelu": "gelu"}[activation])
         assert (one_minus_cosine(VideoEncoder(other)(video), found) > 1e-6).all(), "it makes a difference"
         assert (one_minus_cosine(TextEncoder(other)(ids), text) > 1e-6).all()
 
     @pytest.mark.parametrize("merge", [NONE, TOME, dataclasses.replace(TOME, size_bias=False)])
-    def test_without_clip_layers(self, tiny_recipe, merge):
+    def test_without_clip_layers(self, same_as_oracle, tiny_recipe, merge):
         recipe = without_clip_positions(tiny_recipe, merge)
         video = some_video(recipe, 2)
         whole = same_as_oracle(recipe, video)
@@ -179,43 +204,43 @@ class TestPolicies:
             {"cross_percent": 100, "intra_percent": 100},
         ],
     )
-    def test_other_settings(self, tiny_recipe, changes):
+    def test_other_settings(self, same_as_oracle, tiny_recipe, changes):
         merge = dataclasses.replace(tiny_recipe.profile.merge, **changes)
         profile = dataclasses.replace(tiny_recipe.profile, merge=merge)
         recipe = prepare(tiny_recipe.checkpoint, profile)
         same_as_oracle(recipe, some_video(recipe, 2))
 
     @pytest.mark.parametrize("factors", [(12,), (3, 4), (3, 2)])
-    def test_other_joins_of_plain_clip(self, tiny_recipe, factors):
+    def test_other_joins_of_plain_clip(self, same_as_oracle, tiny_recipe, factors):
         tensors = {n: t for n, t in tiny_recipe.checkpoint.tensors.items() if "TVPt" not in n}
         merge = MergePolicy(1, (4, 9)[: len(factors)], factors, 30, 20)
         profile = dataclasses.replace(tiny_recipe.profile, merge=merge)
         recipe = prepare(from_state_dict(tensors, "plain"), profile)
         same_as_oracle(recipe, some_video(recipe, 2))
 
-    def test_joins_without_clip_positions(self, tiny_recipe):
+    def test_joins_without_clip_positions(self, same_as_oracle, tiny_recipe):
         merge = MergePolicy(1, (0, 5), (2, 3), 30, 20, clip_position=False)
         recipe = without_clip_positions(tiny_recipe, merge)
         same_as_oracle(recipe, some_video(recipe, 2))
 
 
 class TestFrameMask:
-    def test_masks(self, tiny_recipe):
+    def test_masks(self, same_as_oracle, video_limit, tiny_recipe):
         video = some_video(tiny_recipe, 4)
         torch.manual_seed(1)
         mask = torch.rand(4, 12) < 0.5
         mask[0], mask[1] = True, False
         found = same_as_oracle(tiny_recipe, video, mask)
         assert not found[1].any() and found.isfinite().all()
-        torch.testing.assert_close(found[0], VideoEncoder(tiny_recipe)(video)[0], rtol=0, atol=2e-6)
+        torch.testing.assert_close(found[0], VideoEncoder(tiny_recipe)(video)[0], rtol=0, atol=video_limit(tiny_recipe))
 
-    def test_a_single_frame(self, tiny_recipe):
+    def test_a_single_frame(self, video_limit, tiny_recipe):
         video = some_video(tiny_recipe, 1)
         frames = ReferenceVideo(tiny_recipe).frame_features(video)
         encoder = VideoEncoder(tiny_recipe)
         for frame in (0, 5, 11):
             mask = torch.arange(12)[None] == frame
-            torch.testing.assert_close(encoder(video, mask), frames[:, frame], rtol=0, atol=1e-5)
+            torch.testing.assert_close(encoder(video, mask), frames[:, frame], rtol=0, atol=video_limit(tiny_recipe))
 
 
 # A turned decision moves an embedding by up to 1e-3, and which one turns is a processor's choice: its order of
@@ -298,16 +323,16 @@ class TestOpenClip:
         return with_activation(prepare(checkpoint, profile), activation)
 
     @pytest.mark.parametrize("frames", [1, 2, 3])
-    def test_video(self, clip, frames):
+    def test_video(self, video_limit, clip, frames):
         recipe = self.recipe(clip, frames)
         video = some_video(recipe, 2)
         with torch.no_grad():
             each = clip[1].encode_image(video.flatten(0, 1), normalize=True).unflatten(0, (2, frames))
         expected = unit(each.mean(dim=1))
-        torch.testing.assert_close(ReferenceVideo(recipe)(video), expected, rtol=0, atol=1e-5)
-        torch.testing.assert_close(VideoEncoder(recipe)(video), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(ReferenceVideo(recipe)(video), expected, rtol=0, atol=video_limit(recipe))
+        torch.testing.assert_close(VideoEncoder(recipe)(video), expected, rtol=0, atol=video_limit(recipe))
 
-    def test_text(self, clip):
+    def test_text(self, text_limit, clip):
         recipe = self.recipe(clip, 1)
         torch.manual_seed(42)
         ids = torch.randint(1, 198, (5, 16))
@@ -315,5 +340,5 @@ class TestOpenClip:
             ids[row, end], ids[row, end + 1 :] = 199, 0
         with torch.no_grad():
             expected = clip[1].encode_text(ids, normalize=True)
-        torch.testing.assert_close(ReferenceText(recipe)(ids), expected, rtol=0, atol=1e-5)
-        torch.testing.assert_close(TextEncoder(recipe)(ids), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(ReferenceText(recipe)(ids), expected, rtol=0, atol=text_limit(recipe))
+        torch.testing.assert_close(TextEncoder(recipe)(ids), expected, rtol=0, atol=text_limit(recipe))

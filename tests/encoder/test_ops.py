@@ -13,7 +13,6 @@ from tempme_export.kernels import dense, launch
 from tempme_export.kernels.reference import match_tokens_ref, merge_tokens_ref
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-14, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 MATCH, MERGE = torch.ops.tempme.match_tokens.default, torch.ops.tempme.merge_tokens.default
 
 
@@ -90,14 +89,19 @@ def as_tuple(outputs):
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-def same_but_for_rounding(found, expected):
-    """Whole numbers alike; floating rows [..., D] within the tolerance of their dtype, relative to the row."""
-    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
-    if not found.is_floating_point():
-        equal(found.cpu(), expected.cpu())
-        return
-    error = (found.double().cpu() - expected.double().cpu()).norm(dim=-1)
-    assert (error <= TOLERANCE[found.dtype] * expected.double().cpu().norm(dim=-1)).all()
+@pytest.fixture(scope="module")
+def same_but_for_rounding(step_error):
+    """Asserts that whole numbers are alike, and floating rows [..., D] but for the rounding of one step."""
+
+    def check(found, expected):
+        assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+        if not found.is_floating_point():
+            equal(found.cpu(), expected.cpu())
+            return
+        error = (found.double().cpu() - expected.double().cpu()).norm(dim=-1)
+        assert (error <= step_error(found.dtype) * expected.double().cpu().norm(dim=-1)).all()
+
+    return check
 
 
 CALLS = tuple(every_call())
@@ -134,12 +138,9 @@ class EveryOperator(torch.nn.Module):
         return x, h, size, out, assign, across, keys, intra
 
 
-@pytest.mark.parametrize(
-    "dtype, tolerance",
-    [(torch.float32, 2e-6), (torch.float64, 1e-14), (torch.float16, 2e-3), (torch.bfloat16, 1.6e-2)],
-)
+@every_dtype
 @pytest.mark.parametrize("n_cls", [1, 2])
-def test_they_are_what_the_oracle_is(dtype, tolerance, n_cls):
+def test_they_are_what_the_oracle_is(same_but_for_rounding, dtype, n_cls):
     given = inputs(dtype, n_cls=n_cls)
     assign = ops.match_tokens(given.x, n_cls, 5)
     equal(assign, given.assign)
@@ -147,15 +148,15 @@ def test_they_are_what_the_oracle_is(dtype, tolerance, n_cls):
     expected, sizes = merge_tokens_ref(given.x, given.size, assign, 16)
     assert merged.dtype == dtype
     equal(total, sizes)
-    torch.testing.assert_close(merged, expected, rtol=tolerance, atol=tolerance)
+    same_but_for_rounding(merged, expected)
 
 
-def test_no_sizes_are_sizes_of_one():
+def test_no_sizes_are_sizes_of_one(same_but_for_rounding):
     given = inputs()
     merged, total = ops.merge_tokens(given.x, None, given.assign, 2, 5)
     expected, sizes = ops.merge_tokens(given.x, torch.ones_like(given.size), given.assign, 2, 5)
     equal(total, sizes)
-    torch.testing.assert_close(merged, expected, rtol=2e-6, atol=2e-6)
+    same_but_for_rounding(merged, expected)
 
 
 @pytest.mark.parametrize(
@@ -375,12 +376,12 @@ class TestTracing:
         for found, expected in zip(compiled(x), module(x), strict=True):
             equal(found, expected)
 
-    def test_inductor(self):
+    def test_inductor(self, same_but_for_rounding):
         given = inputs()
         found = torch.compile(MergeOnce(2, 5), fullgraph=True)(given.x, given.size)
         assign, merged, size = MergeOnce(2, 5)(given.x, given.size)
         equal(found[0], assign)
-        torch.testing.assert_close(found[1], merged, rtol=2e-6, atol=2e-6)
+        same_but_for_rounding(found[1], merged)
         equal(found[2], size)
 
     @pytest.fixture(scope="class")
@@ -398,7 +399,7 @@ class TestTracing:
             for found, expected in zip(program.module()(x), module(x), strict=True):
                 equal(found, expected)
 
-    def test_export_in_dense_forms(self, exported):
+    def test_export_in_dense_forms(self, same_but_for_rounding, exported):
         """What becomes of the operators where none of ours exist: standard ones remain, with the same results."""
         program, module = exported
         program = program.run_decompositions(ops.DENSE_FORMS)
@@ -503,7 +504,7 @@ class TestOnGpu:
 
     @every_operator
     @pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
-    def test_by_triton_and_as_the_dense_form_in_float64(self, name, dtype, launched):
+    def test_by_triton_and_as_the_dense_form_in_float64(self, same_but_for_rounding, name, dtype, launched):
         operator, arguments = every_call(dtype, "cuda")[name]
         found = as_tuple(operator(*arguments))
         assert launched
