@@ -1,4 +1,4 @@
-"""What `tempme-export` does with a bundle that is there, without what made it: verify, lay out for a server."""
+"""The subcommands of `tempme-export` that use a bundle and need nothing of what made it: verify, triton-repo."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def say_done(text: str, statuses: list[str]) -> None:
 
 
 def write_bundle_json(bundle: Bundle, written: tuple[Path, ...] = ()) -> None:
-    """What was built is in place, so that a stdout that takes no document is no failure."""
+    """The bundle and its manifest on stdout. A stdout that fails is a warning: the bundle is in place."""
     repository = {"repository": list(written)} if written else {}
     try:
         write_json({"bundle": bundle.path, "manifest": bundle.manifest} | repository)

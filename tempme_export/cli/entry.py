@@ -54,7 +54,7 @@ def _run(app: Callable[[], object], show_error: Callable[[Exception], None]) -> 
 
 
 def _show_as_lines() -> None:
-    """What could not be deleted is one line; other warnings are shown as they were."""
+    """Show a LeftBehindWarning as one line, and other warnings as they were."""
     show_other = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *where: object) -> None:

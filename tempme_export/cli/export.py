@@ -177,7 +177,7 @@ def export(
     """
     sizes = _batch_range(batch_range)
     _check_engine(trt, dry_run, precision, device, workspace, verbose)
-    from tempme_export.cli.export_commands import export_bundle, plan_bundle
+    from tempme_export.cli.export_commands import export_bundle, preview_bundle
     from tempme_export.pipeline.spec import ExportSpec, asked
 
     spec = ExportSpec(
@@ -202,7 +202,7 @@ def export(
         force=force,
     )
     if dry_run:
-        plan_bundle(spec, as_json)
+        preview_bundle(spec, as_json)
     else:
         export_bundle(spec, as_json)
 

@@ -1,4 +1,4 @@
-"""What `tempme-export` does once its options make sense: build, plan, rebuild."""
+"""The actions of `tempme-export` that make a bundle, once the options make sense: build, preview, rebuild."""
 
 import time
 from dataclasses import asdict, replace
@@ -39,7 +39,7 @@ def export_bundle(spec: ExportSpec, as_json: bool) -> None:
     say_done(f"{bundle.path} in {time.perf_counter() - started:.0f} s", _statuses(bundle))
 
 
-def plan_bundle(spec: ExportSpec, as_json: bool) -> None:
+def preview_bundle(spec: ExportSpec, as_json: bool) -> None:
     """Show what would be built. Nothing is written but, for an engine, the graph that it would be built from."""
     target, trt = spec.target, engine_request.OPTION in spec.options
     replace(spec, options=spec.options - {engine_request.OPTION}).check()  # its plan says what is missing

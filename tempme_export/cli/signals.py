@@ -27,7 +27,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class Stop:
-    """Whether a signal came, and what is done about it."""
+    """The signal that came, if any, and the end that it brings."""
 
     def __init__(self) -> None:
         self.signum: int | None = None

@@ -1,4 +1,4 @@
-"""Where the commands write: stderr for people, a label and a text per line; stdout for data."""
+"""The streams of the commands: stderr for people, a label and a text per line; stdout for data."""
 
 import errno
 import io

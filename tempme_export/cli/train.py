@@ -30,7 +30,7 @@ _INTERRUPTED = 130  # as shells have it
 
 
 def _rank() -> int:
-    """Which of torchrun's processes this is; 0 is the one that prints."""
+    """Rank of this process under torchrun; 0 prints."""
     text = os.environ.get("RANK", "0")
     return int(text) if text.isdecimal() else 0
 
@@ -265,7 +265,7 @@ def fine_tune(
 ) -> None:
     """Fine-tune CLIP with temporal token merging on captioned videos, or train a small model from scratch.
 
-    tempme-train --data msrvtt:DIR --init open_clip:ViT-B-32-quickgelu/openai --out run
+    tempme-train --data msrvtt:DIR --init ckpt.pt --out run
     tempme-train --data captions.csv --init ckpt.pt --out run --dry-run
     torchrun --nproc-per-node N -m tempme_export.cli.train --data ...
 

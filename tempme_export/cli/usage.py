@@ -1,4 +1,4 @@
-"""What the parser of a command line refuses, in this package's words and with the command that would work."""
+"""Refusals of the command line's parser, in this package's words and with the command that would work."""
 
 import difflib
 import re

@@ -1,1 +1,1 @@
-"""What this machine can do: rules and probes."""
+"""The abilities of this machine: probes, rules, the next command."""

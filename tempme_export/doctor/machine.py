@@ -1,4 +1,4 @@
-"""What is there, found by loading every part for real, several at a time. Nothing here raises for what it finds."""
+"""The parts of a machine, found by loading each for real, several at a time. Nothing here raises for what it finds."""
 
 import importlib.metadata
 import importlib.util
@@ -171,7 +171,7 @@ _TOOLS = {"C++ compiler": "cxx", "C compiler": "cc"}
 
 
 def is_there(module: str) -> bool:
-    """Whether a package can be found, without loading it."""
+    """True for a package that can be found, without loading it."""
     try:
         return importlib.util.find_spec(module.partition(".")[0]) is not None
     except (ImportError, ValueError):  # a module that was replaced or half removed
@@ -209,7 +209,7 @@ def probe_disk(path: Path) -> Disk:
 
 
 def probe_disks() -> tuple[Disk, ...]:
-    """Where a bundle would be written, and where compilers put what they need for a while."""
+    """The folder in which a bundle would be written, and the one for temporary files of compilers."""
     try:
         here = Path.cwd()
     except OSError:  # the folder was removed

@@ -1,4 +1,4 @@
-"""What `tempme-doctor` runs in processes of their own: each probe loads one part for real and says what it saw.
+"""The probes of `tempme-doctor`, each in a process of its own: it loads one part for real and says what it saw.
 
 A probe returns {"version": text or None, "notes": [text, ...]} and perhaps more; whatever it raises is the problem. The
 probes of a GPU have not been run with one yet.
@@ -38,7 +38,7 @@ def _version(module: Any) -> str | None:
 
 
 def _finding(error: Exception) -> str:
-    """What one of the package's errors found, without its advice: the doctor has its own."""
+    """The finding of one of the package's errors, without its advice: the doctor has its own."""
     return str(error).partition(". ")[0]
 
 

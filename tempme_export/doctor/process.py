@@ -17,7 +17,7 @@ _NO_LIBRARY = re.compile(r"(\S+\.so[.\d]*): cannot open shared object file")
 
 
 def _stream() -> IO[bytes]:
-    """What a process may write to without end, and whoever else it started: in memory, where the system can."""
+    """A stream for all that a process and its children write, however much: in memory, where the system can."""
     return open(os.memfd_create("probe"), "w+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()
 
 

@@ -1,4 +1,4 @@
-"""What this machine can do with the package, what is missing for the rest and what brings it."""
+"""The package's abilities on a machine: those that work, what the others lack, and the commands that bring it."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -25,7 +25,7 @@ class Capability:
 
     @property
     def works(self) -> bool:
-        """Whether it can be done here."""
+        """True where it can be done."""
         return not self.missing
 
 
@@ -69,7 +69,7 @@ _BESIDE = (
 
 
 def rules() -> tuple[Need, ...]:
-    """What a user may want to do: use bundles, make them, backends of a processor, what lies beside, those of a GPU."""
+    """All abilities, in this order: use bundles, make them, CPU backends, what lies beside, GPU backends."""
     on = {"cpu": list[Need](), "cuda": list[Need]()}
     for one in registry.BACKENDS:
         if one.need is not None:
@@ -83,7 +83,7 @@ def names() -> tuple[str, ...]:
 
 
 def diagnose(machine: Machine) -> Diagnosis:
-    """What can be done. A part that was not probed for want of another is not named beside it."""
+    """The diagnosis of a machine. A part that was not probed for want of another is not named beside it."""
 
     def judge(rule: Need) -> Capability:
         found = {name: machine.part(name) for name in rule.parts}

@@ -1,4 +1,4 @@
-"""What every command has in common: help, version, refusals of the parser, choices, the words that moved."""
+"""All commands alike: help, version, refusals of the parser, choices, words that moved, examples of the help."""
 
 import importlib
 import importlib.metadata
@@ -161,6 +161,17 @@ def test_choices_are_those_of_the_package(run, name, choice):
     known = getattr(importlib.import_module(module), constant)
     usual = ("ckpt.pt",) if name == "tempme-export" else ("--data", "d", "--init", "i", "--out", "o")
     refused(run(name, *usual, option, "?"), f"{option}: found '?', expected one of {', '.join(known)}.")
+
+
+@pytest.mark.parametrize("name", ["tempme-export", "tempme-eval", "tempme-train"])
+def test_examples_of_the_help_are_understood(run, name, tmp_path, monkeypatch):
+    """In a folder that has none of their files, they get as far as looking for them."""
+    monkeypatch.chdir(tmp_path)
+    shown = [line[1:].split("   ")[0] for line in run(name, "--help")[1].splitlines() if line.startswith(" tempme-")]
+    assert shown
+    for line in shown:
+        code, out, err = run(*line.split())
+        assert code in (3, 4) and out == "", f"{line}: {err}"
 
 
 def test_json_is_one_document(run, tmp_path):
