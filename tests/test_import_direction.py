@@ -18,7 +18,7 @@ FOLDERS = {
 # Lowest first. A name stands for its module and everything below it; "" is tempme_export/__init__.py itself,
 # the door for users: it may lead to everything but the commands, and nothing below may go through it.
 LAYERS = (
-    ("errors", "names", "files", "profiles"),
+    ("errors", "names", "files", "progress", "profiles"),
     ("kernels",),
     ("encoder.backbone", "encoder.conventions", "encoder.schedule", "encoder.complexity"),
     ("encoder.profile",),
@@ -60,7 +60,8 @@ FORBIDDEN = (
 # Using a bundle and making one are two lives: what is here does without MAKING_PACKAGES, lazily too, but for the doors.
 # Of two names that a module is inside of, the longer decides.
 USING = (
-    *("", "__main__", "errors", "names", "files", "profiles", "encoder", "artifacts", "media", "data", "runtime"),
+    *("", "__main__", "errors", "names", "files", "progress", "profiles", "encoder", "artifacts"),
+    *("media", "data", "runtime"),
     *("parity", "retrieval", "serving", "evaluation", "pipeline", "doctor", "cli"),
 )
 MAKING = (
@@ -91,7 +92,7 @@ OPEN_DOORS = {("parity.selftest", "kernels")}  # a number that lies in the packa
 # These answer --help, so nothing they load on import may load one of these.
 QUICK = (
     *("", "bench.cli", "cli.export", "cli.evaluate", "cli.train", "cli.doctor", "cli.entry", "cli.terminal"),
-    *("cli.console", "cli.evaluate_console", "cli.train_console", "cli.doctor_console"),
+    *("cli.live", "cli.console", "cli.evaluate_console", "cli.train_console", "cli.doctor_console"),
     *("cli.app", "cli.options", "cli.usage", "cli.train_options"),
     *("doctor.advice", "doctor.rules", "doctor.machine", "doctor.process"),
 )

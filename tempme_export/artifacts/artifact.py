@@ -1,18 +1,17 @@
 """Artifact: one kind of file that a bundle may hold, and who builds it."""
 
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from tempme_export.errors import making
+from tempme_export.progress import Progress
 
 if TYPE_CHECKING:
     from tempme_export.encoder.recipe import Recipe
 
 Tower = Literal["video", "text"]
-Progress = Callable[[str, Any], None]
 
 
 class Spec(Protocol):
@@ -47,7 +46,7 @@ class Making:
     folder     where the bundle is put together; what an artifact is built from lies there already
     out        where the bundle will lie
     quantized  both towers in int8, as `quantization.build` prepares them; None in any other precision
-    progress   called with a stage's name and its result
+    progress   hears of the steps and of what they leave
     """
 
     recipe: "Recipe"

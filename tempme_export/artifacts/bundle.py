@@ -173,7 +173,14 @@ def one_release(bundle: Bundle, names: Iterable[str] = ()) -> Iterator[None]:
         check_release(bundle, names)
 
 
-def verify_files(bundle: Bundle) -> None:
+@dataclass(frozen=True)
+class Intact:
+    """All files of a bundle, every byte as its manifest says."""
+
+    files: int
+
+
+def verify_files(bundle: Bundle) -> Intact:
     """Hash every file against the manifest, and the manifest against itself.
 
     Raises BundleError naming each file that is changed, missing or unknown.
@@ -195,6 +202,7 @@ def verify_files(bundle: Bundle) -> None:
     problems += [f"{path.name} does not belong" for path in sorted(folder.iterdir()) if path.name not in known]
     if problems:
         raise BundleError(f"{folder}: {'; '.join(problems)}. Export the bundle again.")
+    return Intact(len(manifest["files"]))
 
 
 def _check_replaceable(out: Path) -> None:

@@ -28,7 +28,7 @@ def write_bundle_json(bundle: Bundle, written: tuple[Path, ...] = ()) -> None:
 
 def verify_bundle(folder: Path, device: str, as_json: bool) -> None:
     """Check a bundle's bytes and run its self-test."""
-    reports = verify(folder, device=device, progress=console.show_progress)
+    reports = verify(folder, device=device, progress=console.progress())
     if as_json:
         write_json({"bundle": str(folder), "parity": [report.to_dict() for report in reports]})
     say_done(f"{folder} verified", [report.status for report in reports])
@@ -38,7 +38,7 @@ def serve_bundle(folder: Path, repository: Path, threads: int | None, force: boo
     """Write the model repository of a bundle that is there."""
     bundle = open_bundle(folder)
     written = write_repository(bundle, repository, force, threads)
-    console.show_progress("repository", written)
+    console.show_repository(written)
     if as_json:
         write_bundle_json(bundle, written)
     console.show_done(f"{repository} serves {folder}")

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from tempme_export.cli import terminal
+from tempme_export.cli import live
 from tempme_export.cli.terminal import STDERR as STDERR
 from tempme_export.cli.terminal import show_line as _line
+from tempme_export.progress import Progress
 
 if TYPE_CHECKING:
-    from tempme_export.artifacts.bundle import Bundle
+    from tempme_export.artifacts.bundle import Bundle, Intact
     from tempme_export.encoder.conventions import Statement
     from tempme_export.encoder.recipe import Recipe
     from tempme_export.evaluation.agreement import Comparison, Part
     from tempme_export.evaluation.gate import Gate
     from tempme_export.evaluation.gate_data import GateData
     from tempme_export.exporters.trt.plan import EnginePlan
-    from tempme_export.exporters.trt.reports import BuildStep
     from tempme_export.parity.checks import ParityReport
     from tempme_export.parity.selftest import SelfTest
     from tempme_export.quantization.build import Quantization
@@ -33,43 +33,6 @@ _ORIGINS = {
 }
 _METRICS = {"R@1": "r1", "R@5": "r5", "R@10": "r10", "R-Sum": "r_sum", "MdR": "median_rank", "MnR": "mean_rank"}
 _LISTED = 5  # skipped videos
-_BAR = 24  # characters
-
-
-class EngineSteps:
-    """A builder's progress: a bar that is written over on a terminal, and elsewhere a line for every phase."""
-
-    def __init__(self) -> None:
-        self._seen: set[str] = set()
-        self._is_open = False
-
-    def show(self, step: "BuildStep") -> None:
-        """How far the build is."""
-        if STDERR.is_terminal:
-            bar = "#" * round(step.fraction * _BAR)
-            text = f"{'engine':<10} [{bar:<{_BAR}}] {step.fraction:4.0%}  {step.phase}"
-            width = STDERR.width - 1
-            STDERR.print(f"{text[:width]:<{width}}", markup=False, soft_wrap=True, end="\r")
-            self._is_open = True
-        elif step.phase not in self._seen:
-            self._seen.add(step.phase)
-            _line("engine", step.phase)
-
-    def close(self) -> None:
-        """End a bar, so that what is printed next has a line of its own; the next build starts anew."""
-        if self._is_open:
-            STDERR.print()
-        self._seen.clear()
-        self._is_open = False
-
-
-_ENGINE_STEPS = EngineSteps()
-
-
-def show_error(error: Exception) -> None:
-    """One refusal, with its exit code's name in front."""
-    _ENGINE_STEPS.close()
-    terminal.show_error(error)
 
 
 def show_recipe(recipe: "Recipe") -> None:
@@ -138,12 +101,17 @@ def show_quantization(quantization: "Quantization") -> None:
     _line("processor", INT8_ADVICE[int8_products()])
 
 
+def show_intact(found: "Intact") -> None:
+    """A bundle that nobody changed."""
+    _line("files", f"{found.files} files, every byte as the manifest says")
+
+
 def show_file(path: Path) -> None:
     """One finished artifact."""
     _line("wrote", f"{path.name:<14}{path.stat().st_size / 1e6:8.1f} MB")
 
 
-def show_parity(reports: "list[ParityReport]") -> None:
+def show_parity(reports: "Sequence[ParityReport]") -> None:
     """Every check with its value and limit; the value is the tolerance that would just have passed."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("parity", "", "check", "found", "limit", ""):
@@ -167,14 +135,6 @@ def show_gate_data(gate: "GateData") -> None:
         _line("note", note)
 
 
-def show_count(label: str, count: tuple[int, int]) -> None:
-    """How many of how many: a line that is written over on a terminal, and elsewhere the last one only."""
-    done, total = count
-    if done == total or STDERR.is_terminal:
-        text = f"{label:<14}{done} of {total} through both paths"
-        STDERR.print(text, markup=False, soft_wrap=True, end="\n" if done == total else "\r")
-
-
 def show_gate(gate: "Gate") -> None:
     """Each artifact beside the original path, what its differences come from, and the verdict."""
     for video, reason in list(gate.skipped.items())[:_LISTED]:
@@ -184,7 +144,7 @@ def show_gate(gate: "Gate") -> None:
     for comparison in gate.comparisons:
         _show_retrieval(gate, comparison)
         _show_causes(comparison, gate.videos)
-    show_parity(list(gate.reports))
+    show_parity(gate.reports)
 
 
 def _show_retrieval(gate: "Gate", found: "Comparison") -> None:
@@ -240,9 +200,9 @@ def show_engine_plan(plan: "EnginePlan") -> None:
         _line("missing", one)
 
 
-def show_engine_log(text: str) -> None:
-    """One line of the builder's log."""
-    _line("TensorRT", text)
+def show_log_line(line: "LogLine") -> None:
+    """One line of a library's log."""
+    _line(line.library, line.text)
 
 
 def show_engine(facts: "EngineFacts") -> None:
@@ -272,33 +232,25 @@ def show_repository(written: Sequence[Path]) -> None:
     _line("repository", f"{models[0].parent}   models {', '.join(model.name for model in models)}")
 
 
-def show_progress(stage: str, result: Any) -> None:
-    """The pipeline's progress, one stage at a time."""
-    if stage == "engine step":
-        _ENGINE_STEPS.show(result)
-        return
-    _ENGINE_STEPS.close()
-    show: dict[str, Callable[[Any], None]] = {
-        "recipe": show_recipe,
-        "engine plan": show_engine_plan,
-        "engine log": show_engine_log,
-        "engine": show_engine,
-        "repository": show_repository,
-        "selftest": show_selftest,
-        "calibration": show_calibration,
-        "quantization": show_quantization,
-        "file": show_file,
-        "parity": show_parity,
-        "gate data": show_gate_data,
-        "gate videos": lambda count: show_count("gate videos", count),
-        "gate captions": lambda count: show_count("gate captions", count),
-        "gate": show_gate,
-        "bundle": show_bundle,
-    }
-    if stage == "files":
-        _line("files", f"{len(result.manifest['files'])} files, every byte as the manifest says")
-    else:
-        show[stage](result)
+_SHOWS: Mapping[str, Callable[[Any], None]] = {
+    "Intact": show_intact,
+    "Recipe": show_recipe,
+    "LogLine": show_log_line,
+    "EngineFacts": show_engine,
+    "SelfTest": show_selftest,
+    "Calibration": show_calibration,
+    "Quantization": show_quantization,
+    "Written": lambda fact: show_file(fact.path),
+    "Parity": lambda fact: show_parity(fact.reports),
+    "GateData": show_gate_data,
+    "Gate": show_gate,
+    "Bundle": show_bundle,
+}
+
+
+def progress() -> Progress:
+    """Shows what goes on, and every fact as it is told."""
+    return live.listener(_SHOWS)
 
 
 def show_done(text: str) -> None:

@@ -1,7 +1,6 @@
 """`tempme-eval`: arguments -> retrieval metrics of a bundle or a checkpoint -> exit code."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +13,7 @@ from tempme_export.cli.options import OUTPUT, ActivationOption, DamagedOption, J
 from tempme_export.cli.terminal import write_json
 from tempme_export.errors import UsageError
 from tempme_export.files import write_file
+from tempme_export.progress import Progress
 
 if TYPE_CHECKING:
     from tempme_export.data.annotations import RetrievalData
@@ -46,7 +46,7 @@ def _source(
     cache: Path | None,
     workers: int,
     allow_damaged: bool,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> "FrameSource":
     """Frames of the data's videos, decoded as they are asked for, or all of them from a cache, filled if need be."""
     from tempme_export.data.frame_cache import FrameCache
@@ -55,7 +55,7 @@ def _source(
     if cache is None:
         return FrameFiles(data.clips, encoder.frames, encoder.preprocess, allow_damaged)
     frames = FrameCache.open(cache, data.clips, encoder.frames, encoder.preprocess, allow_damaged)
-    frames.fill(workers, lambda done, total: progress("frames", done, total), retry_failed=True)
+    frames.fill(workers, progress, retry_failed=True)
     return frames
 
 
@@ -144,7 +144,8 @@ def evaluate(
     encoder = open_encoder(source, profile, backend, device, value(activation))
     try:
         evaluate_console.show_encoder(encoder)
-        with evaluate_console.warnings_as_lines(), evaluate_console.progress() as progress:
+        progress = evaluate_console.progress()
+        with evaluate_console.warnings_as_lines():
             frames = _source(asked, encoder, cache, workers, allow_damaged, progress)
             found = measure(
                 encoder, asked, frames, features, progress, backend=encoder.backend, batch=batch, workers=workers

@@ -1,16 +1,17 @@
 """Every line that `tempme-eval` prints. Human text goes to stderr, data to stdout."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from tempme_export.cli import live
 from tempme_export.cli.console import STDERR, show_conventions
+from tempme_export.progress import Progress
 
 if TYPE_CHECKING:
     from tempme_export.data.annotations import RetrievalData
@@ -84,22 +85,9 @@ def show_file(path: Path) -> None:
     _line("wrote", str(path))
 
 
-@contextmanager
-def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each stage on a terminal, gone when done; nothing elsewhere. Yields (stage, done, total) -> None."""
-    if not STDERR.is_terminal:
-        yield lambda stage, done, total: None
-        return
-    columns = (TextColumn("{task.description:<11}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=STDERR, transient=True) as bars:
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
-
-        yield show
+def progress() -> Progress:
+    """Shows what goes on; nothing is told."""
+    return live.listener({})
 
 
 @contextmanager

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from tempme_export.cli import console
 from tempme_export.cli.app import CommandLine
 from tempme_export.cli.options import (
     OUTPUT,
@@ -252,7 +251,7 @@ def triton_repo(
     serve_bundle(bundle, folder, threads, force, as_json)
 
 
-main = line.main(console.show_error)
+main = line.main()
 
 
 if __name__ == "__main__":

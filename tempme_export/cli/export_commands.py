@@ -22,9 +22,7 @@ def _statuses(bundle: Bundle) -> list[str]:
 def rebuild_engine(folder: Path, device: str, workspace_gib: float | None, verbose: bool, as_json: bool) -> None:
     """Build a bundle's engine again, for the GPU at hand."""
     started = time.perf_counter()
-    bundle = rebuild(
-        folder, device=device, workspace_gib=workspace_gib, verbose=verbose, progress=console.show_progress
-    )
+    bundle = rebuild(folder, device=device, workspace_gib=workspace_gib, verbose=verbose, progress=console.progress())
     if as_json:
         write_bundle_json(bundle)
     console.show_done(f"{folder} has a new engine, in {time.perf_counter() - started:.0f} s")
@@ -33,7 +31,7 @@ def rebuild_engine(folder: Path, device: str, workspace_gib: float | None, verbo
 def export_bundle(spec: ExportSpec, as_json: bool) -> None:
     """Build a bundle."""
     started = time.perf_counter()
-    bundle = export.build(spec, console.show_progress)
+    bundle = export.build(spec, console.progress())
     if as_json:
         write_bundle_json(bundle)
     say_done(f"{bundle.path} in {time.perf_counter() - started:.0f} s", _statuses(bundle))
@@ -56,7 +54,7 @@ def preview_bundle(spec: ExportSpec, as_json: bool) -> None:
     engine = None
     if trt:
         engine = engine_request.requested_engine(recipe, spec)
-        console.show_progress("engine plan", engine)
+        console.show_engine_plan(engine)
     needed = spec.size(recipe)
     check_destination(target, needed + spec.scratch(recipe), spec.force, recipe.checkpoint.sha256)
     source = engine_request.source_path(target)

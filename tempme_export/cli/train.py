@@ -85,13 +85,7 @@ def _rendered(spec: str, out: Path, seed: int, workers: int, dry_run: bool) -> s
 
         from tempme_export.data.synthetic import write_world
 
-        with train_console.progress() as progress:
-            write_world(
-                folder,
-                seed=seed,
-                workers=max(1, workers),
-                progress=lambda done, total: progress("frames", ("rendered", done, total)),
-            )
+        write_world(folder, seed=seed, workers=max(1, workers), progress=train_console.progress())
     return f"{SYNTHETIC}:{folder}"
 
 
@@ -124,8 +118,7 @@ def _train(
         train(config, recipe, train_data, val_data)
         return
     try:
-        with train_console.progress() as progress:
-            result = train(config, recipe, train_data, val_data, progress)
+        result = train(config, recipe, train_data, val_data, train_console.progress())
     except KeyboardInterrupt:
         train_console.show_note("stopped; the same command with --resume goes on from the state that was saved last")
         raise typer.Exit(_INTERRUPTED) from None

@@ -1,22 +1,21 @@
 """Every line that `tempme-train` prints. Human text goes to stderr, data to stdout."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
+from tempme_export.cli import live
 from tempme_export.cli.console import STDERR
 from tempme_export.names import command
+from tempme_export.progress import Progress
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tempme_export.training.facts import Evaluated, Opened
     from tempme_export.training.memory import MemoryAccount
     from tempme_export.training.plan import Plan, TrainResult
     from tempme_export.training.preview import Preview
     from tempme_export.training.skipped import Skipped
-    from tempme_export.training.split import Split
     from tempme_export.training.state import Position
 
 _LISTED = 10  # skipped videos
@@ -47,8 +46,8 @@ def show_skipped(skipped: "Sequence[Skipped]") -> None:
     show_note(f"{len(skipped)} videos could not be read and are left out{more}; skipped.jsonl lists them")
 
 
-def _show_data(found: "tuple[Split, list[Skipped]]") -> None:
-    split, skipped = found
+def _show_data(found: "Opened") -> None:
+    split, skipped = found.split, found.skipped
     _line(f"{split.name} data", f"{split.data.name}   {len(split.data.paths)} videos, {len(split.token_ids)} captions")
     for note in split.data.notes:
         show_note(note)
@@ -99,13 +98,13 @@ def show_preview(found: "Preview", out: "Path") -> None:
     _line("done", f"dry run: nothing written. {out} would take up to {found.disk / 1e6:.0f} MB{cache}")
 
 
-def _show_evaluation(found: tuple[dict[str, Any], bool]) -> None:
-    row, better = found
+def _show_evaluation(found: "Evaluated") -> None:
+    row = found.row
     groups = f"   in groups {row['group_r1']:.1f}" if "group_r1" in row else ""
     _line(
         f"epoch {row['epoch']}",
         f"text-to-video R@1 {row['t2v_r1']:.1f}, R@5 {row['t2v_r5']:.1f}, R@10 {row['t2v_r10']:.1f}   "
-        f"video-to-text R@1 {row['v2t_r1']:.1f}{groups}{'   best so far' if better else ''}",
+        f"video-to-text R@1 {row['v2t_r1']:.1f}{groups}{'   best so far' if found.better else ''}",
     )
 
 
@@ -124,46 +123,17 @@ def show_result(result: "TrainResult") -> None:
         _line("next", command("tempme-export", result.model))
 
 
-@contextmanager
-def progress() -> Iterator[Callable[[str, Any], None]]:
-    """Lines for what happened once, and on a terminal bars for what goes on. Yields (stage, result) -> None."""
-    columns = (
-        TextColumn("{task.description:<11}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[now]}"),
-    )
-    tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=STDERR, transient=True, disable=not STDERR.is_terminal) as bars:
+_SHOWS: Mapping[str, Callable[[Any], None]] = {
+    "Opened": _show_data,
+    "Trains": lambda fact: _show_model(fact.counts),
+    "Planned": lambda fact: show_plan(fact.plan, fact.position),
+    "LeftOut": lambda fact: show_skipped(fact.videos),
+    "Evaluated": _show_evaluation,
+    "Note": lambda fact: show_note(fact.text),
+    "Saved": lambda fact: None,
+}
 
-        def bar(name: str, done: int, total: int | None, now: str = "") -> None:
-            if name not in tasks:
-                tasks[name] = bars.add_task(name, total=total, now=now)
-            bars.update(tasks[name], completed=done, total=total, now=now)
 
-        def show_frames(found: tuple[str, int, int]) -> None:
-            name, done, total = found
-            bar(f"{name} videos", done, total)
-
-        def start(found: "tuple[Plan, Position]") -> None:
-            plan, position = found
-            show_plan(plan, position)
-            bar("training", position.step, plan.steps)
-
-        def step(row: dict[str, Any]) -> None:
-            now = f"loss {row['loss']:.3f}  {row['samples_per_s']:.0f}/s  waiting {row['data_wait']:.0%}"
-            bar("training", row["step"], None, now)
-
-        shows: dict[str, Callable[[Any], None]] = {
-            "data": _show_data,
-            "frames": show_frames,
-            "model": _show_model,
-            "plan": start,
-            "step": step,
-            "skipped": show_skipped,
-            "evaluation": _show_evaluation,
-            "note": show_note,
-            "saved": lambda position: None,
-        }
-        yield lambda stage, result: shows[stage](result)
+def progress() -> Progress:
+    """Shows what goes on, and every fact as it is told."""
+    return live.listener(_SHOWS)

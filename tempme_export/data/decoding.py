@@ -1,7 +1,7 @@
 """Videos to frames, and what is wrong with those that have none; in worker processes where wanted."""
 
 import importlib.metadata
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -14,8 +14,8 @@ from tempme_export.data.workers import answers
 from tempme_export.errors import InputError, VideoError
 from tempme_export.media.preprocess import Preprocess
 from tempme_export.media.video import check_video, decoder_version, read_frames
+from tempme_export.progress import SILENT, Progress
 
-Progress = Callable[[int, int], None]  # done, total
 Decoded = Generator[tuple[int, NDArray[np.uint8] | VideoError], None, None]
 
 
@@ -35,18 +35,20 @@ def decode(
     return answers(job, clips, workers)
 
 
-def probe(clips: Sequence[Clip], workers: int = 0, progress: Progress | None = None) -> dict[int, str]:
+def probe(clips: Sequence[Clip], workers: int = 0, progress: Progress = SILENT) -> dict[int, str]:
     """Find files that are missing, empty, no video or cut short, without decoding: index -> what is wrong.
 
     Raises what `decode` raises.
     """
     found = {}
-    with closing(answers(_complaint, clips, workers)) as complaints:
+    with (
+        progress.step("looking at videos", len(clips), "videos") as step,
+        closing(answers(_complaint, clips, workers)) as complaints,
+    ):
         for index, complaint in complaints:
             if complaint is not None:
                 found[index] = complaint
-            if progress:
-                progress(index + 1, len(clips))
+            step.advance(index + 1)
     return found
 
 

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from tempme_export.data.clip import Change, Clip
 from tempme_export.data.clip_rows import ClipRows
-from tempme_export.data.decoding import Decoded, Progress, decode, made_by
+from tempme_export.data.decoding import Decoded, decode, made_by
 from tempme_export.errors import InputError, VideoError
 from tempme_export.media.preprocess import Preprocess
+from tempme_export.progress import SILENT, Progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,28 +50,28 @@ class FrameCache:
         """Bytes of disk for n clips."""
         return ClipRows.estimate(n, (frames, size, size, 3), "uint8")
 
-    def fill(self, workers: int, progress: Progress | None = None, retry_failed: bool = False) -> None:
+    def fill(self, workers: int, progress: Progress = SILENT, retry_failed: bool = False) -> None:
         """Decode what is missing and what was replaced; what is there already stays.
 
         workers       processes; 0 decodes in this one
-        progress      called with clips done, failed ones with them, and their total: first for what was there already
+        progress      hears of one step, whose amount counts what was there already and what failed
         retry_failed  try those again that failed earlier
         Raises InputError when another process is filling this cache, and what `decode` raises.
         """
         with self.rows.locked():
             todo = self.rows.todo(retry_failed)
             done = len(self) - len(todo)
-            if progress:
-                progress(done, len(self))
             wanted = [self.clips[i] for i in todo]
-            with closing(decode(wanted, self.frames, self.preprocess, workers, self.allow_damaged)) as answers:
+            with (
+                progress.step("decoding videos", len(self), "videos", done) as step,
+                closing(decode(wanted, self.frames, self.preprocess, workers, self.allow_damaged)) as answers,
+            ):
                 for place, answer in answers:
                     if isinstance(answer, VideoError):
                         self.rows.fail(todo[place], str(answer))
                     else:
                         self.rows.write(todo[place], answer)
-                    if progress:
-                        progress(done + place + 1, len(self))
+                    step.advance(done + place + 1)
 
     @property
     def size(self) -> int:

@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw
 from tempme_export.errors import InputError
 from tempme_export.files import building, publish
 from tempme_export.media.writer import write_video
+from tempme_export.progress import SILENT, Progress
 
 COLOURS = {
     "red": (220, 40, 40),
@@ -150,7 +151,7 @@ def draw_splits(train_clips: int, test_clips: int, seed: int) -> tuple[Split, Sp
 
 
 def _write_split(
-    folder: Path, split: Split, seed: int, pool: ProcessPoolExecutor, progress: Callable[[], None]
+    folder: Path, split: Split, seed: int, pool: ProcessPoolExecutor, rendered: Callable[[], None]
 ) -> None:
     (folder / split.name).mkdir()
     names = [f"{split.name}/{index:05d}.mp4" for index in range(len(split.scenes))]
@@ -159,7 +160,7 @@ def _write_split(
         for index, (name, scene) in enumerate(zip(names, split.scenes, strict=True))
     ]
     for _ in pool.map(_render, jobs, chunksize=8):
-        progress()
+        rendered()
     captions, looks = [scene.caption for scene in split.scenes], [scene.look for scene in split.scenes]
     pl.DataFrame({"video": names, "caption": captions, "group": looks}).write_csv(folder / f"{split.name}.csv")
 
@@ -170,7 +171,7 @@ def write_world(
     test_clips: int = TEST_CLIPS,
     seed: int = 0,
     workers: int = 2,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = SILENT,
 ) -> None:
     """Render the world into `folder`: train.csv and test.csv (video, caption, group) over H.264 files.
 
@@ -185,9 +186,12 @@ def write_world(
     splits = draw_splits(train_clips, test_clips, seed)
     done = itertools.count(1)
     with building(folder) as work:
-        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        with (
+            progress.step("rendering clips", train_clips + test_clips, "clips") as step,
+            ProcessPoolExecutor(workers, get_context("spawn")) as pool,
+        ):
             for split in splits:
-                _write_split(work, split, seed, pool, lambda: progress(next(done), train_clips + test_clips))
+                _write_split(work, split, seed, pool, lambda: step.advance(next(done)))
         (work / WORLD).write_text(json.dumps(facts))
         publish(work, folder, replace=False)
 

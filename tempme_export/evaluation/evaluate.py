@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +22,8 @@ from tempme_export.errors import InputError
 from tempme_export.evaluation.encoders import Encoder
 from tempme_export.evaluation.metrics import Retrieval, best_caption_retrieval, group_retrieval, retrieval
 from tempme_export.names import printable
+from tempme_export.progress import SILENT, Progress
 
-Progress = Callable[[str, int, int], None]  # "videos" or "texts", how many are done, of how many
 BATCH = 8  # videos per call
 COLUMNS: Mapping[str, type[pl.DataType]] = {
     **dict.fromkeys(("data", "model", "backend", "direction"), pl.String),
@@ -32,10 +32,6 @@ COLUMNS: Mapping[str, type[pl.DataType]] = {
 }
 BEST_CAPTION = "video-to-text by best caption"
 _TEXTS = 256  # per call
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """No progress wanted."""
 
 
 class _Memory:
@@ -181,10 +177,10 @@ def _embed_videos(
     wanted = rows.todo(retry=rows.changed)
     total = len(rows)
     done = total - len(wanted)
-    progress("videos", done, total)
-    with closing(
-        readable_batches(source, wanted, batch, workers, lambda seen: progress("videos", done + seen, total))
-    ) as batches:
+    with (
+        progress.step("encoding videos", total, "videos", done) as step,
+        closing(readable_batches(source, wanted, batch, workers, lambda seen: step.advance(done + seen))) as batches,
+    ):
         for clips in batches:
             for i, reason in clips.failed.items():
                 rows.fail(i, reason)
@@ -198,17 +194,18 @@ def _embed_texts(encoder: Encoder, data: RetrievalData, rows: RowStore | _Memory
     wanted = rows.todo()
     total = len(rows)
     done = total - len(wanted)
-    progress("texts", done, total)
-    for start in range(0, len(wanted), _TEXTS):
-        part = wanted[start : start + _TEXTS]
-        try:
-            found = encoder.encode_text([data.captions[i] for i in part])
-        except InputError as error:
-            raise InputError(f"{data.name}, captions {part[0]} to {part[-1]} (text 0 is the first): {error}") from error
-        for i, row in zip(part, found, strict=True):
-            rows.write(i, row)
-        done += len(part)
-        progress("texts", done, total)
+    with progress.step("encoding captions", total, "captions", done) as step:
+        for start in range(0, len(wanted), _TEXTS):
+            part = wanted[start : start + _TEXTS]
+            try:
+                found = encoder.encode_text([data.captions[i] for i in part])
+            except InputError as error:
+                which = f"captions {part[0]} to {part[-1]} (text 0 is the first)"
+                raise InputError(f"{data.name}, {which}: {error}") from error
+            for i, row in zip(part, found, strict=True):
+                rows.write(i, row)
+            done += len(part)
+            step.advance(done)
 
 
 def embed(
@@ -216,7 +213,7 @@ def embed(
     data: RetrievalData,
     source: FrameSource,
     store: Path | None = None,
-    progress: Progress = _silent,
+    progress: Progress = SILENT,
     *,
     batch: int = BATCH,
     workers: int = 0,
@@ -275,7 +272,7 @@ def evaluate(
     data: RetrievalData,
     source: FrameSource,
     store: Path | None = None,
-    progress: Progress = _silent,
+    progress: Progress = SILENT,
     *,
     backend: str = "",
     batch: int = BATCH,

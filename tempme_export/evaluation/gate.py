@@ -23,14 +23,9 @@ from tempme_export.evaluation.trials import Trial, open_trials
 from tempme_export.media.preprocess import preprocess_for
 from tempme_export.parity.checks import ParityReport
 from tempme_export.parity.tolerance import TOLERANCES, Tolerance
+from tempme_export.progress import SILENT, Progress
 
 _TEXTS = 64  # captions per call
-
-Progress = Callable[[str, Any], None]
-
-
-def _silent(stage: str, result: Any) -> None:
-    """No progress wanted."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +74,7 @@ def run_gate(
     folder: Folder,
     gate: GateData,
     device: str = "cpu",
-    progress: Progress = _silent,
+    progress: Progress = SILENT,
     allow_damaged: bool = False,
 ) -> Gate:
     """Retrieve with the original path and with every artifact of a folder, and compare.
@@ -87,7 +82,7 @@ def run_gate(
     recipe         what the artifacts were built from; its reference in float32 is the original path
     folder         of the artifacts; one that does not say how it decided is judged by its embeddings alone
     allow_damaged  take damaged pictures as the decoder shows them
-    progress       called with `gate videos` and `gate captions`, each with how many of how many are done
+    progress       hears of two steps: the videos and the captions
 
     The verdict is in `reports`; a runtime that cannot run the precision gives one that says so. Raises InputError
     where fewer than MIN_VIDEOS videos can be read, BackendError without a runtime or device.
@@ -150,10 +145,10 @@ def see_videos(
     """
     preprocess, total = preprocess_for(recipe), len(source)
     embeddings, unreadable, tokens = [np.empty((0, recipe.backbone.embed), np.float32)], dict[int, str](), 0
-    batches = readable_batches(
-        source, range(total), recipe.profile.batch.opt, seen=lambda seen: progress("gate videos", (seen, total))
-    )
-    with closing(batches):
+    with (
+        progress.step("gate: videos through both paths", total, "videos") as step,
+        closing(readable_batches(source, range(total), recipe.profile.batch.opt, seen=step.advance)) as batches,
+    ):
         for clips in batches:
             unreadable |= clips.failed
             if not clips.indices:
@@ -173,9 +168,10 @@ def read_captions(
     """Every text tower's embeddings [T, E]. Equal captions are read once, so that they tie exactly in every path."""
     distinct, where = np.unique(token_ids, axis=0, return_inverse=True)
     parts: list[list[Floats]] = [[] for _ in readers]
-    for start in range(0, len(distinct), _TEXTS):
-        ids = distinct[start : start + _TEXTS]
-        for read, part in zip(readers, parts, strict=True):
-            part.append(read(ids))
-        progress("gate captions", (start + len(ids), len(distinct)))
+    with progress.step("gate: captions through both paths", len(distinct), "captions") as step:
+        for start in range(0, len(distinct), _TEXTS):
+            ids = distinct[start : start + _TEXTS]
+            for read, part in zip(readers, parts, strict=True):
+                part.append(read(ids))
+            step.advance(start + len(ids))
     return [np.concatenate(part)[where.reshape(-1)] for part in parts]

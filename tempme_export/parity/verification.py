@@ -44,6 +44,13 @@ class Standard:
         return tuple(name for merge in self.plan.merges for name in (merge.assign_name, merge.tokens_name))
 
 
+@dataclass(frozen=True)
+class Parity:
+    """The verdict on every artifact that was judged."""
+
+    reports: tuple[ParityReport, ...]
+
+
 def judge(folder: Folder, standard: Standard, device: str, elsewhere: bool = False) -> list[ParityReport]:
     """Run every artifact of a folder against the self-test, on each backend that judges it, and its tokenizer.
 

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,19 +35,15 @@ from tempme_export.parity.checks import ParityReport
 from tempme_export.parity.making import make_selftest
 from tempme_export.parity.selftest import save_selftest
 from tempme_export.parity.tolerance import TOLERANCES
-from tempme_export.parity.verification import Standard, judge, raise_if_failed
+from tempme_export.parity.verification import Parity, Standard, judge, raise_if_failed
 from tempme_export.pipeline.spec import ExportSpec, asked
+from tempme_export.progress import SILENT, Progress, Written
 from tempme_export.quantization.build import Quantization
 from tempme_export.quantization.build import prepare as quantize
 from tempme_export.quantization.calibration import read_calibration
 from tempme_export.quantization.ranges import DEFAULT_METHOD
 
-Progress = Callable[[str, Any], None]
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "open_clip_torch", "numpy")
-
-
-def _silent(stage: str, result: Any) -> None:
-    """No progress wanted."""
 
 
 def tool_version() -> str:
@@ -114,9 +110,9 @@ def _run_gate(
     """None where no gate is asked for, or where parity failed: what computes something else is not worth the time."""
     if data is None or any(report.status == "failed" for report in reports):
         return None
-    progress("gate data", data)
+    progress.tell(data)
     gate = run_gate(recipe, folder, data, spec.device, progress, spec.allow_damaged)
-    progress("gate", gate)
+    progress.tell(gate)
     return gate
 
 
@@ -124,9 +120,9 @@ def _quantize(spec: ExportSpec, recipe: Recipe, progress: Progress) -> Quantizat
     if spec.calibrate is None:
         return None
     calibration = read_calibration(spec.calibrate, recipe, spec.allow_damaged)
-    progress("calibration", calibration)
+    progress.tell(calibration)
     quantization = quantize(recipe, calibration, spec.ranges or DEFAULT_METHOD)
-    progress("quantization", quantization)
+    progress.tell(quantization)
     return quantization
 
 
@@ -138,7 +134,7 @@ def _build_artifacts(spec: ExportSpec, making: Making) -> dict[str, dict[str, An
         if said is not None and artifact.option is not None:
             facts[artifact.option] = said
         for path in graph_files(making.folder / artifact.file):
-            making.progress("file", path)
+            making.progress.tell(Written(path))
     return facts
 
 
@@ -166,7 +162,7 @@ def export(
     workspace_gib: float | None = None,
     largest_file: int = LARGEST_FILE,
     verbose: bool = False,
-    progress: Progress = _silent,
+    progress: Progress = SILENT,
 ) -> Bundle:
     """Build a bundle and accept it only when it agrees with the oracle, and with a gate when it retrieves as well.
 
@@ -192,7 +188,8 @@ def export(
     workspace_gib  most GPU memory for the scratch of a layer of the engine; None: all of it
     largest_file most bytes of an ONNX file: the weights of a larger graph lie beside it, in `video.onnx.data` and so on
     verbose     also pass on the log of the engine's builder
-    progress    called with a stage's name and its result
+    progress    hears of every step and of what it leaves: Recipe, Calibration, Quantization, SelfTest, Written for
+                each file, EngineFacts, Parity, GateData, Gate, and at last the Bundle
 
     Raises any TempMeExportError; on ParityError the build is kept as `OUT.failed`, otherwise nothing stays but
     the timings of an engine that was built.
@@ -222,26 +219,26 @@ def export(
     return build(spec, progress)
 
 
-def build(spec: ExportSpec, progress: Progress = _silent) -> Bundle:
+def build(spec: ExportSpec, progress: Progress = SILENT) -> Bundle:
     """Build what was asked for; raises as `export`."""
     spec.check()
     recipe = spec.recipe()
-    progress("recipe", recipe)
+    progress.tell(recipe)
     gate_data, out = spec.gate_data(recipe), spec.target
     check_destination(out, spec.size(recipe) + spec.scratch(recipe), spec.force, recipe.checkpoint.sha256)
     quantization = _quantize(spec, recipe, progress)
     with building(out) as work:
         selftest = make_selftest(recipe)
         save_selftest(selftest, work / SELFTEST)
-        progress("selftest", selftest)
+        progress.tell(selftest)
         if selftest.captions:
             export_tokenizer(work / TOKENIZER)
-            progress("file", work / TOKENIZER)
+            progress.tell(Written(work / TOKENIZER))
         facts = _build_artifacts(spec, Making(recipe, spec, work, out, quantization, progress))
         sizes, folder = recipe.profile.batch, Folder(work, spec.precision, facts)
         batches = tuple(sorted({sizes.min, sizes.opt, sizes.max}))
         reports = judge(folder, Standard(selftest, recipe.plan, preprocess_for(recipe), batches), spec.device)
-        progress("parity", reports)
+        progress.tell(Parity(tuple(reports)))
         gate = _run_gate(gate_data, reports, recipe, folder, spec, progress)
         built = Built(facts, reports, gate, quantization)
         manifest = write_manifest(work, _manifest(spec, recipe, built))
@@ -250,5 +247,5 @@ def build(spec: ExportSpec, progress: Progress = _silent) -> Bundle:
         raise_if_failed(built.verdicts, f"The build is kept as {failed_path(out)} for inspection.")
         publish(work, out, replace=spec.force)
     bundle = Bundle(out.absolute(), manifest)
-    progress("bundle", bundle)
+    progress.tell(bundle)
     return bundle

@@ -12,6 +12,7 @@ from tempme_export.artifacts.bundle import (
     MANIFEST,
     SELFTEST,
     Bundle,
+    Intact,
     check_release,
     one_release,
     open_bundle,
@@ -24,23 +25,19 @@ from tempme_export.encoder.schedule import Schedule
 from tempme_export.errors import BundleError
 from tempme_export.exporters.plugin_nodes import PluginNode, plugin_nodes
 from tempme_export.exporters.trt import builder, requirements
-from tempme_export.exporters.trt.reports import Progress
 from tempme_export.files import building, file_sha256
 from tempme_export.media.preprocess import preprocess_in
 from tempme_export.parity.checks import ParityReport
 from tempme_export.parity.selftest import load_selftest
-from tempme_export.parity.verification import Standard, judge_on, raise_if_failed
+from tempme_export.parity.verification import Parity, Standard, judge_on, raise_if_failed
+from tempme_export.progress import SILENT, Progress
 from tempme_export.runtime.engine_facts import ENGINE, KEY, SOURCE, EngineFacts
 from tempme_export.runtime.nvidia import engine_device
 
 _WRITTEN = ("format", "files", "sha256")  # by write_manifest
 
 
-def _silent(stage: str, result: Any) -> None:
-    """No progress wanted."""
-
-
-def _check_sources(bundle: Bundle) -> None:
+def _check_sources(bundle: Bundle) -> Intact:
     """Raise BundleError unless every file but the engine, which may be gone or spoilt, is what the manifest says."""
     files = bundle.manifest["files"]
     if SOURCE not in files:
@@ -58,6 +55,7 @@ def _check_sources(bundle: Bundle) -> None:
             f"{bundle.path} holds what does not belong to the bundle and would be lost: {', '.join(unknown)}. "
             "Move it elsewhere."
         )
+    return Intact(len(files))
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ def rebuild(
     device: str = "cuda",
     workspace_gib: float | None = None,
     verbose: bool = False,
-    progress: Progress = _silent,
+    progress: Progress = SILENT,
 ) -> Bundle:
     """Build `video.plan` again from the bundle's `video.plugin.onnx`, judge it, and put it and its manifest in place.
 
@@ -110,8 +108,7 @@ def rebuild(
     requirements.check_workspace(workspace_gib)
     requirements.check_builder(device, requirements.BUNDLE_STAYS)
     bundle = open_bundle(Path(bundle_path).resolve())
-    _check_sources(bundle)
-    progress("files", bundle)
+    progress.tell(_check_sources(bundle))
     carried = [name for name in bundle.manifest["files"] if name != ENGINE]
     path = bundle.path
     chosen = engine_device(device)
@@ -127,17 +124,17 @@ def rebuild(
             verbose=verbose,
         )
         facts = builder.build(work / SOURCE, work / ENGINE, settings, _nodes(bundle), progress)
-        progress("engine", facts)
+        progress.tell(facts)
         preprocess = preprocess_in(bundle.manifest)
         standard = Standard(load_selftest(work / SELFTEST), bundle.plan, preprocess, facts.batch)
         built = Folder(work, facts.precision, {KEY: facts.to_dict()})
         (backend,) = (one for one in registry.BACKENDS if one.artifact == registry.PLAN)
         report = judge_on(backend, built, standard, chosen)
-        progress("parity", [report])
+        progress.tell(Parity((report,)))
         raise_if_failed([report], f"{path} keeps the engine it had.")
         manifest = write_manifest(work, _manifest(bundle, facts, report))
         check_release(bundle, carried)
         publish(work, path, replace=True)
     renewed = Bundle(path, manifest)
-    progress("bundle", renewed)
+    progress.tell(renewed)
     return renewed

@@ -1,39 +1,31 @@
 """A bundle -> does it compute here what it did where it was built? Needs nothing that made it."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from tempme_export.artifacts.bundle import SELFTEST, Bundle, folder_of, one_release, open_bundle, verify_files
 from tempme_export.media.preprocess import preprocess_in
 from tempme_export.parity.checks import ParityReport
 from tempme_export.parity.selftest import check_fits, load_selftest
-from tempme_export.parity.verification import Standard, judge, raise_if_failed
-
-Progress = Callable[[str, Any], None]
-
-
-def _silent(stage: str, result: Any) -> None:
-    """No progress wanted."""
+from tempme_export.parity.verification import Parity, Standard, judge, raise_if_failed
+from tempme_export.progress import SILENT, Progress
 
 
-def verify(path: str | Path, *, device: str = "cpu", progress: Progress = _silent) -> list[ParityReport]:
+def verify(path: str | Path, *, device: str = "cpu", progress: Progress = SILENT) -> list[ParityReport]:
     """Check every byte of a bundle and run its self-test on this machine.
 
     Raises BundleError for a changed file or a bundle that is replaced meanwhile, ParityError where the self-test fails,
-    BackendError without a runtime.
+    BackendError without a runtime. `progress` hears of the steps, that the files are Intact, and of Parity.
     """
     bundle = open_bundle(path)
     with one_release(bundle):
         reports = _judge_bundle(bundle, device, progress)
-    progress("parity", reports)
+    progress.tell(Parity(tuple(reports)))
     raise_if_failed(reports, f"{bundle.path} does not compute here what it did where it was built.")
     return reports
 
 
 def _judge_bundle(bundle: Bundle, device: str, progress: Progress) -> list[ParityReport]:
-    verify_files(bundle)
-    progress("files", bundle)
+    progress.tell(verify_files(bundle))
     sizes, preprocess = bundle.profile.batch, preprocess_in(bundle.manifest)
     selftest, plan = load_selftest(bundle.path / SELFTEST), bundle.plan
     check_fits(selftest, plan, preprocess.size, bundle.manifest["backbone"]["embed"])

@@ -2,7 +2,6 @@
 
 import random
 import time
-from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -15,11 +14,13 @@ from tempme_export.encoder.recipe import Recipe
 from tempme_export.errors import BackendError, ExportError, InputError
 from tempme_export.evaluation.metrics import Retrieval
 from tempme_export.media.preprocess import preprocess_for
+from tempme_export.progress import SILENT, Note, Progress, Step
 from tempme_export.training.augment import RandAugment
 from tempme_export.training.batches import share
 from tempme_export.training.config import TrainConfig
 from tempme_export.training.distributed import World, join_world
 from tempme_export.training.encoder import TrainableModel
+from tempme_export.training.facts import Evaluated, LeftOut, Opened, Planned, Saved, Trains
 from tempme_export.training.files import save_model
 from tempme_export.training.folder import (
     BEST,
@@ -57,12 +58,6 @@ from tempme_export.training.validate import evaluate
 
 _TRAIN_DATA, _VAL_DATA = "train data", "val data"  # settings that are known late
 
-Progress = Callable[[str, Any], None]
-
-
-def _silent(stage: str, result: Any) -> None:
-    """No progress wanted."""
-
 
 def _row_of(retrieval: Retrieval, prefix: str) -> Row:
     names = ("r1", "r5", "r10", "median_rank", "mean_rank")
@@ -83,7 +78,7 @@ class _Run:
     ) -> None:
         self.started = time.monotonic()
         self.config, self.recipe, self.world = config, recipe, world
-        self.progress = progress if world.first else _silent
+        self.progress = progress if world.first else SILENT
         self.files = {name: config.out / name for name in (LAST, BEST, FINAL, METRICS, TABLE, CURVES, SKIPPED)}
         precision = resolve_precision(config.precision, world.device)
         settings: dict[str, Any] = {
@@ -128,18 +123,15 @@ class _Run:
                 clamp_scale(self.model.logit_scale)
         self.saved = self.position.step
         self._open_logs()
-        self.progress("model", self.model.counts())
-        self.progress("plan", (self.plan, self.position))
+        self.progress.tell(Trains(self.model.counts()))
+        self.progress.tell(Planned(self.plan, self.position))
         if saved is None:
             self._save()
 
     def _open(self, name: str, data: RetrievalData) -> Split:
-        def count(done: int, total: int) -> None:
-            self.progress("frames", (name, done, total))
-
-        split, skipped = open_split(name, data, self.recipe, self.world, self.config, count)
+        split, skipped = open_split(name, data, self.recipe, self.world, self.config, self.progress)
         self.skipped.add(skipped)
-        self.progress("data", (split, skipped))
+        self.progress.tell(Opened(split, skipped))
         return split
 
     def _check_agreement(self) -> None:
@@ -160,7 +152,7 @@ class _Run:
     def _skip(self, skipped: list[Skipped]) -> None:
         """Record videos that failed during the run, each once."""
         if new := self.skipped.add(skipped):
-            self.progress("skipped", new)
+            self.progress.tell(LeftOut(new))
 
     def _save(self) -> None:
         """Write last.pt; every process gives its random states."""
@@ -169,7 +161,7 @@ class _Run:
             parameters = {name: p.detach() for name, p in trained(self.model).items()}
             optimizer = self.optimizer.state_dict()
             save_state(self.files[LAST], State(self.settings, parameters, optimizer, self.position, self.best, rng))
-            self.progress("saved", self.position)
+            self.progress.tell(Saved(self.position))
         self.saved = self.position.step
 
     def _save_model(self, name: str) -> None:
@@ -183,7 +175,7 @@ class _Run:
             return False
         return self.world.on_first(lambda: time.monotonic() - self.started > 60 * limit)
 
-    def _step(self, batch: Batch, rate: float, waited: float, began: float) -> None:
+    def _step(self, training: Step, batch: Batch, rate: float, waited: float, began: float) -> None:
         """Train on one batch and write its line. Raises ExportError where the run diverged."""
         step, device = self.position.step + 1, self.world.device
         pixels, token_ids, valid = (t.to(device, non_blocking=True) for t in batch[:3])
@@ -210,7 +202,8 @@ class _Run:
         }
         if self.world.first:
             self.log.add(row)
-        self.progress("step", row)
+        speed, waiting = row["samples_per_s"], row["data_wait"]
+        training.advance(step, f"loss {outcome.loss:.3f}, {speed:.0f} pairs/s, waiting {waiting:.0%}")
 
     def _check_outcome(self, outcome: Outcome, step: int, rate: float) -> None:
         where = f"step {step} of {self.plan.steps} (epoch {self.position.epoch + 1}, learning rate {rate:.3g})"
@@ -228,7 +221,7 @@ class _Run:
                 "a longer --warmup or, where it was bf16, --precision fp32."
             )
 
-    def _epoch(self) -> bool:
+    def _epoch(self, training: Step) -> bool:
         """Train on what is left of the epoch. False where the time was up before its end."""
         config, world, epoch = self.config, self.world, self.position.epoch
         dealt = self.deck.epoch(epoch)[self.position.within :]
@@ -241,7 +234,7 @@ class _Run:
                 batch = next(feed)
                 waited = time.monotonic() - began
                 rate = rate_at(self.position.step, self.plan.steps, config.warmup, config.rate, config.warmup_from_zero)
-                self._step(batch, rate, waited, began)
+                self._step(training, batch, rate, waited, began)
                 if left == 1:
                     break
                 if self._timed_out():
@@ -265,7 +258,7 @@ class _Run:
             better = self.best is None or forth.r1 > self.best.r1
             if self.world.first:
                 self.log.add(row)
-            self.progress("evaluation", (row, better))
+            self.progress.tell(Evaluated(row, better))
             if better:
                 self.best = Best(forth.r1, epochs)
                 self._save_model(BEST)
@@ -280,16 +273,17 @@ class _Run:
         try:
             draw_curves(read_rows(self.files[METRICS]), self.files[CURVES])
         except BackendError as error:
-            self.progress("note", str(error))
+            self.progress.tell(Note(str(error)))
 
     def go(self) -> TrainResult:
         """Train to the end, or until the time is up."""
         finished = True
-        while finished and self.position.epoch < self.config.epochs:
-            finished = self._epoch()
-            if finished:
-                self._end_epoch()
-                finished = self.position.epoch == self.config.epochs or not self._timed_out()
+        with self.progress.step("training", self.plan.steps, "steps", self.position.step) as training:
+            while finished and self.position.epoch < self.config.epochs:
+                finished = self._epoch(training)
+                if finished:
+                    self._end_epoch()
+                    finished = self.position.epoch == self.config.epochs or not self._timed_out()
         if finished:
             self._finish()
         self.world.gather_objects(None)  # every file is there when any process returns
@@ -311,15 +305,13 @@ def train(
     recipe: Recipe,
     train_data: RetrievalData,
     val_data: RetrievalData | None = None,
-    progress: Progress = _silent,
+    progress: Progress = SILENT,
 ) -> TrainResult:
     """Train the recipe's model on captioned videos and leave checkpoints in `config.out`.
 
     recipe    the initial checkpoint with its profile; its backbone has a tokenizer
     val_data  judged after every epoch; the best epoch by text-to-video R@1 becomes best.pth, the last one without
-    progress  called with a stage and what it found: "frames" (split, done, total), "data" (Split, skipped),
-              "model" (counts), "plan" (Plan, Position), "step" (row of the log), "skipped" (videos), "evaluation" (row,
-              whether it is the best so far), "saved" (Position), "note" (text)
+    progress  hears of the steps and of the facts of `training.facts`
 
     Files: best.pth and final.pth (checkpoints), last.pt (state), metrics.jsonl, metrics.parquet, curves.png,
     skipped.jsonl. The same settings, data and machine give the same weights, interrupted or not. Under torchrun

@@ -24,11 +24,10 @@ from tempme_export.errors import InputError, ProfileError
 from tempme_export.media.preprocess import preprocess_for
 from tempme_export.media.token_ids import TextTruncatedWarning
 from tempme_export.media.tokenizer import Tokenizer
+from tempme_export.progress import Progress
 from tempme_export.training.config import TrainConfig
 from tempme_export.training.distributed import World
 from tempme_export.training.skipped import Skipped
-
-Count = Callable[[int, int], None]  # how many are done, of how many
 
 
 class Batch(NamedTuple):
@@ -121,7 +120,7 @@ def open_split(
     recipe: Recipe,
     world: World,
     config: TrainConfig,
-    progress: Count,
+    progress: Progress,
 ) -> tuple[Split, list[Skipped]]:
     """Look at every video once, fill the cache where one is wanted, and leave out what cannot be read.
 

@@ -63,15 +63,15 @@ class _Opened(Exception):
 
 
 @pytest.fixture(scope="session")
-def opened():
+def opened(recording):
     """The recipe that an export of a checkpoint would build, without building it. Refusals come through."""
 
-    def stop(stage, result):
-        raise _Opened(result)
+    def stop(fact):
+        raise _Opened(fact)
 
     def open_checkpoint(path, profile="mini-8f", **options):
         try:
-            tempme_export.export(path, profile, progress=stop, **options)
+            tempme_export.export(path, profile, progress=recording(stop), **options)
         except _Opened as done:
             return done.args[0]
         raise AssertionError("the export did not stop")

@@ -9,6 +9,7 @@ import torch
 
 import tempme_export
 from tempme_export.errors import TempMeExportError
+from tempme_export.parity.verification import Parity
 
 
 @pytest.fixture
@@ -27,26 +28,28 @@ def names(folder):
 
 
 class TestTwoExportsOneTarget:
-    def at_parity(self, act):
-        return lambda stage, result: act() if stage == "parity" else None
+    @pytest.fixture
+    def at_parity(self, recording):
+        """A listener that acts as soon as there is a verdict."""
+        return lambda act: recording(lambda fact: act() if isinstance(fact, Parity) else None)
 
-    def test_the_second_one_is_refused_at_the_rename(self, mini, mini_bundle, folder):
+    def test_the_second_one_is_refused_at_the_rename(self, mini, mini_bundle, folder, at_parity):
         out = folder / "mini.tempme"
-        meanwhile = self.at_parity(lambda: shutil.copytree(mini_bundle, out))
+        meanwhile = at_parity(lambda: shutil.copytree(mini_bundle, out))
         with pytest.raises(TempMeExportError, match=r"mini\.tempme exists.*--force") as caught:
             tempme_export.export(mini, out=out, batch=(1, 1, 2), progress=meanwhile)
         assert caught.value.exit_code == 3
         assert manifest(out) == manifest(mini_bundle) and names(folder) == ["mini.tempme"]
 
-    def test_an_empty_folder_is_not_taken_over(self, mini, folder):
+    def test_an_empty_folder_is_not_taken_over(self, mini, folder, at_parity):
         out = folder / "mini.tempme"
         with pytest.raises(TempMeExportError, match="exists"):
-            tempme_export.export(mini, out=out, batch=(1, 1, 2), progress=self.at_parity(out.mkdir))
+            tempme_export.export(mini, out=out, batch=(1, 1, 2), progress=at_parity(out.mkdir))
         assert names(folder) == ["mini.tempme"] and names(out) == []
 
-    def test_with_force_the_last_one_is_there_whole(self, mini, mini_bundle, folder):
+    def test_with_force_the_last_one_is_there_whole(self, mini, mini_bundle, folder, at_parity):
         out = folder / "mini.tempme"
-        meanwhile = self.at_parity(lambda: shutil.copytree(mini_bundle, out))
+        meanwhile = at_parity(lambda: shutil.copytree(mini_bundle, out))
         bundle = tempme_export.export(mini, out=out, batch=(1, 1, 2), force=True, progress=meanwhile)
         assert manifest(out) == bundle.manifest and bundle.manifest["profile"]["shapes"]["batch"] == [1, 1, 2]
         assert names(folder) == ["mini.tempme"]

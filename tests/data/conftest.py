@@ -95,6 +95,12 @@ from tempme_export.data.decoding import decode
 from tempme_export.data.frame_cache import FrameCache
 from tempme_export.data.workers import answers
 from tempme_export.media.preprocess import Preprocess
+from tempme_export.progress import Progress
+
+class KilledAtFour(Progress):
+    def advance(self, step):
+        if step.done == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 def main():
     preprocess = Preprocess(30, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))

@@ -147,15 +147,15 @@ def test_a_script_without_a_guard_is_told(start, clips):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_unreadable_files_are_found_without_decoding(mixed, unreadable, clips, workers, torn):
+def test_unreadable_files_are_found_without_decoding(mixed, unreadable, clips, workers, torn, recording):
     paths = [*mixed[0], unreadable["empty"], torn]
-    calls = []
-    found = probe(whole(paths), workers, lambda *call: calls.append(call))
+    told = recording()
+    found = probe(whole(paths), workers, told)
     assert list(found) == [1, 3, 5, 7]
     assert all(reason.startswith(str(paths[i])) for i, reason in found.items())
     for i, reason in zip(found, ("no such file", "no readable video", "", "empty file"), strict=True):
         assert reason in found[i]
-    assert calls == [(done, 9) for done in range(1, 10)]
+    assert told.counts == [("looking at videos", done, 9) for done in range(10)]
     assert probe(whole(clips)) == {} and operator.not_(probe([]))
 
 

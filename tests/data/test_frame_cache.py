@@ -12,6 +12,7 @@ from tempme_export.data.frame_cache import FrameCache
 from tempme_export.errors import InputError, VideoError
 from tempme_export.media.preprocess import Preprocess
 from tempme_export.media.video import read_frames
+from tempme_export.progress import Progress
 
 pytest.importorskip("av")
 
@@ -29,11 +30,24 @@ def refusal(error, call, *arguments, **named):
     return str(caught.value)
 
 
+class Amounts(Progress):
+    """Keeps how much is done of how much."""
+
+    def __init__(self):
+        self.heard = []
+
+    def begin(self, step):
+        self.advance(step)
+
+    def advance(self, step):
+        self.heard.append((step.done, step.total))
+
+
 def read_by(cache, retry_failed=False):
     """Fill it in this process: which clips were read."""
-    wanted, calls = cache.rows.todo(retry_failed), []
-    cache.fill(0, lambda done, total: calls.append((done, total)), retry_failed)
-    assert calls == [(done, len(cache)) for done in range(len(cache) - len(wanted), len(cache) + 1)]
+    wanted, amounts = cache.rows.todo(retry_failed), Amounts()
+    cache.fill(0, amounts, retry_failed)
+    assert amounts.heard == [(done, len(cache)) for done in range(len(cache) - len(wanted), len(cache) + 1)]
     return wanted
 
 
@@ -51,9 +65,9 @@ def contents(folder):
 def test_the_cache_gives_back_what_was_decoded(mixed, preprocess, pixels, tmp_path, workers):
     paths, readable = mixed
     cache = FrameCache.open(tmp_path / "cache", whole(paths), F, preprocess)
-    calls = []
-    cache.fill(workers, lambda done, total: calls.append((done, total)))
-    assert calls == [(done, 7) for done in range(8)]
+    amounts = Amounts()
+    cache.fill(workers, amounts)
+    assert amounts.heard == [(done, 7) for done in range(8)]
     again = FrameCache.open(tmp_path / "cache", whole(paths), F, preprocess)
     for found in (cache, again):
         assert (len(found), found.frames, found.size) == (7, F, 30)
@@ -96,15 +110,15 @@ def test_what_is_not_there_is_refused(mixed, preprocess, tmp_path):
     assert list(cache.stream([])) == []
 
 
-def test_an_interrupted_fill_goes_on(mixed, preprocess, tmp_path):
-    def stop(done, total):
-        if done == 3:
+def test_an_interrupted_fill_goes_on(mixed, preprocess, tmp_path, recording):
+    def stop(step):
+        if step.done == 3:
             raise KeyboardInterrupt
 
     paths, _ = mixed
     cache = FrameCache.open(tmp_path / "cache", whole(paths), F, preprocess)
     with pytest.raises(KeyboardInterrupt):
-        cache.fill(0, stop)
+        cache.fill(0, recording(on_step=stop))
     assert read_by(FrameCache.open(tmp_path / "cache", whole(paths), F, preprocess)) == [3, 4, 5, 6]
     full = FrameCache.open(tmp_path / "whole", whole(paths), F, preprocess)
     full.fill(0)
@@ -116,7 +130,7 @@ def test_a_killed_fill_goes_on(start, mixed, preprocess, tmp_path, workers):
     paths, _ = mixed
     body = (
         "FrameCache.open(Path(sys.argv[1]), [Clip(Path(name)) for name in sys.argv[3:]], 3, preprocess)"
-        ".fill(int(sys.argv[2]), lambda done, total: done == 4 and os.kill(os.getpid(), signal.SIGKILL))"
+        ".fill(int(sys.argv[2]), KilledAtFour())"
     )
     process = start(body, tmp_path / "cache", workers, *paths)
     assert process.wait(60) == -signal.SIGKILL, process.stderr.read()
@@ -167,9 +181,9 @@ def test_a_changed_video_is_read_again(own, preprocess, tmp_path, change):
     assert batch(cache, range(5)).shape == (5, F, 30, 30, 3)
 
 
-def test_a_video_that_changes_while_filling_is_noticed(own, preprocess, tmp_path):
+def test_a_video_that_changes_while_filling_is_noticed(own, preprocess, tmp_path, recording):
     cache = FrameCache.open(tmp_path / "cache", whole(own), F, preprocess)
-    cache.fill(0, lambda done, total: done == 1 and touch(own[2]))
+    cache.fill(0, recording(on_step=lambda step: step.done == 1 and touch(own[2])))
     assert FrameCache.open(tmp_path / "cache", whole(own), F, preprocess).rows.todo() == [2]
 
 
@@ -245,10 +259,10 @@ def test_no_frames_or_videos_to_keep(clips, preprocess, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_processes_do_not_fill_one_cache(clips, preprocess, tmp_path):
+def test_two_processes_do_not_fill_one_cache(clips, preprocess, tmp_path, recording):
     first, second = (FrameCache.open(tmp_path, whole(clips), F, preprocess) for _ in range(2))
     said = []
-    first.fill(0, lambda done, total: said.append(refusal(InputError, second.fill, 0)))
+    first.fill(0, recording(on_step=lambda step: said.append(refusal(InputError, second.fill, 0))))
     assert len(said) == 6 and all("being filled by another process" in line for line in said)
     assert read_by(second) == []
 

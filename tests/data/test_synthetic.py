@@ -123,8 +123,8 @@ def test_a_full_disk_leaves_nothing(tmp_path, room_for):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_progress_counts_every_clip(tmp_path):
-    seen = []
-    write_world(tmp_path / "world", 2, 1, workers=1, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+def test_progress_counts_every_clip(tmp_path, recording):
+    told = recording()
+    write_world(tmp_path / "world", 2, 1, workers=1, progress=told)
+    assert told.counts == [("rendering clips", done, 3) for done in range(4)]
     assert json.loads((tmp_path / "world/world.json").read_text())["test_clips"] == 1

@@ -1,7 +1,6 @@
 """`tempme-eval`: what it prints and writes, exit codes, and one message for each refusal."""
 
 import dataclasses
-import io
 import json
 import shutil
 import subprocess
@@ -12,7 +11,6 @@ from functools import partial
 import polars as pl
 import pytest
 import torch
-from rich.console import Console
 
 from tempme_export.cli import evaluate as cli
 from tempme_export.cli import evaluate_console
@@ -166,19 +164,6 @@ class TestResults:
     def test_what_is_no_number_is_told(self, capsys, expected):
         evaluate_console.show_evaluation(dataclasses.replace(expected, not_finite=2))
         assert "2 embeddings are not finite" in capsys.readouterr().err
-
-    def test_the_bar(self, monkeypatch):
-        screen = io.StringIO()
-        monkeypatch.setattr(evaluate_console, "STDERR", Console(force_terminal=True, width=80, file=screen))
-        with evaluate_console.progress() as show:
-            show("videos", 1, 5)
-            show("videos", 5, 5)
-            show("texts", 7, 7)
-        for words in ("videos", "5/5", "texts", "7/7"):
-            assert words in screen.getvalue()
-
-    def test_no_bar_elsewhere(self, on_checkpoint):
-        assert "━" not in on_checkpoint()[2]
 
     def test_no_group_is_left(self, on_checkpoint, world, tmp_path):
         rows = pl.read_csv(world / "data.csv").drop("group")

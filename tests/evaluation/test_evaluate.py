@@ -188,15 +188,16 @@ class TestByHand:
 
 
 class TestEmbed:
-    def test_everything_in_order(self, fake_encoder):
+    def test_everything_in_order(self, fake_encoder, recording):
         data, source = made_up(11)
-        encoder, seen = fake_encoder(), []
-        found = embed(encoder, data, source, progress=lambda *step: seen.append(step), batch=4)
+        encoder, told = fake_encoder(), recording()
+        found = embed(encoder, data, source, progress=told, batch=4)
         assert encoder.batches == [4, 4, 3]
         assert found.data == data and found.skipped == {}
         np.testing.assert_array_equal(found.video, fake_encoder().encode_frames(np.stack(source.clips)))
         np.testing.assert_array_equal(found.text, fake_encoder().encode_text(data.captions))
-        assert seen == [*(("videos", i, 11) for i in range(12)), ("texts", 0, 11), ("texts", 11, 11)]
+        assert told.amounts("encoding videos") == [(i, 11) for i in range(12)]
+        assert told.amounts("encoding captions") == [(0, 11), (11, 11)]
 
     @pytest.mark.parametrize("workers", [0, 2])
     def test_from_files(self, world_data, fake_encoder, workers):
@@ -293,13 +294,13 @@ class TestSkipping:
 
 
 class TestStore:
-    def test_nothing_is_encoded_twice(self, fake_encoder, tmp_path):
+    def test_nothing_is_encoded_twice(self, fake_encoder, tmp_path, recording):
         data, source = made_up(6, spoilt=(2,))
         first = embed(fake_encoder(), data, source, tmp_path)
-        again, seen = fake_encoder(), []
-        found = embed(again, data, source, tmp_path, lambda *step: seen.append(step))
+        again, told = fake_encoder(), recording()
+        found = embed(again, data, source, tmp_path, told)
         assert again.videos == 0 and again.texts == []
-        assert seen == [("videos", 6, 6), ("texts", 5, 5)]
+        assert told.counts == [("encoding videos", 6, 6), ("encoding captions", 5, 5)]
         np.testing.assert_array_equal(found.video, first.video)
         np.testing.assert_array_equal(found.text, first.text)
         assert found.data == first.data and found.skipped == first.skipped == {"v2": "clip 2 is spoilt"}

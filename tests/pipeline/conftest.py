@@ -88,18 +88,16 @@ def small_selftest(one_thread, small_recipe):
 
 
 @pytest.fixture(scope="session")
-def small_stages():
-    """What `export` reported while `small_bundle` was built: (stage, result) in order."""
-    return []
+def small_told(recording):
+    """What `export` told while `small_bundle` was built."""
+    return recording()
 
 
 @pytest.fixture(scope="session")
-def small_bundle(one_thread, small_checkpoint, small_profile, small_stages, tmp_path_factory):
+def small_bundle(one_thread, small_checkpoint, small_profile, small_told, tmp_path_factory):
     """Path of a float32 bundle that was built and accepted for real. Do not write there."""
     out = tmp_path_factory.mktemp("bundles") / "small.tempme"
-    export.export(
-        small_checkpoint, small_profile, out, progress=lambda stage, result: small_stages.append((stage, result))
-    )
+    export.export(small_checkpoint, small_profile, out, progress=small_told)
     return out
 
 
@@ -129,13 +127,13 @@ def gate_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def gate_stages():
+def gate_told():
     """What `export` reported while `gated` was built."""
     return []
 
 
 @pytest.fixture(scope="session")
-def gated(one_thread, gate_folder, gate_stages, tmp_path_factory):
+def gated(one_thread, gate_folder, gate_told, tmp_path_factory):
     """Path of a bundle that was built, judged and gated for real. Do not write there."""
     out = tmp_path_factory.mktemp("gated") / "mini.tempme"
     export.export(
@@ -144,7 +142,7 @@ def gated(one_thread, gate_folder, gate_stages, tmp_path_factory):
         out,
         batch=(1, 4, 5),
         gate=f"{gate_folder / 'data.csv'}",
-        progress=lambda stage, result: gate_stages.append((stage, result)),
+        progress=gate_told,
     )
     return out
 

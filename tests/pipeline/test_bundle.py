@@ -35,6 +35,7 @@ from tempme_export.errors import BundleError, ExportError, ParityError, TempMeEx
 from tempme_export.files import building, file_sha256
 from tempme_export.pipeline import export as pipeline
 from tempme_export.pipeline.spec import ExportSpec, default_output
+from tempme_export.progress import Written
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -88,10 +89,9 @@ class TestWhole:
             if name != MANIFEST
         }
 
-    def test_stages_in_order(self, small_bundle, small_stages):
-        stages = [stage for stage, _ in small_stages]
-        assert stages == ["recipe", "selftest", "file", "file", "parity", "bundle"]
-        assert [result.name for stage, result in small_stages if stage == "file"] == [VIDEO, TEXT]
+    def test_facts_in_order(self, small_bundle, small_told):
+        assert small_told.kinds == ["Recipe", "SelfTest", "Written", "Written", "Parity", "Bundle"]
+        assert [fact.path.name for fact in small_told.of(Written)] == [VIDEO, TEXT]
 
     def test_everyone_may_read_it(self, small_bundle):
         assert small_bundle.stat().st_mode & 0o777 == 0o755

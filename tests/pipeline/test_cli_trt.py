@@ -15,7 +15,6 @@ import torch
 
 import tempme_export
 from tempme_export.artifacts.bundle import MANIFEST, TEXT, VIDEO, open_bundle, verify_files
-from tempme_export.cli import console, terminal
 from tempme_export.cli import export as cli
 from tempme_export.errors import BackendError, BundleError, ExportError, ParityError, UsageError
 from tempme_export.exporters import plugin_onnx
@@ -24,13 +23,13 @@ from tempme_export.exporters.plugin_onnx import export_plugin_video
 from tempme_export.exporters.trt import builder as to_tensorrt
 from tempme_export.exporters.trt import engine, requirements
 from tempme_export.exporters.trt.engine import engine_nodes
-from tempme_export.exporters.trt.reports import LOG, STEP, BuildStep
 from tempme_export.parity import verification
 from tempme_export.parity.checks import Check
 from tempme_export.pipeline import engine_request
 from tempme_export.pipeline import export as pipeline
 from tempme_export.pipeline.engine_request import check_source, source_path
 from tempme_export.pipeline.spec import ExportSpec
+from tempme_export.progress import LogLine
 from tempme_export.runtime import tensorrt
 from tempme_export.runtime.engine_facts import ENGINE, KEY, SOURCE, EngineFacts
 from tempme_export.runtime.ort import OrtRunner
@@ -112,9 +111,10 @@ def builder(monkeypatch):
         state.asked = SimpleNamespace(source=source, nodes=nodes, **vars(settings))
         if state.error is not None:
             raise state.error
-        progress(STEP, BuildStep("Building Engine", 0.5))
+        with progress.step("building the engine", 100, "%") as step:
+            step.advance(50, "Building Engine")
         if settings.verbose:
-            progress(LOG, "info: a line of the log")
+            progress.tell(LogLine("TensorRT", "info: a line of the log"))
         engine.write_bytes(b"an engine")
         return FACTS
 
@@ -428,38 +428,6 @@ class TestLoad:
         assert export("--trt")[0] == 0
         with pytest.raises(BackendError, match="CUDA"):
             tempme_export.load(tmp_path / "out.tempme", backend="tensorrt")
-
-
-class TestConsole:
-    @pytest.fixture
-    def screen(self, monkeypatch):
-        """A terminal of 60 columns; its text so far."""
-        from io import StringIO
-
-        from rich.console import Console
-
-        written = StringIO()
-        narrow = Console(force_terminal=True, width=60, file=written, color_system=None)
-        for module in (console, terminal):
-            monkeypatch.setattr(module, "STDERR", narrow)
-        return written
-
-    def test_a_bar_on_a_terminal(self, screen):
-        for fraction, phase in ((0.0, "compiling"), (0.5, "Building " + "x" * 80), (1.0, "engine built")):
-            console.show_progress(STEP, BuildStep(phase, fraction))
-        lines = screen.getvalue().split("\r")
-        assert all(len(line) == 59 for line in lines[:-1]) and lines[-1] == ""
-        assert f"[{'#' * 12}{' ' * 12}]  50%" in lines[1] and f"[{'#' * 24}] 100%  engine built" in lines[2]
-        console.show_error(ExportError("no tactic"))
-        assert screen.getvalue().endswith("\r\nerror: no tactic\n"), "the bar stays, the error has its own line"
-
-    def test_every_phase_once_elsewhere(self, capsys):
-        for fraction, phase in ((0.1, "a"), (0.2, "a"), (0.3, "b"), (0.4, "a")):
-            console.show_progress(STEP, BuildStep(phase, fraction))
-        assert capsys.readouterr().err.split() == ["engine", "a", "engine", "b"]
-        console.show_progress(LOG, "warning: [red]")
-        console.show_progress(STEP, BuildStep("a", 0.1))
-        assert capsys.readouterr().err.split() == ["TensorRT", "warning:", "[red]", "engine", "a"]
 
 
 def test_what_never_merges_has_no_engine(small_recipe):

@@ -50,8 +50,8 @@ def recipe(folder):
 
 
 @pytest.fixture(scope="module")
-def stages(gate_stages):
-    return gate_stages
+def told(gate_told):
+    return gate_told
 
 
 @pytest.fixture(scope="module")
@@ -116,12 +116,10 @@ class TestPasses:
         assert 0 < comparison["drift"]["largest"] < 1e-10
         assert bundle.manifest["tolerances"]["retrieval"] == dataclasses.asdict(RetrievalTolerance(0.1, 0.999, 0.999))
 
-    def test_stages_in_order(self, gated, stages):
-        names = [stage for stage, _ in stages]
-        counts = ["gate videos"] * 9 + ["gate captions"]
-        assert names == ["recipe", "selftest", *["file"] * 3, "parity", "gate data", *counts, "gate", "bundle"]
-        assert [count for stage, count in stages if stage == "gate videos"] == [(i + 1, 9) for i in range(9)]
-        assert stages[-3] == ("gate captions", (18, 18))
+    def test_facts_in_order_and_every_clip_counted(self, gated, told):
+        assert told.kinds == ["Recipe", "SelfTest", *["Written"] * 3, "Parity", "GateData", "Gate", "Bundle"]
+        assert told.amounts("gate: videos through both paths") == [(i, 9) for i in range(10)]
+        assert told.amounts("gate: captions through both paths") == [(0, 18), (18, 18)]
 
     def test_nothing_lies_beside_it(self, gated):
         assert list(gated.parent.iterdir()) == [gated]
@@ -179,10 +177,10 @@ class TestRefuses:
             check["name"] for check in failed.manifest["gate"]["reports"][0]["checks"] if not check["passed"]
         ]
 
-    def test_an_accepted_bundle_stays_where_it_is(self, export, request, tmp_path):
-        seen = []
-        bundle = export(gate=None, progress=lambda stage, result: seen.append(stage))
-        assert bundle.manifest["gate"] is None and not any(stage.startswith("gate") for stage in seen)
+    def test_an_accepted_bundle_stays_where_it_is(self, export, request, tmp_path, recording):
+        heard = recording()
+        bundle = export(gate=None, progress=heard)
+        assert bundle.manifest["gate"] is None and not {"Gate", "GateData"} & set(heard.kinds)
         before = (tmp_path / "out" / MANIFEST).read_bytes()
         request.getfixturevalue("spoiled_texts")
         with pytest.raises(ParityError, match=r"gate video\.onnx: text-to-video: top-10 overlap is "):

@@ -18,6 +18,7 @@ from tempme_export.doctor import rules
 from tempme_export.errors import BackendError, ParityError, UsageError
 from tempme_export.evaluation.encoders import open_encoder
 from tempme_export.pipeline.spec import ExportSpec
+from tempme_export.progress import Written
 from tempme_export.runtime.ort import OrtRunner
 from tempme_export.serving.model_config import served_models
 from tempme_export.serving.repository import write_repository
@@ -86,9 +87,9 @@ def folder(gate_folder, gated, builds):
     return gate_folder
 
 
-def test_everything_finds_it(toy, folder, tmp_path):
+def test_everything_finds_it(toy, folder, tmp_path, recording):
     out = tmp_path / "out.tempme"
-    stages = []
+    told = recording()
     bundle = tempme_export.export(
         folder / "mini.pth",
         "mini-8f",
@@ -96,10 +97,10 @@ def test_everything_finds_it(toy, folder, tmp_path):
         batch=(1, 2, 3),
         also=["toy"],
         gate=folder / "data.csv",
-        progress=lambda stage, result: stages.append((stage, result)),
+        progress=told,
     )
     assert toy[0].checked and bundle.manifest["toy"] == {"made_by": "a toy"} and FILE in bundle.manifest["files"]
-    assert FILE in [path.name for stage, path in stages if stage == "file"]
+    assert FILE in [fact.path.name for fact in told.of(Written)]
     for reports, name in ((bundle.manifest["parity"], FILE), (bundle.manifest["gate"]["reports"], f"gate {FILE}")):
         ours = [one for one in reports if one["artifact"] == name]
         assert [one["status"] for one in ours] == ["passed", "passed"]

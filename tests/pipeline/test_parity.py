@@ -631,10 +631,10 @@ def test_verify_fails_where_this_machine_computes_something_else(small_bundle, r
     assert "does not compute here what it did where it was built" in str(caught.value)
 
 
-def test_verify_passes_and_reports(small_bundle):
-    stages = []
-    reports = verify.verify(small_bundle, progress=lambda stage, result: stages.append(stage))
-    assert stages == ["files", "parity"]
+def test_verify_passes_and_reports(small_bundle, recording):
+    told = recording()
+    reports = verify.verify(small_bundle, progress=told)
+    assert told.kinds == ["Intact", "Parity"]
     assert [report.status for report in reports] == ["passed", "passed"]
     assert "merged tokens, relative RMS" not in [check.name for check in reports[0].checks], "not in selftest.npz"
 

@@ -118,9 +118,9 @@ class Stale(Runner):
 
 
 class TestRebuild:
-    def test_a_new_engine_with_its_manifest(self, bundle, builder):
-        before, stages = contents(bundle), []
-        renewed = rebuild.rebuild(bundle, progress=lambda stage, result: stages.append(stage))
+    def test_a_new_engine_with_its_manifest(self, bundle, builder, recording):
+        before, told = contents(bundle), recording()
+        renewed = rebuild.rebuild(bundle, progress=told)
         after = contents(bundle)
         verify_files(open_bundle(bundle))
         assert after[ENGINE] == b"the engine of an H100"
@@ -129,7 +129,7 @@ class TestRebuild:
         reports = [report for report in renewed.manifest["parity"] if report["artifact"] == ENGINE]
         assert [report["status"] for report in reports] == ["passed"] and "H100" in reports[0]["backend"]
         assert {report["artifact"] for report in renewed.manifest["parity"]} > {ENGINE, VIDEO}
-        assert stages == ["files", "engine", "parity", "bundle"]
+        assert told.kinds == ["Intact", "EngineFacts", "Parity", "Bundle"]
         assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
 
     def test_a_bundle_that_is_replaced_meanwhile(self, bundle, builder, monkeypatch):

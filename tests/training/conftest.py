@@ -110,15 +110,12 @@ def config(tmp_path, cache):
 
 
 @pytest.fixture
-def run(config, recipe, data, val):
+def run(config, recipe, data, val, recording):
     """Train with changes to `config`; returns the result and what progress told."""
 
     def call(recipe=recipe, data=data, val=val, **changes):
-        told = []
-        result = train(
-            dataclasses.replace(config, **changes), recipe, data, val, lambda stage, what: told.append((stage, what))
-        )
-        return result, told
+        told = recording()
+        return train(dataclasses.replace(config, **changes), recipe, data, val, told), told
 
     return call
 

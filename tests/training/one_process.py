@@ -17,6 +17,7 @@ from tempme_export.encoder.checkpoint import load_checkpoint
 from tempme_export.encoder.recipe import prepare
 from tempme_export.errors import InputError
 from tempme_export.media.preprocess import Preprocess, preprocess_for
+from tempme_export.progress import SILENT, Progress
 from tempme_export.training import step
 from tempme_export.training.batches import share
 from tempme_export.training.config import TrainConfig
@@ -48,6 +49,16 @@ class Towers(nn.Module):
     def forward(self, frames, token_ids):
         video = torch.tanh(frames.double().flatten(1) @ self.visual) + self.frozen
         return F.normalize(video, dim=-1), F.normalize(self.words(token_ids).sum(1), dim=-1)
+
+
+class Kinds(Progress):
+    """Keeps the names of the facts' types."""
+
+    def __init__(self):
+        self.kinds = []
+
+    def tell(self, fact):
+        self.kinds.append(type(fact).__name__)
 
 
 def batches(frames, size, words, length):
@@ -111,7 +122,7 @@ def judged(world, recipe, folder):
         recipe,
         world,
         TrainConfig(out=folder, cache=folder / f"cache-{world.size}", workers=0),
-        lambda done, total: None,
+        SILENT,
     )
     model = TrainableModel(recipe, "lora", 2, 0)
     stepper = Stepper(model, make_optimizer(model, 1e-3, 0.2), preprocess_for(recipe), world, "fp32", 1.0)
@@ -145,7 +156,7 @@ def main(folder):
         preprocess = Preprocess(size, recipe.backbone.mean, recipe.backbone.std)
         found["model"] = take_steps(model, world, preprocess, batches(frames, size, 49408, 12))
     data = open_data(folder / "clips" / "train.csv", "train")
-    stages = []
+    heard = Kinds()
     config = TrainConfig(
         out=folder / f"out-{world.size}",
         epochs=1,
@@ -160,11 +171,11 @@ def main(folder):
     )
     val = open_data(folder / "clips" / "val.csv", "test")
     meet_at(next(ports))
-    first = train(config, recipe, data, val, lambda stage, what: stages.append(stage))
+    first = train(config, recipe, data, val, heard)
     config = TrainConfig(**{**vars(config), "max_minutes": None, "resume": True})
     meet_at(next(ports))
-    second = train(config, recipe, data, val, lambda stage, what: stages.append(stage))
-    found["run"] = {"first": first.to_dict(), "second": second.to_dict(), "stages": stages}
+    second = train(config, recipe, data, val, heard)
+    found["run"] = {"first": first.to_dict(), "second": second.to_dict(), "told": heard.kinds}
     torch.save(found, folder / f"{name}.pt")
 
 

@@ -20,9 +20,7 @@ from tempme_export.encoder.profile import load_profile
 from tempme_export.errors import ExportError
 from tempme_export.training import loop
 from tempme_export.training.log import read_rows
-from tempme_export.training.plan import Plan
 from tempme_export.training.skipped import Skipped
-from tempme_export.training.state import Position
 
 COMMAND = [sys.executable, "-m", "tempme_export.cli.train"]
 
@@ -237,24 +235,6 @@ def test_long_lists_are_short_on_the_screen(capsys):
     err = capsys.readouterr().err
     assert "9.mp4" in err and "10.mp4" not in err
     assert "12 videos could not be read and are left out, 2 more than shown" in err
-
-
-def test_bars_on_a_terminal(monkeypatch):
-    """What moves is drawn on a terminal, and gone at the end."""
-    import io
-
-    from rich.console import Console
-
-    screen = io.StringIO()
-    monkeypatch.setattr(train_console, "STDERR", Console(file=screen, force_terminal=True, width=120))
-    with train_console.progress() as progress:
-        progress("frames", ("train", 3, 9))
-        progress("plan", (Plan((3, 3), 1, 4), Position(2, 0, 2)))
-        progress("step", {"step": 3, "loss": 1.25, "samples_per_s": 80.0, "data_wait": 0.05})
-        progress("saved", Position(3, 1, 0))
-    drawn = screen.getvalue()
-    for words in ("train videos", "3/9", "training", "3/6", "loss 1.250", "80/s", "waiting 5%", "resumed"):
-        assert words in drawn
 
 
 class TestOtherProcesses:

@@ -168,8 +168,8 @@ class TestRun:
             assert second["best"] == found[1, 0]["run"]["second"]["best"]
 
     def test_only_the_first_speaks(self, found):
-        assert found[2, 0]["run"]["stages"] == found[1, 0]["run"]["stages"]
-        assert found[2, 1]["run"]["stages"] == []
+        assert found[2, 0]["run"]["told"] == found[1, 0]["run"]["told"]
+        assert found[2, 1]["run"]["told"] == []
 
     def test_the_files_are_those_of_one_process(self, folder):
         names = [{path.name for path in (folder / f"out-{n}").iterdir()} for n in SIZES]

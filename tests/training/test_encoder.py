@@ -82,15 +82,15 @@ def test_the_exported_encoder_is_the_trained_one(recipe, inputs, close, tune):
         close(text, TextEncoder(trained)(inputs[1]))
 
 
-def test_prompts_are_refused_by_name(recipe, tmp_path):
-    stages = []
+def test_prompts_are_refused_by_name(recipe, tmp_path, recording):
+    told = recording()
     trained = reloaded(TrainableModel(recipe, "prompt"), recipe)
     for tower in (VideoEncoder, TextEncoder):
         with pytest.raises(CheckpointError, match=r"5 prompt tokens in each block.*--tune lora"):
             tower(trained)
     with pytest.raises(CheckpointError, match="5 prompt tokens in each block"):
-        export(trained.checkpoint, trained.profile, tmp_path / "out.tempme", progress=stages.append)
-    assert stages == [] and list(tmp_path.iterdir()) == [], "before any work"
+        export(trained.checkpoint, trained.profile, tmp_path / "out.tempme", progress=told)
+    assert told.facts == [] and list(tmp_path.iterdir()) == [], "before any work"
 
 
 @pytest.mark.parametrize("tune", ["lora", "adapter"])

@@ -19,11 +19,13 @@ from tempme_export.encoder.recipe import prepare
 from tempme_export.errors import BackendError, ExportError, InputError, ProfileError, UsageError
 from tempme_export.evaluation.metrics import Retrieval, retrieval
 from tempme_export.media.preprocess import preprocess_for
+from tempme_export.progress import SILENT, Note
 from tempme_export.training import config as config_module
 from tempme_export.training import loop, plot, step
 from tempme_export.training.config import TrainConfig
 from tempme_export.training.distributed import World
 from tempme_export.training.encoder import Tune
+from tempme_export.training.facts import Evaluated, LeftOut, Opened, Planned, Saved, Trains
 from tempme_export.training.log import read_rows
 from tempme_export.training.loss import contrastive_loss
 from tempme_export.training.optimizer import make_optimizer
@@ -44,14 +46,10 @@ def quick(monkeypatch):
     monkeypatch.setattr(loop, "draw_curves", lambda rows, path: None)
 
 
-def stages(told, name):
-    return [what for stage, what in told if stage == name]
-
-
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, cache, recipe, data, val):
+def whole(tmp_path_factory, cache, recipe, data, val, recording):
     """One run from its first step to its last; its result and what it told. Do not write there."""
-    told = []
+    told = recording()
     config = TrainConfig(
         out=tmp_path_factory.mktemp("whole") / "out",
         epochs=2,
@@ -64,7 +62,7 @@ def whole(tmp_path_factory, cache, recipe, data, val):
         rate=1e-3,
         save_every=2,
     )
-    return loop.train(config, recipe, data, val, lambda stage, what: told.append((stage, what))), told
+    return loop.train(config, recipe, data, val, told), told
 
 
 class TestStep:
@@ -183,7 +181,7 @@ class TestWholeRun:
             *(("s", 4, 2), ("s", 5, 2), ("s", 6, 2), ("e", 6, 2)),
         ]
         steps = [row for row in rows if row["kind"] == "step"]
-        assert stages(told, "step") == steps
+        assert told.amounts("training") == [(done, 6) for done in range(7)]
         assert [row["lr"] for row in steps[:2]] == pytest.approx([0.0, 1e-3])
         assert steps[-1]["lr"] == pytest.approx(1e-3 * 0.5 * (1 + math.cos(math.pi * 4 / 5)))
         for row in steps:
@@ -194,7 +192,7 @@ class TestWholeRun:
                 and 0 <= row["data_wait"] <= 1
             )
         judged = [row for row in rows if row["kind"] == "evaluation"]
-        assert [row for row, _ in stages(told, "evaluation")] == judged
+        assert [one.row for one in told.of(Evaluated)] == judged
         for row in judged:
             assert 0 <= row["t2v_r1"] <= row["t2v_r5"] <= row["t2v_r10"] == 100
             assert row["v2t_r10"] == 100 and row["t2v_mean_rank"] >= 1
@@ -202,7 +200,7 @@ class TestWholeRun:
 
     def test_the_state_is_saved_as_often_as_asked_and_after_every_epoch(self, whole):
         _, told = whole
-        assert stages(told, "saved") == [
+        assert [one.position for one in told.of(Saved)] == [
             Position(0, 0, 0),
             Position(2, 0, 2),
             Position(3, 1, 0),
@@ -239,8 +237,8 @@ class TestWholeRun:
         tensors = {**recipe.checkpoint.tensors, "logit_scale": torch.tensor(5.5)}
         hot = dataclasses.replace(recipe, checkpoint=dataclasses.replace(recipe.checkpoint, tensors=tensors))
         run(recipe=hot, val=None, max_minutes=1e-9)
-        result, told = run(recipe=hot, val=None, resume=True)
-        temperatures = [row["temperature"] for row in stages(told, "step")]
+        result, _ = run(recipe=hot, val=None, resume=True)
+        temperatures = [row["temperature"] for row in read_rows(result.out / "metrics.jsonl") if row["step"] > 1]
         assert temperatures == pytest.approx([0.01] * 5, rel=1e-5)
         assert float(weights_of(result.out / "final.pth")["clip.logit_scale"]) == pytest.approx(math.log(100))
 
@@ -250,7 +248,7 @@ class TestWholeRun:
 
     def test_without_validation_the_last_is_the_best(self, run, assert_same_weights):
         result, told = run(val=None)
-        assert result.best is None and stages(told, "evaluation") == []
+        assert result.best is None and told.of(Evaluated) == []
         assert_same_weights(result.out / "best.pth", result.out / "final.pth")
 
     def test_half_precision_storage(self, whole, run, weights_of):
@@ -263,7 +261,7 @@ class TestWholeRun:
     def test_other_additions(self, run, recipe, tune, kind, weights_of):
         """They are trained, saved and resumed as LoRA is."""
         result, told = run(tune=tune, epochs=1, max_minutes=1e-9)
-        assert stages(told, "model")[0][kind] > 1000
+        assert told.of(Trains)[0].counts[kind] > 1000
         before = load_state(result.out / "last.pt").parameters
         result, _ = run(tune=tune, epochs=1, resume=True)
         after = load_state(result.out / "last.pt").parameters
@@ -271,7 +269,7 @@ class TestWholeRun:
         assert set(load_checkpoint(result.out / "final.pth").tensors) > set(recipe.checkpoint.tensors)
 
     def test_counts_are_told(self, whole):
-        (counts,) = stages(whole[1], "model")
+        counts = whole[1].of(Trains)[0].counts
         assert counts.keys() == {"lora", "clip positions"} and counts["lora"] > 1000
 
     def test_it_learns(self, tmp_path, cache, recipe, data, monkeypatch):
@@ -320,7 +318,7 @@ class TestBest:
         monkeypatch.setattr(loop, "save_model", watch)
         result, told = run(epochs=3)
         assert (result.best.r1, result.best.epochs) == (max(r1), best)
-        assert [better for _, better in stages(told, "evaluation")][best - 1]
+        assert told.of(Evaluated)[best - 1].better
         assert weights_of(result.out / "best.pth")["clip.logit_scale"] == saved["best.pth"][-1]
         assert len(saved["best.pth"]) == len({r for i, r in enumerate(r1) if r > max(r1[:i], default=-1)})
         assert len(saved["final.pth"]) == 1
@@ -407,7 +405,7 @@ class TestInterrupted:
         while not result.finished:
             before = result.steps
             result, told = run(max_minutes=1e-9, resume=True)
-            assert stages(told, "plan")[0][1].step == before
+            assert told.of(Planned)[0].position.step == before
             taken.append(result.steps)
         assert taken == [2, 3, 4, 5, 6]
         assert_same_weights(result.out / "final.pth", whole[0].out / "final.pth")
@@ -416,7 +414,7 @@ class TestInterrupted:
         first, _ = run()
         (first.out / "final.pth").unlink()
         result, told = run(resume=True)
-        assert result.finished and stages(told, "step") == []
+        assert result.finished and told.amounts("training") == [(6, 6)]
         assert_same_weights(result.out / "final.pth", whole[0].out / "final.pth")
 
     def test_how_it_runs_may_change(self, run, assert_same_weights, whole):
@@ -489,84 +487,76 @@ class TestUnreadable:
         assert [(one.video, one.step) for one in result.skipped] == [("2.avi", None), ("5.avi", None)]
         lines = [json.loads(line) for line in (result.out / "skipped.jsonl").read_text().splitlines()]
         assert lines == [one.to_dict() for one in result.skipped]
-        assert [len(skipped) for _, skipped in stages(told, "data")] == [2]
+        assert [len(one.skipped) for one in told.of(Opened)] == [2]
         assert result.total == 2 * (len(data_of(broken_clips)) // 4)
 
-    def test_during_the_run(self, config, recipe, clips, tmp_path):
+    def test_during_the_run(self, config, recipe, clips, tmp_path, recording):
         """A file vanishes once it was looked at: its pair does not count, and it is listed once."""
         own = copied(clips, tmp_path)
-        told = []
-
-        def progress(stage, what):
-            told.append((stage, what))
-            if stage == "plan":
-                own.paths[3].unlink()
-
-        result = loop.train(dataclasses.replace(config, cache=None), recipe, own, None, progress)
-        pairs = [row["pairs"] for row in stages(told, "step")]
+        told = recording(lambda fact: own.paths[3].unlink() if isinstance(fact, Planned) else None)
+        result = loop.train(dataclasses.replace(config, cache=None), recipe, own, None, told)
+        pairs = [row["pairs"] for row in read_rows(result.out / "metrics.jsonl") if row["kind"] == "step"]
         assert result.finished and sum(pairs) < 4 * 6 and set(pairs) <= {3, 4}
         (one,) = result.skipped
         assert (one.split, one.video) == ("train", "3.avi") and "3.avi" in one.reason
         assert one.step == 1 + pairs.index(3)
-        assert stages(told, "skipped") == [[one]]
+        assert [found.videos for found in told.of(LeftOut)] == [[one]]
         assert json.loads((result.out / "skipped.jsonl").read_text()) == one.to_dict()
 
-    def test_what_was_listed_stays_listed_when_resumed(self, config, recipe, clips, tmp_path):
+    def test_what_was_listed_stays_listed_when_resumed(self, config, recipe, clips, tmp_path, recording):
         own = copied(clips, tmp_path)
         lost = own.paths[3].read_bytes()
         config = dataclasses.replace(config, cache=None, save_every=1)
         listed = []
 
-        def vanish(stage, what):
-            if stage == "plan":
+        def vanish(fact):
+            if isinstance(fact, Planned):
                 own.paths[3].unlink()
-            if stage == "skipped":
-                listed.extend(what)
-            if stage == "saved" and listed:
+            if isinstance(fact, LeftOut):
+                listed.extend(fact.videos)
+            if isinstance(fact, Saved) and listed:
                 raise Crash
 
         with pytest.raises(Crash):
-            loop.train(config, recipe, own, None, vanish)
+            loop.train(config, recipe, own, None, recording(vanish))
         own.paths[3].write_bytes(lost)
         result = loop.train(dataclasses.replace(config, resume=True), recipe, own)
         assert result.skipped == tuple(listed) and len(listed) == 1
         assert json.loads((result.out / "skipped.jsonl").read_text()) == listed[0].to_dict()
 
-    def test_a_batch_of_which_nothing_can_be_read(self, config, recipe, clips, tmp_path):
+    def test_a_batch_of_which_nothing_can_be_read(self, config, recipe, clips, tmp_path, recording):
         own = copied(clips, tmp_path)
 
-        def vanish(stage, what):
-            if stage == "plan":
+        def vanish(fact):
+            if isinstance(fact, Planned):
                 for path in own.paths:
                     path.unlink()
 
         with pytest.raises(InputError, match=r"step 1 of 6 .*no video of the batch.*\.avi.*--resume"):
-            loop.train(dataclasses.replace(config, cache=None), recipe, own, None, vanish)
+            loop.train(dataclasses.replace(config, cache=None), recipe, own, None, recording(vanish))
         assert load_state(config.out / "last.pt").position.step == 0
 
-    def test_in_validation(self, config, recipe, data, clips, tmp_path):
+    def test_in_validation(self, config, recipe, data, clips, tmp_path, recording):
         own = copied(clips, tmp_path, "val.csv")
-        told = []
 
-        def vanish(stage, what):
-            told.append((stage, what))
-            if stage == "plan":
+        def vanish(fact):
+            if isinstance(fact, Planned):
                 own.paths[1].unlink()
 
-        result = loop.train(dataclasses.replace(config, cache=None), recipe, data, own, vanish)
+        result = loop.train(dataclasses.replace(config, cache=None), recipe, data, own, recording(vanish))
         assert [(one.split, one.video, one.step) for one in result.skipped] == [("val", "3.avi", 3)]
         assert result.finished and result.best is not None
 
-    def test_no_validation_video_left(self, config, recipe, data, clips, tmp_path):
+    def test_no_validation_video_left(self, config, recipe, data, clips, tmp_path, recording):
         own = copied(clips, tmp_path, "val.csv")
 
-        def vanish(stage, what):
-            if stage == "plan":
+        def vanish(fact):
+            if isinstance(fact, Planned):
                 for path in own.paths:
                     path.unlink()
 
         with pytest.raises(InputError, match="no video can be read any more"):
-            loop.train(dataclasses.replace(config, cache=None), recipe, data, own, vanish)
+            loop.train(dataclasses.replace(config, cache=None), recipe, data, own, recording(vanish))
 
     def test_too_few(self, run):
         with pytest.raises(InputError, match=r"found 9 videos to train on; expected at least 10.*--batch 9"):
@@ -591,7 +581,7 @@ class TestEvaluate:
     def test_it_is_the_retrieval_of_all_embeddings(self, recipe, trainable, data, config, monkeypatch, per_call):
         monkeypatch.setattr("tempme_export.training.validate._VIDEOS", per_call)
         monkeypatch.setattr("tempme_export.training.validate._TEXTS", per_call)
-        split, _ = open_split("train", data, recipe, ALONE, config, lambda done, total: None)
+        split, _ = open_split("train", data, recipe, ALONE, config, SILENT)
         model = trainable(recipe, "lora", rank=2)
         stepper = Stepper(model, make_optimizer(model, 1e-3, 0.2), preprocess_for(recipe), ALONE, "fp32", 1.0)
         both, groups, skipped = evaluate(stepper, split, 3)
@@ -605,7 +595,7 @@ class TestEvaluate:
 
     def test_groups(self, recipe, trainable, data, config):
         grouped = dataclasses.replace(data, groups=("a", "b", "c") * 3)
-        split, _ = open_split("train", grouped, recipe, ALONE, config, lambda done, total: None)
+        split, _ = open_split("train", grouped, recipe, ALONE, config, SILENT)
         model = trainable(recipe, "lora", rank=2)
         stepper = Stepper(model, make_optimizer(model, 1e-3, 0.2), preprocess_for(recipe), ALONE, "fp32", 1.0)
         _, groups, _ = evaluate(stepper, split, 0)
@@ -680,8 +670,8 @@ class TestCurves:
         monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
         result, told = run(epochs=1)
         assert result.finished and "curves.png" not in result.files
-        (note,) = stages(told, "note")
-        assert "pip install 'tempme-export[plot]'" in note and "\n" not in note
+        (note,) = told.of(Note)
+        assert "pip install 'tempme-export[plot]'" in note.text and "\n" not in note.text
 
     @pytest.mark.parametrize("judged", [(), (10, 20)])
     def test_a_picture(self, tmp_path, judged):
@@ -747,8 +737,7 @@ class TestPreview:
         found = preview(config, recipe, data, val)
         assert not config.out.exists()
         result, told = run()
-        plan, _ = stages(told, "plan")[0]
-        assert found.plan == plan and found.counts == stages(told, "model")[0]
+        assert found.plan == told.of(Planned)[0].plan and found.counts == told.of(Trains)[0].counts
         assert found.missing == {"train": 0, "val": 0}
         written = sum((result.out / name).stat().st_size for name in ("last.pt", "best.pth", "final.pth"))
         assert written < found.disk < 3 * written

@@ -12,6 +12,7 @@ from tempme_export.data.clip import Clip
 from tempme_export.errors import InputError, ProfileError
 from tempme_export.media.preprocess import preprocess_for
 from tempme_export.media.video import read_frames
+from tempme_export.progress import SILENT
 from tempme_export.training.config import TrainConfig
 from tempme_export.training.distributed import World
 from tempme_export.training.split import fingerprint, open_split, tokenizer_for
@@ -20,7 +21,7 @@ from tempme_export.training.step import Normalise
 ALONE = World(0, 1, torch.device("cpu"))
 
 
-def opening(data, recipe, cache=None, resume=False, progress=lambda done, total: None):
+def opening(data, recipe, cache=None, resume=False, progress=SILENT):
     """The data as a split, with the videos left out of it."""
     config = TrainConfig(out=Path(), cache=cache, workers=0, resume=resume)
     return open_split("train", data, recipe, ALONE, config, progress)
@@ -50,15 +51,15 @@ def test_batches_are_the_videos_frames(opened, kind, workers, data, recipe):
 
 
 @pytest.mark.parametrize("with_cache", [False, True])
-def test_what_cannot_be_read_is_left_out(broken_clips, recipe, tmp_path, with_cache):
-    told = []
+def test_what_cannot_be_read_is_left_out(broken_clips, recipe, tmp_path, with_cache, recording):
+    told = recording()
     cache = tmp_path / "cache" if with_cache else None
-    split, skipped = opening(broken_clips, recipe, cache, progress=lambda done, total: told.append((done, total)))
+    split, skipped = opening(broken_clips, recipe, cache, progress=told)
     assert [one.video for one in skipped] == ["2.avi", "5.avi"]
     assert all(one.split == "train" and one.step is None and one.path.endswith(one.video) for one in skipped)
     assert "2.avi" in skipped[0].reason and "5.avi" in skipped[1].reason
     assert split.data.video_ids == tuple(f"{i}.avi" for i in (0, 1, 3, 4, 6, 7, 8))
-    assert told[-1] == (9, 9)
+    assert told.counts[-1] == ("decoding videos" if with_cache else "looking at videos", 9, 9)
     captions = np.flatnonzero(split.owner == 2)  # of what was video 3
     (batch,) = split.batches([(captions, np.ones(len(captions), bool))], ALONE.device)
     expected = preprocess_for(recipe).crop(read_frames(broken_clips.paths[3], 4))

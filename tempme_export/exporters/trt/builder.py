@@ -18,19 +18,11 @@ from tempme_export.artifacts.graph_files import graph_bytes
 from tempme_export.encoder.profile import BatchRange
 from tempme_export.errors import ExportError
 from tempme_export.exporters.trt.layers import EngineLayers, prove, read_layers
-from tempme_export.exporters.trt.reports import (
-    STEP,
-    BuildStep,
-    Complaints,
-    Failure,
-    Progress,
-    make_logger,
-    make_monitor,
-    parser_errors,
-)
+from tempme_export.exporters.trt.reports import Complaints, Failure, make_logger, make_monitor, parser_errors
 from tempme_export.exporters.trt.requirements import check_options, refuse
 from tempme_export.exporters.trt.workshop import Workshop
 from tempme_export.files import library_path, write_file
+from tempme_export.progress import Progress
 from tempme_export.runtime.engine_facts import EngineFacts
 from tempme_export.runtime.nvidia import engine_device
 from tempme_export.runtime.tensorrt_package import parse_version, start
@@ -207,7 +199,7 @@ def build(
     """Build the engine of a graph with plugins and write it to `engine`, which appears complete or not at all.
 
     nodes     what the graph holds for plugins, whose kernels are compiled before TensorRT starts
-    progress  called with (STEP, BuildStep) and, when verbose, (LOG, line)
+    progress  hears of two steps, the kernels and the engine, and of each LogLine when verbose
     workshop  what it is built with
 
     Raises UsageError as `check_options`, BackendError as `check_builder`, ExportError for a full disk, where TensorRT
@@ -223,15 +215,15 @@ def build(
     trt, gpu = workshop.tensorrt(), workshop.gpu(device)
     target, started = ptx_target(gpu.compute), time.perf_counter()
     with workshop.on(device):
-        for name in workshop.compile(nodes, precision, target):
-            progress(STEP, BuildStep(f"compiling {name} for {target}", 0.0))
+        with progress.step(f"compiling kernels for {target}") as step:
+            for done, name in enumerate(workshop.compile(nodes, precision, target)):
+                step.advance(done, name)
         workshop.register(target)
         job = _Job(trt, plugin_onnx, batch, progress, settings.verbose)
         plan = job.build(names, settings.timing_cache, settings.workspace_gib)
         layers, inputs, outputs = job.inspect(plan, names)
     prove(layers, precision)
     write_file(engine, lambda stream: stream.write(memoryview(plan)))
-    progress(STEP, BuildStep("engine built", 1.0))
     return EngineFacts(
         tensorrt=str(trt.__version__),
         gpu=gpu.name,
@@ -258,7 +250,7 @@ class _Job:
         self._trt, self._source, self._batch = trt, source, batch
         self._failure, self._complaints = Failure(), Complaints()
         self._logger = make_logger(trt, self._complaints, progress, verbose, self._failure)
-        self._monitor = make_monitor(trt, progress, self._failure)
+        self._progress = progress
 
     def build(self, names: PluginNames, timing_cache: Path, workspace_gib: float | None) -> Any:
         """The serialized engine."""
@@ -268,13 +260,15 @@ class _Job:
         _check_plugins(trt, network, names)
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-        config.progress_monitor = self._monitor
         config.clear_flag(trt.BuilderFlag.TF32)
         if workspace_gib is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(workspace_gib * _GIB))
         _add_profile(builder, config, network, self._batch)
         _attach_timings(config, timing_cache)
-        plan = builder.build_serialized_network(network, config)
+        with self._progress.step("building the engine", 100, "%") as step:
+            self._monitor = make_monitor(trt, step, self._failure)
+            config.progress_monitor = self._monitor
+            plan = builder.build_serialized_network(network, config)
         self._failure.raise_again()
         if plan is None:
             raise ExportError(

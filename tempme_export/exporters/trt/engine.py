@@ -50,7 +50,7 @@ def scratch(artifact: Artifact, recipe: Recipe, spec: Spec) -> int:
 
 
 def build(artifact: Artifact, making: Making) -> dict[str, Any]:
-    """From the graph with plugins; calls the progress with `engine`. Raises as `builder.build`."""
+    """From the graph with plugins; tells the progress its EngineFacts. Raises as `builder.build`."""
     recipe, spec = making.recipe, making.spec
     settings = builder.EngineSettings(
         batch=recipe.profile.batch,
@@ -62,5 +62,5 @@ def build(artifact: Artifact, making: Making) -> dict[str, Any]:
     )
     source, engine = making.folder / SOURCE, making.folder / artifact.file
     facts = builder.build(source, engine, settings, engine_nodes(recipe), making.progress)
-    making.progress("engine", facts)
+    making.progress.tell(facts)
     return facts.to_dict()

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-Progress = Callable[[str, Any], None]
-STEP, LOG = "engine step", "engine log"  # stages that a progress function is called with
+from tempme_export.progress import LogLine, Progress, Step
+
 _KEPT = 12  # of the builder's complaints, for the message of a failed build
 
 
@@ -90,9 +90,12 @@ class Failure:
             raise self.error
 
 
-def make_monitor(trt: Any, progress: Progress, failure: Failure) -> Any:
-    """An IProgressMonitor that calls `progress(STEP, BuildStep)`; the caller keeps it alive while building."""
+def make_monitor(trt: Any, step: Step, failure: Failure) -> Any:
+    """An IProgressMonitor that advances a step in percent; the caller keeps it alive while building."""
     phases, lock = Phases(), threading.Lock()
+
+    def advance(reached: BuildStep) -> None:
+        step.advance(100 * reached.fraction, reached.phase)
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         """Passes on what the builder reports."""
@@ -103,17 +106,17 @@ def make_monitor(trt: Any, progress: Progress, failure: Failure) -> Any:
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             """A phase begins."""
             with lock:
-                failure.guard(lambda: progress(STEP, phases.start(phase_name, parent_phase, num_steps)))
+                failure.guard(lambda: advance(phases.start(phase_name, parent_phase, num_steps)))
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             """A step is done; False stops the build."""
             with lock:
-                return failure.guard(lambda: progress(STEP, phases.complete(phase_name, step)))
+                return failure.guard(lambda: advance(phases.complete(phase_name, step)))
 
         def phase_finish(self, phase_name: str) -> None:
             """A phase ended."""
             with lock:
-                failure.guard(lambda: progress(STEP, phases.finish(phase_name)))
+                failure.guard(lambda: advance(phases.finish(phase_name)))
 
     return Monitor()
 
@@ -139,7 +142,7 @@ class Complaints:
 
 
 def make_logger(trt: Any, complaints: Complaints, progress: Progress, verbose: bool, failure: Failure) -> Any:
-    """An ILogger that keeps complaints and, when verbose, calls `progress(LOG, line)` with every line."""
+    """An ILogger that keeps complaints and, when verbose, tells every line."""
     lock = threading.Lock()
 
     class Log(trt.ILogger):  # type: ignore[misc]
@@ -154,7 +157,7 @@ def make_logger(trt: Any, complaints: Complaints, progress: Progress, verbose: b
             with lock:
                 complaints.add(name, msg)
                 if verbose:
-                    failure.guard(lambda: progress(LOG, f"{name.lower()}: {msg}"))
+                    failure.guard(lambda: progress.tell(LogLine("TensorRT", f"{name.lower()}: {msg}")))
 
     return Log()
 

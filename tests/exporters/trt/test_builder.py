@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from tempme_export.encoder.profile import BatchRange
 from tempme_export.errors import BackendError, ExportError, UsageError
 from tempme_export.exporters.trt import builder, requirements
-from tempme_export.exporters.trt.reports import LOG, STEP
+from tempme_export.progress import SILENT, LogLine
 from tempme_export.runtime.engine_facts import ENGINE, KEY, SOURCE
 from tempme_export.runtime.nvidia import Gpu
 
@@ -283,19 +283,17 @@ def machine():
 
 
 @pytest.fixture
-def run(source, machine):
-    """Builds with defaults that a test changes; `stages` is what was reported."""
+def run(source, machine, recording):
+    """Builds with defaults that a test changes; `told` is what was told."""
     folder = source.parent
 
     def build(precision="fp16", batch=BATCH, progress=None, **options):
         asked = {"device": "cuda", "timing_cache": folder / "out.timing"} | options
         settings = builder.EngineSettings(batch, precision, **asked)
         nodes = [SimpleNamespace(name="merge_kernel")]
-        return builder.build(source, folder / ENGINE, settings, nodes, progress or run_stages.append_stage, machine)
+        return builder.build(source, folder / ENGINE, settings, nodes, progress or build.told, machine)
 
-    run_stages = SimpleNamespace(stages=[])
-    run_stages.append_stage = lambda stage, result: run_stages.stages.append((stage, result))
-    build.stages = run_stages.stages
+    build.told = recording()
     return build
 
 
@@ -344,13 +342,12 @@ class TestBuild:
 
     def test_progress_and_log(self, run):
         run()
-        assert all(stage == STEP for stage, _ in run.stages)
-        fractions = [step.fraction for _, step in run.stages]
-        assert fractions == sorted(fractions) and fractions[-1] == 1.0
-        assert run.stages[0][1].phase == "compiling merge_kernel for sm_90"
-        run.stages.clear()
+        assert run.told.amounts("compiling kernels for sm_90") == [(0, None), (0, None)]
+        percent = [done for done, _ in run.told.amounts("building the engine")]
+        assert percent == sorted(percent) and percent[-1] == 100
+        assert run.told.facts == []
         run(verbose=True)
-        assert (LOG, "verbose: trying tactics") in run.stages
+        assert LogLine("TensorRT", "verbose: trying tactics") in run.told.facts
 
     def test_timings_are_kept_for_the_next_build(self, run, source):
         timings = source.parent / "out.timing"
@@ -434,13 +431,13 @@ class TestRefusals:
         with pytest.raises(ExportError, match="refuses the batch range 5:8:64"):
             run(batch=BatchRange(5, 8, 64))
 
-    def test_an_interrupt_out_of_the_progress_bar(self, run, source):
-        def interrupt(stage, step):
-            if step.phase == "engine":
+    def test_an_interrupt_out_of_the_progress_bar(self, run, source, recording):
+        def interrupt(step):
+            if step.now == "engine":
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            run(progress=interrupt)
+            run(progress=recording(on_step=interrupt))
         assert self.left(source) == [SOURCE]
 
     @pytest.mark.parametrize("options", [{"precision": "int4"}, {"workspace_gib": 0}, {"workspace_gib": float("nan")}])
@@ -651,7 +648,7 @@ def test_a_real_engine(tiny_recipe, tmp_path, precision):
     nodes, sizes = plugin_nodes(tiny_recipe), tiny_recipe.profile.batch
     export_plugin_video(tiny_recipe, tmp_path / SOURCE, precision)
     settings = builder.EngineSettings(sizes, precision, "cuda", tmp_path / "out.timing")
-    facts = builder.build(tmp_path / SOURCE, tmp_path / ENGINE, settings, nodes, lambda stage, result: None)
+    facts = builder.build(tmp_path / SOURCE, tmp_path / ENGINE, settings, nodes, SILENT)
     assert sum(facts.plugins.values()) == len(nodes) and set(facts.products) == {precision}
     assert facts.engine_plugins == len(nodes) and (tmp_path / "out.timing").stat().st_size > 0
     selftest, preprocess = make_selftest(tiny_recipe), preprocess_for(tiny_recipe)

@@ -7,8 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tempme_export.exporters.trt.reports import (
-    LOG,
-    STEP,
     BuildStep,
     Complaints,
     Failure,
@@ -17,6 +15,7 @@ from tempme_export.exporters.trt.reports import (
     make_monitor,
     parser_errors,
 )
+from tempme_export.progress import LogLine
 
 
 class Base:
@@ -75,48 +74,54 @@ class TestPhases:
 
 
 class TestMonitor:
-    def test_what_is_passed_on(self):
-        seen = []
-        monitor = make_monitor(TRT, lambda stage, step: seen.append((stage, step)), Failure())
-        assert monitor.initialised
-        monitor.phase_start("engine", None, 2)
-        assert monitor.step_complete("engine", 0) is True
-        monitor.phase_finish("engine")
-        assert seen == [(STEP, BuildStep("engine", f)) for f in (0.0, 0.5, 1.0)]
+    def test_what_is_passed_on(self, recording):
+        phases = []
+        told = recording(on_step=lambda step: phases.append(step.now))
+        with told.step("building", 100, "%") as step:
+            monitor = make_monitor(TRT, step, Failure())
+            assert monitor.initialised
+            monitor.phase_start("engine", None, 2)
+            assert monitor.step_complete("engine", 0) is True
+            monitor.phase_finish("engine")
+        assert told.amounts("building") == [(done, 100) for done in (0, 0, 50, 100)]
+        assert phases == ["", *["engine"] * 3]
 
     @pytest.mark.parametrize("error", [ValueError("full disk"), KeyboardInterrupt()])
-    def test_an_exception_stops_the_build_and_is_raised_afterwards(self, error):
-        calls = []
+    def test_an_exception_stops_the_build_and_is_raised_afterwards(self, error, recording):
+        def stop(step):
+            if step.now:
+                raise error
 
-        def progress(stage, step):
-            calls.append(step)
-            raise error
-
-        failure = Failure()
-        monitor = make_monitor(TRT, progress, failure)
-        failure.raise_again()
-        assert monitor.phase_start("engine", None, 2) is None
-        assert monitor.step_complete("engine", 0) is False
-        monitor.phase_finish("engine")
-        assert len(calls) == 1, "nothing is called after the first failure"
+        told, failure = recording(on_step=stop), Failure()
+        with told.step("building", 100, "%") as step:
+            monitor = make_monitor(TRT, step, failure)
+            failure.raise_again()
+            assert monitor.phase_start("engine", None, 2) is None
+            assert monitor.step_complete("engine", 0) is False
+            monitor.phase_finish("engine")
+        assert len(told.counts) == 2, "nothing is called after the first failure"
         with pytest.raises(type(error)):
             failure.raise_again()
 
 
 class TestLog:
-    def log(self, verbose):
-        seen, complaints = [], Complaints()
-        logger = make_logger(TRT, complaints, lambda stage, line: seen.append((stage, line)), verbose, Failure())
-        assert logger.initialised
-        return logger, complaints, seen
+    @pytest.fixture
+    def log(self, recording):
+        def make(verbose):
+            told, complaints = recording(), Complaints()
+            logger = make_logger(TRT, complaints, told, verbose, Failure())
+            assert logger.initialised
+            return logger, complaints, told.facts
 
-    def test_verbose_lines(self):
-        logger, _, seen = self.log(verbose=True)
+        return make
+
+    def test_verbose_lines(self, log):
+        logger, _, seen = log(verbose=True)
         logger.log("Severity.INFO", "Detected 1 inputs")
-        assert seen == [(LOG, "info: Detected 1 inputs")]
+        assert seen == [LogLine("TensorRT", "info: Detected 1 inputs")]
 
-    def test_errors_before_warnings(self):
-        logger, complaints, seen = self.log(verbose=False)
+    def test_errors_before_warnings(self, log):
+        logger, complaints, seen = log(verbose=False)
         assert "It said nothing" in complaints.text()
         logger.log("Severity.VERBOSE", "a tactic")
         logger.log("Severity.WARNING", "careful")
