@@ -131,8 +131,8 @@ class TestLog:
         assert complaints.text() == "\n  out of memory\n  assertion"
         assert seen == []
 
-    def test_the_last_ones_are_kept(self):
-        logger, complaints, _ = self.log(verbose=False)
+    def test_the_last_ones_are_kept(self, log):
+        logger, complaints, _ = log(verbose=False)
         for k in range(100):
             logger.log("Severity.ERROR", f"error {k}")
         assert complaints.text().startswith("\n  error 88\n") and complaints.text().endswith("\n  error 99")
