@@ -10,7 +10,7 @@ from rich.table import Table
 from tempme_export.cli import live
 from tempme_export.cli.terminal import STDERR as STDERR
 from tempme_export.cli.terminal import show_line as _line
-from tempme_export.progress import Progress
+from tempme_export.progress import LogLine, Progress
 
 if TYPE_CHECKING:
     from tempme_export.artifacts.bundle import Bundle, Intact
@@ -200,7 +200,7 @@ def show_engine_plan(plan: "EnginePlan") -> None:
         _line("missing", one)
 
 
-def show_log_line(line: "LogLine") -> None:
+def show_log_line(line: LogLine) -> None:
     """One line of a library's log."""
     _line(line.library, line.text)
 

@@ -106,7 +106,7 @@ def compare_paths(
     original: Original,
     trials: Sequence[Trial],
     tolerance: Tolerance,
-    progress: Progress = _silent,
+    progress: Progress = SILENT,
 ) -> Gate:
     """What `run_gate` does once both paths are open; `source` gives the frames of the videos that are present."""
     present, skipped = gate.data.select(gate.present), absent_files(gate.data, gate.missing)

@@ -22,6 +22,7 @@ from tempme_export.evaluation.gate import compare_paths, read_captions, run_gate
 from tempme_export.evaluation.gate_data import GateData, open_gate
 from tempme_export.evaluation.trials import Trial, count_changes, open_trials
 from tempme_export.parity.tolerance import INT8, PRECISIONS, TOLERANCES, RetrievalTolerance
+from tempme_export.progress import SILENT
 from tempme_export.runtime.engine_facts import KEY
 
 FP32, FP16 = TOLERANCES["fp32"], TOLERANCES["fp16"]
@@ -294,23 +295,21 @@ class TestCountChanges:
 
 
 class TestReadCaptions:
-    def test_equal_captions_are_read_once_and_all_come_back_in_order(self):
+    def test_equal_captions_are_read_once_and_all_come_back_in_order(self, recording):
         """65 distinct captions are more than one call."""
         rng = np.random.default_rng(0)
         ids = rng.permutation(np.repeat(np.arange(65), 3))[:, None] * np.ones((1, 4), np.int64)
-        seen, counts = [], []
+        seen, told = [], recording()
 
         def read(rows):
             seen.append(len(rows))
             return rows[:, :2].astype(np.float32)
 
-        first, second = read_captions(
-            ids.astype(np.int64), [read, lambda rows: -read(rows)], lambda stage, count: counts.append((stage, count))
-        )
+        first, second = read_captions(ids.astype(np.int64), [read, lambda rows: -read(rows)], told)
         np.testing.assert_array_equal(first[:, 0], ids[:, 0])
         np.testing.assert_array_equal(second, -first)
         assert seen == [64, 64, 1, 1]
-        assert counts == [("gate captions", (64, 65)), ("gate captions", (65, 65))]
+        assert told.counts == [("gate: captions through both paths", done, 65) for done in (0, 64, 65)]
 
 
 def data_of(videos, folder, captions=None, **changes):
@@ -468,12 +467,10 @@ class Frames:
 
 class TestSeeVideos:
     @pytest.mark.parametrize("videos", [8, 9])
-    def test_batches_and_order(self, videos):
-        original, counts = Original(None, None), []
+    def test_batches_and_order(self, videos, recording):
+        original, told = Original(None, None), recording()
         artifact = Trial("video.onnx", "ort", PLAN, Video(), Video(other=(3, 9)), Text())
-        embedding, tokens, unreadable = see_videos(
-            RECIPE, Frames(videos), original, [artifact], lambda stage, count: counts.append(count)
-        )
+        embedding, tokens, unreadable = see_videos(RECIPE, Frames(videos), original, [artifact], told)
         assert original.batches == ([4, 4] if videos == 8 else [4, 4, 1])
         np.testing.assert_array_equal(embedding.argmax(axis=1), np.arange(1, videos + 1))
         np.testing.assert_array_equal(np.concatenate(artifact.embeddings), embedding)
@@ -482,12 +479,12 @@ class TestSeeVideos:
         changed = [6 if i in (2, 8) else 0 for i in range(videos)]
         assert found.changed.tolist() == [n // 2 for n in changed], "three of six tokens of the clips 3 and 9"
         assert found.gap.tolist() == [0.5 if n else 0 for n in changed]
-        assert counts == [(i + 1, videos) for i in range(videos)]
+        assert told.counts == [("gate: videos through both paths", i, videos) for i in range(videos + 1)]
 
     @pytest.mark.parametrize("torn", [{0, 7}, {8}, {3, 4, 5, 6}, set(range(9))])
     def test_unreadable_videos_are_left_out(self, torn):
         source = Frames(9, torn)
-        embedding, _, unreadable = see_videos(RECIPE, source, Original(None, None), [], lambda stage, count: None)
+        embedding, _, unreadable = see_videos(RECIPE, source, Original(None, None), [], SILENT)
         assert unreadable == {i: f"v{i}.mp4 is torn" for i in torn}
         assert embedding.shape == (9 - len(torn), 16)
         np.testing.assert_array_equal(embedding.argmax(axis=1), [i + 1 for i in range(9) if i not in torn])
@@ -495,7 +492,7 @@ class TestSeeVideos:
     def test_a_graph_with_a_mask_gets_one(self):
         video = Video(mask=True)
         artifact = Trial("video.onnx", "ort", PLAN, video, video, Text())
-        see_videos(RECIPE, Frames(8), Original(None, None), [artifact], lambda stage, count: None)
+        see_videos(RECIPE, Frames(8), Original(None, None), [artifact], SILENT)
         assert len(video.seen) == 2, "one call where the runner tells its decisions itself"
         mask = video.seen[0]["frame_mask"]
         assert mask.shape == (4, 2) and mask.dtype == np.bool_ and mask.all()

@@ -48,14 +48,12 @@ def contents(folder):
 
 
 @pytest.fixture
-def export(small_checkpoint, small_profile, quick_export):
-    """Exports the small model to `out`, with graphs that were built before; `stages` are those of the last one."""
+def export(small_checkpoint, small_profile, quick_export, recording):
+    """Exports the small model to `out`, with graphs that were built before; `told` is what the last one told."""
 
     def run(out, **options):
-        run.stages = []
-        return pipeline.export(
-            small_checkpoint, small_profile, out, **options, progress=lambda stage, result: run.stages.append(stage)
-        )
+        run.told = recording()
+        return pipeline.export(small_checkpoint, small_profile, out, **options, progress=run.told)
 
     return run
 
@@ -213,7 +211,7 @@ class TestNothingHalfDone:
         builds.by(TEXT_ONNX, announced)
         with pytest.raises(ExportError, match=r"GB free and the bundle needs about 1100000000\.01 GB"):
             export(tmp_path / "out")
-        assert export.stages == ["recipe"] and list(tmp_path.iterdir()) == []
+        assert export.told.kinds == ["Recipe"] and list(tmp_path.iterdir()) == []
 
 
 class TestWhatIsInTheWay:
@@ -221,7 +219,7 @@ class TestWhatIsInTheWay:
         before = contents(tmp_path)
         with pytest.raises(BundleError, match=r"copy\.tempme exists\. Add --force") as caught:
             export(bundle_copy)
-        assert caught.value.exit_code == 3 and export.stages == ["recipe"]
+        assert caught.value.exit_code == 3 and export.told.kinds == ["Recipe"]
         assert contents(tmp_path) == before
 
     def test_force_replaces_it_whole(self, export, bundle_copy, tmp_path):
@@ -266,7 +264,7 @@ class TestWhatIsInTheWay:
         before = contents(tmp_path)
         with pytest.raises(BundleError, match="is no bundle; it is left alone"):
             export(out, force=force)
-        assert contents(tmp_path) == before and export.stages == ["recipe"]
+        assert contents(tmp_path) == before and export.told.kinds == ["Recipe"]
         assert out.is_symlink() == (kind == "dangling link")
 
     def test_a_link_to_a_bundle_is_replaced_and_its_target_kept(self, export, bundle_copy, tmp_path):

@@ -294,7 +294,8 @@ class TestBuild:
         assert builder.ran == "cuda"
 
         for words in (
-            "engine     Building Engine",
+            "started    building the engine",
+            "finished   building the engine",
             "TensorRT   info: a line of the log",
             "NVIDIA H100 80GB HBM3 (sm_90), driver 580.65.06, batch 1:3:8   built in 61 s",
             "matrix products: fp32 4   layers: fp32 75%, none 25%",
