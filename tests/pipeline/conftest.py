@@ -127,9 +127,9 @@ def gate_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def gate_told():
-    """What `export` reported while `gated` was built."""
-    return []
+def gate_told(recording):
+    """What `export` told while `gated` was built."""
+    return recording()
 
 
 @pytest.fixture(scope="session")

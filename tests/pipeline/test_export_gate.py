@@ -142,8 +142,8 @@ class TestPasses:
         assert code == 0, err
         for words in (
             "gate       data.csv   9 videos, 18 captions",
-            "gate videos   9 of 9 through both paths",
-            "gate captions 18 of 18 through both paths",
+            "started    gate: videos through both paths, 9 videos",
+            "finished   gate: captions through both paths",
             "top-10 overlap 1.0000, rank correlation 1.0",
             "smallest centred cosine: video 1.0",
             "no decision changed in 9 videos",
