@@ -83,16 +83,16 @@ class CommandLine:
         self.name = name
         self._moved = moved or {}
         self._subcommands: list[str] = []
-        self._app = typer.Typer(cls=_Default, rich_markup_mode="rich", pretty_exceptions_enable=False)
+        self.app = typer.Typer(cls=_Default, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
     def default(self, *codes: int) -> Callable[[_F], _F]:
         """Decorator of the action that runs where no subcommand is named; `codes` are its exit codes beside 0 and 2."""
-        return self._adding(self._app.callback, invoke_without_command=True, epilog=_epilog(codes))
+        return self._adding(self.app.callback, invoke_without_command=True, epilog=_epilog(codes))
 
     def command(self, name: str, *codes: int) -> Callable[[_F], _F]:
         """Decorator of a subcommand; `codes` are its exit codes beside 0 and 2."""
         self._subcommands.append(name)
-        return self._adding(self._app.command, name=name, cls=_Subcommand, epilog=_epilog(codes))
+        return self._adding(self.app.command, name=name, cls=_Subcommand, epilog=_epilog(codes))
 
     def _adding(self, register: Callable[..., Any], **settings: Any) -> Callable[[_F], _F]:
         def add(function: _F) -> _F:
@@ -109,7 +109,7 @@ class CommandLine:
     def __call__(self) -> None:
         """Run on sys.argv. Raises UsageError for what the parser refuses, SystemExit for an exit code that is not 0."""
         try:
-            code = self._app(prog_name=self.name, standalone_mode=False)
+            code = self.app(prog_name=self.name, standalone_mode=False)
         except PARSER_ERROR as error:
             raise refusal(self.name, error, self._moved) from error
         if isinstance(code, int) and code:

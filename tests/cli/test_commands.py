@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer.main
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = {
@@ -172,6 +173,18 @@ def test_examples_of_the_help_are_understood(run, name, tmp_path, monkeypatch):
     for line in shown:
         code, out, err = run(*line.split())
         assert code in (3, 4) and out == "", f"{line}: {err}"
+
+
+def test_one_word_has_one_type():
+    """An option of two commands takes the same kind of value in both; choices may differ."""
+    kinds = {}
+    for name in ("tempme-export", "tempme-eval", "tempme-train"):
+        group = typer.main.get_command(importlib.import_module(MODULES[name]).line.app)
+        for command in (group, *group.commands.values()):
+            for one in (one for one in command.params if one.param_type_name == "option"):
+                kinds.setdefault(one.opts[0], set()).add((one.is_flag, one.multiple, one.nargs, one.metavar))
+    assert {word: kind for word, kind in kinds.items() if len(kind) > 1} == {}
+    assert {"--batch", "--json", "--profile", "--device"} < kinds.keys()
 
 
 def test_json_is_one_document(run, tmp_path):
