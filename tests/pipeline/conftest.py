@@ -11,7 +11,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from tempme_export.artifacts.registry import TEXT_ONNX, VIDEO_ONNX
+from tempme_export.artifacts.registry import TEXT_ONNX, VIDEO_ONNX, find_backend
 from tempme_export.encoder.backbone import open_clip_backbone
 from tempme_export.encoder.checkpoint import load_checkpoint
 from tempme_export.encoder.recipe import prepare
@@ -19,6 +19,7 @@ from tempme_export.errors import UsageError
 from tempme_export.media.render import render_clip
 from tempme_export.parity.making import make_selftest
 from tempme_export.pipeline import export
+from tempme_export.runtime.ort import OrtRunner
 from tempme_export.training.init import draw_clip
 
 PROFILE = """
@@ -237,3 +238,46 @@ def quick_export(builds):
     """Within a test, exports copy the graphs of `small_bundle`; all else is real."""
     for artifact in (VIDEO_ONNX, TEXT_ONNX):
         builds.copying(artifact)
+
+
+class EngineRuntime:
+    """TensorRT's runtime, whose engines are run by ONNX Runtime from a graph beside them.
+
+    runner             what runs that graph: called with its path and the CPU
+    error, misfit      raised where an engine is opened, or held against this machine
+    here               there is a GPU, whatever this machine has
+    opened             (file, facts, device) of every engine
+    """
+
+    def __init__(self, backend, graph):
+        self.real, self.graph, self.runner = backend.runtime, graph, OrtRunner
+        self.error, self.misfit, self.here, self.opened = None, None, False, []
+
+    def __getattr__(self, name):
+        return getattr(self.real, name)
+
+    def choose_device(self, facts, device):
+        return device or "cuda" if self.here else self.real.choose_device(facts, device)
+
+    def check_fit(self, path, facts, device):
+        if self.misfit is not None:
+            raise self.misfit
+
+    def open_runner(self, path, facts, setting):
+        self.opened.append((path.name, facts, setting.device))
+        if self.error is not None:
+            raise self.error
+        return self.runner(path.with_name(self.graph), "cpu")
+
+
+@pytest.fixture
+def engine_runtime(registering):
+    """`engine_runtime(graph)`: engines are run by an EngineRuntime until the test ends, which is returned."""
+
+    def run(graph):
+        backend = find_backend("tensorrt")
+        runtime = EngineRuntime(backend, graph)
+        registering(replace(backend, runner=runtime))
+        return runtime
+
+    return run

@@ -23,14 +23,11 @@ from tempme_export.exporters.plugin_onnx import export_plugin_video
 from tempme_export.exporters.trt import builder as to_tensorrt
 from tempme_export.exporters.trt import engine, requirements
 from tempme_export.exporters.trt.engine import engine_nodes
-from tempme_export.parity import verification
-from tempme_export.parity.checks import Check
 from tempme_export.pipeline import engine_request
 from tempme_export.pipeline import export as pipeline
 from tempme_export.pipeline.engine_request import check_source, source_path
 from tempme_export.pipeline.spec import ExportSpec
 from tempme_export.progress import LogLine
-from tempme_export.runtime import tensorrt
 from tempme_export.runtime.engine_facts import ENGINE, KEY, SOURCE, EngineFacts
 from tempme_export.runtime.ort import OrtRunner
 
@@ -103,9 +100,9 @@ def lacking(monkeypatch):
 
 
 @pytest.fixture
-def builder(monkeypatch):
+def builder(monkeypatch, engine_runtime):
     """The stand-in for building and running engines; `state` changes them and holds what was asked."""
-    state = SimpleNamespace(asked=None, error=None, place_error=None, run_error=None, missing=())
+    state = SimpleNamespace(asked=None, error=None, missing=(), runtime=engine_runtime(SOURCE))
 
     def build(source, engine, settings, nodes, progress):
         state.asked = SimpleNamespace(source=source, nodes=nodes, **vars(settings))
@@ -118,20 +115,8 @@ def builder(monkeypatch):
         engine.write_bytes(b"an engine")
         return FACTS
 
-    def runner(path, facts, device):
-        state.ran = device
-        if state.run_error is not None:
-            raise state.run_error
-        return OrtRunner(path.with_name(SOURCE), "cpu")
-
-    def find(path, facts, device):
-        if state.place_error is not None:
-            raise state.place_error
-
-    monkeypatch.setattr(tensorrt, "find_engine_gpu", find)
     monkeypatch.setattr(requirements, "missing_for_engine", lambda device: state.missing)
     monkeypatch.setattr(to_tensorrt, "build", build)
-    monkeypatch.setattr(tensorrt, "TensorRtRunner", runner)
     return state
 
 
@@ -291,7 +276,7 @@ class TestBuild:
         assert (asked.device, asked.workspace_gib, asked.verbose, asked.precision) == ("cuda", 2.0, True, "fp32")
         assert asked.nodes == plugin_nodes(small_recipe) == engine_nodes(small_recipe)
         assert asked.timing_cache == tmp_path / "out.tempme.timing" and asked.source.name == SOURCE
-        assert builder.ran == "cuda"
+        assert builder.runtime.opened[-1][-1] == "cuda"
 
         for words in (
             "started    building the engine",
@@ -308,9 +293,9 @@ class TestBuild:
         assert export("--trt")[0] == 0
         code, out, _ = command("verify", tmp_path / "out.tempme", "--json")
         assert code == 0 and {one["artifact"]: one["status"] for one in json.loads(out)["parity"]}[ENGINE] == "passed"
-        builder.run_error = BackendError("the GPU failed while the engine ran")
+        builder.runtime.error = BackendError("the GPU failed while the engine ran")
         refusal(command("verify", tmp_path / "out.tempme"), 4, "the GPU failed while the engine ran")
-        builder.place_error = BackendError("video.plan was built for another GPU")
+        builder.runtime.misfit = BackendError("video.plan was built for another GPU")
         code, _, err = command("verify", tmp_path / "out.tempme")
         assert code == 0 and "NOT RUN" in err and "another GPU" in err and "nothing is proven" in err
 
@@ -323,17 +308,18 @@ class TestBuild:
         assert list(tmp_path.iterdir()) == []
 
     def test_an_engine_that_cannot_be_run_where_it_was_built(self, export, builder, tmp_path):
-        builder.run_error = BackendError("no memory")
+        builder.runtime.error = BackendError("no memory")
         refusal(export("--trt"), 4, "no memory")
         assert list(tmp_path.iterdir()) == []
 
-    def test_an_engine_that_computes_something_else(self, export, builder, monkeypatch, tmp_path):
-        def failing(*arguments):
-            return [Check("video, batch 1: 1 - cosine", 0.5, 1e-6)]
+    def test_an_engine_that_computes_something_else(self, export, builder, tmp_path):
+        class Turned(OrtRunner):
+            def _infer(self, inputs):
+                return {name: -value for name, value in super()._infer(inputs).items()}
 
-        monkeypatch.setattr(verification, "embedding_checks", failing)
+        builder.runtime.runner = Turned
         code, _, err = export("--trt")
-        assert code == ParityError.exit_code and f"{ENGINE}: video, batch 1: 1 - cosine is 0.5" in err
+        assert code == ParityError.exit_code and f"{ENGINE}: video, batch 1: 1 - cosine is 2" in err
         assert [path.name for path in tmp_path.iterdir()] == ["out.tempme.failed"]
 
     def test_room_for_it_is_asked_for(self, small_recipe):
@@ -403,22 +389,17 @@ class TestRepository:
 
 
 class TestLoad:
-    def test_videos_by_the_engine_and_texts_by_onnx_runtime(self, export, builder, monkeypatch, tmp_path):
+    def test_videos_by_the_engine_and_texts_by_onnx_runtime(self, export, builder, tmp_path):
         assert export("--trt")[0] == 0
-        ran = []
-
-        def runner(path, facts, device):
-            ran.append((path.name, facts, device))
-            return OrtRunner(path.with_name(SOURCE), "cpu")
-
-        monkeypatch.setattr(tensorrt, "TensorRtRunner", runner)
-        monkeypatch.setattr(tensorrt, "torch_device", lambda device: device)
+        builder.runtime.here = True
+        builder.runtime.opened.clear()
         videos = np.random.default_rng(0).integers(0, 256, (4, 4, 48, 48, 3), np.uint8)
         with tempme_export.load(tmp_path / "out.tempme") as plain:
             expected = plain.encode_video(list(videos))
         with tempme_export.load(tmp_path / "out.tempme", backend="tensorrt") as model:
             np.testing.assert_allclose(model.encode_video(list(videos)), expected, rtol=0, atol=1e-5)
-        assert ran == [(ENGINE, FACTS, "cuda")]
+        ((file, facts, device),) = builder.runtime.opened
+        assert (file, EngineFacts.from_dict(facts), device) == (ENGINE, FACTS, "cuda")
 
     def test_a_bundle_without_an_engine(self, small_bundle):
         with pytest.raises(BackendError, match=rf"has no {ENGINE}. Export it with --trt"):

@@ -23,7 +23,6 @@ from tempme_export.parity.tolerance import TOLERANCES
 from tempme_export.parity.verification import Standard, embedding_batches, embedding_checks, judge_on
 from tempme_export.pipeline import rebuild
 from tempme_export.retrieval import load
-from tempme_export.runtime import tensorrt
 from tempme_export.runtime.base import Runner
 from tempme_export.runtime.engine_facts import ENGINE, KEY, SOURCE, EngineFacts
 from tempme_export.runtime.ort import OrtRunner
@@ -79,9 +78,9 @@ class Wrong(Runner):
 
 
 @pytest.fixture
-def builder(monkeypatch):
+def builder(monkeypatch, engine_runtime):
     """The stand-in for build and for the runner; `state` changes what they do and holds what they were asked."""
-    state = SimpleNamespace(error=None, runner=OrtRunner, asked=None, missing=())
+    state = SimpleNamespace(error=None, asked=None, missing=(), runtime=engine_runtime(VIDEO))
 
     def build(source, engine, settings, nodes, progress):
         if state.error:
@@ -92,12 +91,6 @@ def builder(monkeypatch):
 
     monkeypatch.setattr(requirements, "missing_for_engine", lambda device: state.missing)
     monkeypatch.setattr(to_tensorrt, "build", build)
-    monkeypatch.setattr(
-        tensorrt,
-        "TensorRtRunner",
-        lambda path, facts, device: state.runner(path.with_name(VIDEO), "cpu"),
-    )
-    monkeypatch.setattr(tensorrt, "find_engine_gpu", lambda path, facts, device: None)
     return state
 
 
@@ -168,13 +161,11 @@ class TestRebuild:
         rebuild.rebuild(link)
         assert link.is_symlink() and (link / ENGINE).read_bytes() == b"the engine of an H100"
 
-    def test_a_file_system_without_links(self, bundle, builder, monkeypatch):
-        def refuse(*paths):
-            raise OSError("links are not supported")
-
-        monkeypatch.setattr(rebuild.os, "link", refuse)
-        rebuild.rebuild(bundle)
-        verify_files(open_bundle(bundle))
+    def test_files_are_copied_where_there_are_no_links(self, bundle, other_file_system):
+        """Links do not leave a file system."""
+        names = [VIDEO, SOURCE]
+        rebuild._carry_over(bundle, names, other_file_system)
+        assert {name: (bundle / name).read_bytes() for name in names} == contents(other_file_system)
 
 
 class TestRefusals:
@@ -192,7 +183,7 @@ class TestRefusals:
             rebuild.rebuild(bundle)
 
     def test_an_engine_that_computes_something_else(self, bundle, builder):
-        builder.runner = Wrong
+        builder.runtime.runner = Wrong
         with pytest.raises(
             ParityError, match=rf"{ENGINE}: video, batch 1: 1 - cosine.* keeps the engine it had"
         ) as caught:
@@ -287,7 +278,7 @@ class TestJudging:
     def test_an_engine_that_computes_something_else_fails_in_every_precision(
         self, small_bundle, small_recipe, builder, precision
     ):
-        builder.runner = Wrong
+        builder.runtime.runner = Wrong
         facts = dataclasses.replace(FACTS, precision=precision)
         selftest = load_selftest(small_bundle / "selftest.npz")
         standard = Standard(selftest, small_recipe.plan, preprocess_for(small_recipe), facts.batch)
