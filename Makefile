@@ -72,11 +72,11 @@ test-gpu: $(STAMP) ## only the tests that need a CUDA device
 
 # Installed without a network into a folder, since the bare folders here shadow the package; what an earlier build
 # left in build/lib would be installed too.
-gpu-check: ## on a machine with a GPU: test, compare and time everything; OUT=folder, ARGS="--quick --steps kernels"
+gpu-check: ## on a machine with a GPU: test, compare and time everything; OUT=folder, ARGS="--minutes 10 --steps kernels"
 	$(if $(OUT),,$(error name the folder for the results: make gpu-check OUT=folder))
 	rm -rf $(GPU_CHECK) build/lib build/bdist.*
 	$(GPU_PYTHON) -m pip install --quiet --no-deps --no-build-isolation --no-compile --target $(GPU_CHECK) .
-	PYTHONPATH=$(GPU_CHECK) PYTHONSAFEPATH=1 $(GPU_PYTHON) -m tempme_export.bench.gpu_check $(OUT) $(ARGS)
+	PYTHONPATH=$(GPU_CHECK) PYTHONSAFEPATH=1 $(GPU_PYTHON) -m tempme_export.bench.cli gpu-check $(OUT) $(ARGS)
 
 # In place of TensorRT's own parser and builder, which come from NVIDIA's index alone and ask for a GPU.
 trt-rtx-check: $(RTX)/.installed ## TensorRT-RTX, another product than TensorRT, parses and builds both video graphs on a CPU; 0.3 GB

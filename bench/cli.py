@@ -7,13 +7,14 @@ from typing import Annotated, Any
 import typer
 
 from tempme_export.bench import commands
-from tempme_export.bench.wanted import DEFAULT_FRAMES, Wanted
+from tempme_export.bench.config import DEFAULT_FRAMES, BenchmarkConfig
 from tempme_export.cli.app import CommandLine
 from tempme_export.errors import UsageError
 from tempme_export.names import command as shell_command
 
 line = CommandLine("tempme-bench")
 
+GPU_CHECK = "gpu-check"
 MODES = ("latency", "throughput", "end-to-end")
 _INTERRUPTED = 130
 _COUNTING = {"complexity", "count", "profile", "frames", "json"}
@@ -74,10 +75,16 @@ def bench(
         _option(_MODEL, "Take damaged pictures of --video or --trace as a player shows them.", name="--allow-damaged"),
     ] = False,
     device: Annotated[str, _option(_MODEL, "cpu, cuda or cuda:N.", "D")] = "cpu",
-    seconds: Annotated[float, _option(_PROTOCOL, "Measure each backend at least so long.", "S")] = 10.0,
-    samples: Annotated[int, _option(_PROTOCOL, "Measure each backend at least so often.", "N")] = 200,
+    seconds: Annotated[float, _option(_PROTOCOL, "Measure each backend at least so long.", "S")] = 1.0,
+    samples: Annotated[int, _option(_PROTOCOL, "Measure each backend at least so often.", "N")] = 20,
+    budget: Annotated[
+        float,
+        _option(
+            _PROTOCOL, "Seconds for one comparison, all backends together: its rounds end there at the latest.", "S"
+        ),
+    ] = 120.0,
     seed: Annotated[int, _option(_PROTOCOL, "Of inputs, random weights and bootstrap.", "N")] = 0,
-    strict: Annotated[bool, _option(_PROTOCOL, "Exit with 7 if one did not settle.", name="--strict")] = False,
+    strict: Annotated[bool, _option(_PROTOCOL, "Exit with 7 if a ratio did not converge.", name="--strict")] = False,
     handicap: Annotated[
         list[str] | None,
         _option(_PROTOCOL, "Slow one down by P percent, to see whether --compare notices.", "NAME:P"),
@@ -161,7 +168,7 @@ def bench(
             raise UsageError("--allow-damaged is of videos, and none was given. Add --video FILE, or leave it out.")
         if csv and out is None:
             raise UsageError("--csv writes beside the other results. Add --out DIR.")
-        wanted = Wanted(
+        config = BenchmarkConfig(
             source=source,
             profile=profile,
             activation=activation,
@@ -174,12 +181,13 @@ def bench(
             allow_damaged=allow_damaged,
             device=device,
             seconds=seconds,
+            budget=budget,
             samples=samples,
             seed=seed,
             handicap=tuple(map(_handicap, handicap or ())),
             command=shell_command("tempme-bench", *sys.argv[1:]),
         )
-        if commands.measure(wanted, commands.Delivery(json, out, csv, report), strict=strict):
+        if commands.measure(config, commands.Delivery(json, out, csv, report), strict=strict):
             raise SystemExit(_INTERRUPTED)
 
 
@@ -227,4 +235,27 @@ def _handicap(text: str) -> tuple[str, float]:
     return name, value
 
 
+@line.command(GPU_CHECK, 4, 130)
+def gpu_check(
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="Where gpu-check.json and the logs go.")],
+    minutes: Annotated[
+        float, typer.Option(help="For all steps together, most valuable first; what is left out is said.", metavar="N")
+    ] = 30.0,
+    steps: Annotated[str | None, typer.Option(help="Only these, by name.", metavar="A,B")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Rehearse every step on the CPU; nothing is measured.")
+    ] = False,
+) -> None:
+    """Test, compare and time kernels and encoder on this machine's GPU. Exits with 1 where a step failed.
+
+    Every step is saved as soon as it is done.
+    """
+    from tempme_export.bench.gpu.check import check
+
+    raise SystemExit(check(folder, steps, dry_run=dry_run, minutes=minutes))
+
+
 main = line.main()
+
+if __name__ == "__main__":
+    main()

@@ -14,10 +14,13 @@ from rich.table import Table
 
 from tempme_export.bench import paper
 from tempme_export.bench.adapters import ADAPTER_CLAIMS
+from tempme_export.bench.config import BenchmarkConfig, chosen_profile
 from tempme_export.bench.counting.agreement import Counted, check_counts, count_claim
-from tempme_export.bench.result_tables import bench_tables, change_tables, fit_tables, method_tables, stage_tables
-from tempme_export.bench.tables import counted_tables, kernel_tables, paper_tables, resource_tables, show
-from tempme_export.bench.wanted import Wanted, chosen_profile
+from tempme_export.bench.terminal.counts import counted_tables, paper_tables, resource_tables
+from tempme_export.bench.terminal.gpu import kernel_tables
+from tempme_export.bench.terminal.speeds import bench_tables
+from tempme_export.bench.terminal.suites import change_tables, fit_tables, method_tables, stage_tables
+from tempme_export.bench.terminal.table import show
 from tempme_export.cli.terminal import json_text, write_json
 from tempme_export.encoder.profile import load_profile
 from tempme_export.errors import UsageError
@@ -104,7 +107,7 @@ def _counted(claims: Sequence[paper.Claim], by: str) -> list[Counted]:
 
 def compile_kernels(profile: str | None, frames: int | None, json: str | None) -> None:
     """Compile the profile's kernels for every target and show what they take."""
-    from tempme_export.bench.resources import compile_rows, triton_version
+    from tempme_export.bench.kernels.resources import compile_rows, triton_version
 
     chosen = chosen_profile(profile, frames)
     with _progress(_console(stderr=True)) as progress:
@@ -117,24 +120,23 @@ def time_kernels(
     profile: str | None, frames: int | None, batches: tuple[int, ...], dtypes: tuple[str, ...], json: str | None
 ) -> None:
     """Time every fused call of one profile, or of those that are measured by default, and show what merging costs."""
-    from tempme_export.bench import kernel_timing
-    from tempme_export.bench.gpu_timing import Effort
+    from tempme_export.bench.kernels import timing
     from tempme_export.bench.machine import machine
 
     asked = None if profile is None and frames is None else chosen_profile(profile, frames)
-    kernel_timing.check_dtypes(dtypes)
-    device = kernel_timing.require_gpu()
-    profiles = tuple(load_profile(name) for name in kernel_timing.PROFILES) if asked is None else (asked,)
+    timing.check_dtypes(dtypes)
+    device = timing.require_gpu()
+    profiles = tuple(load_profile(name) for name in timing.PROFILES) if asked is None else (asked,)
     with _progress(_console(stderr=True)) as progress:
-        request = kernel_timing.KernelRequest(profiles, batches, dtypes, device, Effort())
-        report = kernel_timing.time_kernels(request, progress)
+        request = timing.KernelRequest(profiles, batches, dtypes, device, timing.PROTOCOL)
+        report = timing.time_kernels(request, progress)
     document = {**_on_gpu(), "machine": dataclasses.asdict(machine("cuda")), **report.to_dict()}
     _deliver(document, json, kernel_tables(document["kernels"], document["marginals"]))
 
 
 def _on_gpu() -> dict[str, Any]:
     """The device and the versions that a measurement on it depends on."""
-    from tempme_export.bench.gpu_facts import gpu_facts, versions
+    from tempme_export.bench.gpu.facts import gpu_facts, versions
 
     facts = gpu_facts()
     return {"gpu": None if facts is None else dataclasses.asdict(facts), "versions": versions()}
@@ -190,11 +192,11 @@ def draw(
     console.print(f"wrote {', '.join(map(str, pictures.paths))}", soft_wrap=True)
 
 
-def measure(wanted: Wanted, delivery: Delivery, *, strict: bool) -> bool:
+def measure(config: BenchmarkConfig, delivery: Delivery, *, strict: bool) -> bool:
     """Measure, show, write; returns whether the run was interrupted.
 
-    Raises ParityError for a contender that computes something else and, with `strict`, UnstableError for one that did
-    not settle; both after everything has been written.
+    Raises ParityError for a candidate that computes something else and, with `strict`, UnstableError for a ratio
+    that did not converge; both after everything has been written.
     """
     from tempme_export.bench.report import prepare_folder
     from tempme_export.bench.suites import measure as measure_suite
@@ -204,7 +206,7 @@ def measure(wanted: Wanted, delivery: Delivery, *, strict: bool) -> bool:
     console = _console(stderr=True)
     say = partial(console.print, soft_wrap=True)
     with _progress(console) as progress:
-        report = measure_suite(wanted, stage=say, progress=progress)
+        report = measure_suite(config, stage=say, progress=progress)
     for line in report.remarks():
         say(line)
     tables = [

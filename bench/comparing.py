@@ -1,7 +1,7 @@
 """What changed between two results folders, and what is only noise (`tempme-bench --compare A B`).
 
 Two runs differ by the machine's mood, by chance, and by what was changed between them. A run interleaves its
-contenders with its first one, the base. So the ratio to the base is compared: the machine's own speed cancels in it.
+candidates with its first one, the base. So the ratio to the base is compared: the machine's own speed cancels in it.
 """
 
 import dataclasses
@@ -12,12 +12,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tempme_export.bench.bootstrap import LEVEL, Estimate, Floats, Ratio, estimate
+from tempme_export.bench.core.bootstrap import LEVEL, Estimate, Floats, Ratio, estimate
+from tempme_export.bench.core.protocol import FEWEST
+from tempme_export.bench.core.row import Row
 from tempme_export.bench.reporting.read import Results, read_results
-from tempme_export.bench.timing import FEWEST
 from tempme_export.errors import InputError
 
-_KEY = ("profile", "method", "backend", "contender", "precision", "batch", "device", "frames")
+_KEY = ("profile", "method", "backend", "candidate", "precision", "batch", "device", "frames")
 _SAME: Mapping[str, tuple[str, ...]] = {
     "the same machine": ("cpu", "gpu", "driver", "threads"),
     "the same versions": ("python", "torch", "onnxruntime", "openvino", "tensorrt"),
@@ -35,7 +36,7 @@ Key = tuple[Any, ...]
 class Change:
     """One row of both runs. Ratios are B over A; intervals hold for all rows of the report together at 95 %.
 
-    is_base             whether it is the first contender, which the machine's drift shows in: the machine or the
+    is_base             whether it is the first candidate, which the machine's drift shows in: the machine or the
                         original path
     p50_before_ms, ...  median time of a call in A and in B
     speed               videos/s in B over that in A
@@ -47,7 +48,7 @@ class Change:
     profile: str | None
     method: str | None
     backend: str | None
-    contender: str
+    candidate: str
     precision: str | None
     batch: int
     device: str | None
@@ -106,7 +107,7 @@ class ComparisonReport:
     """Two runs beside each other.
 
     changes         rows of both
-    remarks         what else differs, in words: machine, versions, weights, handicap, unsettled rows
+    remarks         what else differs, in words: machine, versions, weights, handicap, rows that have not converged
     only_a, only_b  rows of one run alone, in words
     level           of each single interval, so that all judged ones hold together at 95 % (Bonferroni)
     """
@@ -119,7 +120,7 @@ class ComparisonReport:
 
     @property
     def significant(self) -> tuple[Change, ...]:
-        """The changes of contenders that noise does not explain; drift of a base is none of them."""
+        """The changes of candidates that noise does not explain; drift of a base is none of them."""
         return tuple(change for change in self.changes if change.verdict in ("faster", "slower"))
 
     def to_dict(self) -> dict[str, Any]:
@@ -137,14 +138,14 @@ class ComparisonReport:
 class _Measured:
     """One row of a run with the seconds of its calls, [rounds], and those of its base, taken in the same rounds."""
 
-    row: Mapping[str, Any]
+    row: Row
     seconds: Floats
     base: str
     base_seconds: Floats
 
     @property
     def is_base(self) -> bool:
-        return self.row["contender"] == self.base
+        return self.row.candidate == self.base
 
     @property
     def p50_ms(self) -> float:
@@ -167,8 +168,8 @@ class _Measured:
 def compare_results(a: Path, b: Path, *, resamples: int = 2000, seed: int = 0) -> ComparisonReport:
     """Compare two results folders, A before and B after.
 
-    Rows are matched by profile, method, backend, contender, precision, batch, device and frames. A contender is judged
-    by its ratio to the base (the first contender of its comparison), where both runs have the same base; else by its
+    Rows are matched by profile, method, backend, candidate, precision, batch, device and frames. A candidate is judged
+    by its ratio to the base (the first candidate of its comparison), where both runs have the same base; else by its
     times alone, which a remark says. The interval is `Estimate`'s, from a block bootstrap in each run, widened by
     what differs between runs of one program (`Estimate.across_runs`: without it, runs of the same are called different)
     and, against crying wolf over many rows, to the level 1 - 0.05 / rows (Bonferroni).
@@ -191,7 +192,7 @@ def compare_results(a: Path, b: Path, *, resamples: int = 2000, seed: int = 0) -
             )
     remarks += _differences([(before[key].row, after[key].row) for key in shared])
     for name, run in (("A", before), ("B", after)):
-        remarks += [f"{name}: {_words(key)} did not settle" for key, one in run.items() if one.row["stable"] is False]
+        remarks += [f"{name}: {_words(key)} did not converge" for key, one in run.items() if one.row.converged is False]
     return ComparisonReport(
         changes=tuple(changes),
         remarks=tuple(remarks),
@@ -230,22 +231,22 @@ def _measured(folder: Path) -> dict[Key, _Measured]:
         )
     found: dict[Key, _Measured] = {}
     for row in results.rows:
-        key = tuple(row.get(name) for name in _KEY)
+        key = tuple(getattr(row, name) for name in _KEY)
         if key in found:
             raise InputError(f"found two rows of {_words(key)} in {results.source}; expected one. Measure again.")
         profile, base = _comparison(results, row)
-        seconds = _seconds(results, profile, row["batch"], row["contender"])
-        base_seconds = _seconds(results, profile, row["batch"], base)
-        if len(seconds) != len(base_seconds):
+        seconds = _seconds(results, profile, row.batch, row.candidate)
+        base_seconds = _seconds(results, profile, row.batch, base)
+        if len(seconds) > len(base_seconds):
             raise InputError(
-                f"found {len(seconds)} samples of {row['contender']} and {len(base_seconds)} of {base} beside "
-                f"{results.source}; expected one of each in every round. Measure again."
+                f"found {len(seconds)} samples of {row.candidate} and {len(base_seconds)} of {base} beside "
+                f"{results.source}; expected one of {base} in every round. Measure again."
             )
-        found[key] = _Measured({"stable": None, **row}, seconds, base, base_seconds)
+        found[key] = _Measured(row, seconds, base, base_seconds[: len(seconds)])
     return found
 
 
-def _comparison(results: Results, row: Mapping[str, Any]) -> tuple[str | None, str]:
+def _comparison(results: Results, row: Row) -> tuple[str | None, str]:
     """The profile that names the comparison a row was measured in, and its base.
 
     Where methods stand side by side, a row has the profile of its method, the comparison that of the first.
@@ -253,40 +254,38 @@ def _comparison(results: Results, row: Mapping[str, Any]) -> tuple[str | None, s
     mine = [
         one
         for one in results.entries("comparisons")
-        if row["contender"] in one["order"]
-        and one["batch"] == row["batch"]
-        and one.get("frames") in (None, row["frames"])
+        if row.candidate in one["order"] and one["batch"] == row.batch and one.get("frames") in (None, row.frames)
     ]
-    exact = [one for one in mine if one.get("profile") == row.get("profile")]
+    exact = [one for one in mine if one.get("profile") == row.profile]
     chosen = exact or mine
     if len(chosen) != 1:
         raise InputError(
-            f"found {len(chosen)} comparisons of {row['contender']} at batch {row['batch']} in {results.source}; "
+            f"found {len(chosen)} comparisons of {row.candidate} at batch {row.batch} in {results.source}; "
             "expected one. Measure again."
         )
     return chosen[0].get("profile"), chosen[0]["order"][0]
 
 
-def _seconds(results: Results, profile: str | None, batch: int, contender: str) -> Floats:
+def _seconds(results: Results, profile: str | None, batch: int, candidate: str) -> Floats:
     """[rounds] float64. Raises InputError for samples that are missing, too few or no durations."""
-    seconds: Sequence[float] = results.samples.get((profile, batch, contender), ())
+    seconds: Sequence[float] = results.samples.get((profile, batch, candidate), ())
     if len(seconds) < FEWEST:
         raise InputError(
-            f"found {len(seconds)} samples of {contender}, {profile}, batch {batch} beside {results.source}; expected "
+            f"found {len(seconds)} samples of {candidate}, {profile}, batch {batch} beside {results.source}; expected "
             f"{FEWEST} or more. Measure again."
         )
     taken = np.array(seconds, dtype=np.float64)
     if not (np.isfinite(taken) & (taken > 0)).all():
         raise InputError(
-            f"found samples of {contender}, {profile}, batch {batch} beside {results.source} that are no durations; "
+            f"found samples of {candidate}, {profile}, batch {batch} beside {results.source} that are no durations; "
             "expected seconds above 0. Measure again."
         )
     return taken
 
 
 def _words(key: Key) -> str:
-    profile, method, backend, contender, precision, batch, device, frames = key
-    name = contender if contender in (method, backend) or backend is None else f"{contender} on {backend}"
+    profile, method, backend, candidate, precision, batch, device, frames = key
+    name = candidate if candidate in (method, backend) or backend is None else f"{candidate} on {backend}"
     return ", ".join(
         str(part)
         for part in (profile, name, precision, f"batch {batch}", device, f"{frames} frames")
@@ -294,15 +293,15 @@ def _words(key: Key) -> str:
     )
 
 
-def _differences(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Iterator[str]:
+def _differences(pairs: Sequence[tuple[Row, Row]]) -> Iterator[str]:
     """What the runs do not share besides their speed, one line for each fact and pair of values."""
     for title, names in _SAME.items():
         seen: dict[str, list[str]] = {}
         for old, new in pairs:
             for name in names:
-                before, after = old.get(name), new.get(name)
+                before, after = getattr(old, name), getattr(new, name)
                 if before != after:
-                    seen.setdefault(f"{name} {before} in A, {after} in B", []).append(old["contender"])
-        for difference, contenders in seen.items():
-            of = "" if len(contenders) == len(pairs) else f" ({', '.join(dict.fromkeys(contenders))})"
+                    seen.setdefault(f"{name} {before} in A, {after} in B", []).append(old.candidate)
+        for difference, candidates in seen.items():
+            of = "" if len(candidates) == len(pairs) else f" ({', '.join(dict.fromkeys(candidates))})"
             yield f"not {title}: {difference}{of}"

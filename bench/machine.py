@@ -37,7 +37,7 @@ def machine(device: str = "cpu") -> Machine:
 
     facts = None
     if device.startswith("cuda"):
-        from tempme_export.bench.gpu_facts import gpu_facts
+        from tempme_export.bench.gpu.facts import gpu_facts
 
         facts = gpu_facts()
     return Machine(

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tempme_export.bench.rtx_builder import Built, build, load_bindings
-from tempme_export.bench.tables import new_table, show
+from tempme_export.bench.terminal.table import new_table, show
 from tempme_export.cli.entry import entry
 from tempme_export.files import scratch_folder, write_file
 from tempme_export.parity.tolerance import PRECISIONS

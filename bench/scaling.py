@@ -2,13 +2,14 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from tempme_export.bench.bootstrap import LEVEL, Floats, student_t
+from tempme_export.bench.core.bootstrap import LEVEL, Floats, student_t
+from tempme_export.bench.core.row import Row
 from tempme_export.encoder.profile import Expect, Profile, load_profile, shipped_profiles
 from tempme_export.errors import InputError, ProfileError
 
@@ -17,17 +18,16 @@ WITHIN_PERCENT = 5.0
 
 FEWEST_POINTS, FEWEST_FOR_CURVE = 3, 5
 
-Row = Mapping[str, Any]
 Form = Literal["none", "linear", "quadratic"]
 
 _AGAINST_FRAMES = ("p50_ms", "encode_mb", "gmacs")
 _AGAINST_BATCH = ("p50_ms", "encode_mb")
-_SHARED = ("contender", "backend", "method", "precision", "device")
+_SHARED = ("candidate", "backend", "method", "precision", "device")
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A curve through the points of one contender's sweep, by least squares.
+    """A curve through the points of one candidate's sweep, by least squares.
 
     family        the profile's name without its frame count
     frames        of every point; None where they are what varies, and `batch` likewise
@@ -41,7 +41,7 @@ class Fit:
     x, y          the points, x rising
     """
 
-    contender: str
+    candidate: str
     backend: str | None
     method: str | None
     family: str
@@ -64,7 +64,7 @@ class Fit:
     def at(self, x: float) -> float:
         """The curve at `x`. Raises InputError where there is none."""
         if self.form == "none":
-            raise InputError(f"{self.quantity} of {self.contender} has no curve: {self.reason}.")
+            raise InputError(f"{self.quantity} of {self.candidate} has no curve: {self.reason}.")
         return float(sum(c * x**power for power, c in enumerate(self.coefficients)))
 
     def to_dict(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Knee:
-    """Where a larger batch stops paying for one contender.
+    """Where a larger batch stops paying for one candidate.
 
     batch           the smallest whose videos/s is within `within_percent` of the best in the sweep
     videos_per_s    there
@@ -82,7 +82,7 @@ class Knee:
     at_edge         whether the knee is the largest batch measured: a larger one may be faster still
     """
 
-    contender: str
+    candidate: str
     backend: str | None
     method: str | None
     profile: str | None
@@ -102,7 +102,7 @@ class Knee:
 
 
 def fits(rows: Sequence[Row]) -> list[Fit]:
-    """Fit cost against frames and against batch size, for every contender with two or more of them.
+    """Fit cost against frames and against batch size, for every candidate with two or more of them.
 
     rows  as `bench.report.Row`; those whose quantity is None are left out
 
@@ -117,31 +117,38 @@ def fits(rows: Sequence[Row]) -> list[Fit]:
         ("batch", ("family", "frames"), _AGAINST_BATCH),
     ):
         for quantity in quantities:
-            measured = [{**row, "family": family(row)} for row in rows if row.get(quantity) is not None]
+            measured = [row for row in rows if getattr(row, quantity) is not None]
             for own in _groups(measured, (*_SHARED, *fixed)):
-                if len({row[against] for row in own}) >= 2:
+                if len({getattr(row, against) for row in own}) >= 2:
                     found.append(_fit(own, quantity, against))
     return found
 
 
-def family(row: Row) -> str:
+def family(profile: str, frames: int) -> str:
     """The profile's name without its frame count: vit-b-32-12f-none -> vit-b-32-none."""
-    name = str(row.get("profile") or "")
-    return "-".join(part for part in name.split("-") if part != f"{row['frames']}f") or name
+    return "-".join(part for part in profile.split("-") if part != f"{frames}f") or profile
+
+
+def _family(row: Row) -> str:
+    return family(row.profile or "", row.frames)
+
+
+def _values(row: Row, keys: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(_family(row) if key == "family" else getattr(row, key) for key in keys)
 
 
 def _groups(rows: Iterable[Row], keys: Sequence[str]) -> Iterator[list[Row]]:
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault(tuple(row.get(key) for key in keys), []).append(row)
+        groups.setdefault(_values(row, keys), []).append(row)
     yield from groups.values()
 
 
 def _fit(rows: Sequence[Row], quantity: str, against: str) -> Fit:
-    points = sorted((float(row[against]), float(row[quantity])) for row in rows)
+    points = sorted((float(getattr(row, against)), float(getattr(row, quantity))) for row in rows)
     x, y = np.array(points).T
     first, distinct = rows[0], len(np.unique(x))
-    shared: dict[str, Any] = {key: first.get(key) for key in _SHARED}
+    shared: dict[str, Any] = dict(zip(_SHARED, _values(first, _SHARED), strict=True))
     curve, reason = _Curve("none"), None
     if distinct < FEWEST_POINTS:
         reason = f"{distinct} points, a curve needs {FEWEST_POINTS} or more"
@@ -153,9 +160,9 @@ def _fit(rows: Sequence[Row], quantity: str, against: str) -> Fit:
             curve = min(curve, _curve(x, y, 2), key=lambda one: one.press)
     return Fit(
         **shared,
-        family=first["family"],
-        frames=None if against == "frames" else first["frames"],
-        batch=None if against == "batch" else first["batch"],
+        family=_family(first),
+        frames=None if against == "frames" else first.frames,
+        batch=None if against == "batch" else first.batch,
         quantity=quantity,
         against="frames" if against == "frames" else "batch",
         form=curve.form,
@@ -207,34 +214,35 @@ def _curve(x: Floats, y: Floats, degree: int) -> _Curve:
 
 
 def knee(rows: Sequence[Row]) -> Knee:
-    """The smallest batch of one contender's sweep whose videos/s is within `WITHIN_PERCENT` of the sweep's best.
+    """The smallest batch of one candidate's sweep whose videos/s is within `WITHIN_PERCENT` of the sweep's best.
 
     The rule is this project's: beyond that batch, latency and memory go on growing with the batch, while videos/s gains
     less than the timing protocol can tell from nothing. It needs no model of the curve, unlike the bend of Kneedle
     (Satopaa et al. 2011), and is not moved by batches that are added above. Raises InputError for no rows, and for rows
     of more than one sweep.
     """
-    sweeps = {tuple(row.get(key) for key in (*_SHARED, "profile", "frames")) for row in rows}
+    of_sweep = (*_SHARED, "profile", "frames")
+    sweeps = {_values(row, of_sweep) for row in rows}
     if len(sweeps) != 1:
-        raise InputError(f"found rows of {len(sweeps)} sweeps over batch sizes; expected those of one contender.")
-    best = max(rows, key=lambda row: (row["videos_per_s"], -row["batch"]))
-    near = [row for row in rows if row["videos_per_s"] >= best["videos_per_s"] * (1 - WITHIN_PERCENT / 100)]
-    chosen = min(near, key=lambda row: row["batch"])
-    shared: dict[str, Any] = {key: chosen.get(key) for key in (*_SHARED, "profile", "frames")}
+        raise InputError(f"found rows of {len(sweeps)} sweeps over batch sizes; expected those of one candidate.")
+    best = max(rows, key=lambda row: (row.videos_per_s, -row.batch))
+    near = [row for row in rows if row.videos_per_s >= best.videos_per_s * (1 - WITHIN_PERCENT / 100)]
+    chosen = min(near, key=lambda row: row.batch)
+    shared: dict[str, Any] = dict(zip(of_sweep, _values(chosen, of_sweep), strict=True))
     return Knee(
         **shared,
-        batch=chosen["batch"],
-        videos_per_s=chosen["videos_per_s"],
-        best_batch=best["batch"],
-        best_videos_per_s=best["videos_per_s"],
-        at_edge=chosen["batch"] == max(row["batch"] for row in rows),
+        batch=chosen.batch,
+        videos_per_s=chosen.videos_per_s,
+        best_batch=best.batch,
+        best_videos_per_s=best.videos_per_s,
+        at_edge=chosen.batch == max(row.batch for row in rows),
     )
 
 
 def knees(rows: Sequence[Row]) -> list[Knee]:
-    """The knee of every contender, profile and frame count that was measured at two or more batch sizes."""
+    """The knee of every candidate, profile and frame count that was measured at two or more batch sizes."""
     sweeps = _groups(rows, (*_SHARED, "profile", "frames"))
-    return [knee(own) for own in sweeps if len({row["batch"] for row in own}) >= 2]
+    return [knee(own) for own in sweeps if len({row.batch for row in own}) >= 2]
 
 
 def even_factors(frames: int, stages: int) -> tuple[int, ...] | None:

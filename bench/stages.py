@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tempme_export.bench.bootstrap import bootstrap_ratio
-from tempme_export.bench.timing import FEWEST, Clock, Durations, Progress, Protocol, agree
+from tempme_export.bench.core.bootstrap import bootstrap_ratio
+from tempme_export.bench.core.protocol import FEWEST, Clock, Durations, Progress, Protocol, agree, warm_up
 from tempme_export.errors import UnstableError, UsageError
 from tempme_export.files import scratch_folder
 
@@ -61,7 +61,7 @@ class StageRow:
 
 @dataclass(frozen=True)
 class StageTable:
-    """Every stage of one contender, in the order a video passes them.
+    """Every stage of one candidate, in the order a video passes them.
 
     limit                    the slowest stage by its median; `notes` say where that is uncertain
     sequential_videos_per_s  one stage after the other
@@ -70,7 +70,7 @@ class StageTable:
     notes                    what was left out, assumed or uncertain, in words
     """
 
-    contender: str
+    candidate: str
     batch: int
     rows: tuple[StageRow, ...]
     limit: str
@@ -167,30 +167,6 @@ class _Pass:
         return np.diff(times)
 
 
-def _window(take: _Pass, protocol: Protocol) -> Durations:
-    """[rounds, stages] seconds of one warm-up window."""
-    rounds: list[Durations] = []
-    while len(rounds) < protocol.window:
-        rounds.append(take())
-        if len(rounds) >= 3 and np.sum(rounds) >= protocol.window_seconds * len(take.stages):
-            break
-    return np.array(rounds)
-
-
-def _warm_up(take: _Pass, protocol: Protocol, progress: Progress) -> bool:
-    """Run until every video was read and the last three windows agree, or the limit is reached. Whether they agree."""
-    windows: list[Durations] = []
-    spent = 0.0
-    while True:
-        windows.append(_window(take, protocol))
-        spent += float(windows[-1].sum())
-        progress(f"warm-up: {sum(map(len, windows))} rounds, {spent:.0f} s")
-        settled = len(windows) >= 3 and agree([one.sum(axis=1) for one in windows[-3:]], protocol.agreement)
-        all_read = len(take.first_reads) == len(take.videos)
-        if (settled and all_read) or (len(windows) >= 3 and spent >= protocol.warmup_limit * len(take.stages)):
-            return settled
-
-
 def _measure(take: _Pass, protocol: Protocol, progress: Progress) -> Durations:
     """[rounds, stages] seconds: rounds or time enough and every video among them, or the limit reached."""
     stages, rounds, spent = len(take.stages), [take()], 0.0
@@ -200,7 +176,7 @@ def _measure(take: _Pass, protocol: Protocol, progress: Progress) -> Durations:
             progress(f"measuring: {len(rounds)} rounds, {spent:.0f} s")
         enough = len(rounds) >= protocol.samples or spent >= protocol.seconds * stages
         every = len(rounds) * take.batch >= len(take.videos)
-        if len(rounds) >= FEWEST and ((enough and every) or spent >= protocol.measure_limit * stages):
+        if len(rounds) >= FEWEST and ((enough and every) or spent >= protocol.budget):
             return np.array(rounds)
         rounds.append(take())
 
@@ -258,7 +234,7 @@ def measure_stages(
     batch: int,
     protocol: Protocol,
     *,
-    contender: str = "torch",
+    candidate: str = "torch",
     transfer: Callable[[NDArray[np.float32]], Any] | None = None,
     clock: Clock = time.perf_counter,
     progress: Progress = lambda _: None,
@@ -273,7 +249,7 @@ def measure_stages(
                time limits count per stage
     transfer   copies a batch float32 [B, F, 3, S, S] to the device; synchronised. None where there is nothing to copy,
                as on a CPU: the table then has no such row and says so
-    contender  the name of what encodes
+    candidate  the name of what encodes
 
     Raises UsageError without videos or for a batch below 1, UnstableError where a stage is shorter than the clock can
     tell, and what `source` raises, such as VideoError for a file that cannot be read.
@@ -284,7 +260,12 @@ def measure_stages(
     if batch < 1:
         raise UsageError(f"a batch of {batch} videos was asked for; it must be 1 or above.")
     take = _Pass(embed, source, videos, batch, transfer, clock)
-    settled = _warm_up(take, protocol, progress)
+    _, (settled,) = warm_up(
+        lambda: take().sum(keepdims=True),
+        protocol,
+        progress,
+        ready=lambda: len(take.first_reads) == len(take.videos),
+    )
     warmed = len(take.first_reads)
     seconds = _measure(take, protocol, progress) / batch
     medians, high = np.median(seconds, axis=0), np.percentile(seconds, 90, axis=0)
@@ -297,7 +278,7 @@ def measure_stages(
         for stage, p50, p90 in zip(take.stages, medians, high, strict=True)
     )
     return StageTable(
-        contender=contender,
+        candidate=candidate,
         batch=batch,
         rows=rows,
         limit=take.stages[int(medians.argmax())],

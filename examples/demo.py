@@ -25,7 +25,7 @@ QUERIES = (
     "a white circle moves down, then up",
 )
 HITS = 3
-MEASURE = ("--backends", "ort", "--seconds", "4", "--samples", "10")
+MEASURE = ("--backends", "ort", "--samples", "10", "--budget", "60")
 
 
 def run(*command: str) -> None:

@@ -1,4 +1,4 @@
-"""What the contenders of a comparison run, counted on themselves before they are timed."""
+"""What the candidates of a comparison run, counted on themselves before they are timed."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tempme_export.bench.contenders import Contender
+from tempme_export.bench.core.candidate import Entry
 from tempme_export.bench.counting.flops import MERGING, count_eager
 from tempme_export.bench.counting.graph import count_graph
 from tempme_export.bench.counting.products import BlockTokens, Parts, parts_of
@@ -25,14 +25,14 @@ COMPILED = "compiled code cannot be watched; its embeddings are judged all the s
 
 @dataclass(frozen=True)
 class Running:
-    """One contender as it runs.
+    """One candidate as it runs.
 
     tokens   per block; None where it cannot be watched, and `reason` says why
     parts    multiply-accumulates of a video by part; None likewise
     reason   why something was not counted; empty where all was
     """
 
-    contender: str
+    candidate: str
     profile: str
     method: str
     frames: int
@@ -44,7 +44,7 @@ class Running:
         """Plain values."""
         blocks = {"clips": None, "attention": None, "mlp": None} if self.tokens is None else self.tokens.to_dict()
         return {
-            "contender": self.contender,
+            "candidate": self.candidate,
             "profile": self.profile,
             "method": self.method,
             "frames": self.frames,
@@ -55,10 +55,10 @@ class Running:
         }
 
 
-def count_contenders(contenders: Iterable[Contender], clip: NDArray[np.float32]) -> list[Running]:
-    """Run each contender on one clip [1, F, 3, S, S] and count its tokens and products.
+def count_candidates(candidates: Iterable[Entry], clip: NDArray[np.float32]) -> list[Running]:
+    """Run each candidate on one clip [1, F, 3, S, S] and count its tokens and products.
 
-    Raises ParityError where tokens are not those of the contender's schedule, or products not those of its formula.
+    Raises ParityError where tokens are not those of the candidate's schedule, or products not those of its formula.
     """
     of_files: dict[Path, tuple[BlockTokens, Parts]] = {}
 
@@ -67,18 +67,16 @@ def count_contenders(contenders: Iterable[Contender], clip: NDArray[np.float32])
             of_files[path] = tokens_of_artifact(path, clip), count_graph(path).parts(width)
         return of_files[path]
 
-    return [_checked(_count(one, clip, of_file), one) for one in contenders]
+    return [_checked(_count(one, clip, of_file), one) for one in candidates]
 
 
-def _count(
-    one: Contender, clip: NDArray[np.float32], of_file: Callable[[Path, int], tuple[BlockTokens, Parts]]
-) -> Running:
-    name, profile, runner = one.name, one.recipe.profile, one.loaded.runner
+def _count(one: Entry, clip: NDArray[np.float32], of_file: Callable[[Path, int], tuple[BlockTokens, Parts]]) -> Running:
+    name, profile, runner = one.name, one.case.profile, one.runner
     tokens: BlockTokens | None = None
     parts: Parts | None = None
-    reason, width = "", one.recipe.backbone.width
-    if one.loaded.onnx is not None:
-        tokens, parts = of_file(one.loaded.onnx, width)
+    reason, width = "", one.case.recipe.backbone.width
+    if one.onnx is not None:
+        tokens, parts = of_file(one.onnx, width)
     elif not isinstance(runner, TorchRunner):
         reason = COMPILED
     else:
@@ -91,7 +89,7 @@ def _count(
             tokens, parts = tokens_of_encoder(module, frames), count_eager(module, frames).parts(width)
         else:
             reason = COMPILED
-    return Running(name, profile.name, one.method, profile.frames, tokens, parts, reason)
+    return Running(name, profile.name, one.case.method_key, profile.frames, tokens, parts, reason)
 
 
 def _merging(module: torch.nn.Module) -> Any:
@@ -99,14 +97,14 @@ def _merging(module: torch.nn.Module) -> Any:
     return (*MERGING, class_attention, keep_attentive) if isinstance(module, EvitVideo) else MERGING
 
 
-def _checked(found: Running, one: Contender) -> Running:
+def _checked(found: Running, one: Entry) -> Running:
     if found.tokens is not None:
-        check_tokens(found.tokens, one.plan, f"{one.name} ({one.recipe.profile.name})")
+        check_tokens(found.tokens, one.case.plan, f"{one.name} ({one.case.profile.name})")
     if found.parts is not None:
-        formula = parts_of(one.counted)
+        formula = parts_of(one.case.counted())
         if found.parts.products != formula.products:
             raise ParityError(
-                f"{one.name} ({one.recipe.profile.name}) runs {found.parts.products} multiply-accumulates per video in "
+                f"{one.name} ({one.case.profile.name}) runs {found.parts.products} multiply-accumulates per video in "
                 f"its products, its formula says {formula.products}: what runs is not what the formula describes."
             )
     return found

@@ -80,7 +80,7 @@ def _styled(draw: Callable[_Values, bytes]) -> Callable[_Values, bytes]:
 
 @dataclass(frozen=True)
 class Bar:
-    """One contender's speed in videos/s with its 95 % interval; `accuracy` is written beside it.
+    """One candidate's speed in videos/s with its 95 % interval; `accuracy` is written beside it.
 
     doubt  why it is not to be relied upon; such a mark is hollow
     """
@@ -106,7 +106,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Points:
-    """One contender's points by rising operations; `accuracy` is written beside its name."""
+    """One candidate's points by rising operations; `accuracy` is written beside its name."""
 
     label: str
     accuracy: str
@@ -143,7 +143,7 @@ class Line:
 
 @_styled
 def videos_per_s(panels: Sequence[tuple[str, Sequence[Bar]]], *, width: float = WIDE) -> bytes:
-    """Speed of every contender with its interval, one panel per batch size, all from zero."""
+    """Speed of every candidate with its interval, one panel per batch size, all from zero."""
     _require(panels and all(bars for _, bars in panels))
     heights = [0.62 + 0.5 * len(bars) for _, bars in panels]
     figure, axes = _panels(width, heights)

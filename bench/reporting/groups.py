@@ -4,11 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tempme_export.bench.core.row import Row
 from tempme_export.bench.reporting.intervals import rate_interval
-from tempme_export.bench.reporting.read import Results, Row
+from tempme_export.bench.reporting.read import Results
 from tempme_export.bench.scaling import family
 
-SETTLED, UNSETTLED, UNKNOWN = "yes", "did not settle", "not said"
+CONVERGED, UNCONVERGED, UNKNOWN = "yes", "not converged", "not said"
 PASSED, FAILED, UNJUDGED = "pass", "failed", "not judged"
 UNNAMED = "unnamed profile"
 
@@ -17,6 +18,15 @@ ORIGIN = (
     *("openvino", "tensorrt", "commit"),
 )
 """Columns that rows of one origin share."""
+
+
+Traced = Row | Mapping[str, Any]
+"""What names its origin: a row, or a table of stages."""
+
+
+def value_of(traced: Traced, column: str) -> Any:
+    """A column of either; None where it does not have it."""
+    return getattr(traced, column) if isinstance(traced, Row) else traced.get(column)
 
 
 @dataclass(frozen=True)
@@ -29,7 +39,7 @@ class Origin:
 
     number: int
     results: Results
-    rows: tuple[Row, ...]
+    rows: tuple[Traced, ...]
 
     @property
     def name(self) -> str:
@@ -41,8 +51,12 @@ class Origin:
 
     def fact(self, column: str) -> str | None:
         """A column that all rows share, as text; None where it does not apply."""
-        value = self.rows[0].get(column)
+        value = value_of(self.rows[0], column)
         return None if value is None else str(value)
+
+    def values(self, column: str) -> list[Any]:
+        """A column of all rows that have it."""
+        return [value for row in self.rows if (value := value_of(row, column)) is not None]
 
     @property
     def machine(self) -> str:
@@ -56,11 +70,12 @@ class Origin:
 
 def origins(every: Iterable[Results]) -> list[Origin]:
     """The origins of all rows, in the order they come."""
-    found: dict[tuple[object, ...], list[Row]] = {}
+    found: dict[tuple[object, ...], list[Traced]] = {}
     source: dict[tuple[object, ...], Results] = {}
     for position, results in enumerate(every):
-        for row in (*results.rows, *results.traced_stages):
-            key = (position, *(row.get(column) for column in ORIGIN))
+        traced: tuple[Traced, ...] = (*results.rows, *results.traced_stages)
+        for row in traced:
+            key = (position, *(value_of(row, column) for column in ORIGIN))
             found.setdefault(key, []).append(row)
             source[key] = results
     return [Origin(n, source[key], tuple(rows)) for n, (key, rows) in enumerate(found.items(), 1)]
@@ -68,7 +83,7 @@ def origins(every: Iterable[Results]) -> list[Origin]:
 
 @dataclass(frozen=True)
 class Side:
-    """One contender within a comparison.
+    """One candidate within a comparison.
 
     low, high  95 % interval of its videos/s; None where its samples were not kept
     """
@@ -80,20 +95,20 @@ class Side:
 
     @property
     def name(self) -> str:
-        return str(self.row["contender"])
+        return self.row.candidate
 
     @property
-    def settled(self) -> str:
-        return {True: SETTLED, False: UNSETTLED}.get(self.row.get("stable"), UNKNOWN)  # type: ignore[arg-type]
+    def converged(self) -> str:
+        return {True: CONVERGED, False: UNCONVERGED, None: UNKNOWN}[self.row.converged]
 
     @property
     def parity(self) -> str:
-        return {True: PASSED, False: FAILED}.get(self.row.get("parity"), UNJUDGED)  # type: ignore[arg-type]
+        return {True: PASSED, False: FAILED, None: UNJUDGED}[self.row.parity]
 
     @property
     def handicap(self) -> float:
         """Per cent it was slowed down on purpose."""
-        return self.row.get("handicap_percent") or 0.0
+        return self.row.handicap_percent or 0.0
 
     @property
     def doubts(self) -> list[str]:
@@ -101,8 +116,8 @@ class Side:
         said = []
         if self.parity != PASSED:
             said.append("FAILED PARITY" if self.parity == FAILED else "parity not judged")
-        if self.settled != SETTLED:
-            said.append("DID NOT SETTLE" if self.settled == UNSETTLED else "not said whether it settled")
+        if self.converged != CONVERGED:
+            said.append("NOT CONVERGED" if self.converged == UNCONVERGED else "not said whether it converged")
         if self.handicap:
             said.append(f"slowed down on purpose by {self.handicap:g} %")
         return said
@@ -110,7 +125,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Group:
-    """Contenders timed side by side: one comparison of one results document. The first is what others refer to."""
+    """Candidates timed side by side: one comparison of one results document. The first is what others refer to."""
 
     results: Results
     profile: str
@@ -126,17 +141,17 @@ class Group:
     @property
     def by_method(self) -> bool:
         """Whether methods stand beside each other rather than backends."""
-        return len({side.row.get("method") for side in self.sides}) > 1
+        return len({side.row.method for side in self.sides}) > 1
 
     @property
     def name(self) -> str:
         """The profile; where methods stand side by side, that which they were derived from."""
-        return without_method(self.profile, self.first.row.get("method")) if self.by_method else self.profile
+        return without_method(self.profile, self.first.row.method) if self.by_method else self.profile
 
     @property
     def family(self) -> str:
         """Its name without the frame count: what stays the same in a sweep over frames."""
-        return family({"profile": self.name, "frames": self.frames})
+        return family(self.name, self.frames)
 
     @property
     def doubtful(self) -> list[Side]:
@@ -157,21 +172,21 @@ def groups(every: Sequence[Results], runs: Sequence[Origin]) -> list[Group]:
                     rows.append(row)
                     left = [other for other in left if other is not row]
             if rows:
-                profile = str(compared.get("profile") or rows[0].get("profile") or UNNAMED)
+                profile = str(compared.get("profile") or rows[0].profile or UNNAMED)
                 found.append(_group(results, profile, rows, own, compared.get("notes") or ()))
         alike: dict[tuple[object, ...], list[Row]] = {}
         for row in left:
-            alike.setdefault((row.get("profile"), row["frames"], row["batch"], row.get("device")), []).append(row)
-        found += [_group(results, str(rows[0].get("profile") or UNNAMED), rows, own, ()) for rows in alike.values()]
+            alike.setdefault((row.profile, row.frames, row.batch, row.device), []).append(row)
+        found += [_group(results, str(rows[0].profile or UNNAMED), rows, own, ()) for rows in alike.values()]
     return found
 
 
 def _row_of(name: str, compared: Mapping[str, Any], rows: Iterable[Row]) -> Row | None:
-    """The row of a comparison's contender. A method's own profile is named after it, so the comparison's profile only
+    """The row of a comparison's candidate. A method's own profile is named after it, so the comparison's profile only
     decides between several."""
     settings = (name, compared["batch"], compared["frames"])
-    fitting = [row for row in rows if (row["contender"], row["batch"], row["frames"]) == settings]
-    exact = [row for row in fitting if row.get("profile") == compared.get("profile")]
+    fitting = [row for row in rows if (row.candidate, row.batch, row.frames) == settings]
+    exact = [row for row in fitting if row.profile == compared.get("profile")]
     return next(iter([*exact, *fitting]), None)
 
 
@@ -180,10 +195,10 @@ def _group(
 ) -> Group:
     sides = []
     for row in rows:
-        taken = results.samples.get((profile, row["batch"], row["contender"]), ())
-        low, high = rate_interval(taken, row["batch"]) or (None, None)
+        taken = results.samples.get((profile, row.batch, row.candidate), ())
+        low, high = rate_interval(taken, row.batch) or (None, None)
         sides.append(Side(row, own[id(row)], low, high))
-    return Group(results, profile, rows[0]["frames"], rows[0]["batch"], tuple(sides), tuple(notes))
+    return Group(results, profile, rows[0].frames, rows[0].batch, tuple(sides), tuple(notes))
 
 
 def without_method(profile: str, method: str | None) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tempme_export.bench.bootstrap import estimate
+from tempme_export.bench.core.bootstrap import estimate
 
 FEWEST = 5
 RESAMPLES, SEED = 2000, 0

@@ -91,7 +91,7 @@ def render(results: Sequence[Results], pictures: Pictures, counted: Sequence[pap
             "footer",
             element(
                 "p",
-                "Written by tempme-bench --report. A speed counts only beside its accuracy; what did not settle, is "
+                "Written by tempme-bench --report. A speed counts only beside its accuracy; what has not converged, is "
                 "missing or failed parity is named where its figure stands or would stand.",
             ),
         ),

@@ -1,50 +1,31 @@
 """A results folder -> plain values, checked before anything is drawn from them."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tempme_export.bench.core.row import EARLIER, SCHEMA_VERSION, Row, upgraded
+from tempme_export.bench.report import DOCUMENT, SAMPLES
+from tempme_export.bench.reporting.published import from_published, is_published
 from tempme_export.errors import InputError
 from tempme_export.names import command
 
 if TYPE_CHECKING:
     import polars as pl
 
-SCHEMA = 2
-DOCUMENT, SAMPLES = "bench.json", "samples.parquet"
-
-Row = Mapping[str, Any]
 SampleKey = tuple[str | None, int, str]
-"""Profile, videos per call, contender."""
+"""Profile, videos per call, candidate."""
 
-_NUMBERS = frozenset(
-    (
-        *("frames", "batch", "videos_per_s", "frames_per_s", "ratio", "ratio_low", "ratio_high"),
-        *("p50_ms", "p90_ms", "p99_ms", "mean_ms", "cov", "samples", "warmup", "resident_ms", "device_ms"),
-        *("gmacs", "gflops", "final_clips", "final_tokens", "load_mb", "encode_mb", "device_mb", "artifact_mb"),
-        *("build_s", "load_s", "one_minus_cosine", "centred_loss", "handicap_percent", "threads", "load_average"),
-    )
-)
-_WORDS = frozenset(
-    (
-        *("contender", "backend", "method", "profile", "weights", "precision", "device", "artifact_sha256"),
-        *("cpu", "gpu", "driver", "python", "torch", "onnxruntime", "openvino", "tensorrt"),
-        *("commit", "time", "command"),
-    )
-)
-_ANSWERS = frozenset({"stable", "parity"})
 _WITHOUT_SAMPLES = f"Remove {SAMPLES} to report without intervals of videos/s, or measure again."
-_NEEDED = ("contender", "frames", "batch", "videos_per_s")
 _LISTS = ("comparisons", "tokens", "stages", "fits", "knees")
 _ENTRIES: Mapping[str, tuple[str, ...]] = {
     "comparisons": ("frames", "batch", "order"),
     "tokens": ("method", "frames", "clips", "attention", "mlp"),
-    "stages": ("contender", "batch", "rows"),
-    "fits": ("quantity", "against", "contender", "form", "coefficients", "low", "high", "x"),
-    "knees": ("contender", "batch", "videos_per_s", "best_batch", "best_videos_per_s"),
+    "stages": ("candidate", "batch", "rows"),
+    "fits": ("quantity", "against", "candidate", "form", "coefficients", "low", "high", "x"),
+    "knees": ("candidate", "batch", "videos_per_s", "best_batch", "best_videos_per_s"),
 }
 
 
@@ -54,11 +35,13 @@ class Results:
 
     source    where the document lies, in words
     document  as it was written, with the lists and objects that may be missing put in empty
+    rows      one per candidate and batch
     samples   seconds of every call in the order measured; empty where the samples were not kept
     """
 
     source: str
     document: Mapping[str, Any]
+    rows: Sequence[Row]
     samples: Mapping[SampleKey, Sequence[float]] = field(default_factory=dict)
 
     @classmethod
@@ -69,19 +52,16 @@ class Results:
 
         Raises InputError for what is not a results document of this schema.
         """
-        return cls(source, _checked(document, source), {} if samples is None else _by_contender(samples, source))
-
-    @property
-    def rows(self) -> Sequence[Row]:
-        """One mapping per contender and batch, the columns of `bench.report.Row`."""
-        return self.document["rows"]
+        whole = _checked(document, source)
+        taken = {} if samples is None else _by_candidate(samples, source)
+        return cls(source, whole, _rows(whole, source), taken)
 
     def entries(self, name: str) -> Sequence[Mapping[str, Any]]:
         """A list of the document: comparisons, tokens, stages, fits or knees."""
         return self.document[name]
 
     @property
-    def traced_stages(self) -> Sequence[Row]:
+    def traced_stages(self) -> Sequence[Mapping[str, Any]]:
         """Tables of stages that say which command made them."""
         return [table for table in self.entries("stages") if table.get("command") is not None]
 
@@ -92,12 +72,12 @@ class Results:
 
     @property
     def missing(self) -> Mapping[str, str]:
-        """Contenders that could not be loaded, and why."""
+        """Candidates that could not be loaded, and why."""
         return self.document["missing"]
 
     @property
     def failed(self) -> Mapping[str, str]:
-        """Contenders that are not timed since they do not compute what the original does, and how."""
+        """Candidates that are not timed since they do not compute what the original does, and how."""
         return self.document["failed"]
 
 
@@ -125,47 +105,36 @@ def read_results(path: Path) -> Results:
 
 def _checked(document: Any, source: str) -> dict[str, Any]:
     """The document with its parts of the right kind. Raises InputError for a foreign one."""
+    if isinstance(document, Mapping) and is_published(document):
+        document = from_published(document)
     if not isinstance(document, Mapping) or "rows" not in document:
         raise _foreign(source, "no results of tempme-bench")
     schema = document.get("schema")
-    if schema != SCHEMA:
+    if schema not in (EARLIER, SCHEMA_VERSION):
         raise InputError(
-            f"found schema {schema!r} in {source}; expected {SCHEMA}. Measure again with this version, or make the "
-            "report with the version that measured."
+            f"found schema {schema!r} in {source}; expected {SCHEMA_VERSION} or {EARLIER}. Measure again with this "
+            "version, or make the report with the version that measured."
         )
     whole: dict[str, Any] = {**dict.fromkeys((*_LISTS, "notes"), ()), "missing": {}, "failed": {}, **document}
     for name in ("rows", *_LISTS):
         if not isinstance(whole[name], list | tuple) or not all(isinstance(item, Mapping) for item in whole[name]):
             raise _foreign(source, f"`{name}` that is not a list of objects")
+        if schema == EARLIER:
+            whole[name] = [upgraded(item) for item in whole[name]]
         for key in _ENTRIES.get(name, ()):
             if any(item.get(key) is None for item in whole[name]):
                 raise _foreign(source, f"an entry of `{name}` without `{key}`")
     for name in ("missing", "failed"):
         if not isinstance(whole[name], Mapping) or not all(isinstance(said, str) for said in whole[name].values()):
             raise _foreign(source, f"`{name}` that does not give a reason per name")
-    for row in whole["rows"]:
-        _check_row(row, source)
     return whole
 
 
-def _check_row(row: Row, source: str) -> None:
-    for key in _NEEDED:
-        if row.get(key) is None:
-            raise _foreign(source, f"a row without `{key}`")
-    for key, value in row.items():
-        if value is None:
-            continue
-        if key in _NUMBERS and not is_number(value):
-            raise _foreign(source, f"`{key}` {value!r}, not a finite number, in a row")
-        if key in _WORDS and not isinstance(value, str):
-            raise _foreign(source, f"`{key}` {value!r}, not a text, in a row")
-        if key in _ANSWERS and not isinstance(value, bool):
-            raise _foreign(source, f"`{key}` {value!r}, neither true nor false, in a row")
-
-
-def is_number(value: Any) -> bool:
-    """Whether `value` is a finite number, and no truth value."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _rows(document: Mapping[str, Any], source: str) -> tuple[Row, ...]:
+    try:
+        return tuple(Row.read(row) for row in document["rows"])
+    except ValueError as error:
+        raise _foreign(source, str(error)) from error
 
 
 def _foreign(source: str, found: str) -> InputError:
@@ -190,13 +159,15 @@ def _samples(file: Path) -> "pl.DataFrame | None":
         ) from error
 
 
-def _by_contender(samples: "pl.DataFrame", source: str) -> dict[SampleKey, tuple[float, ...]]:
-    """Seconds by contender, in the order of the rounds. Raises InputError for foreign columns."""
-    needed = {"profile", "batch", "round", "contender", "seconds"}
+def _by_candidate(samples: "pl.DataFrame", source: str) -> dict[SampleKey, tuple[float, ...]]:
+    """Seconds by candidate, in the order of the rounds. Raises InputError for foreign columns."""
+    if "contender" in samples.columns:
+        samples = samples.rename({"contender": "candidate"})
+    needed = {"profile", "batch", "round", "candidate", "seconds"}
     if not needed <= set(samples.columns):
         raise InputError(
             f"found samples with the columns {', '.join(samples.columns)} beside {source}; expected "
             f"{', '.join(sorted(needed))} among them. {_WITHOUT_SAMPLES}"
         )
-    grouped = samples.sort("round", maintain_order=True).group_by("profile", "batch", "contender").agg("seconds")
+    grouped = samples.sort("round", maintain_order=True).group_by("profile", "batch", "candidate").agg("seconds")
     return {(profile, batch, name): tuple(seconds) for profile, batch, name, seconds in grouped.iter_rows()}

@@ -42,7 +42,7 @@ def made_by(origins: Iterable[Origin]) -> Html:
 
 def day(origin: Origin) -> Html:
     """When it was measured, to the day; from the first to the last. Not broken over lines."""
-    days = sorted({str(row["time"])[:10] for row in origin.rows if row.get("time")})
+    days = sorted({str(time)[:10] for time in origin.values("time")})
     said = " to ".join(dict.fromkeys((days[0], days[-1]))) if days else "at an unknown time"
     return element("span", said, class_="whole")
 
@@ -55,7 +55,7 @@ def interval_cells(low: Sequence[float | None], high: Sequence[float | None]) ->
 
 
 def verdict(side: Side) -> str:
-    """Parity and, where it was not settled or was slowed down, that too: for the eye that runs down the column."""
+    """Parity in a word; one that failed stands out, for the eye that runs down the column."""
     return mark(side.parity, good=side.parity == "pass")
 
 
@@ -66,7 +66,7 @@ def mark(word: str, *, good: bool) -> str:
 
 def accuracy(side: Side) -> str:
     """Accuracy in a few characters, for charts and captions."""
-    value = side.row.get("one_minus_cosine")
+    value = side.row.one_minus_cosine
     return "1 \N{MINUS SIGN} cos not compared" if value is None else f"1 \N{MINUS SIGN} cos {distance(value)}"
 
 

@@ -77,10 +77,10 @@ def frames(every: Sequence[Results], groups: Sequence[Group], pictures: Pictures
 
 
 def _measured(groups: Sequence[Group], pictures: Pictures) -> list[Html]:
-    """A figure for every contender set measured at several frame counts; one line that says so where there is none."""
+    """A figure for every candidate set measured at several frame counts; one line that says so where there is none."""
     found: dict[tuple[object, ...], list[tuple[Group, Side]]] = {}
     for group in groups:
-        key = (id(group.results), group.family, group.batch, group.by_method, group.first.row.get("device"))
+        key = (id(group.results), group.family, group.batch, group.by_method, group.first.row.device)
         found.setdefault(key, []).extend((group, side) for side in group.sides)
     parts = []
     for pairs in found.values():
@@ -91,7 +91,7 @@ def _measured(groups: Sequence[Group], pictures: Pictures) -> list[Html]:
         title = f"{first.family}, batch {first.batch}"
         names = list(dict.fromkeys(side.name for _, side in pairs))
         panels = [(title, "ms of a video", _lines(pairs, names, "p50_ms", first.batch, accurate=True))]
-        if any(side.row.get("encode_mb") is not None for _, side in pairs):
+        if any(side.row.encode_mb is not None for _, side in pairs):
             panels.append(("Memory of a call, above loading", "MB", _lines(pairs, names, "encode_mb")))
         doubtful = [
             f"{side.name} at {group.frames} frames: {', '.join(side.doubts)}" for group, side in pairs if side.doubts
@@ -111,36 +111,38 @@ def _measured(groups: Sequence[Group], pictures: Pictures) -> list[Html]:
         ]
     if parts:
         return parts
-    return [element("p", "No contender was measured at several frame counts in these results.", class_="absent")]
+    return [element("p", "No candidate was measured at several frame counts in these results.", class_="absent")]
 
 
 def _ms(side: Side) -> float:
-    return 1e3 / side.row["videos_per_s"]
+    return 1e3 / side.row.videos_per_s
 
 
 def _lines(
     pairs: Sequence[tuple[Group, Side]], names: Sequence[str], key: str, over: int = 1, *, accurate: bool = False
 ) -> list[charts.Line]:
-    """A column divided by `over` against frames, one line per contender; with its worst accuracy if `accurate`."""
+    """A column divided by `over` against frames, one line per candidate; with its worst accuracy if `accurate`."""
     lines = []
     for name in names:
-        own = [(group.frames, side) for group, side in pairs if side.name == name and side.row.get(key) is not None]
+        own = [
+            (group.frames, side) for group, side in pairs if side.name == name and getattr(side.row, key) is not None
+        ]
         if own:
-            worst = max((side for _, side in own), key=lambda side: side.row.get("one_minus_cosine") or 0.0)
+            worst = max((side for _, side in own), key=lambda side: side.row.one_minus_cosine or 0.0)
             label = f"{name}: {accuracy(worst)}" if accurate else name
-            lines.append(charts.Line(label, [at for at, _ in own], [side.row[key] / over for _, side in own]))
+            lines.append(charts.Line(label, [at for at, _ in own], [getattr(side.row, key) / over for _, side in own]))
     return lines
 
 
 def _frames_table(title: str, pairs: Sequence[tuple[Group, Side]]) -> Html:
     columns = [
-        *(Column("contender", figures=False), Column("frames"), Column("ms of a video"), Column("videos/s")),
+        *(Column("candidate", figures=False), Column("frames"), Column("ms of a video"), Column("videos/s")),
         *(Column("GMACs"), Column("encoding MB"), Column(DISTANCE), Column("parity", figures=False)),
         Column("from", figures=False),
     ]
     rows_of = [side.row for _, side in pairs]
-    times, speeds = column_of([_ms(side) for _, side in pairs]), column_of([row["videos_per_s"] for row in rows_of])
-    gmacs, memory = (column_of([row.get(key) for row in rows_of]) for key in ("gmacs", "encode_mb"))
+    times, speeds = column_of([_ms(side) for _, side in pairs]), column_of([row.videos_per_s for row in rows_of])
+    gmacs, memory = (column_of([getattr(row, key) for row in rows_of]) for key in ("gmacs", "encode_mb"))
     rows = [
         [
             side.name,
@@ -149,7 +151,7 @@ def _frames_table(title: str, pairs: Sequence[tuple[Group, Side]]) -> Html:
             speeds[i],
             gmacs[i],
             memory[i],
-            distance(side.row.get("one_minus_cosine")),
+            distance(side.row.one_minus_cosine),
             mark(side.parity, good=side.parity == PASSED),
             link(side.origin),
         ]

@@ -22,7 +22,7 @@ _NO_ROWS = "no speeds of encoders in these results; measure with tempme-bench --
 
 def operations(groups: Sequence[Group], pictures: Pictures) -> Section | Absent:
     """Counted operations against measured speed, a figure per document: whether fewer operations take less time."""
-    counted = [group for group in groups if all(side.row.get("gflops") is not None for side in group.sides)]
+    counted = [group for group in groups if all(side.row.gflops is not None for side in group.sides)]
     if not counted:
         return Absent("Operations against speed", "no rows with counted operations in these results.")
     parts = [
@@ -59,14 +59,14 @@ def operations(groups: Sequence[Group], pictures: Pictures) -> Section | Absent:
 
 
 def _series(groups: Sequence[Group]) -> list[charts.Points]:
-    """Every contender's points by rising operations, with its worst accuracy."""
+    """Every candidate's points by rising operations, with its worst accuracy."""
     own: dict[str, list[Side]] = {}
     for side in [side for group in groups for side in group.sides]:
         own.setdefault(side.name, []).append(side)
     return [
         charts.Points(
             name,
-            accuracy(max(sides, key=lambda side: side.row.get("one_minus_cosine") or 0.0)),
+            accuracy(max(sides, key=lambda side: side.row.one_minus_cosine or 0.0)),
             sorted((_point(side) for side in sides), key=lambda point: point.gflops),
         )
         for name, sides in own.items()
@@ -74,4 +74,4 @@ def _series(groups: Sequence[Group]) -> list[charts.Points]:
 
 
 def _point(side: Side) -> charts.Point:
-    return charts.Point(side.row["gflops"], side.row["videos_per_s"], side.low, side.high, ", ".join(side.doubts))
+    return charts.Point(side.row.gflops or 0.0, side.row.videos_per_s, side.low, side.high, ", ".join(side.doubts))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tempme_export.bench.reporting.groups import Origin
+from tempme_export.bench.reporting.groups import Origin, value_of
 from tempme_export.bench.reporting.markup import Html, element, join
 from tempme_export.bench.reporting.section import Absent, Section
 
@@ -17,12 +17,12 @@ def origin_section(runs: Sequence[Origin]) -> Section | Absent:
 
 
 def _entry(origin: Origin) -> Html:
-    times = sorted({str(row["time"]) for row in origin.rows if row.get("time")})
-    loads = sorted(row["load_average"] for row in origin.rows if row.get("load_average") is not None)
+    times = sorted({str(time) for time in origin.values("time")})
+    loads = sorted(origin.values("load_average"))
     artifacts = dict.fromkeys(
-        (str(row["contender"]), str(row.get("precision")), str(row["artifact_sha256"]))
+        (str(value_of(row, "candidate")), str(value_of(row, "precision")), str(value_of(row, "artifact_sha256")))
         for row in origin.rows
-        if row.get("artifact_sha256")
+        if value_of(row, "artifact_sha256")
     )
     gpu = origin.fact("gpu")
     facts: list[tuple[str, str]] = [

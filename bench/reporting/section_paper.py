@@ -79,7 +79,7 @@ def measured(line: Line, groups: Sequence[Group]) -> list[tuple[Group, Side]]:
         if group.by_method or not sure:
             picked = own[:1]
         else:
-            picked = [own[0], max(sure, key=lambda side: float(side.row["videos_per_s"]))]
+            picked = [own[0], max(sure, key=lambda side: float(side.row.videos_per_s))]
         found += [(group, side) for i, side in enumerate(picked) if side not in picked[:i]]
     return found
 
@@ -87,12 +87,12 @@ def measured(line: Line, groups: Sequence[Group]) -> list[tuple[Group, Side]]:
 def _is(side: Side, key: str, ours: PaperRow) -> bool:
     row = side.row
     return (
-        row.get("method") in (None, key)
-        and row["frames"] == ours.frames
-        and row.get("gmacs") is not None
-        and math.isclose(row["gmacs"], ours.complexity.gmacs, rel_tol=1e-6)
-        and row.get("final_tokens") in (None, ours.tokens)
-        and row.get("final_clips") in (None, ours.clips)
+        row.method in (None, key)
+        and row.frames == ours.frames
+        and row.gmacs is not None
+        and math.isclose(row.gmacs, ours.complexity.gmacs, rel_tol=1e-6)
+        and row.final_tokens in (None, ours.tokens)
+        and row.final_clips in (None, ours.clips)
     )
 
 
@@ -165,28 +165,26 @@ def _table_1(setting: Setting, rows_of: Sequence[Line], groups: Sequence[Group])
 _SPEED_COLUMNS = (
     *(Column("method", figures=False), Column("measured by", figures=False), Column("batch"), Column("videos/s")),
     *(Column(INTERVAL), Column("times no merging"), Column(INTERVAL), Column("GMACs"), Column("tokens")),
-    *(Column("accuracy", figures=False), Column("parity", figures=False), Column("settled", figures=False)),
+    *(Column("accuracy", figures=False), Column("parity", figures=False), Column("converged", figures=False)),
 )
 
 
 def _speed_line(group: Group, side: Side) -> list[str]:
     row = side.row
-    over = group.by_method and group.first.row.get("method") == "none"
-    by = element("span", f"{row.get('backend') or side.name}, ", link(side.origin), class_="whole")
+    over = group.by_method and group.first.row.method == "none"
+    by = element("span", f"{row.backend or side.name}, ", link(side.origin), class_="whole")
     return [
         by,
         str(group.batch),
-        number(row["videos_per_s"], 2),
+        number(row.videos_per_s, 2),
         interval_cells([side.low], [side.high])[0],
-        number(row.get("ratio"), 2) if over else NONE,
-        interval_cells([row.get("ratio_low")], [row.get("ratio_high")])[0] if over else NONE,
-        number(row.get("gmacs"), 1),
-        _tokens((row["final_clips"], row["final_tokens"]))
-        if row.get("final_clips") and row.get("final_tokens")
-        else NONE,
-        element("span", f"{DISTANCE} {distance(row.get('one_minus_cosine'))}", class_="whole"),
+        number(row.ratio, 2) if over else NONE,
+        interval_cells([row.ratio_low], [row.ratio_high])[0] if over else NONE,
+        number(row.gmacs, 1),
+        _tokens((row.final_clips, row.final_tokens)) if row.final_clips and row.final_tokens else NONE,
+        element("span", f"{DISTANCE} {distance(row.one_minus_cosine)}", class_="whole"),
         verdict(side),
-        "yes" if side.settled == "yes" else element("strong", side.settled, class_="bad"),
+        "yes" if side.converged == "yes" else element("strong", side.converged, class_="bad"),
     ]
 
 

@@ -1,11 +1,11 @@
-"""Speed of every contender beside its accuracy, and against the operations it saves."""
+"""Speed of every candidate beside its accuracy, and against the operations it saves."""
 
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from tempme_export.bench.reporting import charts
-from tempme_export.bench.reporting.groups import SETTLED, Group, Side
+from tempme_export.bench.reporting.groups import CONVERGED, Group, Side
 from tempme_export.bench.reporting.markup import (
     Column,
     Html,
@@ -45,13 +45,13 @@ def sets(groups: Sequence[Group]) -> list[Set]:
     """Comparisons that differ in batch size alone, together, in the order of the page."""
     found: dict[tuple[object, ...], list[Group]] = {}
     for group in groups:
-        device, method = group.first.row.get("device"), group.by_method
+        device, method = group.first.row.device, group.by_method
         found.setdefault((id(group.results), group.profile, group.frames, method, device), []).append(group)
     return list(found.values())
 
 
 def summary(groups: Sequence[Group]) -> Section | Absent:
-    """For every comparison, the fastest contender whose figure can be relied upon."""
+    """For every comparison, the fastest candidate whose figure can be relied upon."""
     if not groups:
         return Absent("At a glance", _NO_ROWS)
     columns = [
@@ -70,7 +70,7 @@ def summary(groups: Sequence[Group]) -> Section | Absent:
             rows.append([*head, mark("none can be relied upon", good=False), speed, *["\N{EN DASH}"] * 3, left,
                          link(group.first.origin)])  # fmt: skip
             continue
-        times, (low, high) = side.row.get("ratio"), (side.row.get("ratio_low"), side.row.get("ratio_high"))
+        times, (low, high) = side.row.ratio, (side.row.ratio_low, side.row.ratio_high)
         rows.append(
             [
                 *head,
@@ -78,12 +78,12 @@ def summary(groups: Sequence[Group]) -> Section | Absent:
                 speed,
                 f"{number(times, 2)} \N{MULTIPLICATION SIGN} {group.first.name}",
                 interval_cells([low], [high])[0],
-                distance(side.row.get("one_minus_cosine")),
+                distance(side.row.one_minus_cosine),
                 left,
                 link(side.origin),
             ]
         )
-    caption = "The fastest contender of each comparison that passed parity and settled"
+    caption = "The fastest candidate of each comparison that passed parity and converged"
     return Section("glance", "At a glance", table(caption, columns, rows))
 
 
@@ -94,8 +94,8 @@ def speed(groups: Sequence[Group], pictures: Pictures) -> Section | Absent:
     parts = [
         element(
             "p",
-            "Videos/s is the batch over the median time of a call. Contenders ran in turns, call by call; "
-            "\u201ctimes\u201d says how many times as fast as the first contender one is within a turn, in the median "
+            "Videos/s is the batch over the median time of a call. Candidates ran in turns, call by call; "
+            "\u201ctimes\u201d says how many times as fast as the first candidate one is within a turn, in the median "
             "of all turns, with its 95 % interval. 1 \N{MINUS SIGN} cosine is the largest distance of an embedding "
             "from that which the original PyTorch path gives for the same method and video; parity says whether that "
             "lies within the tolerance.",
@@ -112,7 +112,7 @@ def speed(groups: Sequence[Group], pictures: Pictures) -> Section | Absent:
 
 def _title(groups: Set) -> str:
     first = groups[0]
-    kind = f"methods on {first.first.row.get('backend') or 'one backend'}" if first.by_method else "backends"
+    kind = f"methods on {first.first.row.backend or 'one backend'}" if first.by_method else "backends"
     return f"{first.name}: {kind}, {first.frames} frames"
 
 
@@ -151,7 +151,7 @@ def _one_set(groups: Set, pictures: Pictures, left_out: Sequence[str]) -> Html:
 
 
 def _speed(side: Side) -> float:
-    return float(side.row["videos_per_s"])
+    return float(side.row.videos_per_s)
 
 
 def _bar(side: Side) -> charts.Bar:
@@ -177,37 +177,37 @@ def _sides(groups: Set) -> list[Side]:
 
 
 def _figures(sides: Sequence[Side], key: str) -> list[str]:
-    return column_of([side.row.get(key) for side in sides])
+    return column_of([getattr(side.row, key) for side in sides])
 
 
 def _speed_table(groups: Set) -> Html:
     sides = _sides(groups)
     first = groups[0].first.name
     columns = [
-        *(Column("contender", figures=False), Column("backend", figures=False), Column("precision", figures=False)),
+        *(Column("candidate", figures=False), Column("backend", figures=False), Column("precision", figures=False)),
         *(Column("batch"), Column("videos/s"), Column(INTERVAL), Column(f"times {first}"), Column(INTERVAL)),
-        *(Column(DISTANCE), Column("parity", figures=False), Column("settled", figures=False)),
+        *(Column(DISTANCE), Column("parity", figures=False), Column("converged", figures=False)),
         Column("from", figures=False),
     ]
     if not groups[0].by_method:
         del columns[1]
     speeds = _figures(sides, "videos_per_s")
     of_speed = interval_cells([side.low for side in sides], [side.high for side in sides])
-    of_ratio = interval_cells([s.row.get("ratio_low") for s in sides], [s.row.get("ratio_high") for s in sides])
+    of_ratio = interval_cells([s.row.ratio_low for s in sides], [s.row.ratio_high for s in sides])
     rows = []
     for i, side in enumerate(sides):
         row: list[str] = [
             side.name,
-            str(side.row.get("backend") or "\N{EN DASH}"),
-            str(side.row.get("precision") or "\N{EN DASH}"),
-            str(side.row["batch"]),
+            str(side.row.backend or "\N{EN DASH}"),
+            str(side.row.precision or "\N{EN DASH}"),
+            str(side.row.batch),
             speeds[i],
             of_speed[i],
-            number(side.row.get("ratio"), 2),
+            number(side.row.ratio, 2),
             of_ratio[i],
-            distance(side.row.get("one_minus_cosine")),
+            distance(side.row.one_minus_cosine),
             verdict(side),
-            mark(side.settled, good=side.settled == SETTLED),
+            mark(side.converged, good=side.converged == CONVERGED),
             link(side.origin),
         ]
         if not groups[0].by_method:
@@ -223,11 +223,12 @@ def _latency_table(groups: Set) -> Html:
         "90\N{NO-BREAK SPACE}%": "p90_ms",
         "99\N{NO-BREAK SPACE}%": "p99_ms",
         "mean": "mean_ms",
+        "times original-bf16": "ratio_bf16",
         "on the GPU": "resident_ms",
         "by its events": "device_ms",
     }
     columns = [
-        *(Column("contender", figures=False), Column("batch"), *(Column(head) for head in keys)),
+        *(Column("candidate", figures=False), Column("batch"), *(Column(head) for head in keys)),
         *(Column("CoV"), Column("samples"), Column("GMACs"), Column("GFLOPs"), Column("tokens at the end")),
         *(Column(DISTANCE), Column("parity", figures=False)),
     ]
@@ -236,14 +237,14 @@ def _latency_table(groups: Set) -> Html:
     rows = [
         [
             side.name,
-            str(side.row["batch"]),
+            str(side.row.batch),
             *(column[i] for column in whole),
-            number(side.row.get("cov"), 3),
-            number(side.row.get("samples"), 0),
+            number(side.row.cov, 3),
+            number(side.row.samples, 0),
             gmacs[i],
             gflops[i],
             tokens(side.row),
-            distance(side.row.get("one_minus_cosine")),
+            distance(side.row.one_minus_cosine),
             verdict(side),
         ]
         for i, side in enumerate(sides)
@@ -253,7 +254,7 @@ def _latency_table(groups: Set) -> Html:
 
 def tokens(row: Any) -> str:
     """Clips by tokens after the last block, as the paper writes them."""
-    clips, count = row.get("final_clips"), row.get("final_tokens")
+    clips, count = row.final_clips, row.final_tokens
     if count is None:
         return "\N{EN DASH}"
     return number(count, 0) if clips is None else f"{clips:.0f} \N{MULTIPLICATION SIGN} {count:.0f}"
@@ -270,7 +271,7 @@ def _cost_table(groups: Set) -> Html:
         "on the GPU MB": "device_mb",
     }
     whole = [_figures(sides, key) for key in keys.values()]
-    columns = [Column("contender", figures=False), Column("batch"), *(Column(head) for head in keys)]
-    rows = [[side.name, str(side.row["batch"]), *(column[i] for column in whole)] for i, side in enumerate(sides)]
+    columns = [Column("candidate", figures=False), Column("batch"), *(Column(head) for head in keys)]
+    rows = [[side.name, str(side.row.batch), *(column[i] for column in whole)] for i, side in enumerate(sides)]
     caption = "Getting ready, the file, and memory of this process beyond what it held before (1 MB is 1e6 bytes)"
     return full_table(f"{caption}: {_title(groups)}", columns, rows)

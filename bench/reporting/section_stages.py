@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from tempme_export.bench.core.row import is_number
 from tempme_export.bench.reporting import charts
 from tempme_export.bench.reporting.groups import FAILED, PASSED, UNJUDGED, Origin
 from tempme_export.bench.reporting.markup import (
@@ -18,7 +19,7 @@ from tempme_export.bench.reporting.markup import (
     table,
 )
 from tempme_export.bench.reporting.pictures import Pictures
-from tempme_export.bench.reporting.read import Results, is_number
+from tempme_export.bench.reporting.read import Results
 from tempme_export.bench.reporting.section import (
     DISTANCE,
     Absent,
@@ -68,7 +69,7 @@ def stages(every: Sequence[Results], runs: Sequence[Origin], pictures: Pictures)
 
 def _stage_title(one: Mapping[str, Any]) -> str:
     profile = f"{one['profile']}, " if one.get("profile") else ""
-    return f"{profile}{one['contender']}, batch {one['batch']}"
+    return f"{profile}{one['candidate']}, batch {one['batch']}"
 
 
 def _stage(one: Mapping[str, Any], row: Mapping[str, Any]) -> charts.Stage:
@@ -83,7 +84,7 @@ def _stage_remarks(results: Results) -> list[str]:
 
 def _stage_table(results: Results) -> Html:
     columns = [
-        *(Column("contender", figures=False), Column("stage", figures=False), Column("median ms")),
+        *(Column("candidate", figures=False), Column("stage", figures=False), Column("median ms")),
         *(
             Column("90\N{NO-BREAK SPACE}% ms"),
             Column("share, %"),
@@ -113,16 +114,16 @@ def _stage_table(results: Results) -> Html:
 
 
 def _accuracy(results: Results, one: Mapping[str, Any]) -> tuple[float | None, str]:
-    """1 - cosine and parity of a table of stages: its own or, where it has none, that of the same contender's row.
+    """1 - cosine and parity of a table of stages: its own or, where it has none, that of the same candidate's row.
 
-    A contender that fails parity gets no table, so one that was compared has passed.
+    A candidate that fails parity gets no table, so one that was compared has passed.
     """
     own = one.get("one_minus_cosine")
     if is_number(own):
         return own, FAILED if one.get("parity") is False else PASSED
-    rows = [row for row in results.rows if (row["contender"], row["batch"]) == (one["contender"], one["batch"])]
-    judged = [row for row in rows if row.get("one_minus_cosine") is not None]
-    if not judged:
+    rows = [row for row in results.rows if (row.candidate, row.batch) == (one["candidate"], one["batch"])]
+    far = [row.one_minus_cosine for row in rows if row.one_minus_cosine is not None]
+    if not far:
         return None, UNJUDGED
-    passed = all(row.get("parity") for row in judged)
-    return max(row["one_minus_cosine"] for row in judged), PASSED if passed else FAILED
+    passed = all(row.parity for row in rows if row.one_minus_cosine is not None)
+    return max(far), PASSED if passed else FAILED

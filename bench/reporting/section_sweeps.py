@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from tempme_export.bench.core.row import is_number
 from tempme_export.bench.reporting.groups import FAILED, PASSED, UNJUDGED, UNNAMED
 from tempme_export.bench.reporting.markup import (
     Column,
@@ -12,7 +13,7 @@ from tempme_export.bench.reporting.markup import (
     number,
     table,
 )
-from tempme_export.bench.reporting.read import Results, is_number
+from tempme_export.bench.reporting.read import Results
 from tempme_export.bench.reporting.section import (
     DISTANCE,
     mark,
@@ -21,16 +22,16 @@ from tempme_export.bench.reporting.section import (
 
 def _worst(results: Results, one: Mapping[str, Any]) -> list[str]:
     """1 - cosine and parity of the rows that an entry is of: the worst of them."""
-    keys = [key for key in ("contender", "method", "frames", "batch") if one.get(key) is not None]
-    own = [row for row in results.rows if all(row.get(key) == one[key] for key in keys)]
-    far = max((row["one_minus_cosine"] for row in own if row.get("one_minus_cosine") is not None), default=None)
-    passed = UNJUDGED if not own else PASSED if all(row.get("parity") for row in own) else FAILED
+    keys = [key for key in ("candidate", "method", "frames", "batch") if one.get(key) is not None]
+    own = [row for row in results.rows if all(getattr(row, key) == one[key] for key in keys)]
+    far = max((row.one_minus_cosine for row in own if row.one_minus_cosine is not None), default=None)
+    passed = UNJUDGED if not own else PASSED if all(row.parity for row in own) else FAILED
     return [distance(far), mark(passed, good=passed == PASSED)]
 
 
 def fit_table(results: Results) -> Html:
     columns = [
-        *(Column("contender", figures=False), Column("of", figures=False), Column("cost", figures=False)),
+        *(Column("candidate", figures=False), Column("of", figures=False), Column("cost", figures=False)),
         *(Column("curve, with 95\N{NO-BREAK SPACE}% intervals", figures=False), Column("R\u00b2"), Column("points")),
         *(Column(DISTANCE), Column("parity", figures=False)),
     ]
@@ -43,7 +44,7 @@ def fit_table(results: Results) -> Html:
         ]
         rows.append(
             [
-                str(fit["contender"]),
+                str(fit["candidate"]),
                 ", ".join([str(fit.get("family") or UNNAMED), *fixed]),
                 _COSTS.get(fit["quantity"], str(fit["quantity"])),
                 _curve(fit),
@@ -74,13 +75,13 @@ def _curve(fit: Mapping[str, Any]) -> str:
 def knee_table(results: Results) -> Html:
     knees = results.entries("knees")
     columns = [
-        *(Column("contender", figures=False), Column("profile", figures=False), Column("batch"), Column("videos/s")),
+        *(Column("candidate", figures=False), Column("profile", figures=False), Column("batch"), Column("videos/s")),
         *(Column("best batch"), Column("videos/s"), Column(DISTANCE), Column("parity", figures=False)),
     ]
     near, best = (column_of([knee[key] for knee in knees]) for key in ("videos_per_s", "best_videos_per_s"))
     rows = [
         [
-            str(knee["contender"]),
+            str(knee["candidate"]),
             str(knee.get("profile") or UNNAMED),
             f"{knee['batch']}{' or more' if knee.get('at_edge') else ''}",
             near[i],

@@ -31,7 +31,7 @@ def tokens(every: Sequence[Results], runs: Sequence[Origin], pictures: Pictures)
             within = [clips * count for clips, count in zip(entry["clips"], entry["attention"], strict=True)]
             after = [clips * count for clips, count in zip(entry["clips"], entry["mlp"], strict=True)]
             profile = without_method(str(entry.get("profile") or UNNAMED), str(entry["method"]))
-            title = f"{family({'profile': profile, 'frames': entry['frames']})}, {entry['frames']} frames"
+            title = f"{family(profile, entry['frames'])}, {entry['frames']} frames"
             line = charts.Tokens(str(entry["method"]), within, after)
             if line not in panels.setdefault(title, []):
                 panels[title].append(line)

@@ -69,7 +69,7 @@ def test_an_evaluation_works(read_only, world):
     [
         (("tempme-export", "MINI", "--out", "new.tempme"), "cannot be written to. Choose another --out."),
         (("tempme-export", "triton-repo", "mini.tempme", "models"), "Read-only file system"),
-        (("tempme-bench", "mini.tempme", "--backends", "ort", "--seconds", "0.1", "--samples", "5"), "TMPDIR"),
+        (("tempme-bench", "mini.tempme", "--backends", "ort", "--budget", "1"), "TMPDIR"),
     ],
 )
 def test_what_writes_is_refused(read_only, mini, command, said):

@@ -9,14 +9,15 @@ import polars as pl
 import pytest
 import torch
 
-from tempme_export.bench import cli, paper, report, suites
+from tempme_export.bench import candidates, cli, paper, report, suites
 from tempme_export.bench.adapters import ADAPTER_CLAIMS
-from tempme_export.bench.backends import BACKENDS
 from tempme_export.bench.counting import flops
 from tempme_export.exporters import onnx
 from tempme_export.exporters.trt.requirements import missing_for_engine
 from tempme_export.files import file_sha256
 from tempme_export.pipeline import export as pipeline
+
+QUICK = ["--seconds", 0.05, "--samples", 5, "--budget", 0.2]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--complexity"]], ids=" ".join)
@@ -171,6 +172,7 @@ def test_a_row_that_stops_reproducing_exits_5_with_the_table_shown(tempme_bench,
         (["--backends", "ort,"], 2, "--backends 'ort,' must list"),
         (["--samples", 1], 2, "1 samples are too few"),
         (["--seconds", 0], 2, "must be above 0"),
+        (["--budget", 0], 2, "the budget is 0"),
         (["--seed", -1], 2, "must be 0 or above"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else None,
@@ -195,7 +197,7 @@ def test_a_checkpoint_from_command_to_files(tempme_bench, tiny, tiny_bundle, tmp
 
     monkeypatch.setattr(onnx, "export_video", export)
     checkpoint, profile = tiny
-    quick = ["--seconds", 0.05, "--samples", 5, "--batch", "1,2"]
+    quick = [*QUICK, "--batch", "1,2"]
     names = ["original", "torch", "ort", "openvino"]
     chosen = [*quick, "--backends", ",".join(names[1:])]
     code, out, err = tempme_bench(checkpoint, "--profile", profile, *chosen, "--out", tmp_path, "--csv")
@@ -206,9 +208,9 @@ def test_a_checkpoint_from_command_to_files(tempme_bench, tiny, tiny_bundle, tmp
     assert [line[:3] for line in lines if "fp32" in line] == [[name, "fp32", batch] for batch in "12" for name in names]
     assert max(map(len, out.splitlines())) <= 100
     rows = pl.read_parquet(tmp_path / report.ROWS)
-    assert rows["contender"].to_list() == names * 2
+    assert rows["candidate"].to_list() == names * 2
     assert rows["parity"].all()
-    assert pl.read_csv(tmp_path / report.CSV)["contender"].to_list() == names * 2
+    assert pl.read_csv(tmp_path / report.CSV)["candidate"].to_list() == names * 2
     ort = rows.filter(pl.col("backend").is_in(["ort", "openvino"]))
     assert set(ort["artifact_sha256"]) == {file_sha256(tiny_bundle / "video.onnx")}
     assert set(ort["artifact_mb"]) == {(tiny_bundle / "video.onnx").stat().st_size / 1e6}
@@ -218,11 +220,11 @@ def test_a_checkpoint_from_command_to_files(tempme_bench, tiny, tiny_bundle, tmp
 
 def test_int8_is_built_once_for_both_runtimes_when_it_is_named(tempme_bench, tiny, tiny_bundle, tmp_path):
     checkpoint, profile = tiny
-    quick = ["--seconds", 0.05, "--samples", 5, "--backends", "ort-int8,openvino-int8"]
+    quick = [*QUICK, "--backends", "ort-int8,openvino-int8"]
     code, _, err = tempme_bench(checkpoint, "--profile", profile, *quick, "--out", tmp_path)
-    rows = pl.read_parquet(tmp_path / report.ROWS).filter(pl.col("contender") != "original")
+    rows = pl.read_parquet(tmp_path / report.ROWS).filter(pl.col("candidate") != "original")
     assert code == 0, err
-    assert rows["contender"].to_list() == ["ort-int8", "openvino-int8"]
+    assert rows["candidate"].to_list() == ["ort-int8", "openvino-int8"]
     assert set(rows["precision"]) == {"int8"} and rows["artifact_sha256"].n_unique() == 1
     assert rows["one_minus_cosine"].min() > 1e-7
     code, _, err = tempme_bench(tiny_bundle, *quick)
@@ -230,24 +232,25 @@ def test_int8_is_built_once_for_both_runtimes_when_it_is_named(tempme_bench, tin
 
 
 def test_what_is_missing_is_said_unless_it_was_named(tempme_bench, tiny, monkeypatch):
-    few = {name: BACKENDS[name] for name in ("original", "ort-cuda", "pt2", "tensorrt")}
-    monkeypatch.setattr("tempme_export.bench.backends.BACKENDS", few)
+    known = candidates.known_candidates()
+    few = {name: known[name] for name in ("original", "ort-cuda", "pt2", "tensorrt")}
+    monkeypatch.setattr(candidates, "known_candidates", lambda: few)
     checkpoint, profile = tiny
-    quick = [checkpoint, "--profile", profile, "--seconds", 0.05, "--samples", 5]
+    quick = [checkpoint, "--profile", profile, *QUICK]
     code, out, err = tempme_bench(*quick, "--json", "-")
     assert code == 0
     assert json.loads(out)["missing"].keys() == {"ort-cuda", "pt2", "tensorrt"}
-    assert "tensorrt is missing: it runs on cuda only, and this measurement on cpu." in err
+    assert "ort-cuda, tensorrt are missing, for one reason: it runs on cuda only, and this measurement on cpu." in err
     assert tempme_bench(*quick, "--backends", "tensorrt")[0] == 4
 
 
 def test_methods_side_by_side(tempme_bench, tiny):
     checkpoint, profile = tiny
-    quick = ["--seconds", 0.05, "--samples", 5, "--methods", "all"]
+    quick = [*QUICK, "--methods", "all"]
     code, out, _ = tempme_bench(checkpoint, "--profile", profile, *quick, "--json", "-")
     document = json.loads(out)
     assert code == 0
-    rows = {row["contender"]: row for row in document["rows"]}
+    rows = {row["candidate"]: row for row in document["rows"]}
     assert next(iter(rows)) == "none" and {"tome", "tempme", "evit"} <= rows.keys()
     assert rows["none"]["ratio"] == 1 and rows["none"]["backend"] == "original"
     assert (rows["none"]["final_clips"], rows["none"]["final_tokens"]) == (4, 17)
@@ -264,7 +267,7 @@ def test_the_whole_way_of_a_video(tempme_bench, tiny, tmp_path):
 
     render_clip(tmp_path / "clip.mp4", seconds=1)
     checkpoint, profile = tiny
-    quick = ["--seconds", 0.05, "--samples", 5, "--mode", "end-to-end", "--backends", "torch"]
+    quick = [*QUICK, "--mode", "end-to-end", "--backends", "torch"]
     code, out, err = tempme_bench(checkpoint, "--profile", profile, *quick, "--video", tmp_path / "clip.mp4")
     assert code == 0, err
     assert [line.split()[0] for line in out.splitlines() if line.startswith(("decode", "preprocess", "encode"))] == [
@@ -278,12 +281,12 @@ def test_the_whole_way_of_a_video(tempme_bench, tiny, tmp_path):
 
 def test_two_runs_are_compared(tempme_bench, tiny, tmp_path):
     checkpoint, profile = tiny
-    quick = [checkpoint, "--profile", profile, "--seconds", 0.3, "--samples", 60, "--backends", "torch"]
+    quick = [checkpoint, "--profile", profile, "--seconds", 0.3, "--samples", 60, "--budget", 6, "--backends", "torch"]
     assert tempme_bench(*quick, "--out", tmp_path / "a")[0] == 0
     assert tempme_bench(*quick, "--out", tmp_path / "b", "--handicap", "torch:400")[0] == 0
     code, out, err = tempme_bench("--compare", tmp_path / "a", tmp_path / "b", "--json", "-")
     assert code == 0, err
-    verdicts = {change["contender"]: change["verdict"] for change in json.loads(out)["changes"]}
+    verdicts = {change["candidate"]: change["verdict"] for change in json.loads(out)["changes"]}
     assert verdicts["torch"] == "slower"
     assert "handicap" in err
     code, out, _ = tempme_bench("--compare", tmp_path / "a", tmp_path / "a")
@@ -291,13 +294,26 @@ def test_two_runs_are_compared(tempme_bench, tiny, tmp_path):
 
 
 def test_a_sweep_over_frames_fits_its_costs(tempme_bench, tmp_path):
-    quick = ["--profile", "mini-8f", "--frames", "4,8,16", "--backends", "torch", "--seconds", 0.05, "--samples", 5]
+    quick = [
+        "--profile",
+        "mini-8f",
+        "--frames",
+        "4,8,16",
+        "--backends",
+        "torch",
+        "--seconds",
+        0.05,
+        "--samples",
+        5,
+        "--budget",
+        0.2,
+    ]
     code, out, err = tempme_bench(*quick, "--json", tmp_path / "sweep.json")
     assert code == 0, err
     document = json.loads((tmp_path / "sweep.json").read_text())
     assert [row["frames"] for row in document["rows"]] == [4, 4, 8, 8, 16, 16]
     assert [row["final_clips"] for row in document["rows"]] == [1] * 6
-    gmacs = {fit["contender"]: fit for fit in document["fits"] if fit["quantity"] == "gmacs"}
+    gmacs = {fit["candidate"]: fit for fit in document["fits"] if fit["quantity"] == "gmacs"}
     assert gmacs["torch"]["x"] == [4, 8, 16] and gmacs["torch"]["form"] == "linear"
     assert "x frames" in out
     code, _, err = tempme_bench("--profile", "mini-8f", "--frames", "8,13", "--backends", "torch")
@@ -319,7 +335,20 @@ def test_a_sweep_that_is_interrupted_keeps_the_counts_that_were_finished(tempme_
         return real(case, *arguments)
 
     monkeypatch.setattr(suites, "on_backends", interrupted)
-    quick = ["--profile", "mini-8f", "--frames", "4,8", "--backends", "torch", "--seconds", 0.05, "--samples", 5]
+    quick = [
+        "--profile",
+        "mini-8f",
+        "--frames",
+        "4,8",
+        "--backends",
+        "torch",
+        "--seconds",
+        0.05,
+        "--samples",
+        5,
+        "--budget",
+        0.2,
+    ]
     code, _, err = tempme_bench(*quick, "--out", tmp_path)
     assert code == 130 and "the frame counts that were finished are kept" in err
     assert [row["frames"] for row in json.loads((tmp_path / report.DOCUMENT).read_text())["rows"]] == [4, 4]
@@ -336,7 +365,7 @@ def test_a_bundle_that_was_changed_is_refused(tempme_bench, tiny_bundle, tmp_pat
 
 def test_a_page_of_this_run_and_of_results(tempme_bench, tiny, tmp_path):
     checkpoint, profile = tiny
-    quick = ["--seconds", 0.05, "--samples", 5, "--backends", "torch", "--out", tmp_path / "run"]
+    quick = [*QUICK, "--backends", "torch", "--out", tmp_path / "run"]
     code, _, err = tempme_bench(checkpoint, "--profile", profile, *quick, "--report", tmp_path / "page")
     assert code == 0, err
     assert "torch" in (tmp_path / "page" / "report.html").read_text()
@@ -362,14 +391,14 @@ def test_interrupted_exits_130_with_what_was_measured(tempme_bench, tiny, tmp_pa
 
     monkeypatch.setattr(suites, "run", interrupted)
     checkpoint, profile = tiny
-    quick = ["--seconds", 0.05, "--samples", 5, "--backends", "torch"]
+    quick = [*QUICK, "--backends", "torch"]
     code, _, _ = tempme_bench(checkpoint, "--profile", profile, *quick, "--out", tmp_path)
     assert code == 130
     assert len(json.loads((tmp_path / report.DOCUMENT).read_text())["rows"]) == 2
 
 
 def test_a_bundle_is_measured_as_it_is(tempme_bench, tiny, tiny_bundle):
-    quick = ["--seconds", 0.05, "--samples", 5, "--backends", "ort", "--json", "-"]
+    quick = [*QUICK, "--backends", "ort", "--json", "-"]
     code, out, err = tempme_bench(tiny_bundle, *quick)
     assert code == 0, err
     original, ort = json.loads(out)["rows"]
@@ -385,13 +414,13 @@ def test_an_engine_is_measured_beside_torch_and_the_original(tempme_bench, tiny,
     if missing:
         pytest.skip("; ".join(missing))
     bundle = pipeline.export(*tiny, out=tmp_path / "tiny.tempme", trt=True)
-    quick = ["--seconds", 0.05, "--samples", 5]
+    quick = [*QUICK]
     code, out, err = tempme_bench(
         bundle.path, "--backends", "torch,tensorrt", "--device", "cuda", "--batch", "1,4", *quick, "--json", "-"
     )
     assert code == 0, err
     rows = json.loads(out)["rows"]
-    assert [(row["contender"], row["batch"]) for row in rows] == [
+    assert [(row["candidate"], row["batch"]) for row in rows] == [
         (name, batch) for batch in (1, 4) for name in ("original", "torch", "tensorrt")
     ]
     assert all(row["parity"] and row["resident_ms"] > 0 and row["device_ms"] > 0 for row in rows)
@@ -426,7 +455,7 @@ def test_a_bundle_has_its_profile(tempme_bench, tiny_bundle):
 
 def test_json_is_all_of_stdout(tempme_bench, tiny):
     checkpoint, profile = tiny
-    quick = ["--seconds", 0.05, "--samples", 5, "--backends", "torch", "--json", "-"]
+    quick = [*QUICK, "--backends", "torch", "--json", "-"]
     code, out, _ = tempme_bench(checkpoint, "--profile", profile, *quick)
     assert code == 0
     assert [row["backend"] for row in json.loads(out)["rows"]] == ["original", "torch"]

@@ -7,8 +7,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tempme_export.bench.bootstrap import RUN_TO_RUN, Ratio
 from tempme_export.bench.comparing import Change, compare_results
+from tempme_export.bench.core.bootstrap import RUN_TO_RUN, Ratio
 from tempme_export.errors import InputError
 
 BASE = "original"
@@ -36,7 +36,7 @@ def measure(generator, rounds, *, machine=1.0, slowed=None, run_to_run=RUN_TO_RU
 
 
 def write(folder, *comparisons, **facts):
-    """A results folder of comparisons {contender: seconds}, or (keys of its rows, {contender: seconds})."""
+    """A results folder of comparisons {candidate: seconds}, or (keys of its rows, {candidate: seconds})."""
     folder.mkdir(exist_ok=True)
     rows, listed, samples = [], [], []
     for one in comparisons:
@@ -46,8 +46,8 @@ def write(folder, *comparisons, **facts):
         for position, (name, taken) in enumerate(seconds.items()):
             rows.append(
                 {
-                    **{"contender": name, "backend": name, "method": "tempme", "precision": "fp32", "device": "cpu"},
-                    **{"videos_per_s": 1.0, "stable": True, "cpu": "A", "handicap_percent": 0.0, "weights": "w"},
+                    **{"candidate": name, "backend": name, "method": "tempme", "precision": "fp32", "device": "cpu"},
+                    **{"videos_per_s": 1.0, "converged": True, "cpu": "A", "handicap_percent": 0.0, "weights": "w"},
                     **shared,
                     **{key: value for key, value in facts.items() if key != "of"},
                     **facts.get("of", {}).get(name, {}),
@@ -55,15 +55,15 @@ def write(folder, *comparisons, **facts):
             )
             where = (shared["profile"], shared["batch"], position, name)
             samples += [(*where, i, float(one)) for i, one in enumerate(taken)]
-    document = {"schema": 2, "rows": rows, "comparisons": listed}
+    document = {"schema": 3, "rows": rows, "comparisons": listed}
     (folder / "bench.json").write_text(json.dumps(document))
-    columns = ["profile", "batch", "position", "contender", "round", "seconds"]
+    columns = ["profile", "batch", "position", "candidate", "round", "seconds"]
     pl.DataFrame(samples, schema=columns, orient="row").write_parquet(folder / "samples.parquet")
     return folder
 
 
 def by_name(report):
-    return {change.contender: change for change in report.changes}
+    return {change.candidate: change for change in report.changes}
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_without_noise_every_number_is_known(pair):
     a, b = {BASE: [0.04] * 9, "ort": [0.02] * 9}, {BASE: [0.08] * 9, "ort": [0.05] * 9}
     report = pair(a, b)
     base, ort = report.changes
-    assert (base.contender, base.is_base, base.relative, base.ratio_before) == (BASE, True, None, None)
+    assert (base.candidate, base.is_base, base.relative, base.ratio_before) == (BASE, True, None, None)
     assert (base.p50_before_ms, base.p50_after_ms) == pytest.approx((40, 80))
     assert base.speed.value == pytest.approx(0.5)
     assert base.verdict == "machine drift" and base.significant
@@ -123,6 +123,13 @@ def test_without_noise_every_number_is_known(pair):
     assert report.level == pytest.approx(0.975)
     # Of the noise only what differs between runs is left; 2 rows.
     assert math.log(ort.relative.high / ort.relative.value) == pytest.approx(2.2448 * math.sqrt(2) * 0.01, rel=1e-3)
+
+
+def test_a_candidate_that_converged_early_is_compared_over_its_own_rounds(pair):
+    """The base goes on beside others, and its later rounds say nothing of this one."""
+    a = {BASE: [0.04] * 9 + [9.0] * 30, "ort": [0.02] * 9}
+    ort = by_name(pair(a, {BASE: [0.04] * 9, "ort": [0.02] * 9}))["ort"]
+    assert (ort.ratio_before, ort.ratio_after, ort.verdict) == (2.0, 2.0, "no change")
 
 
 def test_a_gain_is_found_too(pair):
@@ -179,7 +186,7 @@ def test_rows_are_matched_by_all_that_names_them(tmp_path):
     a = write(tmp_path / "a", ({"batch": 1}, {BASE: steady}), ({"batch": 2}, {BASE: steady, "ort": steady}))
     b = write(tmp_path / "b", ({"batch": 2}, {BASE: steady, "pt2": steady}), ({"batch": 4}, {BASE: steady}))
     report = compare_results(a, b, resamples=20)
-    assert [(change.contender, change.batch) for change in report.changes] == [(BASE, 2)]
+    assert [(change.candidate, change.batch) for change in report.changes] == [(BASE, 2)]
     assert report.only_a == (
         "tiny, original, fp32, batch 1, cpu, 4 frames",
         "tiny, ort, fp32, batch 2, cpu, 4 frames",
@@ -254,7 +261,7 @@ def test_another_base_is_judged_on_times_and_it_is_said(pair):
             {"of": {"ort": {"handicap_percent": 10.0}}},
             "not the same handicap: handicap_percent 10.0 in A, 0.0 in B (ort)",
         ),
-        ({"of": {"ort": {"stable": False}}}, "A: tiny, ort, fp32, batch 1, cpu, 4 frames did not settle"),
+        ({"of": {"ort": {"converged": False}}}, "A: tiny, ort, fp32, batch 1, cpu, 4 frames did not converge"),
     ],
     ids=str,
 )
@@ -281,7 +288,7 @@ def test_plain_values(pair):
 def test_significant_is_an_interval_without_1(low, high, significant):
     change = Change(
         **dict.fromkeys(("profile", "method", "backend", "precision", "device")),
-        **{"contender": "ort", "batch": 1, "frames": 4, "is_base": False, "p50_before_ms": 1.0, "p50_after_ms": 1.0},
+        **{"candidate": "ort", "batch": 1, "frames": 4, "is_base": False, "p50_before_ms": 1.0, "p50_after_ms": 1.0},
         **{"speed": Ratio(3.0, 2.0, 4.0), "ratio_before": 1.0, "ratio_after": 1.0},
         relative=Ratio(math.sqrt(low * high), low, high),
     )
@@ -310,11 +317,11 @@ FIRST = pl.int_range(pl.len()) == 0
         (lambda f: (f / "samples.parquet").unlink(), "found no samples.parquet"),
         (lambda f: (f / "samples.parquet").write_bytes(b"PAR1"), "cannot be read as Parquet"),
         (lambda f: resampled(f, lambda s: s.drop("round")), "found samples with the columns"),
-        (lambda f: resampled(f, lambda s: s.filter(pl.col("contender") != "ort")), "found 0 samples of ort"),
+        (lambda f: resampled(f, lambda s: s.filter(pl.col("candidate") != "ort")), "found 0 samples of ort"),
         (lambda f: resampled(f, lambda s: s.filter(pl.col("round") < 4)), "found 4 samples of original"),
         (
-            lambda f: resampled(f, lambda s: s.filter((pl.col("contender") != "ort") | (pl.col("round") > 0))),
-            "found 5 samples of ort and 6 of original",
+            lambda f: resampled(f, lambda s: s.filter((pl.col("candidate") != BASE) | (pl.col("round") > 0))),
+            "found 6 samples of ort and 5 of original",
         ),
         (
             lambda f: resampled(f, lambda s: s.with_columns(seconds=pl.when(FIRST).then(-1.0).otherwise("seconds"))),

@@ -6,16 +6,18 @@ import pytest
 from rich.console import Console
 
 from tempme_export.bench import report
+from tempme_export.bench.core.bootstrap import Ratio
+from tempme_export.bench.core.row import Row
+from tempme_export.bench.core.timing import Comparison, Timing
 from tempme_export.bench.machine import machine
-from tempme_export.bench.report import Measured, Report, Row, frame, prepare_folder
-from tempme_export.bench.result_tables import bench_tables
-from tempme_export.bench.timing import Comparison, Ratio, Timing
+from tempme_export.bench.report import Measured, Report, frame, prepare_folder
+from tempme_export.bench.terminal.speeds import bench_tables
 from tempme_export.errors import ParityError, UnstableError, UsageError
 
 
 def row(**changes):
     values = {
-        "contender": "original",
+        "candidate": "original",
         "backend": "original",
         "method": "tempme",
         "profile": "tiny",
@@ -36,7 +38,9 @@ def row(**changes):
         "cov": 0.02,
         "samples": 6,
         "warmup": 9,
-        "stable": True,
+        "converged": True,
+        "half_width": 0.0,
+        "steady": True,
         "resident_ms": None,
         "device_ms": None,
         "gmacs": 0.5,
@@ -64,7 +68,7 @@ def row(**changes):
 ROWS = (
     row(),
     row(
-        contender="ort",
+        candidate="ort",
         backend="ort",
         ratio=1.25,
         ratio_low=1.2,
@@ -76,9 +80,9 @@ ROWS = (
 )
 
 
-def comparison(stable=True):
+def comparison(converged=True):
     timings = {
-        name: Timing(name, samples, settled=stable, steady=True, ratio=Ratio(1.0, 1.0, 1.0))
+        name: Timing(name, samples, True, Ratio(1.0, 1.0, 1.0), 0.0 if converged else 0.081, converged)
         for name, samples in (("original", (0.1, 0.2, 0.3)), ("ort", (0.01, 0.02, 0.03)))
     }
     return Comparison(("original", "ort"), timings, warmup_windows=(3, 3, 3), notes=("3 samples, fewer than 200",))
@@ -128,24 +132,21 @@ def test_rows_return_from_json(tmp_path):
 def test_every_sample_is_kept_in_the_order_taken(tmp_path):
     a_report().write(tmp_path)
     samples = pl.read_parquet(tmp_path / report.SAMPLES)
-    assert samples.columns == ["profile", "batch", "round", "position", "contender", "seconds"]
-    assert samples["contender"].to_list() == ["original", "ort"] * 3
+    assert samples.columns == ["profile", "batch", "round", "position", "candidate", "seconds"]
+    assert samples["candidate"].to_list() == ["original", "ort"] * 3
     assert samples["round"].to_list() == [0, 0, 1, 1, 2, 2]
     assert samples["seconds"].to_list() == [0.1, 0.01, 0.2, 0.02, 0.3, 0.03]
 
 
 def test_remarks_name_what_a_table_cannot():
-    remarks = a_report(missing={"ort": "onnxruntime is not installed"}, failed={"torch": "batch 2: off"}).remarks()
+    missing = {"ort": "onnxruntime is not installed", "a": "no GPU is here.", "b": "no GPU is here."}
+    remarks = a_report(missing=missing, failed={"torch": "batch 2: off"}).remarks()
     assert remarks == [
         "ort is missing: onnxruntime is not installed",
+        "a, b are missing, for one reason: no GPU is here.",
         "torch FAILED parity and is not timed: batch 2: off",
         "tiny, batch 2: 3 samples, fewer than 200",
     ]
-
-
-def test_an_unsettled_measurement_is_said():
-    last = a_report(measured=(measured(stable=False),)).remarks()[-1]
-    assert last.startswith("tiny, batch 2: original, ort did NOT SETTLE")
 
 
 def test_a_missing_backend_is_no_failure():
@@ -158,8 +159,8 @@ def test_a_failed_backend_is():
     assert caught.value.exit_code == 5
 
 
-def test_unstable_matters_only_when_strict():
-    unstable = a_report(measured=(measured(stable=False),))
+def test_converging_matters_only_when_strict():
+    unstable = a_report(measured=(measured(converged=False),))
     unstable.check(strict=False)
     with pytest.raises(UnstableError) as caught:
         unstable.check(strict=True)
@@ -189,13 +190,13 @@ def test_csv_comes_when_asked_for(tmp_path):
     a_report().write(tmp_path, csv=True)
     back = pl.read_csv(tmp_path / report.CSV)
     assert back.columns == frame(ROWS).columns
-    assert back["contender"].to_list() == ["original", "ort"]
+    assert back["candidate"].to_list() == ["original", "ort"]
 
 
 def test_nothing_measured_is_still_a_document(tmp_path):
     Report(notes=("nothing",)).write(tmp_path, csv=True)
     assert json.loads((tmp_path / report.DOCUMENT).read_text())["rows"] == []
-    assert pl.read_parquet(tmp_path / report.SAMPLES).schema == report.SAMPLES_SCHEMA
+    assert pl.read_parquet(tmp_path / report.SAMPLES).schema == report.Report().samples().schema
 
 
 def test_two_parts_of_a_run_are_one():
@@ -228,13 +229,23 @@ def test_a_gpu_has_a_table_of_its_own_and_none_is_wider_than_100():
     assert "resident" not in rendered(ROWS)
 
 
-def test_a_handicap_and_what_did_not_settle_show_in_the_table():
-    text = rendered([row(), row(contender="ort", backend="ort", handicap_percent=10.0, stable=False)])
+def test_a_handicap_and_what_did_not_converge_show_in_the_table():
+    text = rendered(
+        [row(), row(candidate="ort", backend="ort", handicap_percent=10.0, half_width=0.081, converged=False)]
+    )
     assert "ort (slowed 10 %)" in text and " NO " in text
 
 
+def test_a_wild_ratio_keeps_the_table_narrow():
+    wild = {"ratio": 12.3, "ratio_low": 0.06, "ratio_high": 2468.0, "half_width": 102.5, "converged": False}
+    text = rendered([row(), row(candidate="openvino", backend="openvino", videos_per_s=1234.5, **wild)])
+    assert "12.3 (0.06-2468)" in text and ">99 NO" in text
+    (line,) = [line for line in text.splitlines() if "2468" in line]
+    assert len(line) <= 100
+
+
 def test_every_profile_has_its_tables_and_methods_share_one():
-    several = [row(), row(profile="other"), *(row(contender=key, profile=f"tiny-{key}") for key in ("none", "tome"))]
+    several = [row(), row(profile="other"), *(row(candidate=key, profile=f"tiny-{key}") for key in ("none", "tome"))]
     assert rendered(several).count("times as fast as") == 3
     assert rendered([]) == ""
 

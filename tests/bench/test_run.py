@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from tempme_export.bench.backends import BACKENDS, Backend, chosen_backends
+from tempme_export.bench.candidates import chosen_candidates, known_candidates
 from tempme_export.bench.cases import benchmark_clips, open_case
-from tempme_export.bench.contenders import on_backends
-from tempme_export.bench.run import Request, batches_of, check_batches, run, slowed, sweep
-from tempme_export.bench.timing import Protocol
+from tempme_export.bench.core.candidate import Candidate
+from tempme_export.bench.core.protocol import Protocol
+from tempme_export.bench.entries import on_backends
+from tempme_export.bench.request import Request, check_batches, sweep
+from tempme_export.bench.run import batches_of, run, slowed
 from tempme_export.encoder.reference import ReferenceVideo, Trace
 from tempme_export.errors import BackendError, ParityError, UsageError
 from tempme_export.parity.selftest import SAFE_GAP
@@ -24,15 +26,15 @@ def case(tiny):
 
 
 def request(**changes):
-    protocol = Protocol(seconds=0.05, samples=5, resamples=20)
+    protocol = Protocol(seconds=0.05, samples=5, budget=0.2, resamples=20)
     plain = Request(batches=(1,), device="cpu", protocol=protocol, command="tempme-bench")
     return dataclasses.replace(plain, **changes)
 
 
-def measure(case, folder, backends=("torch",), **changes):
+def measure(case, folder, backends=("torch",), known=None, **changes):
     """The report of backends beside the original path, and what is missing."""
-    contenders, missing = on_backends(case, backends, "cpu", folder, quiet)
-    return run(contenders, request(**changes), stage=quiet, progress=quiet), missing
+    candidates, missing = on_backends(case, backends, "cpu", folder, quiet, known)
+    return run(candidates, request(**changes), stage=quiet, progress=quiet), missing
 
 
 def quiet(_):
@@ -57,13 +59,14 @@ def absent(*_):
     raise BackendError("the runtime is not installed.")
 
 
-def with_backend(monkeypatch, name, backend):
-    monkeypatch.setattr("tempme_export.bench.backends.BACKENDS", {"original": BACKENDS["original"], name: backend})
+def beside(*candidates):
+    """The original path, unless one is so called, and other candidates, by name."""
+    return {"original": known_candidates()["original"]} | {one.name: one for one in candidates}
 
 
 def test_rows_hold_speed_accuracy_and_counts(case, tmp_path):
     done, missing = measure(case, tmp_path, batches=(1, 2))
-    assert [(row.contender, row.batch) for row in done.rows] == [
+    assert [(row.candidate, row.batch) for row in done.rows] == [
         ("original", 1),
         ("torch", 1),
         ("original", 2),
@@ -73,7 +76,7 @@ def test_rows_hold_speed_accuracy_and_counts(case, tmp_path):
         assert row.videos_per_s == pytest.approx(row.batch / row.p50_ms * 1e3)
         assert row.frames_per_s == pytest.approx(4 * row.videos_per_s)
         assert (row.final_clips, row.final_tokens) == (1, case.recipe.plan.final_tokens)
-        assert row.method == "tempme" and row.backend == row.contender
+        assert row.method == "tempme" and row.backend == row.candidate
         assert row.parity and row.one_minus_cosine <= 1e-6 and 0 <= row.centred_loss <= 1e-3
         assert row.load_s > 0 and row.build_s is None and row.artifact_mb is None and row.artifact_sha256 is None
         assert row.ratio_low <= row.ratio <= row.ratio_high
@@ -83,23 +86,35 @@ def test_rows_hold_speed_accuracy_and_counts(case, tmp_path):
     assert not missing and not done.failed and not done.interrupted
 
 
-def test_another_computation_is_not_timed(case, monkeypatch, tmp_path):
-    with_backend(monkeypatch, "altered", Backend(load_altered(shift=np.float32(0.01))))
-    done, _ = measure(case, tmp_path, None)
-    assert [row.contender for row in done.rows] == ["original"]
+def test_ratios_are_to_both_baselines(case, tmp_path):
+    done, _ = measure(case, tmp_path, ("original-bf16", "torch"))
+    original, autocast, fast = done.rows
+    assert (autocast.candidate, autocast.precision, autocast.ratio_bf16) == ("original-bf16", "bf16", 1.0)
+    rounds = {name: one.seconds for name, one in done.measured[0].comparison.timings.items()}
+    n = min(len(rounds["torch"]), len(rounds["original-bf16"]))
+    expected = np.median(np.array(rounds["original-bf16"][:n]) / np.array(rounds["torch"][:n]))
+    assert fast.ratio_bf16 == pytest.approx(expected) and original.ratio_bf16 > 0
+    assert measure(case, tmp_path)[0].rows[1].ratio_bf16 is None
+
+
+def test_another_computation_is_not_timed(case, tmp_path):
+    known = beside(Candidate("altered", load_altered(shift=np.float32(0.01))))
+    done, _ = measure(case, tmp_path, None, known)
+    assert [row.candidate for row in done.rows] == ["original"]
     assert done.measured[0].comparison.order == ("original",)
     assert "batch 1: embedding: 1 - cosine is" in done.failed["altered"]
 
 
-def test_an_original_that_gives_nan_leaves_nothing_to_time(case, monkeypatch, tmp_path):
-    nan = Backend(load_altered("original", factor=np.float32("nan")))
-    monkeypatch.setattr("tempme_export.bench.backends.BACKENDS", {"original": nan, "torch": BACKENDS["torch"]})
-    done, _ = measure(case, tmp_path, None)
+def test_an_original_that_gives_nan_leaves_nothing_to_time(case, tmp_path):
+    known = beside(
+        Candidate("original", load_altered("original", factor=np.float32("nan"))), known_candidates()["torch"]
+    )
+    done, _ = measure(case, tmp_path, None, known)
     assert not done.rows and not done.measured
     assert done.failed.keys() == {"original", "torch"}
 
 
-def test_without_its_base_nothing_is_compared(case, monkeypatch, tmp_path):
+def test_without_its_base_nothing_is_compared(case, tmp_path):
     """The original path gives other embeddings from its second batch on: the others have nothing to stand beside."""
     calls = iter(range(100))
 
@@ -111,25 +126,22 @@ def test_without_its_base_nothing_is_compared(case, monkeypatch, tmp_path):
     def load(case, artifact, device):
         return Fickle(ReferenceVideo(case.recipe), case.recipe, "original", "video", device)
 
-    monkeypatch.setattr(
-        "tempme_export.bench.backends.BACKENDS", {"original": Backend(load), "torch": BACKENDS["torch"]}
-    )
-    done, _ = measure(case, tmp_path)
+    done, _ = measure(case, tmp_path, known=beside(Candidate("original", load), known_candidates()["torch"]))
     assert not done.rows and "original" in done.failed and "torch" not in done.failed
 
 
-def test_a_missing_backend_is_reported_and_no_failure(case, monkeypatch, tmp_path):
-    with_backend(monkeypatch, "absent", Backend(absent))
-    done, missing = measure(case, tmp_path, None, batches=(1, 2))
+def test_a_missing_backend_is_reported_and_no_failure(case, tmp_path):
+    known = beside(Candidate("absent", absent))
+    done, missing = measure(case, tmp_path, None, known, batches=(1, 2))
     assert missing == {"absent": "the runtime is not installed."}
-    assert [row.contender for row in done.rows] == ["original", "original"]
+    assert [row.candidate for row in done.rows] == ["original", "original"]
     done.check(strict=False)
 
 
-def test_a_missing_backend_that_was_named_is_an_error(case, monkeypatch, tmp_path):
-    with_backend(monkeypatch, "absent", Backend(absent))
+def test_a_missing_backend_that_was_named_is_an_error(case, tmp_path):
+    known = beside(Candidate("absent", absent))
     with pytest.raises(BackendError, match="not installed") as caught:
-        measure(case, tmp_path, ("absent",))
+        measure(case, tmp_path, ("absent",), known)
     assert caught.value.exit_code == 4
 
 
@@ -138,13 +150,13 @@ def test_a_backend_of_another_device_is_missing(case, tmp_path):
         measure(case, tmp_path, ("ort-cuda",))
 
 
-def test_a_missing_package_is_found_before_anything_is_built(case, monkeypatch, tmp_path):
+def test_a_missing_package_is_found_before_anything_is_built(case, tmp_path):
     def build(case, folder):
         pytest.fail("built for nothing")
 
-    with_backend(monkeypatch, "ort", Backend(absent, build, require=absent))
+    known = beside(Candidate("ort", absent, build, require=absent))
     with pytest.raises(BackendError, match="not installed"):
-        measure(case, tmp_path, ("ort",))
+        measure(case, tmp_path, ("ort",), known)
 
 
 class Greedy(Altered):
@@ -166,20 +178,20 @@ def load_greedy(fits):
 @pytest.mark.parametrize(
     ("fits", "asked", "measured"), [(1, (4,), [1]), (2, (4,), [2]), (2, (1, 2, 4), [1, 2]), (1, (1, 3, 4), [1])]
 )
-def test_out_of_memory_falls_back_to_the_largest_half_that_fits(case, monkeypatch, tmp_path, fits, asked, measured):
-    with_backend(monkeypatch, "greedy", Backend(load_greedy(fits)))
-    done, _ = measure(case, tmp_path, None, batches=asked)
-    assert [row.batch for row in done.rows if row.contender == "greedy"] == measured
+def test_out_of_memory_falls_back_to_the_largest_half_that_fits(case, tmp_path, fits, asked, measured):
+    known = beside(Candidate("greedy", load_greedy(fits)))
+    done, _ = measure(case, tmp_path, None, known, batches=asked)
+    assert [row.batch for row in done.rows if row.candidate == "greedy"] == measured
     assert f"tiny: greedy runs out of memory at batch {min(b for b in asked if b > fits)}" in done.notes[0]
 
 
-def test_out_of_memory_with_one_video_is_an_error(case, monkeypatch, tmp_path):
-    with_backend(monkeypatch, "greedy", Backend(load_greedy(0)))
+def test_out_of_memory_with_one_video_is_an_error(case, tmp_path):
+    known = beside(Candidate("greedy", load_greedy(0)))
     with pytest.raises(BackendError, match=r"greedy runs out of memory with 1 video\(s\) per call"):
-        measure(case, tmp_path, None, batches=(2,))
+        measure(case, tmp_path, None, known, batches=(2,))
 
 
-def test_what_is_not_about_memory_stays_a_fault(case, monkeypatch, tmp_path):
+def test_what_is_not_about_memory_stays_a_fault(case, tmp_path):
     class Broken(Altered):
         def _infer(self, inputs):
             raise RuntimeError("a broken kernel")
@@ -187,12 +199,12 @@ def test_what_is_not_about_memory_stays_a_fault(case, monkeypatch, tmp_path):
     def load(case, artifact, device):
         return Broken(ReferenceVideo(case.recipe), case.recipe, "broken", "video", device)
 
-    with_backend(monkeypatch, "broken", Backend(load))
+    known = beside(Candidate("broken", load))
     with pytest.raises(RuntimeError, match="a broken kernel"):
-        measure(case, tmp_path, None)
+        measure(case, tmp_path, None, known)
 
 
-def test_an_interrupted_run_keeps_its_rows(case, monkeypatch, tmp_path):
+def test_an_interrupted_run_keeps_its_rows(case, tmp_path):
     calls = iter(range(10**6))
 
     class Stopped(Altered):
@@ -204,15 +216,15 @@ def test_an_interrupted_run_keeps_its_rows(case, monkeypatch, tmp_path):
     def load(case, artifact, device):
         return Stopped(ReferenceVideo(case.recipe), case.recipe, "stopped", "video", device)
 
-    with_backend(monkeypatch, "stopped", Backend(load))
-    done, _ = measure(case, tmp_path, None, batches=(1, 2, 4))
+    known = beside(Candidate("stopped", load))
+    done, _ = measure(case, tmp_path, None, known, batches=(1, 2, 4))
     assert done.interrupted
-    assert [(row.contender, row.batch) for row in done.rows][:2] == [("original", 1), ("stopped", 1)]
+    assert [(row.candidate, row.batch) for row in done.rows][:2] == [("original", 1), ("stopped", 1)]
     assert 4 not in [row.batch for row in done.rows]
     assert "interrupted, the rows that were finished are kept" in done.notes[-1]
 
 
-def test_interrupted_before_the_first_row_passes(case, monkeypatch, tmp_path):
+def test_interrupted_before_the_first_row_passes(case, tmp_path):
     class Stopped(Altered):
         def _infer(self, inputs):
             raise KeyboardInterrupt
@@ -220,9 +232,9 @@ def test_interrupted_before_the_first_row_passes(case, monkeypatch, tmp_path):
     def load(case, artifact, device):
         return Stopped(ReferenceVideo(case.recipe), case.recipe, "stopped", "video", device)
 
-    with_backend(monkeypatch, "stopped", Backend(load))
+    known = beside(Candidate("stopped", load))
     with pytest.raises(KeyboardInterrupt):
-        measure(case, tmp_path, None)
+        measure(case, tmp_path, None, known)
 
 
 def test_a_handicap_is_in_the_row_and_in_the_time(case, tmp_path):
@@ -245,9 +257,7 @@ def test_slowed_lengthens_by_what_was_asked():
         now[0] += 10
         return "done"
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tempme_export.bench.run.time.perf_counter", tick)
-        assert slowed(work, 50)() == "done"
+    assert slowed(work, 50, tick)() == "done"
     assert 15 <= now[0] <= 17.5
 
 
@@ -263,9 +273,9 @@ def test_past_the_knee_larger_batches_are_left_out(case, monkeypatch, tmp_path):
     def load(case, artifact, device):
         return Falling(ReferenceVideo(case.recipe), case.recipe, "original", "video", device)
 
-    monkeypatch.setattr("tempme_export.bench.backends.BACKENDS", {"original": Backend(load)})
+    known = {"original": Candidate("original", load)}
     monkeypatch.setattr("tempme_export.bench.run._GAIN", 100.0)
-    done, _ = measure(case, tmp_path, None, batches=(1, 2, 3, 4), until_knee=True)
+    done, _ = measure(case, tmp_path, None, known, batches=(1, 2, 3, 4), until_knee=True)
     assert [row.batch for row in done.rows] == [1, 2, 3]
     assert done.notes == ("tiny: past the knee, batches 4 are left out",)
 
@@ -291,10 +301,12 @@ def test_batch_outside_the_profile(case):
 
 
 def test_unknown_backend():
-    with pytest.raises(UsageError, match=r"unknown backends: tensorflow\. Choose of: original, original-bf16, torch"):
-        chosen_backends(("torch", "tensorflow"))
-    assert chosen_backends(None) == list(BACKENDS)
-    assert chosen_backends(("ort", "original")) == ["original", "ort"]
+    with pytest.raises(
+        UsageError, match=r"unknown backends: tensorflow\. Choose of: original, original-bf16, original-compile"
+    ):
+        chosen_candidates(("torch", "tensorflow"))
+    assert [one.name for one in chosen_candidates(None)] == list(known_candidates())
+    assert [one.name for one in chosen_candidates(("ort", "original"))] == ["original", "ort"]
 
 
 def test_clips_are_seeded_and_different_and_hang_on_no_near_tie(case):
@@ -315,10 +327,9 @@ def test_features_without_differences_offer_no_clips(case, monkeypatch):
         benchmark_clips([case.recipe], seed=0)
 
 
-def test_what_takes_minutes_is_measured_only_when_named(case, monkeypatch, tmp_path):
-    slow = Backend(load_altered("slow"), slow_on="cpu")
-    with_backend(monkeypatch, "slow", slow)
-    done, missing = measure(case, tmp_path, None)
-    assert [row.contender for row in done.rows] == ["original"]
-    assert missing == {"slow": "it takes minutes to get ready on cpu. Ask for it: --backends slow"}
-    assert [row.contender for row in measure(case, tmp_path, ("slow",))[0].rows] == ["original", "slow"]
+def test_what_takes_minutes_is_measured_only_when_named(case, tmp_path):
+    known = beside(Candidate("slow", load_altered("slow"), slow_on=("cpu",)))
+    done, missing = measure(case, tmp_path, None, known)
+    assert [row.candidate for row in done.rows] == ["original"]
+    assert missing == {"slow": "it is measured on cpu only when named, by --backends."}
+    assert [row.candidate for row in measure(case, tmp_path, ("slow",), known)[0].rows] == ["original", "slow"]

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from tempme_export.bench.core.row import Row
 from tempme_export.bench.scaling import (
     even_factors,
     family,
@@ -23,22 +24,10 @@ from tempme_export.errors import InputError, ProfileError
 FRAMES = (8, 12, 16, 32, 64)
 
 
-def row(frames=12, batch=1, contender="torch", name="vit-b-32-{}f", **values):
-    return {
-        "contender": contender,
-        "backend": contender,
-        "method": "tempme",
-        "profile": name.format(frames),
-        "precision": "fp32",
-        "device": "cpu",
-        "frames": frames,
-        "batch": batch,
-        "p50_ms": None,
-        "encode_mb": None,
-        "gmacs": None,
-        "videos_per_s": 1.0,
-        **values,
-    }
+def row(frames=12, batch=1, candidate="torch", name="vit-b-32-{}f", **values):
+    usual = {"backend": candidate, "method": "tempme", "profile": name.format(frames), "precision": "fp32"}
+    whole = {"candidate": candidate, "device": "cpu", "frames": frames, "batch": batch, "videos_per_s": 1.0, **usual}
+    return Row(**{**whole, **values})
 
 
 def only(found, **wanted):
@@ -112,7 +101,7 @@ def test_against_batch_no_curve():
     assert fit.form == "linear"
 
 
-def test_each_contender_batch_and_family_has_its_own():
+def test_each_candidate_batch_and_family_has_its_own():
     rows = [
         row(f, b, name, template, p50_ms=cost * f * b)
         for f in FRAMES
@@ -120,7 +109,7 @@ def test_each_contender_batch_and_family_has_its_own():
         for name, template, cost in (("torch", "vit-b-32-{}f", 1.0), ("none", "vit-b-32-{}f-none", 2.0))
     ]
     against_frames = [fit for fit in fits(rows) if fit.against == "frames"]
-    assert {(fit.contender, fit.family, fit.batch, round(fit.coefficients[1], 6)) for fit in against_frames} == {
+    assert {(fit.candidate, fit.family, fit.batch, round(fit.coefficients[1], 6)) for fit in against_frames} == {
         ("torch", "vit-b-32", 1, 1),
         ("torch", "vit-b-32", 2, 2),
         ("none", "vit-b-32-none", 1, 2),
@@ -163,7 +152,7 @@ def test_operations_are_a_line_in_the_frames():
         rows.append(row(frames, gmacs=complexity(profile.plan(backbone), backbone).gmacs))
     fit = only(fits(rows))
     assert fit.r2 > 0.99999
-    assert fit.at(64) == pytest.approx(rows[-1]["gmacs"], rel=2e-3)
+    assert fit.at(64) == pytest.approx(rows[-1].gmacs, rel=2e-3)
 
 
 def test_plain_values_survive_json():
@@ -197,22 +186,22 @@ def test_knee_is_the_smallest_batch_near_the_best(speeds, batch, best, at_edge):
 
 def test_knee_is_of_one_sweep():
     with pytest.raises(InputError, match="found rows of 2 sweeps"):
-        knee([*sweep({1: 1}), *sweep({1: 1}, contender="ort")])
+        knee([*sweep({1: 1}), *sweep({1: 1}, candidate="ort")])
     with pytest.raises(InputError, match="found rows of 0 sweeps"):
         knee([])
 
 
-def test_knees_of_every_contender_measured_more_than_once():
-    rows = [*sweep({1: 50, 2: 100}), *sweep({1: 99, 2: 100}, contender="ort"), *sweep({1: 1}, contender="pt2")]
-    assert [(one.contender, one.batch) for one in knees(rows)] == [("torch", 2), ("ort", 1)]
+def test_knees_of_every_candidate_measured_more_than_once():
+    rows = [*sweep({1: 50, 2: 100}), *sweep({1: 99, 2: 100}, candidate="ort"), *sweep({1: 1}, candidate="pt2")]
+    assert [(one.candidate, one.batch) for one in knees(rows)] == [("torch", 2), ("ort", 1)]
 
 
 @pytest.mark.parametrize(
     ("profile", "frames", "expected"),
-    [("vit-b-32-12f-none", 12, "vit-b-32-none"), ("mini-8f", 8, "mini"), ("tiny", 4, "tiny"), (None, 4, "")],
+    [("vit-b-32-12f-none", 12, "vit-b-32-none"), ("mini-8f", 8, "mini"), ("tiny", 4, "tiny"), ("", 4, "")],
 )
 def test_family_is_the_name_without_frames(profile, frames, expected):
-    assert family({"profile": profile, "frames": frames}) == expected
+    assert family(profile, frames) == expected
 
 
 @pytest.mark.parametrize(

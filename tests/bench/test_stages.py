@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tempme_export.bench import stages
+from tempme_export.bench.core.protocol import FEWEST, Protocol
 from tempme_export.bench.stages import (
     DECODE,
     ENCODE,
@@ -18,7 +19,6 @@ from tempme_export.bench.stages import (
     rendered_clip,
     source_for,
 )
-from tempme_export.bench.timing import FEWEST, Protocol
 from tempme_export.errors import UnstableError, UsageError, VideoError
 from tempme_export.media.render import render_clip
 
@@ -104,9 +104,9 @@ class TestTable:
         assert any(note.startswith("decode takes 84 ms in the mean and 30 ms in the median") for note in table.notes)
 
     def test_plain_values(self):
-        table = replace(measure(Machine(COSTS)), contender="ort")
+        table = replace(measure(Machine(COSTS)), candidate="ort")
         document = table.to_dict()
-        assert document["contender"] == "ort" and document["limit"] == ENCODE and document["notes"] == [*table.notes]
+        assert document["candidate"] == "ort" and document["limit"] == ENCODE and document["notes"] == [*table.notes]
         assert set(document["rows"][0]) == {"stage", "p50_ms", "p90_ms", "share", "videos_per_s"}
         assert [row["stage"] for row in document["rows"]] == [DECODE, PREPROCESS, ENCODE]
 
@@ -188,7 +188,7 @@ class TestProtocol:
         measure_stages(
             machine.embed, machine.source, [Path("0.mp4")], 1, PROTOCOL, clock=machine.clock, progress=told.append
         )
-        assert told[0].startswith("warm-up: 5 rounds") and any(line.startswith("measuring: 10") for line in told)
+        assert told[0].startswith("warm-up: 3 rounds") and any(line.startswith("measuring: 10") for line in told)
 
 
 class TestUncertainty:
@@ -253,7 +253,7 @@ class TestReal:
                 return encoder(torch.from_numpy(frames)).numpy()
 
         protocol = Protocol(seconds=0.2, samples=5, window=3, resamples=50)
-        table = measure_stages(embed, source_for(recipe), [clip], 2, protocol, contender="torch")
+        table = measure_stages(embed, source_for(recipe), [clip], 2, protocol, candidate="torch")
         expected = preprocess_for(recipe)(read_frames(clip, recipe.profile.frames))
         np.testing.assert_array_equal(seen[0], np.stack([expected, expected]))
         assert [row.stage for row in table.rows] == [DECODE, PREPROCESS, ENCODE]

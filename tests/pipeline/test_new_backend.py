@@ -12,7 +12,7 @@ from tempme_export.artifacts import registry
 from tempme_export.artifacts.artifact import Artifact
 from tempme_export.artifacts.backend import Backend, Need, Platform, Reveals
 from tempme_export.artifacts.bundle import open_bundle
-from tempme_export.bench import backends as bench
+from tempme_export.bench import candidates as bench
 from tempme_export.bench.cases import open_case
 from tempme_export.doctor import rules
 from tempme_export.errors import BackendError, ParityError, UsageError
@@ -122,9 +122,9 @@ def test_everything_finds_it(toy, folder, tmp_path, recording):
     with pytest.raises(UsageError, match="--toy and give the bundle"):
         open_encoder(folder / "mini.pth", "mini-8f", "toy")
 
-    assert {"toy", "toy-open"} <= set(bench.chosen_backends(None))
-    loaded = bench.load("toy", open_case(str(out), None, None), "cpu", tmp_path)
-    assert loaded.artifact_mb > 0 and loaded.embed(np.zeros((2, 8, 3, 64, 64), np.float32)).shape[0] == 2
+    assert {"toy", "toy-open"} <= bench.known_candidates().keys()
+    loaded = bench.known_candidates()["toy"].open(open_case(str(out), None, None), "cpu", tmp_path)
+    assert loaded.costs.artifact_mb > 0 and loaded.embed(np.zeros((2, 8, 3, 64, 64), np.float32)).shape[0] == 2
 
     written = write_repository(bundle, tmp_path / "models")
     assert FILE in (tmp_path / "models" / "README.md").read_text(), "left out, by name"

@@ -15,11 +15,12 @@ import torch
 
 import tempme_export
 from tempme_export.artifacts.bundle import PT2, TEXT, VIDEO, open_bundle, verify_files
-from tempme_export.bench.backends import BACKENDS
+from tempme_export.bench.candidates import known_candidates
 from tempme_export.bench.cases import Case
-from tempme_export.bench.contenders import on_backends
-from tempme_export.bench.run import Request, run
-from tempme_export.bench.timing import Protocol
+from tempme_export.bench.core.protocol import Protocol
+from tempme_export.bench.entries import on_backends
+from tempme_export.bench.request import Request
+from tempme_export.bench.run import run
 from tempme_export.cli import export as export_cli
 from tempme_export.errors import BackendError, BundleError, ExportError, ParityError, UsageError
 from tempme_export.exporters import pt2
@@ -311,14 +312,14 @@ class TestBench:
     def quiet(_):
         pass
 
-    def contenders(self, case, names, folder):
-        return on_backends(case, names, "cpu", folder, self.quiet)
+    def candidates(self, case, names, folder, known=None):
+        return on_backends(case, names, "cpu", folder, self.quiet, known)
 
     def test_measured_beside_the_original(self, bundle, small_recipe, tmp_path):
-        contenders, _ = self.contenders(Case(small_recipe, bundle), ("pt2",), tmp_path)
-        protocol = Protocol(seconds=0.05, samples=5, resamples=20)
+        candidates, _ = self.candidates(Case(small_recipe, bundle), ("pt2",), tmp_path)
+        protocol = Protocol(seconds=0.05, samples=5, budget=0.2, resamples=20)
         request = Request(batches=(1, 3), device="cpu", protocol=protocol, command="tempme-bench")
-        done = run(contenders, request, stage=self.quiet, progress=self.quiet)
+        done = run(candidates, request, stage=self.quiet, progress=self.quiet)
         assert [(row.backend, row.batch) for row in done.rows] == [
             ("original", 1),
             ("pt2", 1),
@@ -329,10 +330,9 @@ class TestBench:
         assert row.artifact_sha256 == file_sha256(bundle / PT2)
         assert row.precision == "fp32" and row.build_s is None and row.one_minus_cosine <= 1e-6
 
-    def test_none_in_the_bundle_is_one_line(self, small_bundle, small_recipe, tmp_path, monkeypatch):
-        few = {name: BACKENDS[name] for name in ("original", "pt2")}
-        monkeypatch.setattr("tempme_export.bench.backends.BACKENDS", few)
-        _, missing = self.contenders(Case(small_recipe, small_bundle), None, tmp_path)
+    def test_none_in_the_bundle_is_one_line(self, small_bundle, small_recipe, tmp_path):
+        few = {name: known_candidates()[name] for name in ("original", "pt2")}
+        _, missing = self.candidates(Case(small_recipe, small_bundle), None, tmp_path, few)
         assert f"{small_bundle} has no video.pt2" in missing["pt2"]
         with pytest.raises(BackendError, match=r"there is no video\.pt2.*tempme-export CKPT --pt2"):
-            self.contenders(Case(small_recipe), ("pt2",), tmp_path)
+            self.candidates(Case(small_recipe), ("pt2",), tmp_path)

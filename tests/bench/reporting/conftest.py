@@ -26,17 +26,17 @@ class Bench:
     def __init__(self, command, seed=0):
         self.command, self.generator, self.samples = command, np.random.default_rng(seed), []
         self.document = {
-            "schema": 2, "rows": [], "comparisons": [], "missing": {}, "failed": {}, "tokens": [], "stages": [],
+            "schema": 3, "rows": [], "comparisons": [], "missing": {}, "failed": {}, "tokens": [], "stages": [],
             "fits": [], "knees": [], "complexity": [], "notes": [],
         }  # fmt: skip
 
-    def compare(self, profile_name, contenders, batch=1, **changes):
-        """`contenders` is name -> (method, backend, ms of one video); `changes` is contender -> columns."""
+    def compare(self, profile_name, candidates, batch=1, **changes):
+        """`candidates` is name -> (method, backend, ms of one video); `changes` is candidate -> columns."""
         profile = load_profile(profile_name)
         backbone = open_clip_backbone(profile.backbone)
-        taken, by_method = {}, len({method for method, _, _ in contenders.values()}) > 1
-        shown = f"{profile.name}-{next(iter(contenders))}" if by_method else profile.name
-        for position, (name, (method, backend, ms)) in enumerate(contenders.items()):
+        taken, by_method = {}, len({method for method, _, _ in candidates.values()}) > 1
+        shown = f"{profile.name}-{next(iter(candidates))}" if by_method else profile.name
+        for position, (name, (method, backend, ms)) in enumerate(candidates.items()):
             policy = next(one for one in METHODS if one.key == method).policy(profile, backbone)
             plan = policy_plan(policy, profile, backbone)
             counted = complexity(plan, backbone)
@@ -62,7 +62,7 @@ class Bench:
                 "profile": shown,
                 "frames": profile.frames,
                 "batch": batch,
-                "order": list(contenders),
+                "order": list(candidates),
                 "warmup_windows": [25, 25, 25],
                 "notes": [],
             }
@@ -72,12 +72,13 @@ class Bench:
         p50, p90, p99 = np.percentile(seconds, (50, 90, 99)) * 1e3
         ratio = float(np.median(first) / np.median(seconds))
         return {
-            "contender": name, "backend": backend, "method": method, "weights": "random weights, seed 0",
+            "candidate": name, "backend": backend, "method": method, "weights": "random weights, seed 0",
             "frames": profile.frames, "batch": batch, "precision": "fp32", "device": "cpu",
             "videos_per_s": float(batch / p50 * 1e3), "frames_per_s": float(batch * profile.frames / p50 * 1e3),
             "ratio": ratio, "ratio_low": ratio * 0.98, "ratio_high": ratio * 1.02,
             "p50_ms": float(p50), "p90_ms": float(p90), "p99_ms": float(p99),
-            "mean_ms": float(np.mean(seconds) * 1e3), "cov": 0.03, "samples": ROUNDS, "warmup": 75, "stable": True,
+            "mean_ms": float(np.mean(seconds) * 1e3), "cov": 0.03, "samples": ROUNDS, "warmup": 75,
+            "converged": True, "half_width": 0.02, "steady": True,
             "resident_ms": None, "device_ms": None, "load_mb": 350.5, "encode_mb": 120.0 * batch, "device_mb": None,
             "build_s": None if backend in ("original", "torch") else 14.2, "load_s": 0.8,
             "one_minus_cosine": 0.0 if backend == "original" else 3.2e-8, "centred_loss": 0.0, "parity": True,
@@ -90,7 +91,7 @@ class Bench:
     def write(self, folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "bench.json").write_text(json.dumps(self.document))
-        schema = ["profile", "batch", "round", "position", "contender", "seconds"]
+        schema = ["profile", "batch", "round", "position", "candidate", "seconds"]
         pl.DataFrame(self.samples, schema=schema, orient="row").write_parquet(folder / "samples.parquet")
         return folder
 
@@ -106,7 +107,7 @@ def bench():
 
 
 @pytest.fixture
-def contenders():
+def candidates():
     return backends
 
 
@@ -117,13 +118,13 @@ def folders(tmp_path_factory):
     one = Bench("tempme-bench --frames 8,12 --batch 1,4 --out one", seed=1)
     for frames in (8, 12):
         one.compare(f"vit-b-32-{frames}f", backends(scale=frames / 12))
-    one.compare("vit-b-32-12f", backends(scale=0.9), 4, torch={"stable": False})
+    one.compare("vit-b-32-12f", backends(scale=0.9), 4, torch={"converged": False})
     one.document["missing"] = {"tensorrt": "this version builds and runs no TensorRT engines."}
     one.document["failed"] = {"pt2": "batch 1: embedding cosine distance is 2.1e-02, the limit 1e-05"}
     one.document["comparisons"][-1]["notes"] = ["42 samples, fewer than 200: one of original takes 2.6 s"]
     one.document["stages"] = [
         {
-            "contender": name, "batch": 1, "limit": "encode", "sequential_videos_per_s": 1e3 / (95 + 22 + encode),
+            "candidate": name, "batch": 1, "limit": "encode", "sequential_videos_per_s": 1e3 / (95 + 22 + encode),
             "overlapped_videos_per_s": 1e3 / encode, "videos": 1, "one_minus_cosine": 3.2e-8,
             **CPU, **VERSIONS, "command": "tempme-bench --mode end-to-end", "time": "2026-03-04T06:00:00+00:00",
             "notes": ["rendered.mp4: h264, 320x240, 10 s, 250 frames"],
@@ -137,19 +138,19 @@ def folders(tmp_path_factory):
     ]  # fmt: skip
     one.document["fits"] = [
         {
-            **{"contender": "ort", "method": "tempme", "family": "vit-b-32", "frames": None, "batch": 1},
+            **{"candidate": "ort", "method": "tempme", "family": "vit-b-32", "frames": None, "batch": 1},
             **{"quantity": "p50_ms", "against": "frames", "form": "linear", "coefficients": [1.5, 24.8]},
             **{"low": [-3.0, 24.1], "high": [6.0, 25.5], "r2": 0.9991, "x": [8, 12, 16], "y": [200, 300, 398]},
         },
         {
-            **{"contender": "ort", "method": "tempme", "family": "vit-b-32", "frames": 12, "batch": None},
+            **{"candidate": "ort", "method": "tempme", "family": "vit-b-32", "frames": 12, "batch": None},
             **{"quantity": "encode_mb", "against": "batch", "form": "none", "coefficients": [], "low": [], "high": []},
             **{"r2": None, "x": [1, 4], "y": [120, 480], "reason": "2 points, a curve needs 3 or more"},
         },
     ]
     one.document["knees"] = [
         {
-            **{"contender": "ort", "method": "tempme", "profile": "vit-b-32-12f", "frames": 12, "batch": 4},
+            **{"candidate": "ort", "method": "tempme", "profile": "vit-b-32-12f", "frames": 12, "batch": 4},
             **{"videos_per_s": 3.7, "best_batch": 4, "best_videos_per_s": 3.7, "at_edge": True, "within_percent": 5.0},
         }
     ]

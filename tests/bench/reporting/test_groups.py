@@ -27,32 +27,32 @@ def test_methods_stand_in_one_group_though_their_profiles_differ(folders):
     assert [group.family for group in found] == ["vit-b-16", "vit-b-32"]
     for group in found:
         assert group.by_method
-        assert [side.row["profile"] for side in group.sides] == [f"{group.name}-{side.name}" for side in group.sides]
+        assert [side.row.profile for side in group.sides] == [f"{group.name}-{side.name}" for side in group.sides]
 
 
-def test_the_profile_decides_between_rows_that_are_alike_otherwise(bench, contenders):
+def test_the_profile_decides_between_rows_that_are_alike_otherwise(bench, candidates):
     one = bench("c")
-    one.compare("vit-b-32-12f", contenders())
-    one.compare("vit-b-16-12f", contenders())
+    one.compare("vit-b-32-12f", candidates())
+    one.compare("vit-b-16-12f", candidates())
     one.document["comparisons"].reverse()
     found = grouped(Results.of(one.document))
     assert [group.profile for group in found] == ["vit-b-16-12f", "vit-b-32-12f"]
-    assert all(side.row["profile"] == group.profile for group in found for side in group.sides)
+    assert all(side.row.profile == group.profile for group in found for side in group.sides)
 
 
-def test_rows_that_no_comparison_names_are_kept(bench, contenders):
+def test_rows_that_no_comparison_names_are_kept(bench, candidates):
     one = bench("c")
-    one.compare("vit-b-32-12f", contenders())
+    one.compare("vit-b-32-12f", candidates())
     one.document["comparisons"] = []
     (group,) = grouped(Results.of(one.document))
     assert [side.name for side in group.sides] == ["original", "torch", "ort", "openvino"]
 
 
-def test_an_origin_is_a_command_on_a_machine(bench, contenders):
+def test_an_origin_is_a_command_on_a_machine(bench, candidates):
     one, two = bench("first"), bench("second")
-    one.compare("vit-b-32-12f", contenders())
+    one.compare("vit-b-32-12f", candidates())
     one.document["rows"][3]["threads"] = 8
-    two.compare("vit-b-32-12f", contenders())
+    two.compare("vit-b-32-12f", candidates())
     found = origins([Results.of(one.document), Results.of(two.document)])
     assert [(origin.number, origin.fact("command"), origin.fact("threads")) for origin in found] == [
         (1, "first", "2"), (2, "first", "8"), (3, "second", "2"),
@@ -60,9 +60,9 @@ def test_an_origin_is_a_command_on_a_machine(bench, contenders):
     assert [len(origin.rows) for origin in found] == [3, 1, 4]
 
 
-def test_a_gpu_names_the_machine_it_ran_on(bench, contenders):
+def test_a_gpu_names_the_machine_it_ran_on(bench, candidates):
     one = bench("c")
-    one.compare("vit-b-32-12f", contenders())
+    one.compare("vit-b-32-12f", candidates())
     for row in one.document["rows"]:
         row |= {"device": "cuda", "gpu": "Example GPU"}
     (origin,) = origins([Results.of(one.document)])
@@ -73,17 +73,17 @@ def test_a_gpu_names_the_machine_it_ran_on(bench, contenders):
     ("changes", "doubts"),
     [
         ({}, []),
-        ({"stable": False}, ["DID NOT SETTLE"]),
-        ({"stable": None}, ["not said whether it settled"]),
+        ({"converged": False}, ["NOT CONVERGED"]),
+        ({"converged": None}, ["not said whether it converged"]),
         ({"parity": False}, ["FAILED PARITY"]),
         ({"parity": None}, ["parity not judged"]),
         ({"handicap_percent": 10.0}, ["slowed down on purpose by 10 %"]),
-        ({"parity": False, "stable": False}, ["FAILED PARITY", "DID NOT SETTLE"]),
+        ({"parity": False, "converged": False}, ["FAILED PARITY", "NOT CONVERGED"]),
     ],
 )
-def test_whatever_speaks_against_a_figure_is_a_doubt(bench, contenders, changes, doubts):
+def test_whatever_speaks_against_a_figure_is_a_doubt(bench, candidates, changes, doubts):
     one = bench("c")
-    one.compare("vit-b-32-12f", contenders(), ort=changes)
+    one.compare("vit-b-32-12f", candidates(), ort=changes)
     (group,) = grouped(Results.of(one.document))
     assert {side.name: side.doubts for side in group.sides if side.doubts} == ({"ort": doubts} if doubts else {})
 
@@ -109,7 +109,7 @@ def test_too_few_samples_have_no_interval():
 def test_samples_that_were_not_kept_leave_a_speed_without_interval(folders):
     with_samples = grouped(read_results(folders[0]))
     without = grouped(Results.of(read_results(folders[0]).document))
-    assert all(side.low < side.row["videos_per_s"] < side.high for group in with_samples for side in group.sides)
+    assert all(side.low < side.row.videos_per_s < side.high for group in with_samples for side in group.sides)
     assert all(side.low is None and side.high is None for group in without for side in group.sides)
 
 

@@ -14,7 +14,7 @@ from tempme_export.errors import BackendError, ExportError, UsageError
 pytest.importorskip("matplotlib")
 
 VOID = {"meta", "img", "link", "br", "source"}
-EMPTY = {"schema": 2, "rows": []}
+EMPTY = {"schema": 3, "rows": []}
 
 
 class Parsed(html.parser.HTMLParser):
@@ -121,7 +121,7 @@ def test_what_is_wrong_stands_near_its_figure(report):
     text = (report[0] / PAGE).read_text(encoding="utf-8")
     section = text[text.index("vit-b-32-12f: backends") : text.index("vit-b-16-12f: methods")]
     for words in (
-        "torch: DID NOT SETTLE",
+        "torch: NOT CONVERGED",
         "Do not rely",
         "missing: tensorrt",
         "failed parity: pt2",
@@ -147,13 +147,13 @@ def test_the_same_results_give_the_same_page(folders, tmp_path, quick):
     assert pages[0] == pages[1]
 
 
-def test_words_from_data_stay_words(bench, contenders, tmp_path, quick):
+def test_words_from_data_stay_words(bench, candidates, tmp_path, quick):
     evil = "</td><script>alert('x')</script>\"&"
     one = bench(evil)
-    one.compare("vit-b-32-12f", contenders())
+    one.compare("vit-b-32-12f", candidates())
     for row in one.document["rows"]:
         row |= {"weights": evil, "cpu": evil, "commit": evil, "precision": evil, "time": evil}
-    one.document["rows"][1]["contender"] = one.document["comparisons"][0]["order"][1] = evil
+    one.document["rows"][1]["candidate"] = one.document["comparisons"][0]["order"][1] = evil
     one.document["missing"] = {evil: evil}
     one.document["failed"] = {evil: evil}
     one.document["notes"] = [evil]
@@ -175,10 +175,10 @@ def test_without_measurements_the_page_still_counts(tmp_path):
     assert "282.76" in text and "Counted, ViT-B/32" not in text
 
 
-def test_rows_with_nothing_but_what_they_must_have_are_shown(bench, contenders, tmp_path, quick):
+def test_rows_with_nothing_but_what_they_must_have_are_shown(bench, candidates, tmp_path, quick):
     one = bench("c")
-    one.compare("vit-b-32-12f", contenders())
-    needed = ("contender", "frames", "batch", "videos_per_s")
+    one.compare("vit-b-32-12f", candidates())
+    needed = ("candidate", "frames", "batch", "videos_per_s")
     one.document["rows"] = [{key: row[key] if key in needed else None for key in row} for row in one.document["rows"]]
     text = Parsed(write_report([Results.of(one.document)], tmp_path)[0].read_text(encoding="utf-8")).text
     assert "none can be relied upon" in text and "not judged" in text and "not compared" in text

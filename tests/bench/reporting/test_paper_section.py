@@ -57,16 +57,16 @@ def test_a_method_finds_its_own_rows_and_no_other(counted, folders):
             assert shown == ([] if line.key == "diffrate" else [(title, line.key)])
 
 
-def test_of_backends_the_first_and_the_fastest_reliable_stand_beside_the_paper(counted, bench, contenders):
+def test_of_backends_the_first_and_the_fastest_reliable_stand_beside_the_paper(counted, bench, candidates):
     one = bench("c")
-    one.compare("vit-b-32-12f", contenders(), openvino={"stable": False})
+    one.compare("vit-b-32-12f", candidates(), openvino={"converged": False})
     (tempme,) = [line for line in lines(TABLE_1[0], counted) if line.key == "tempme"]
     assert [side.name for _, side in measured(tempme, grouped(Results.of(one.document)))] == ["original", "ort"]
 
 
-def test_the_same_operations_by_another_method_do_not_match(counted, bench, contenders):
+def test_the_same_operations_by_another_method_do_not_match(counted, bench, candidates):
     one = bench("c")
-    one.compare("vit-b-32-12f", contenders(), **{name: {"method": "random"} for name in contenders()})
+    one.compare("vit-b-32-12f", candidates(), **{name: {"method": "random"} for name in candidates()})
     (tempme,) = [line for line in lines(TABLE_1[0], counted) if line.key == "tempme"]
     assert measured(tempme, grouped(Results.of(one.document))) == []
 

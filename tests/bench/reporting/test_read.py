@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -8,9 +9,9 @@ from tempme_export.errors import InputError
 
 
 @pytest.fixture
-def document(bench, contenders):
+def document(bench, candidates):
     one = bench("tempme-bench --out here")
-    one.compare("vit-b-32-12f", contenders())
+    one.compare("vit-b-32-12f", candidates())
     return one.document
 
 
@@ -27,7 +28,7 @@ def write(tmp_path):
 def test_a_folder_and_its_file_read_alike(folders):
     folder, file = read_results(folders[0]), read_results(folders[0] / "bench.json")
     assert folder == file
-    assert [row["contender"] for row in folder.rows[:4]] == ["original", "torch", "ort", "openvino"]
+    assert [row.candidate for row in folder.rows[:4]] == ["original", "torch", "ort", "openvino"]
     assert folder.missing.keys() == {"tensorrt"} and folder.failed.keys() == {"pt2"}
     assert len(folder.samples["vit-b-32-12f", 4, "ort"]) == 60
 
@@ -40,7 +41,7 @@ def test_samples_come_in_the_order_of_their_rounds(folders, tmp_path):
 
 
 def test_what_may_be_missing_is_empty(write):
-    results = read_results(write({"schema": 2, "rows": []}))
+    results = read_results(write({"schema": 3, "rows": []}))
     assert not results.rows and not results.missing and not results.notes and not results.samples
     assert all(not results.entries(name) for name in ("comparisons", "tokens", "stages", "fits", "knees"))
 
@@ -61,16 +62,16 @@ def test_a_missing_file_is_said_with_the_command_that_writes_one(tmp_path, name)
     [
         ("{", "cannot be read as JSON"),
         ("[]", "no results of tempme-bench"),
-        ('{"schema": 2}', "no results of tempme-bench"),
-        ({"rows": []}, "schema None .*expected 2"),
-        ({"schema": 1, "rows": []}, "schema 1 .*expected 2.*version that measured"),
-        ({"schema": 2, "rows": {}}, "`rows` that is not a list of objects"),
-        ({"schema": 2, "rows": [1]}, "`rows` that is not a list of objects"),
-        ({"schema": 2, "rows": [], "missing": []}, "`missing` that does not give a reason"),
-        ({"schema": 2, "rows": [], "failed": {"ort": 1}}, "`failed` that does not give a reason"),
-        ({"schema": 2, "rows": [], "stages": [{"batch": 1}]}, "entry of `stages` without `contender`"),
-        ({"schema": 2, "rows": [], "tokens": "many"}, "`tokens` that is not a list of objects"),
-        ({"schema": 2, "rows": [{"contender": "ort"}]}, "a row without `frames`"),
+        ('{"schema": 3}', "no results of tempme-bench"),
+        ({"rows": []}, "schema None .*expected 3 or 2"),
+        ({"schema": 1, "rows": []}, "schema 1 .*expected 3 or 2.*version that measured"),
+        ({"schema": 3, "rows": {}}, "`rows` that is not a list of objects"),
+        ({"schema": 3, "rows": [1]}, "`rows` that is not a list of objects"),
+        ({"schema": 3, "rows": [], "missing": []}, "`missing` that does not give a reason"),
+        ({"schema": 3, "rows": [], "failed": {"ort": 1}}, "`failed` that does not give a reason"),
+        ({"schema": 3, "rows": [], "stages": [{"batch": 1}]}, "entry of `stages` without `candidate`"),
+        ({"schema": 3, "rows": [], "tokens": "many"}, "`tokens` that is not a list of objects"),
+        ({"schema": 3, "rows": [{"candidate": "ort"}]}, "a row without `frames`"),
     ],
 )
 def test_a_foreign_document_is_refused(write, document, said):
@@ -95,7 +96,7 @@ def test_a_column_of_the_wrong_kind_is_refused(write, document, column, value, s
 
 
 def test_none_stands_in_any_column_that_need_not_apply(write, document):
-    needed = ("contender", "frames", "batch", "videos_per_s")
+    needed = ("candidate", "frames", "batch", "videos_per_s")
     document["rows"] = [{key: row[key] if key in needed else None for key in row} for row in document["rows"]]
     assert len(read_results(write(document)).rows) == 4
 
@@ -109,3 +110,17 @@ def test_foreign_samples_are_refused(write, document, tmp_path, content):
         (tmp_path / "samples.parquet").write_bytes(content)
     with pytest.raises(InputError, match=r"found .*samples.*Remove samples\.parquet"):
         read_results(path)
+
+
+def test_results_of_the_earlier_schema_are_read():
+    results = read_results(Path(__file__).with_name("earlier"))
+    assert [(row.candidate, row.batch) for row in results.rows] == [
+        ("original", 1), ("torch", 1), ("original", 2), ("torch", 2),
+    ]  # fmt: skip
+    assert len(results.samples["mini-8f", 1, "torch"]) == results.rows[1].samples == 56
+    first, torch_row = results.rows[:2]
+    assert (first.converged, first.steady) == (True, False)
+    assert torch_row.converged is False and torch_row.half_width == pytest.approx(
+        (1.18727 - 0.47018) / 2 / 0.74715, rel=1e-4
+    )
+    assert all(knee["candidate"] for knee in results.entries("knees"))

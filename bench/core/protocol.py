@@ -1,0 +1,296 @@
+"""The timing protocol: warm up, interleave, keep every sample, add rounds until the ratios are known.
+
+Knows callables and a clock, no models. A callable must return only when its work is done: a GPU backend
+synchronises before it returns.
+
+Every round calls all in the same order, A B A B. Turning the order from round to round would have each candidate follow
+different ones, and itself, so that its samples mix what different neighbours leave in the caches; and what the fixed
+order costs is small: within a round, drift moves a sample by its place in the round over the rounds measured.
+"""
+
+import math
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tempme_export.bench.core.bootstrap import Estimate, Ratio, estimate
+from tempme_export.bench.core.row import HALF_WIDTH
+from tempme_export.bench.core.timing import Comparison, Timing, shortfall
+from tempme_export.errors import UsageError
+
+Call = Callable[[], object]
+"""Does the whole work of one sample. A float it returns is its seconds by events of the device, which a call then gives
+every time; anything else is disregarded."""
+
+Clock = Callable[[], float]
+Progress = Callable[[str], None]
+Durations = npt.NDArray[np.float64]
+
+FEWEST = 5
+"""Rounds taken even where one sample is longer than the whole budget."""
+
+_NEXT_LOOK = 1.2
+"""Rounds at the next look at the ratios over those at the last one."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a measurement has to fulfil.
+
+    A ratio to the first has converged when half of its 95 % interval in this run is at most `half_width` of it. Raw
+    times need not be calm: on a shared machine the ratio is what can be known.
+
+    seconds, samples  measure each so long and so often before its ratio is looked at
+    budget            seconds that one comparison may measure, all together; where it ends, so do the rounds
+    window            samples per warm-up window; a window also ends after `window_seconds`
+    agreement         largest relative difference of medians of raw times that count as equal
+    resamples, seed   of the bootstrap
+    """
+
+    seconds: float = 1.0
+    samples: int = 20
+    budget: float = 120.0
+    half_width: float = HALF_WIDTH
+    window: int = 25
+    agreement: float = 0.05
+    resamples: int = 2000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.seconds <= 0:
+            raise UsageError(f"the measured time is {self.seconds} s; it must be above 0.")
+        if self.budget <= 0:
+            raise UsageError(f"the budget is {self.budget} s; it must be above 0.")
+        if self.samples < FEWEST:
+            raise UsageError(f"{self.samples} samples are too few for percentiles and an interval: {FEWEST} or more.")
+        if self.seed < 0:
+            raise UsageError(f"the seed is {self.seed}; it must be 0 or above.")
+
+    @property
+    def window_seconds(self) -> float:
+        """When a warm-up window ends although it has fewer than `window` samples, per backend."""
+        return self.seconds / 5
+
+    @property
+    def warmup_limit(self) -> float:
+        """When the warm-up is given up as unsettled: a sixth of the budget, all together."""
+        return self.budget / 6
+
+
+def agree(windows: list[Durations], agreement: float) -> bool:
+    """Whether the medians of `windows` lie within `agreement` of the smallest."""
+    medians = [float(np.median(window)) for window in windows]
+    return max(medians) - min(medians) <= agreement * min(medians)
+
+
+def _round(calls: Mapping[str, Call], clock: Clock) -> Durations:
+    """Call every backend once, in order. [backends, 2] seconds: by the clock, and by the device or NaN."""
+    durations = []
+    for call in calls.values():
+        start = clock()
+        found = call()
+        durations.append((clock() - start, found if isinstance(found, float) else math.nan))
+    return np.array(durations)
+
+
+def _window(take: Callable[[], Durations], protocol: Protocol) -> Durations:
+    """[rounds, backends] seconds: `window` rounds, or fewer when the slowest backend uses up the time."""
+    rounds: list[Durations] = []
+    while len(rounds) < protocol.window:
+        rounds.append(take())
+        if len(rounds) >= 3 and np.sum(rounds, axis=0).max() >= protocol.window_seconds:
+            break
+    return np.array(rounds)
+
+
+def warm_up(
+    take: Callable[[], Durations], protocol: Protocol, progress: Progress, *, ready: Callable[[], bool] = lambda: True
+) -> tuple[list[Durations], list[bool]]:
+    """Run windows until the last three of every column agree and it is `ready`, or the limit is reached.
+
+    take  one round: [columns] seconds
+    Returns the windows, each [rounds, columns] seconds, and whether each column settled.
+    """
+    windows: list[Durations] = []
+    spent: Durations = np.zeros(1)
+    while True:
+        windows.append(_window(take, protocol))
+        spent = spent + windows[-1].sum(axis=0)
+        progress(f"warm-up: {sum(map(len, windows))} rounds, {spent.sum():.0f} s")
+        if len(windows) < 3:
+            continue
+        settled = [agree([window[:, i] for window in windows[-3:]], protocol.agreement) for i in range(len(spent))]
+        if (all(settled) and ready()) or spent.sum() >= protocol.warmup_limit:
+            return windows, settled
+
+
+@dataclass
+class _Taken:
+    """Rounds as they are taken: seconds of every name by the clock and by the device, each [rounds of it]."""
+
+    names: Sequence[str]
+    judged: Collection[str]
+    protocol: Protocol
+
+    def __post_init__(self) -> None:
+        self.rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in self.names}
+        self.active = list(self.names)
+        self.totals = dict.fromkeys(self.names, 0.0)
+
+    def add(self, durations: Durations) -> None:
+        """A whole round of those that are active: [active, 2] seconds."""
+        for name, (wall, device) in zip(self.active, durations.tolist(), strict=True):
+            self.rounds[name].append((wall, device))
+            self.totals[name] += wall
+
+    @property
+    def spent(self) -> float:
+        return sum(self.totals.values())
+
+    @property
+    def count(self) -> int:
+        return len(self.rounds[self.names[0]])
+
+    @property
+    def over(self) -> bool:
+        """Whether the budget has ended."""
+        return self.count >= FEWEST and self.spent >= self.protocol.budget
+
+    @property
+    def enough(self) -> bool:
+        """Whether there are samples and time enough for a look at the ratios."""
+        least = min(self.totals[name] for name in self.active)
+        return self.count >= self.protocol.samples and least >= self.protocol.seconds
+
+    def wall(self, name: str) -> Durations:
+        return np.array([wall for wall, _ in self.rounds[name]])
+
+    def device(self, name: str) -> Durations:
+        """Empty where the calls give none."""
+        device = np.array([device for _, device in self.rounds[name]])
+        return device[:0] if np.isnan(device).any() else device
+
+    def seconds(self, name: str) -> Durations:
+        """By the device where it tells, else by the clock."""
+        device = self.device(name)
+        return device if len(device) else self.wall(name)
+
+    def estimate(self, name: str) -> Estimate:
+        """Of how many times as fast as the first it is, over the rounds that both took part in."""
+        own = self.seconds(name)
+        base = self.seconds(self.names[0])[: len(own)]
+        return estimate(base / own, resamples=self.protocol.resamples, seed=self.protocol.seed)
+
+    def open_ratios(self) -> list[str]:
+        """Active names whose ratio counts and has not converged."""
+        rest = [name for name in self.active[1:] if name in self.judged]
+        return [name for name in rest if _half_width(self.estimate(name)) > self.protocol.half_width]
+
+    def leave_out_converged(self, left: Sequence[str]) -> None:
+        """Go on with the first and those that are `left`, in their order."""
+        self.active = [name for name in self.active if name == self.names[0] or name in left]
+
+
+def _half_width(found: Estimate) -> float:
+    ratio = found.ratio()
+    return (ratio.high - ratio.low) / (2 * ratio.value)
+
+
+def _measure(calls: Mapping[str, Call], taken: _Taken, clock: Clock, progress: Progress) -> bool:
+    """Take rounds until every ratio that counts has converged, the budget ends, or Ctrl-C after enough rounds.
+
+    Rounds are added where they are needed: what has converged takes no part in later ones. Returns whether Ctrl-C
+    ended it; a round that Ctrl-C cuts in two does not count. Raises KeyboardInterrupt before FEWEST rounds.
+    """
+    look = taken.protocol.samples
+    try:
+        while True:
+            taken.add(_round({name: calls[name] for name in taken.active}, clock))
+            if taken.count % 10 == 0:
+                progress(f"measuring: {taken.count} rounds, {taken.spent:.0f} s, {len(taken.active) - 1} ratios open")
+            if taken.over:
+                return False
+            if taken.count >= look and taken.enough:
+                left = taken.open_ratios()
+                if not left:
+                    return False
+                taken.leave_out_converged(left)
+                look = math.ceil(_NEXT_LOOK * taken.count)
+    except KeyboardInterrupt:
+        if taken.count < FEWEST:
+            raise
+        return True
+
+
+def _timing(name: str, taken: _Taken, *, settled: bool) -> Timing:
+    own, device = taken.wall(name), taken.device(name)
+    ratio, half_width, needs = Ratio(1.0, 1.0, 1.0), 0.0, 0.0  # to itself
+    if name != taken.names[0]:
+        found = taken.estimate(name)
+        ratio, half_width = found.across_runs().ratio(), _half_width(found)
+    converged = name not in taken.judged or half_width <= taken.protocol.half_width
+    if not converged:
+        both = float(np.median(own) + np.median(taken.wall(taken.names[0])))
+        needs = len(own) * ((half_width / taken.protocol.half_width) ** 2 - 1) * both
+    return Timing(
+        name=name,
+        samples=tuple(own.tolist()),
+        steady=settled and agree(np.array_split(taken.seconds(name), 3), taken.protocol.agreement),
+        ratio=ratio,
+        half_width=half_width,
+        converged=converged,
+        needs=needs,
+        device_samples=tuple(device.tolist()),
+    )
+
+
+def _notes(windows: list[Durations], taken: _Taken, timings: Iterable[Timing], *, interrupted: bool) -> tuple[str, ...]:
+    """Where the protocol was cut short, in words."""
+    notes, protocol = [], taken.protocol
+    left = [timing for timing in timings if not timing.converged]
+    shortest = min(len(window) for window in windows)
+    if shortest < protocol.window:
+        notes.append(
+            f"warm-up windows of {shortest} samples, fewer than {protocol.window}: "
+            f"a window ends after {protocol.window_seconds:g} s"
+        )
+    if interrupted:
+        notes.append(f"interrupted after {taken.count} rounds")
+    elif taken.over and (left or taken.count < protocol.samples):
+        notes.append(f"the budget of {protocol.budget:g} s ended after {taken.count} rounds")
+    return (*notes, *map(shortfall, left))
+
+
+def compare(
+    calls: Mapping[str, Call],
+    protocol: Protocol,
+    *,
+    judged: Collection[str] | None = None,
+    clock: Clock = time.perf_counter,
+    progress: Progress = lambda _: None,
+) -> Comparison:
+    """Time `calls` side by side; the first is what the others are compared with.
+
+    calls     name -> what does the whole work of one sample
+    judged    names whose ratios have to converge; None for all
+    clock     seconds, rising
+    progress  is told now and then how far the measurement is
+
+    Ctrl-C while measuring ends it: what was measured is returned, marked as interrupted. Raises KeyboardInterrupt where
+    it comes in the warm-up or before FEWEST rounds were measured.
+    """
+    names = list(calls)
+    windows, settled = warm_up(lambda: _round(calls, clock)[:, 0], protocol, progress)
+    taken = _Taken(names, names if judged is None else judged, protocol)
+    interrupted = _measure(calls, taken, clock, progress)
+    timings = {name: _timing(name, taken, settled=calm) for name, calm in zip(names, settled, strict=True)}
+    return Comparison(
+        order=tuple(names),
+        timings=timings,
+        warmup_windows=tuple(len(window) for window in windows),
+        notes=_notes(windows, taken, timings.values(), interrupted=interrupted),
+        interrupted=interrupted,
+    )

@@ -1,0 +1,86 @@
+"""Counts of an exported graph and of the kernels' launches that no processor moves, and the table that holds them."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import torch
+from onnx import numpy_helper
+
+from tempme_export.bench.counting.graph import count_graph
+from tempme_export.bench.kernels.cases import kernel_calls
+from tempme_export.bench.kernels.shapes import encoder_launches
+from tempme_export.encoder.recipe import Recipe
+from tempme_export.errors import ParityError
+
+TABLE = Path(__file__).with_name("budgets.toml")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A count as it has to be, and what it stands for."""
+
+    count: int
+    reason: str
+
+
+def read_table(path: Path = TABLE) -> dict[str, Budget]:
+    """`OF.WHAT` -> budget."""
+    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    return {
+        f"{of}.{what}": Budget(entry["count"], entry["reason"])
+        for of, entries in table.items()
+        for what, entry in entries.items()
+    }
+
+
+def count_file(name: str, path: Path) -> dict[str, int]:
+    """Nodes of an exported graph, in all and of the kinds that cost without computing."""
+    model = onnx.load(path, load_external_data=False).graph
+    return {
+        f"{name}.nodes": len(model.node),
+        f"{name}.casts": sum(node.op_type == "Cast" for node in model.node),
+        f"{name}.strided_slices": _strided_slices(model),
+        f"{name}.plugins": sum(node.domain not in ("", "ai.onnx") for node in model.node),
+    }
+
+
+def count_kernels(recipe: Recipe) -> dict[str, int]:
+    """Launches between the matrix products of one video in float32, and the bytes that the merging ones move: every
+    input and output once."""
+    merge, backbone = recipe.profile.merge, recipe.backbone
+    options = {"size_bias": merge.size_bias, "clip_position": merge.clip_position}
+    launches = encoder_launches(recipe.plan, backbone.width, 1, torch.float32, **options)
+    calls = kernel_calls(recipe.plan, backbone.width, backbone.heads, 1, torch.float32, **options)
+    moved = sum(call.n_bytes for call in calls if call.sign > 0)
+    return {"kernels.launches": len(launches), "kernels.bytes": moved}
+
+
+def count_products(name: str, path: Path, recipe: Recipe) -> dict[str, int]:
+    """Multiply-accumulates of a video in the graph's products."""
+    return {f"{name}.products": count_graph(path).parts(recipe.backbone.width).products}
+
+
+def _strided_slices(model: onnx.GraphProto) -> int:
+    """Slices that take every n-th element: those cost a copy, while a step of one does not have to."""
+    steps = {one.name: numpy_helper.to_array(one) for one in model.initializer}
+    steps |= {
+        node.output[0]: numpy_helper.to_array(node.attribute[0].t)
+        for node in model.node
+        if node.op_type == "Constant" and node.attribute[0].HasField("t")
+    }
+    slices = [node for node in model.node if node.op_type == "Slice" and len(node.input) > 4]
+    return sum(bool((abs(steps[node.input[4]]) != 1).any()) for node in slices if node.input[4] in steps)
+
+
+def check_budgets(found: Mapping[str, int], table: Mapping[str, Budget]) -> None:
+    """Raise ParityError for a count that is not the table's, or that one of both lacks."""
+    wrong = [
+        f"{name}: found {found.get(name, 'none')}, expected {table[name].count if name in table else 'none'}"
+        for name in sorted(found.keys() | table.keys())
+        if name not in found or name not in table or found[name] != table[name].count
+    ]
+    if wrong:
+        raise ParityError(f"budgets: {'; '.join(wrong)}. If that is meant, change {TABLE.name} and say why there.")

@@ -1,0 +1,112 @@
+"""Whether two runs of one computation give the same bits: every fused call, and the whole encoder."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from tempme_export.bench.candidates import DTYPES
+from tempme_export.bench.core.clocks import capture
+from tempme_export.bench.core.decisions import Deciding
+from tempme_export.bench.kernels.cases import kernel_calls
+from tempme_export.encoder.model import VideoEncoder
+from tempme_export.encoder.recipe import Recipe
+
+RUNS = 3
+_DIRT = 2**26
+
+
+@dataclass(frozen=True)
+class DeterminismRow:
+    """What was run `runs` times; `equal` says that every bit came out alike. `nans` counts NaNs in the first run."""
+
+    what: str
+    dtype: str
+    shape: str
+    runs: int
+    equal: bool
+    nans: int
+
+    @property
+    def passed(self) -> bool:
+        return self.equal and self.nans == 0
+
+
+def _dirty(device: torch.device) -> None:
+    """Leave NaNs in memory that the next run is given, so that what it does not write shows."""
+    n = _DIRT if device.type == "cuda" else 2**16
+    blocks = [torch.full((n >> shift,), torch.nan, device=device) for shift in range(0, 16, 2)]
+    del blocks
+
+
+def _tensors(result: object) -> Iterator[Tensor]:
+    if isinstance(result, Tensor):
+        yield result
+    elif isinstance(result, list | tuple):
+        for one in result:
+            yield from _tensors(one)
+
+
+def _bits(result: object) -> list[Tensor]:
+    return [one.detach().contiguous().view(torch.uint8).clone() for one in _tensors(result)]
+
+
+def repeat(what: str, dtype: str, shape: str, device: torch.device, run: Callable[[], object]) -> DeterminismRow:
+    """Run it RUNS times in memory full of NaNs, and compare bit by bit."""
+    with torch.inference_mode():
+        _dirty(device)
+        result = run()
+        nans = sum(int(one.isnan().sum()) for one in _tensors(result) if one.is_floating_point())
+        first, equal = _bits(result), True
+        for _ in range(RUNS - 1):
+            del result
+            _dirty(device)
+            result = run()
+            again = _bits(result)
+            equal &= len(again) == len(first) and all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    return DeterminismRow(what, dtype, shape, RUNS, equal, nans)
+
+
+def kernel_rows(recipe: Recipe, batch: int, dtypes: Iterable[str], device: torch.device) -> Iterator[DeterminismRow]:
+    """One row per fused call of the encoder that differs in shape or options."""
+    merge, backbone = recipe.profile.merge, recipe.backbone
+    for dtype in dtypes:
+        seen = set()
+        for call in kernel_calls(
+            recipe.plan,
+            backbone.width,
+            backbone.heads,
+            batch,
+            DTYPES[dtype],
+            size_bias=merge.size_bias,
+            clip_position=merge.clip_position,
+        ):
+            kind = call.name, call.shape, call.n_bytes
+            if kind not in seen:
+                seen.add(kind)
+                run = partial(call.run, *call.draw(device))
+                yield repeat(f"block {call.block}, {call.name}", dtype, call.shape, device, run)
+
+
+def encoder_rows(recipe: Recipe, batch: int, dtypes: Iterable[str], device: torch.device) -> Iterator[DeterminismRow]:
+    """The whole encoder with its decisions, called and, on a GPU, replayed from a CUDA graph."""
+    size = recipe.backbone.image_size
+    generator = torch.Generator(device).manual_seed(0)
+    frames = torch.randn(batch, recipe.profile.frames, 3, size, size, generator=generator, device=device)
+    shape = " x ".join(map(str, frames.shape))
+    for dtype in dtypes:
+        module = Deciding(VideoEncoder(recipe, DTYPES[dtype]).to(device))
+        yield repeat("encoder", dtype, shape, device, partial(module, frames))
+        if device.type != "cuda":
+            continue
+        with torch.inference_mode():
+            graph, results = capture((partial(module, frames),))
+
+        def replay(graph: torch.cuda.CUDAGraph = graph, results: list[object] = results) -> object:
+            graph.replay()
+            return results
+
+        yield repeat("encoder, CUDA graph", dtype, shape, device, replay)
+        graph.reset()

@@ -1,0 +1,116 @@
+"""What each kernel takes of a GPU: registers, spills and shared memory, compiled for every target without one."""
+
+import dataclasses
+import importlib.util
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tempme_export.bench.kernels.shapes import encoder_launches
+from tempme_export.encoder.backbone import open_clip_backbone
+from tempme_export.encoder.profile import FROM_CHECKPOINT, Profile
+from tempme_export.errors import BackendError, UsageError
+from tempme_export.kernels import aot
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class ResourceRow:
+    """One kernel compiled for one target. Registers are per thread, spills bytes per thread, `shared` bytes.
+
+    dtype         of its first input
+    compiled_for  shapes of its inputs
+    """
+
+    kernel: str
+    dtype: str
+    target: str
+    compiled_for: str
+    num_warps: int
+    registers: int
+    spill_stores: int
+    spill_loads: int
+    shared: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as plain values."""
+        return dataclasses.asdict(self)
+
+
+def _require_triton() -> None:
+    if importlib.util.find_spec("triton") is None:
+        raise BackendError("Triton, which compiles the kernels, is not installed. Run: pip install triton")
+
+
+def triton_version() -> str:
+    """Of the compiler. Raises BackendError without it."""
+    _require_triton()
+    from importlib.metadata import version
+
+    return version("triton")
+
+
+def _size(launch: aot.Launch) -> tuple[int, int]:
+    return len(launch.variant.arguments), sum(math.prod(one.shape) for one in launch.inputs)
+
+
+def representative_launches(profile: Profile, dtype: torch.dtype) -> list[aot.Launch]:
+    """Of each kernel the profile's launch with the most options, at its largest.
+
+    Raises UsageError for a profile that takes its sizes from a checkpoint.
+    """
+    if profile.backbone == FROM_CHECKPOINT:
+        raise UsageError(
+            f"profile {profile.name} takes its sizes from a checkpoint, and kernels are compiled for known ones. "
+            "Choose a profile that names its backbone."
+        )
+    backbone, merge = open_clip_backbone(profile.backbone), profile.merge
+    launches = encoder_launches(
+        profile.plan(backbone),
+        backbone.width,
+        profile.batch.opt,
+        dtype,
+        size_bias=merge.size_bias,
+        clip_position=merge.clip_position,
+    )
+    largest: dict[str, aot.Launch] = {}
+    for launch in launches:
+        name = launch.variant.name
+        if name not in largest or _size(launch) > _size(largest[name]):
+            largest[name] = launch
+    return list(largest.values())
+
+
+def compile_rows(profile: Profile, progress: Callable[[str], None]) -> list[ResourceRow]:
+    """Compile each kernel of a profile for every target; `progress` is told what is being compiled.
+
+    Raises BackendError without Triton, UsageError as `representative_launches`.
+    """
+    _require_triton()
+    rows, done = [], set()
+    for dtype in DTYPES:
+        for launch in representative_launches(profile, dtype):
+            if launch.variant in done:
+                continue  # a kernel that reads no tokens of the profile's dtype
+            done.add(launch.variant)
+            for target in aot.TARGETS:
+                progress(f"compiling {launch.variant.name}, {launch.variant.dtype}, for {target}")
+                rows.append(_row(launch, target))
+    return rows
+
+
+def _row(launch: aot.Launch, target: str) -> ResourceRow:
+    built = aot.compile(launch.variant, target)
+    shapes = [f"{one.name} {' x '.join(map(str, one.shape))}" for one in launch.inputs if len(one.shape) > 1]
+    return ResourceRow(
+        kernel=built.name,
+        dtype=launch.variant.dtype,
+        target=target,
+        compiled_for=", ".join(shapes),
+        num_warps=built.num_warps,
+        **dataclasses.asdict(built.resources),
+    )

@@ -1,0 +1,1 @@
+"""Tables for a terminal, none wider than 100 columns."""
