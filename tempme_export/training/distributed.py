@@ -92,30 +92,53 @@ def _whole(name: str) -> int:
     return int(text)
 
 
+class Machine:
+    """What torch offers here: devices, and a group of processes."""
+
+    def has_gpu(self) -> bool:
+        """Whether torch sees a GPU."""
+        return torch.cuda.is_available()
+
+    def device(self, name: str) -> torch.device:
+        """A device by its name. Raises BackendError where it is not there."""
+        return torch_device(name)
+
+    def enter(self, device: torch.device) -> None:
+        """Join the group that torchrun made: over NCCL between GPUs, over Gloo between processors."""
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+
+    def leave(self) -> None:
+        """Leave the group."""
+        dist.destroy_process_group()
+
+
+_MACHINE = Machine()
+
+
 @contextmanager
-def join_world(device: str) -> Iterator[World]:
+def join_world(device: str, machine: Machine = _MACHINE) -> Iterator[World]:
     """Take part in the training that torchrun started, or train alone where none did.
 
     device  auto (CUDA where torch sees it), cpu, cuda or cuda:N; under torchrun, cuda means one GPU a process
-    Gradients travel over NCCL between GPUs and over Gloo between processors. Raises BackendError for a device that is
+    Raises BackendError for a device that is
     not there and UsageError for cuda:N with several processes or an environment that torchrun did not make.
     """
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if machine.has_gpu() else "cpu"
     size = _whole("WORLD_SIZE") if "WORLD_SIZE" in os.environ else 1
     if size == 1:
-        yield World(0, 1, torch_device(device))
+        yield World(0, 1, machine.device(device))
         return
     rank, local = _whole("RANK"), _whole("LOCAL_RANK")
     if device == "cuda":
         device = f"cuda:{local}"
     elif device.startswith("cuda:"):
         raise UsageError(f"--device {device} names one GPU, and torchrun started {size} processes. Use --device cuda.")
-    chosen = torch_device(device)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=_PATIENCE)
+    chosen = machine.device(device)
+    machine.enter(chosen)
     try:
         yield World(rank, size, chosen)
     finally:
-        dist.destroy_process_group()
+        machine.leave()

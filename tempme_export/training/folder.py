@@ -1,6 +1,9 @@
 """The folder of a run: its files, whether another run's are in the way, and whether they fit on the disk."""
 
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from tempme_export.errors import ExportError, InputError
 from tempme_export.training.config import TrainConfig
@@ -30,11 +33,11 @@ def bytes_needed(config: TrainConfig, model: TrainableModel) -> int:
     return 2 * 3 * 4 * training + 3 * values * (2 if config.store == "fp16" else 4)
 
 
-def check_room(config: TrainConfig, model: TrainableModel) -> None:
+def check_room(config: TrainConfig, model: TrainableModel, usage: Callable[[Path], Any] = shutil.disk_usage) -> None:
     """Raise ExportError when the folder's disk cannot hold what a run writes."""
     needed = bytes_needed(config, model)
     present = sum(path.stat().st_size for path in config.out.iterdir() if path.name in (LAST, BEST, FINAL))
-    free = shutil.disk_usage(config.out).free
+    free = usage(config.out).free
     if free + present < needed:
         raise ExportError(
             f"--out {config.out}: found {free / 1e6:.0f} MB free on its disk; expected {(needed - present) / 1e6:.0f} "

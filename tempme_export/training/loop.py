@@ -4,6 +4,7 @@ import random
 import time
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ import torch
 from tempme_export.data.annotations import RetrievalData
 from tempme_export.encoder.recipe import Recipe
 from tempme_export.errors import BackendError, ExportError, InputError
-from tempme_export.evaluation.metrics import Retrieval
 from tempme_export.media.preprocess import preprocess_for
 from tempme_export.progress import SILENT, Note, Progress, Step
 from tempme_export.training.augment import RandAugment
@@ -54,17 +54,12 @@ from tempme_export.training.state import (
     trained,
 )
 from tempme_export.training.step import Outcome, Stepper, resolve_precision
-from tempme_export.training.validate import evaluate
+from tempme_export.training.validate import Judged, evaluate, row_of
 
 _TRAIN_DATA, _VAL_DATA = "train data", "val data"  # settings that are known late
 
 
-def _row_of(retrieval: Retrieval, prefix: str) -> Row:
-    names = ("r1", "r5", "r10", "median_rank", "mean_rank")
-    return {f"{prefix}_{name}": getattr(retrieval, name) for name in names}
-
-
-class _Run:
+class Run:
     """One run in one process. Every process takes the same path; only the first prints and writes."""
 
     def __init__(
@@ -111,7 +106,7 @@ class _Run:
         self.optimizer = make_optimizer(
             self.model, config.rate, config.weight_decay, config.decay, config.betas, config.eps
         )
-        self.stepper = Stepper(self.model, self.optimizer, preprocess_for(recipe), world, precision, config.clip_norm)
+        self.stepper = self.make_stepper(precision)
         world.on_first(lambda: check_room(config, self.model))
         self.position, self.best = Position(), None
         if saved is not None:
@@ -127,6 +122,10 @@ class _Run:
         self.progress.tell(Planned(self.plan, self.position))
         if saved is None:
             self._save()
+
+    def make_stepper(self, precision: str) -> Stepper:
+        preprocess = preprocess_for(self.recipe)
+        return Stepper(self.model, self.optimizer, preprocess, self.world, precision, self.config.clip_norm)
 
     def _open(self, name: str, data: RetrievalData) -> Split:
         split, skipped = open_split(name, data, self.recipe, self.world, self.config, self.progress)
@@ -160,13 +159,19 @@ class _Run:
         if self.world.first:
             parameters = {name: p.detach() for name, p in trained(self.model).items()}
             optimizer = self.optimizer.state_dict()
-            save_state(self.files[LAST], State(self.settings, parameters, optimizer, self.position, self.best, rng))
+            self.write_state(State(self.settings, parameters, optimizer, self.position, self.best, rng))
             self.progress.tell(Saved(self.position))
         self.saved = self.position.step
 
+    def write_state(self, state: State) -> None:
+        save_state(self.files[LAST], state)
+
     def _save_model(self, name: str) -> None:
         if self.world.first:
-            save_model(self.files[name], self.model.state(), self.recipe, self.config.store)
+            self.write_model(self.files[name])
+
+    def write_model(self, path: Path) -> None:
+        save_model(path, self.model.state(), self.recipe, self.config.store)
 
     def _timed_out(self) -> bool:
         """Whether the first process finds that the time is up."""
@@ -250,11 +255,11 @@ class _Run:
         if self.val is None:
             self._save_model(BEST)
         else:
-            (forth, back), groups, skipped = evaluate(self.stepper, self.val, step)
+            (forth, back), groups, skipped = self.judge(self.val, step)
             self._skip(skipped)
             row: Row = {"kind": "evaluation", "step": step, "epoch": epochs}
-            row |= _row_of(forth, "t2v") | _row_of(back, "v2t")
-            row |= {} if groups is None else _row_of(groups, "group")
+            row |= row_of(forth, "t2v") | row_of(back, "v2t")
+            row |= {} if groups is None else row_of(groups, "group")
             better = self.best is None or forth.r1 > self.best.r1
             if self.world.first:
                 self.log.add(row)
@@ -265,13 +270,19 @@ class _Run:
         self.position = Position(step, epochs, 0)
         self._save()
 
+    def judge(self, val: Split, step: int) -> Judged:
+        return evaluate(self.stepper, val, step)
+
+    def draw(self) -> None:
+        draw_curves(read_rows(self.files[METRICS]), self.files[CURVES])
+
     def _finish(self) -> None:
         self._save_model(FINAL)
         if not self.world.first:
             return
         self.log.write_table(self.files[TABLE])
         try:
-            draw_curves(read_rows(self.files[METRICS]), self.files[CURVES])
+            self.draw()
         except BackendError as error:
             self.progress.tell(Note(str(error)))
 
@@ -325,4 +336,4 @@ def train(
     config.check()
     tokenizer_for(recipe)
     with join_world(config.device) as world:
-        return _Run(config, recipe, train_data, val_data, world, progress).go()
+        return Run(config, recipe, train_data, val_data, world, progress).go()

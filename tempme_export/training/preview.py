@@ -49,14 +49,18 @@ class Preview:
         }
 
 
+def precision_of(config: TrainConfig, cuda: Any = torch.cuda) -> str:
+    """The precision of the run, on the device that `config` asks for where it is there."""
+    on_gpu = config.device != "cpu" and cuda.is_available()
+    if config.precision != "auto":
+        return config.precision
+    return resolve_precision("auto", torch.device("cuda" if on_gpu else "cpu"), cuda)
+
+
 def _memory(config: TrainConfig, recipe: Recipe, model: TrainableModel) -> MemoryAccount:
-    """Of one process's part of the batch, on the device that `config` asks for where it is there."""
-    on_gpu = config.device != "cpu" and torch.cuda.is_available()
-    chosen = config.precision
-    if chosen == "auto":
-        chosen = resolve_precision(chosen, torch.device("cuda" if on_gpu else "cpu"))
+    """Of one process's part of the batch."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    precision: Any = chosen
+    precision: Any = precision_of(config)
     return account(model, recipe, -(-config.batch // processes), precision)
 
 

@@ -85,15 +85,18 @@ class Split:
         for (captions, present), clips in zip(shares, clips_of, strict=True):
             valid = present & ~np.isin(clips.indices, list(clips.failed))
             tensors = [torch.from_numpy(a) for a in (clips.pixels, self.token_ids[captions], valid)]
-            if gpu:
-                with torch.cuda.device(device):  # a thread begins at the first GPU, and would open a context there
-                    tensors = [t.pin_memory() for t in tensors]
-            pixels, token_ids, counts = tensors
+            pixels, token_ids, counts = pinned(tensors, device) if gpu else tensors
             yield Batch(pixels, token_ids, counts, clips.failed)
 
     def skipped(self, video: int, reason: str, step: int) -> Skipped:
         """The record of a video that failed in a step."""
         return Skipped(self.name, self.data.video_ids[video], str(self.data.paths[video]), reason, step)
+
+
+def pinned(tensors: Sequence[Tensor], device: torch.device, cuda: Any = torch.cuda) -> list[Tensor]:
+    """The same in memory that a GPU can copy from while it computes."""
+    with cuda.device(device):  # a thread begins at the first GPU, and would open a context there
+        return [tensor.pin_memory() for tensor in tensors]
 
 
 def tokenizer_for(recipe: Recipe) -> Tokenizer:

@@ -1,8 +1,9 @@
 """One training step: two towers, one loss over the whole batch, one update."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,13 +34,13 @@ class Outcome:
         return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
 
-def resolve_precision(precision: str, device: torch.device) -> str:
+def resolve_precision(precision: str, device: torch.device, cuda: Any = torch.cuda) -> str:
     """`fp32` or `bf16` for what was asked; auto is bf16 on a GPU that has it. Raises BackendError where it has not."""
-    has_bf16 = device.type == "cpu" or torch.cuda.is_bf16_supported()
+    has_bf16 = device.type == "cpu" or cuda.is_bf16_supported()
     if precision == "auto":
         return "bf16" if device.type == "cuda" and has_bf16 else "fp32"
     if precision == "bf16" and not has_bf16:
-        raise BackendError(f"--precision bf16: {torch.cuda.get_device_name(device)} has no bfloat16. Use fp32.")
+        raise BackendError(f"--precision bf16: {cuda.get_device_name(device)} has no bfloat16. Use fp32.")
     return precision
 
 
@@ -90,9 +91,10 @@ class Stepper:
         world: World,
         precision: str,
         clip_norm: float,
+        loss: Callable[..., Tensor] = contrastive_loss,
     ) -> None:
         self.model, self.optimizer, self.world = model, optimizer, world
-        self.clip_norm, self.bf16 = clip_norm, precision == "bf16"
+        self.clip_norm, self.bf16, self.loss = clip_norm, precision == "bf16", loss
         self.normalise = Normalise(preprocess, world.device)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
@@ -113,9 +115,7 @@ class Stepper:
         with self.autocast():
             video, text = self.model(self.normalise(pixels), token_ids)
         counted = self.world.gather(valid.to(torch.uint8)).bool()
-        loss = contrastive_loss(
-            self.world.gather(text), self.world.gather(video), self.model.logit_scale.exp(), counted
-        )
+        loss = self.loss(self.world.gather(text), self.world.gather(video), self.model.logit_scale.exp(), counted)
         loss.backward()
         average_gradients(self.parameters, self.world)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)

@@ -14,6 +14,7 @@ from tempme_export.encoder.profile import load_profile
 from tempme_export.encoder.recipe import prepare
 from tempme_export.media.render import render_clip
 from tempme_export.training.config import TrainConfig
+from tempme_export.training.distributed import World
 from tempme_export.training.encoder import TrainableModel
 from tempme_export.training.init import draw_clip
 from tempme_export.training.loop import train
@@ -111,11 +112,14 @@ def config(tmp_path, cache):
 
 @pytest.fixture
 def run(config, recipe, data, val, recording):
-    """Train with changes to `config`; returns the result and what progress told."""
+    """Train with changes to `config`, or with another kind of Run; returns the result and what progress told."""
 
-    def call(recipe=recipe, data=data, val=val, **changes):
+    def call(recipe=recipe, data=data, val=val, kind=None, **changes):
         told = recording()
-        return train(dataclasses.replace(config, **changes), recipe, data, val, told), told
+        asked = (dataclasses.replace(config, **changes), recipe, data, val)
+        if kind is None:
+            return train(*asked, told), told
+        return kind(*asked, World(0, 1, torch.device("cpu")), told).go(), told
 
     return call
 

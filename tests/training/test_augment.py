@@ -43,15 +43,22 @@ def test_the_operations_are_timms():
     assert {(op.magnitude, op.magnitude_std, op.magnitude_max) for op in theirs.ops} == {(7, 0.5, None)}
 
 
+def seeded(sign, operation, image):
+    """timm tosses a coin for the direction; this decides it."""
+    random.seed(next(seed for seed in range(99) if (random.Random(seed).random() < 0.5) == (sign > 0)))
+    return operation(image)
+
+
 @pytest.mark.parametrize("magnitude", [0.0, 5.1, 7.0, 7.5, 9.9])
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("sign", [1, -1])
-def test_each_is_timms_pixel_for_pixel(monkeypatch, name, magnitude, sign):
-    monkeypatch.setattr(random, "random", lambda: 0.25 if sign > 0 else 0.75)
+def test_each_is_timms_pixel_for_pixel(name, magnitude, sign):
     settings = {"interpolation": Image.Resampling.BICUBIC, "img_mean": (128, 128, 128)}
     theirs = auto_augment.AugmentOp(THEIRS[name], prob=1.0, magnitude=magnitude, hparams=settings)
     frames = pictures()
-    expected = np.stack([np.asarray(theirs(Image.fromarray(frame))) for frame in frames])
+    drawn = random.getstate()
+    expected = np.stack([np.asarray(seeded(sign, theirs, Image.fromarray(frame))) for frame in frames])
+    random.setstate(drawn)
     found = apply(name, sign * magnitude / 10, frames)
     np.testing.assert_array_equal(found, expected)
     if magnitude >= 5:

@@ -17,7 +17,6 @@ import torch
 from tempme_export.cli import train, train_console
 from tempme_export.encoder.checkpoint import load_checkpoint
 from tempme_export.encoder.profile import load_profile
-from tempme_export.errors import ExportError
 from tempme_export.training import loop
 from tempme_export.training.log import read_rows
 from tempme_export.training.skipped import Skipped
@@ -170,12 +169,8 @@ class TestInput:
             refusal(tempme_train(*arguments, *more), 3, "holds a run already (best.pth)", "--resume")
         assert (tmp_path / "out" / "best.pth").read_bytes() == b"precious"
 
-    def test_diverged(self, tempme_train, arguments, monkeypatch):
-        def diverge(*args):
-            raise ExportError("the training diverged")
-
-        monkeypatch.setattr(loop, "train", diverge)
-        refusal(tempme_train(*arguments), 6, "the training diverged")
+    def test_diverged(self, tempme_train, arguments):
+        refusal(tempme_train(*without(arguments, "lr"), "--lr", 1e30), 6, "the training diverged", "lower --lr")
 
 
 def test_a_run(tempme_train, arguments, clips, tmp_path):
@@ -238,12 +233,11 @@ def test_long_lists_are_short_on_the_screen(capsys):
 
 
 class TestOtherProcesses:
-    def test_only_the_first_prints(self, tempme_train, arguments, monkeypatch, capsys):
-        trained = []
-        monkeypatch.setattr(loop, "train", lambda *args: trained.append(args))
+    def test_only_the_first_prints(self, tempme_train, arguments, monkeypatch, tmp_path):
+        """Alone in its group it trains all the same."""
         monkeypatch.setenv("RANK", "1")
-        code, out, err = tempme_train(*arguments, "--json")
-        assert (code, out, err) == (0, "", "") and len(trained[0]) == 4
+        assert tempme_train(*arguments, "--json", "--epochs", 1) == (0, "", "")
+        assert len(read_rows(tmp_path / "out" / loop.METRICS)) == 3
 
     def test_their_errors_say_whose_they_are(self, tempme_train, arguments, monkeypatch):
         monkeypatch.setenv("RANK", "3")
@@ -285,15 +279,19 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(
     assert kept[0] == kept[1] == [1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9, 9, 10, 11, 12, 12]
 
 
-def test_ctrl_c(tempme_train, arguments, monkeypatch):
-    def interrupted(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop, "train", interrupted)
-    code, out, err = tempme_train(*arguments)
-    assert code == 130 and out == "" and "--resume goes on" in err and "Traceback" not in err
-    monkeypatch.setenv("RANK", "1")
-    assert tempme_train(*arguments)[2] == ""
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_ctrl_c(arguments, tmp_path, rank):
+    """In the middle of a run of a real process; of several only the first says so."""
+    command = [*COMMAND, *without(arguments, "epochs"), "--epochs", "99"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, env=environment() | {"RANK": rank}, **pipes)
+    try:
+        wait_for_lines(tmp_path / "out" / loop.METRICS, 2, process)
+    finally:
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=300)
+    assert process.returncode == 130 and out == "" and "Traceback" not in err
+    assert ("--resume goes on" in err) == (rank == "0") and (err == "") == (rank == "1")
 
 
 def test_the_checkpoint_names_what_it_needs(tempme_train, arguments, tmp_path):

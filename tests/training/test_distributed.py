@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tempme_export.errors import BackendError, UsageError
-from tempme_export.training import distributed
-from tempme_export.training.distributed import World, join_world
+from tempme_export.errors import BackendError, InputError, UsageError
+from tempme_export.progress import SILENT
+from tempme_export.training.distributed import Machine, World, join_world
 from tempme_export.training.log import read_rows
+from tempme_export.training.loop import Run
 from tempme_export.training.state import load_state
 
 SCRIPT = Path(__file__).with_name("one_process.py")
@@ -186,6 +187,22 @@ class TestRun:
         assert [len(load_state(folder / f"out-{n}" / "last.pt").rng) for n in SIZES] == [1, 2]
 
 
+class Elsewhere(Machine):
+    """A machine with or without GPUs, whose group has nobody in it."""
+
+    def __init__(self, gpu):
+        self.has_gpu, self.asked = lambda: gpu, []
+
+    def device(self, name):
+        return torch.device(name)
+
+    def enter(self, device):
+        self.asked.append(str(device))
+
+    def leave(self):
+        self.asked.append("left")
+
+
 class TestAlone:
     @pytest.fixture(autouse=True)
     def plain(self, monkeypatch):
@@ -200,10 +217,8 @@ class TestAlone:
             assert world.gather_objects("a") == ["a"] and world.on_first(lambda: 3) == 3
 
     @pytest.mark.parametrize(("gpu", "expected"), [(False, "cpu"), (True, "cuda")])
-    def test_auto(self, monkeypatch, gpu, expected):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-        monkeypatch.setattr(distributed, "torch_device", torch.device)
-        with join_world("auto") as world:
+    def test_auto(self, gpu, expected):
+        with join_world("auto", Elsewhere(gpu)) as world:
             assert world.device.type == expected
 
     def test_a_device_that_is_not_there(self):
@@ -225,24 +240,19 @@ class TestAlone:
 
     def test_each_process_takes_its_gpu(self, monkeypatch):
         """What would be asked of NCCL and CUDA, without either."""
-        asked = []
+        machine = Elsewhere(gpu=True)
         for name, value in (("WORLD_SIZE", "4"), ("RANK", "3"), ("LOCAL_RANK", "1")):
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(distributed, "torch_device", torch.device)
-        monkeypatch.setattr(torch.cuda, "set_device", lambda device: asked.append(str(device)))
-        monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend, timeout: asked.append(backend))
-        monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: asked.append("left"))
-        with join_world("cuda") as world:
+        with join_world("cuda", machine) as world:
             assert world == World(3, 4, torch.device("cuda:1")) and not world.first
-        assert asked == ["cuda:1", "nccl", "left"]
+        assert machine.asked == ["cuda:1", "left"]
 
 
-def test_processes_that_were_given_different_things(config, recipe, data, val, monkeypatch):
-    from tempme_export.training import loop
+def test_processes_that_were_given_different_things(config, recipe, data, val):
+    class Differing(World):
+        def gather_objects(self, own):
+            return [own, {**own, "lr": 7.0}] if isinstance(own, dict) and "lr" in own else [own]
 
-    def others(self, own):
-        return [own, {**own, "lr": 7.0}] if isinstance(own, dict) and "lr" in own else [own]
-
-    monkeypatch.setattr(World, "gather_objects", others)
-    with pytest.raises(loop.InputError, match="process 1 and process 0 found different settings"):
-        loop.train(dataclasses.replace(config, epochs=1), recipe, data, val)
+    world = Differing(0, 1, torch.device("cpu"))
+    with pytest.raises(InputError, match="process 1 and process 0 found different settings"):
+        Run(dataclasses.replace(config, epochs=1), recipe, data, val, world, SILENT)

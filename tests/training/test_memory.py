@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from tempme_export.training.distributed import World
 from tempme_export.training.init import draw_clip
 from tempme_export.training.memory import MemoryAccount, _Ledger, account, largest_batch
 from tempme_export.training.optimizer import make_optimizer
-from tempme_export.training.preview import preview
+from tempme_export.training.preview import precision_of, preview
 from tempme_export.training.step import Stepper
 
 FRAMES, SIZE, LENGTH = 4, 64, 12  # of `recipe`
@@ -222,17 +223,14 @@ class TestDryRun:
             ("bf16", "cpu", False, "bf16"),
         ],
     )
-    def test_in_the_precision_that_the_run_has(self, config, recipe, data, monkeypatch, asked, device, gpu, precision):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: gpu)
-        monkeypatch.setattr("tempme_export.training.preview.account", lambda model, recipe, *rest: rest)
-        found = preview(dataclasses.replace(config, precision=asked, device=device), recipe, data)
-        assert found.memory == (config.batch, precision)
+    def test_in_the_precision_that_the_run_has(self, config, asked, device, gpu, precision):
+        cuda = SimpleNamespace(is_available=lambda: gpu, is_bf16_supported=lambda: gpu)
+        assert precision_of(dataclasses.replace(config, precision=asked, device=device), cuda) == precision
 
-    def test_it_is_one_line(self, config, recipe, data, monkeypatch, capsys):
+    def test_it_is_one_line(self, config, recipe, data, capsys):
         gb = MemoryAccount(128, "bf16", 600 * 10**6, 2 * 10**6, 0, 4 * 10**6, 231 * 10**6, 129 * 10**8, 147 * 10**8)
-        monkeypatch.setattr("tempme_export.training.preview.account", lambda *_: gb)
-        train_console.show_preview(preview(config, recipe, data), config.out)
+        found = dataclasses.replace(preview(config, recipe, data), memory=gb)
+        train_console.show_preview(found, config.out)
         said = " ".join(capsys.readouterr().err.split())
         assert "memory about 14.7 GB on the device, 128 pairs in bf16: 12.9 kept for the backward pass" in said
         assert "0.602 weights, 0.004 AdamW, 0.231 input, 0.963 in between" in said

@@ -3,6 +3,7 @@
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from tempme_export.media.video import read_frames
 from tempme_export.progress import SILENT
 from tempme_export.training.config import TrainConfig
 from tempme_export.training.distributed import World
-from tempme_export.training.split import fingerprint, open_split, tokenizer_for
+from tempme_export.training.split import fingerprint, open_split, pinned, tokenizer_for
 from tempme_export.training.step import Normalise
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -121,7 +122,7 @@ class TestBatches:
         record = broken.skipped(data.owner[0], batch.failed[data.owner[0]], 12)
         assert (record.step, record.video) == (12, data.video_ids[data.owner[0]])
 
-    def test_for_a_gpu_memory_is_pinned_on_that_gpu(self, opened, monkeypatch):
+    def test_for_a_gpu_memory_is_pinned_on_that_gpu(self):
         """What would be asked of CUDA, without it."""
         asked = []
 
@@ -131,11 +132,14 @@ class TestBatches:
             yield
             asked.append("left")
 
-        monkeypatch.setattr(torch.cuda, "device", device)
-        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: asked.append(len(tensor)) or tensor)
-        shares = [(np.array([1, 2]), np.ones(2, bool))]
-        (batch,) = opened["cache"].batches(shares, torch.device("cuda:3"))
-        assert asked == ["cuda:3", 2, 2, 2, "left"] and len(batch.pixels) == 2
+        class Pinning:
+            def pin_memory(self):
+                asked.append("pinned")
+                return self
+
+        tensors = [Pinning(), Pinning()]
+        assert pinned(tensors, torch.device("cuda:3"), SimpleNamespace(device=device)) == tensors
+        assert asked == ["cuda:3", "pinned", "pinned", "left"]
 
     def test_long_captions_are_cut_and_said(self, data, recipe, cache, opened):
         assert not opened["cache"].cut
