@@ -70,7 +70,7 @@ MAKING = (
     *("encoder.reference", "media.tokenizer", "parity.making"),
     *("runtime.devices", "runtime.device_time", "runtime.pt2", "runtime.pytorch", "runtime.tensorrt"),
     *("evaluation.checkpoint_encoder", "evaluation.gate", "evaluation.gate_data", "evaluation.original"),
-    *("pipeline.engine_request", "pipeline.export", "pipeline.rebuild", "pipeline.spec"),
+    *("pipeline.drafts", "pipeline.export", "pipeline.rebuild", "pipeline.spec"),
     *("cli.export_commands", "cli.train", "cli.train_console"),
 )
 MAKING_PACKAGES = {"torch", "torchvision", "timm", "onnx", "onnx_ir", "onnxscript", "open_clip", "safetensors"}

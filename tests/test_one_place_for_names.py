@@ -19,7 +19,6 @@ EXCEPTIONS = {
     "tempme_export/cli/export.py": "spells the options and their help",
     "tempme_export/doctor/machine.py": "parts of a machine, which have names of their own",
     "tempme_export/doctor/probes.py": "loads parts for real, OpenVINO without its telemetry",
-    "tempme_export/pipeline/engine_request.py": "the dry run of an engine and its graph",
     "tempme_export/pipeline/export.py": "the facade's keywords",
     "tempme_export/pipeline/rebuild.py": "rebuilds an engine, and that alone",
     "tempme_export/pipeline/spec.py": "acceptance needs ONNX Runtime on the device, whatever is built",

@@ -57,6 +57,23 @@ class Making:
     progress: Progress
 
 
+class Preview(Protocol):
+    """What an exporter would build, as data: for `--dry-run`, whatever this machine lacks for it."""
+
+    @property
+    def name(self) -> str:
+        """Its place in a JSON document."""
+        ...
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Label and text of each line for people."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        ...
+
+
 class Exporter(Protocol):
     """What builds an artifact; modules are the usual ones."""
 
@@ -80,6 +97,10 @@ class Exporter(Protocol):
         """Bytes that are written beside the bundle for a while."""
         ...
 
+    def preview(self, recipe: "Recipe", spec: Spec) -> Preview | None:
+        """What a dry run says of it beyond names and sizes; None: nothing. Raises UsageError for the request."""
+        ...
+
     def build(self, artifact: "Artifact", making: Making) -> dict[str, Any] | None:
         """Write it to `making.folder`; what the manifest is to say of it. Raises ExportError."""
         ...
@@ -94,14 +115,18 @@ class Artifact:
     builder  what builds it: an Exporter, or the name of the module that is one, imported when it is asked for something
     option   what an export must be asked for to write it, and where the manifest keeps what it says of itself; None:
              every bundle has it
+    help     the option in a word for users; of artifacts that share one, one says it
     bound    it runs only on the kind of machine that it was built for
+    drafted  a dry run writes it beside the bundle: what is built from it may be built on another machine
     """
 
     file: str
     tower: Tower
     builder: "str | Exporter" = field(compare=False)
     option: str | None = None
+    help: str = ""
     bound: bool = False
+    drafted: bool = False
 
     @property
     def exporter(self) -> Exporter:

@@ -74,8 +74,7 @@ class Bundle:
 
 def folder_of(bundle: Bundle) -> Folder:
     """A bundle's artifacts, as backends open them."""
-    options = {one.option for one in registry.ARTIFACTS if one.option is not None}
-    facts = {option: found for option in options if (found := bundle.manifest.get(option)) is not None}
+    facts = {option: found for option in registry.options() if (found := bundle.manifest.get(option)) is not None}
     return Folder(bundle.path, bundle.manifest["precision"], facts, frozenset(bundle.manifest["files"]))
 
 

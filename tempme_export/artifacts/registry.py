@@ -12,9 +12,23 @@ _GRAPHS = "tempme_export.quantization.graphs"  # above the exporters: a float or
 
 VIDEO_ONNX = Artifact("video.onnx", "video", _GRAPHS)
 TEXT_ONNX = Artifact("text.onnx", "text", _GRAPHS)
-PACKAGE = Artifact("video.pt2", "video", f"{_EXPORTERS}.pt2", option="pt2", bound=True)
-PLUGIN_ONNX = Artifact("video.plugin.onnx", "video", f"{_EXPORTERS}.plugin_onnx", option="trt")
-PLAN = Artifact("video.plan", "video", f"{_EXPORTERS}.trt.engine", option="trt", bound=True)
+PACKAGE = Artifact(
+    "video.pt2",
+    "video",
+    f"{_EXPORTERS}.pt2",
+    option="pt2",
+    help="Also compile video.pt2 (AOTInductor) for DEVICE.",
+    bound=True,
+)
+PLUGIN_ONNX = Artifact("video.plugin.onnx", "video", f"{_EXPORTERS}.plugin_onnx", option="trt", drafted=True)
+PLAN = Artifact(
+    "video.plan",
+    "video",
+    f"{_EXPORTERS}.trt.engine",
+    option="trt",
+    help="Also build video.plan, a TensorRT engine for this GPU.",
+    bound=True,
+)
 
 # In the order in which they are built and judged: an engine is built from the graph before it.
 ARTIFACTS: tuple[Artifact, ...] = (VIDEO_ONNX, TEXT_ONNX, PACKAGE, PLUGIN_ONNX, PLAN)
@@ -142,6 +156,15 @@ def registered(*entries: Artifact | Backend) -> Iterator[None]:
         yield
     finally:
         ARTIFACTS, BACKENDS = before
+
+
+def options() -> dict[str, str]:
+    """What an export may be asked for beside what every bundle has: option -> its help."""
+    helps: dict[str, str] = {}
+    for one in ARTIFACTS:
+        if one.option is not None:
+            helps[one.option] = helps.get(one.option) or one.help
+    return helps
 
 
 def offered(tower: Tower = "video") -> tuple[str, ...]:

@@ -13,13 +13,13 @@ from tempme_export.cli.terminal import show_line as _line
 from tempme_export.progress import LogLine, Progress
 
 if TYPE_CHECKING:
+    from tempme_export.artifacts.artifact import Preview
     from tempme_export.artifacts.bundle import Bundle, Intact
     from tempme_export.encoder.conventions import Statement
     from tempme_export.encoder.recipe import Recipe
     from tempme_export.evaluation.agreement import Comparison, Part
     from tempme_export.evaluation.gate import Gate
     from tempme_export.evaluation.gate_data import GateData
-    from tempme_export.exporters.trt.plan import EnginePlan
     from tempme_export.parity.checks import ParityReport
     from tempme_export.parity.selftest import SelfTest
     from tempme_export.quantization.build import Quantization
@@ -188,16 +188,10 @@ def _batch(batch: tuple[int, int, int]) -> str:
     return f"batch {':'.join(map(str, batch))}"
 
 
-def show_engine_plan(plan: "EnginePlan") -> None:
-    """What an engine would be built from and with, and what is missing here to build it."""
-    _line("engine", f"TensorRT {plan.tensorrt}   strongly typed, {plan.precision}, {_batch(plan.batch)}")
-    for name, shapes in plan.profile.items():
-        _line("input", f"{name}   {', '.join(str(list(shape)) for shape in shapes)}")
-    _line("plugins", f"{sum(plan.plugins.values())} nodes: {_counts(plan.plugins)}")
-    chosen = f"{plan.target} for this GPU, of " if plan.target else ""
-    _line("PTX", f"{chosen}{', '.join(plan.targets)}; {plan.universal} for any other later GPU")
-    for one in plan.missing:
-        _line("missing", one)
+def show_preview(preview: "Preview") -> None:
+    """What would be built, and what is missing here to build it."""
+    for label, text in preview.lines():
+        _line(label, text)
 
 
 def show_log_line(line: LogLine) -> None:

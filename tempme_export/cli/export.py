@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from tempme_export.cli.app import CommandLine
+from tempme_export.cli.artifact_options import asks_for_artifacts
 from tempme_export.cli.options import (
     OUTPUT,
     ActivationOption,
@@ -87,6 +88,7 @@ def _check_engine(trt: bool, dry_run: bool, precision: str, device: str, workspa
 
 
 @line.default(3, 4, 5, 6)
+@asks_for_artifacts(_ENGINE)
 def export(
     checkpoint: Annotated[
         str,
@@ -119,13 +121,7 @@ def export(
         ),
     ] = False,
     opset: Annotated[int, typer.Option(rich_help_panel=_GRAPH, help="ONNX opset: 18, 20 or 23.")] = 18,
-    trt: Annotated[
-        bool,
-        typer.Option("--trt", rich_help_panel=_ENGINE, help="Also build video.plan, a TensorRT engine for this GPU."),
-    ] = False,
-    pt2: Annotated[
-        bool, typer.Option("--pt2", rich_help_panel=_ENGINE, help="Also compile video.pt2 (AOTInductor) for DEVICE.")
-    ] = False,
+    artifacts: frozenset[str] = frozenset(),
     workspace: WorkspaceOption = None,
     verbose: VerboseOption = False,
     calibrate: Annotated[
@@ -175,9 +171,9 @@ def export(
     tempme-export ckpt.pt --trt    also a TensorRT engine with the fused kernels as plugins
     """
     sizes = _batch_range(batch_range)
-    _check_engine(trt, dry_run, precision, device, workspace, verbose)
+    _check_engine("trt" in artifacts, dry_run, precision, device, workspace, verbose)
     from tempme_export.cli.export_commands import export_bundle, preview_bundle
-    from tempme_export.pipeline.spec import ExportSpec, asked
+    from tempme_export.pipeline.spec import ExportSpec
 
     spec = ExportSpec(
         checkpoint=checkpoint,
@@ -188,7 +184,7 @@ def export(
         batch=sizes,
         frame_mask=frame_mask,
         expose_merges=expose_merges,
-        options=asked([("pt2", pt2), ("trt", trt)]),
+        options=artifacts,
         device=device,
         opset=opset,
         calibrate=calibrate,

@@ -1,14 +1,15 @@
 """The actions of `tempme-export` that make a bundle, once the options make sense: build, preview, rebuild."""
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from tempme_export.artifacts.bundle import Bundle, check_destination
 from tempme_export.cli import console
 from tempme_export.cli.bundle_commands import say_done, write_bundle_json
 from tempme_export.cli.terminal import write_json
-from tempme_export.pipeline import engine_request, export
+from tempme_export.pipeline import export
+from tempme_export.pipeline.drafts import check_draft, check_request, draft_path, write_draft
 from tempme_export.pipeline.rebuild import rebuild
 from tempme_export.pipeline.spec import ExportSpec
 from tempme_export.quantization.calibration import read_calibration
@@ -38,9 +39,9 @@ def export_bundle(spec: ExportSpec, as_json: bool) -> None:
 
 
 def preview_bundle(spec: ExportSpec, as_json: bool) -> None:
-    """Show what would be built. Nothing is written but, for an engine, the graph that it would be built from."""
-    target, trt = spec.target, engine_request.OPTION in spec.options
-    replace(spec, options=spec.options - {engine_request.OPTION}).check()  # its plan says what is missing
+    """Show what would be built. Nothing is written but drafts, from which another machine builds the rest."""
+    target = spec.target
+    check_request(spec)
     recipe = spec.recipe()
     gate = spec.gate_data(recipe)
     calibration = None
@@ -51,26 +52,28 @@ def preview_bundle(spec: ExportSpec, as_json: bool) -> None:
         console.show_calibration(calibration)
     if gate is not None:
         console.show_gate_data(gate)
-    engine = None
-    if trt:
-        engine = engine_request.requested_engine(recipe, spec)
-        console.show_engine_plan(engine)
+    found = [one.exporter.preview(recipe, spec) for one in spec.artifacts]
+    previews = [one for one in found if one is not None]
+    for preview in previews:
+        console.show_preview(preview)
     needed = spec.size(recipe)
     check_destination(target, needed + spec.scratch(recipe), spec.force, recipe.checkpoint.sha256)
-    source = engine_request.source_path(target)
-    if trt:
-        engine_request.check_source(source, spec.force)
-        for path in engine_request.write_source(recipe, source, spec.precision, spec.frame_mask):
-            console.show_file(path)
+    drafts = {one: draft_path(one, target) for one in spec.artifacts if one.drafted}
+    for path in drafts.values():
+        check_draft(path, spec.force)
+    for artifact, path in drafts.items():
+        for written in write_draft(artifact, recipe, spec, path):
+            console.show_file(written)
     files = spec.files(recipe)
     if as_json:
         document = {"out": str(target), "profile": recipe.profile.to_dict(), "schedule": asdict(recipe.plan)}
         document["conventions"] = {one.about: one.to_dict() for one in recipe.conventions}
         asked = {} if gate is None else {"gate": gate.to_dict()}
         scales = {} if calibration is None else {"calibration": calibration.to_dict()}
-        planned = {} if engine is None else {"engine": engine.to_dict(), "written": str(source)}
-        write_json({**document, "files": files, **asked, **scales, **planned})
-    wrote = f"wrote {source} and nothing else" if trt else "nothing written"
+        planned = {one.name: one.to_dict() for one in previews}
+        written_to = {"written": ", ".join(map(str, drafts.values()))} if drafts else {}
+        write_json({**document, "files": files, **asked, **scales, **planned, **written_to})
+    wrote = f"wrote {', '.join(map(str, drafts.values()))} and nothing else" if drafts else "nothing written"
     console.show_done(
         f"dry run: {wrote}. {target} would take about {needed / 1e6:.0f} MB: {', '.join(files)}, manifest.json"
     )

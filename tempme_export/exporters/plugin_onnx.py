@@ -177,6 +177,10 @@ def scratch(artifact: Artifact, recipe: Recipe, spec: Spec) -> int:
     return 0
 
 
+def preview(recipe: Recipe, spec: Spec) -> None:
+    """Nothing."""
+
+
 def build(artifact: Artifact, making: Making) -> None:
     """Raises as `export_plugin_video`."""
     spec, path = making.spec, making.folder / artifact.file

@@ -227,6 +227,10 @@ def scratch(artifact: Artifact, recipe: Recipe, spec: Spec) -> int:
     return 3 * tower_bytes(recipe, "video", spec.precision)
 
 
+def preview(recipe: Recipe, spec: Spec) -> None:
+    """Nothing."""
+
+
 def build(artifact: Artifact, making: Making) -> dict[str, Any]:
     """Raises as `export_video`."""
     spec, path = making.spec, making.folder / artifact.file

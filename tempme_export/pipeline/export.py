@@ -76,7 +76,6 @@ class Built:
 
 def _manifest(spec: ExportSpec, recipe: Recipe, built: Built) -> dict[str, Any]:
     backbone, checkpoint = recipe.backbone, recipe.checkpoint
-    options = dict.fromkeys(one.option for one in registry.ARTIFACTS if one.option is not None)
     return {
         "tool_version": tool_version(),
         "checkpoint": {"path": checkpoint.source, "sha256": checkpoint.sha256, "remarks": list(checkpoint.remarks)},
@@ -88,7 +87,7 @@ def _manifest(spec: ExportSpec, recipe: Recipe, built: Built) -> dict[str, Any]:
         "frame_mask": spec.frame_mask,
         "trace": spec.expose_merges,
         "opset": spec.opset,
-        **{option: built.facts.get(option) for option in options},
+        **{option: built.facts.get(option) for option in registry.options()},
         "logit_scale": float(checkpoint.tensors["logit_scale"]),
         "image": {"size": backbone.image_size, "mean": list(backbone.mean), "std": list(backbone.std)},
         "versions": _versions(),

@@ -84,8 +84,8 @@ class ExportSpec:
         Raises UsageError for values that do not exist or contradict each other, and BackendError without the runtime,
         the device, or what an artifact is built with.
         """
-        known = {one.option for one in registry.ARTIFACTS if one.option is not None}
-        if unknown := sorted(self.options - known):
+        known = registry.options()
+        if unknown := sorted(self.options - known.keys()):
             raise UsageError(f"no artifact has the option {', '.join(unknown)}. Choose of: {', '.join(sorted(known))}.")
         for artifact in reversed(self.artifacts):  # what needs the most first
             if artifact.option is not None:

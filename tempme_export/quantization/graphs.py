@@ -59,6 +59,10 @@ def scratch(artifact: Artifact, recipe: Recipe, spec: Spec) -> int:
     return 0
 
 
+def preview(recipe: Recipe, spec: Spec) -> None:
+    """Nothing."""
+
+
 def build(artifact: Artifact, making: Making) -> dict[str, Any] | None:
     """Raises ExportError as the exporters below it."""
     recipe, spec, towers = making.recipe, making.spec, making.quantized

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tempme_export.artifacts.graph_files import data_path, graph_bytes, graph_files
+from tempme_export.artifacts.registry import PLUGIN_ONNX
 from tempme_export.encoder.backbone import Backbone
 from tempme_export.encoder.checkpoint import from_state_dict
 from tempme_export.encoder.profile import FROM_CHECKPOINT, BatchRange, Profile
@@ -18,7 +19,7 @@ from tempme_export.media.preprocess import preprocess_for
 from tempme_export.parity.checks import check_text, check_video
 from tempme_export.parity.making import make_selftest
 from tempme_export.parity.tolerance import TOLERANCES
-from tempme_export.pipeline.engine_request import write_source
+from tempme_export.pipeline.drafts import write_draft
 from tempme_export.pipeline.spec import ExportSpec
 from tempme_export.quantization import export as int8
 from tempme_export.quantization.towers import prepare_text
@@ -126,11 +127,11 @@ def test_what_will_be_written(recipe):
 def test_a_graph_for_another_machine(recipe, tmp_path):
     """A dry run writes it under the bundle's name, by which it finds its weights."""
     path = tmp_path / "clip.video.plugin.onnx"
-    assert write_source(recipe, path, "fp32", False, LIMIT) == (path, data_path(path))
+    assert write_draft(PLUGIN_ONNX, recipe, ExportSpec("", largest_file=LIMIT), path) == (path, data_path(path))
     assert sorted(one.name for one in tmp_path.iterdir()) == [path.name, f"{path.name}.data"]
     with OrtRunner(path, threads=1) as runner:
         assert "frames" in runner.inputs
-    assert write_source(recipe, path, "fp32", False) == (path,)
+    assert write_draft(PLUGIN_ONNX, recipe, ExportSpec(""), path) == (path,)
     assert [one.name for one in tmp_path.iterdir()] == [path.name], "the old weights are gone"
 
 

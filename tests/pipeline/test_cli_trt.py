@@ -15,6 +15,7 @@ import torch
 
 import tempme_export
 from tempme_export.artifacts.bundle import MANIFEST, TEXT, VIDEO, open_bundle, verify_files
+from tempme_export.artifacts.registry import PLUGIN_ONNX
 from tempme_export.cli import export as cli
 from tempme_export.errors import BackendError, BundleError, ExportError, ParityError, UsageError
 from tempme_export.exporters import plugin_onnx
@@ -23,9 +24,8 @@ from tempme_export.exporters.plugin_onnx import export_plugin_video
 from tempme_export.exporters.trt import builder as to_tensorrt
 from tempme_export.exporters.trt import engine, requirements
 from tempme_export.exporters.trt.engine import engine_nodes
-from tempme_export.pipeline import engine_request
 from tempme_export.pipeline import export as pipeline
-from tempme_export.pipeline.engine_request import check_source, source_path
+from tempme_export.pipeline.drafts import check_draft, draft_path
 from tempme_export.pipeline.spec import ExportSpec
 from tempme_export.progress import LogLine
 from tempme_export.runtime.engine_facts import ENGINE, KEY, SOURCE, EngineFacts
@@ -82,10 +82,9 @@ def small_source(small_recipe, tmp_path_factory):
 @pytest.fixture
 def export(command, small_checkpoint, small_profile, quick_export, small_source, monkeypatch, tmp_path):
     """Run it on the small model with graphs that were built before."""
-    for module in (plugin_onnx, engine_request):
-        monkeypatch.setattr(
-            module, "export_plugin_video", lambda recipe, path, *rest, **options: shutil.copyfile(small_source, path)
-        )
+    monkeypatch.setattr(
+        plugin_onnx, "export_plugin_video", lambda recipe, path, *rest, **options: shutil.copyfile(small_source, path)
+    )
 
     def run(*arguments):
         return command(small_checkpoint, "--profile", small_profile, "--out", tmp_path / "out.tempme", *arguments)
@@ -243,11 +242,11 @@ class TestDryRun:
         assert contents(bundle_copy) == before
 
     def test_where_it_is_written(self, tmp_path):
-        assert source_path(tmp_path / "a.tempme") == tmp_path / "a.video.plugin.onnx"
-        assert source_path(tmp_path / "a.b") == tmp_path / "a.b.video.plugin.onnx"
+        assert draft_path(PLUGIN_ONNX, tmp_path / "a.tempme") == tmp_path / "a.video.plugin.onnx"
+        assert draft_path(PLUGIN_ONNX, tmp_path / "a.b") == tmp_path / "a.b.video.plugin.onnx"
         (tmp_path / "folder").mkdir()
         with pytest.raises(BundleError, match="is a folder"):
-            check_source(tmp_path / "folder", force=True)
+            check_draft(tmp_path / "folder", force=True)
 
     def test_without_trt_there_is_no_engine_in_it(self, export, tmp_path):
         code, out, err = export("--dry-run", "--json")

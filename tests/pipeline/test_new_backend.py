@@ -1,5 +1,7 @@
 """A new artifact with two backends takes an exporter, a runner and a registration: everything else finds it."""
 
+import importlib.util
+import json
 import re
 import shutil
 from types import ModuleType
@@ -37,6 +39,7 @@ def exporter():
     module.files = lambda artifact, recipe, spec: [artifact.file]
     module.size = lambda artifact, recipe, spec: 1000
     module.scratch = lambda artifact, recipe, spec: 10
+    module.preview = lambda recipe, spec: None
 
     def build(artifact, making):
         shutil.copyfile(making.folder / GRAPH, making.folder / artifact.file)
@@ -71,7 +74,7 @@ def toy(registering):
     """The toy, registered within a test: its exporter and its runner."""
     exporting, running = exporter(), runner()
     registering()
-    artifact = Artifact(FILE, "video", exporting, option="toy")
+    artifact = Artifact(FILE, "video", exporting, option="toy", help="Also build a toy.")
     registry.register(
         Backend("toy", artifact, running, ("cpu",), need=Need("toy", "play", {"numpy": "pip install numpy"})),
         Backend("toy-open", artifact, running, ("cpu",), Reveals.VALUES),
@@ -130,6 +133,27 @@ def test_everything_finds_it(toy, folder, tmp_path, recording):
     assert FILE in (tmp_path / "models" / "README.md").read_text(), "left out, by name"
     assert len(served_models(bundle)) == 2 and len(written) == 5
     assert "toy" in rules.names()
+
+
+@pytest.fixture
+def command(toy, run_command):
+    """tempme-export as a new process builds it, with the toy in the registry."""
+    found = importlib.util.find_spec("tempme_export.cli.export")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return lambda *arguments: run_command(module.main, *arguments)
+
+
+def test_the_command_has_its_option(command, folder, tmp_path):
+    code, out, _ = command("--help")
+    assert code == 0 and "--toy" in out and "Also build a toy." in out and "--trt" in out and "--pt2" in out
+    checkpoint = (folder / "mini.pth", "--profile", "mini-8f", "--batch-range", "1:2:3", "--out", tmp_path / "out")
+    code, out, _ = command(*checkpoint, "--dry-run", "--json")
+    assert code == 0 and FILE not in json.loads(out)["files"]
+    code, out, _ = command(*checkpoint, "--dry-run", "--json", "--toy")
+    assert code == 0 and FILE in json.loads(out)["files"] and list(tmp_path.iterdir()) == []
+    assert command(*checkpoint, "--toy")[0] == 0
+    assert open_bundle(tmp_path / "out").manifest["toy"] == {"made_by": "a toy"}
 
 
 def test_one_that_a_server_runs(toy, small_bundle):

@@ -4,12 +4,14 @@ from typing import Any
 
 from tempme_export.artifacts.artifact import Artifact, Making, Spec
 from tempme_export.encoder.recipe import Recipe
-from tempme_export.errors import UsageError
+from tempme_export.errors import BackendError, UsageError
 from tempme_export.exporters.common import tower_bytes
 from tempme_export.exporters.plugin_nodes import PluginNode, plugin_nodes
 from tempme_export.exporters.trt import builder, requirements
+from tempme_export.exporters.trt.plan import EnginePlan, engine_plan
+from tempme_export.exporters.trt.plugin_builds import ptx_target
 from tempme_export.runtime.engine_facts import SOURCE
-from tempme_export.runtime.nvidia import engine_device
+from tempme_export.runtime.nvidia import engine_device, find_gpu
 
 
 def engine_nodes(recipe: Recipe) -> tuple[PluginNode, ...]:
@@ -47,6 +49,18 @@ def size(artifact: Artifact, recipe: Recipe, spec: Spec) -> int:
 def scratch(artifact: Artifact, recipe: Recipe, spec: Spec) -> int:
     """A copy of the engine, and the builder's timings."""
     return builder.needed_bytes(tower_bytes(recipe, "video", spec.precision))
+
+
+def preview(recipe: Recipe, spec: Spec) -> EnginePlan:
+    """The plan of the engine, and what this machine lacks for it. Raises UsageError as building it would."""
+    nodes = engine_nodes(recipe)
+    requirements.check_options(spec.precision)
+    try:
+        target = ptx_target(find_gpu(engine_device(spec.device)).compute)
+    except BackendError:  # told among what is missing
+        target = None
+    missing = requirements.missing_for_engine(spec.device)
+    return engine_plan(recipe, spec.precision, nodes, spec.frame_mask, target, missing)
 
 
 def build(artifact: Artifact, making: Making) -> dict[str, Any]:

@@ -44,6 +44,24 @@ class EnginePlan:
     target: str | None
     missing: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        """Its place in a JSON document."""
+        return "engine"
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Label and text of each line for people."""
+        batch = ":".join(map(str, self.batch))
+        counts = ", ".join(f"{name} {count}" for name, count in self.plugins.items()) or "none"
+        chosen = f"{self.target} for this GPU, of " if self.target else ""
+        return [
+            ("engine", f"TensorRT {self.tensorrt}   strongly typed, {self.precision}, batch {batch}"),
+            *(("input", f"{name}   {', '.join(str(list(one)) for one in at)}") for name, at in self.profile.items()),
+            ("plugins", f"{sum(self.plugins.values())} nodes: {counts}"),
+            ("PTX", f"{chosen}{', '.join(self.targets)}; {self.universal} for any other later GPU"),
+            *(("missing", one) for one in self.missing),
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         """For `--json`."""
         return asdict(self)
