@@ -1,6 +1,7 @@
 """Artifact: one kind of file that a bundle may hold, and who builds it."""
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
@@ -116,6 +117,7 @@ class Artifact:
     option   what an export must be asked for to write it, and where the manifest keeps what it says of itself; None:
              every bundle has it
     help     the option in a word for users; of artifacts that share one, one says it
+    states   texts that it says of itself, without which nothing can tell where it runs
     bound    it runs only on the kind of machine that it was built for
     drafted  a dry run writes it beside the bundle: what is built from it may be built on another machine
     """
@@ -125,6 +127,7 @@ class Artifact:
     builder: "str | Exporter" = field(compare=False)
     option: str | None = None
     help: str = ""
+    states: tuple[str, ...] = ()
     bound: bool = False
     drafted: bool = False
 
@@ -135,3 +138,10 @@ class Artifact:
             return self.builder
         with making(self.file):
             return cast(Exporter, importlib.import_module(self.builder))
+
+    def misfits(self, manifest: Mapping[str, Any]) -> list[str]:
+        """What a manifest says of it in another kind than its readers need, in words; a bundle may say nothing."""
+        facts = manifest.get(self.option) if self.option and self.states else None
+        if facts is None or (isinstance(facts, dict) and all(isinstance(facts.get(one), str) for one in self.states)):
+            return []
+        return [f"{self.option} is {facts!r:.80}, expected a table with the text {', '.join(self.states)}, or nothing"]

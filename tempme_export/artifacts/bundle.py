@@ -128,7 +128,8 @@ def open_bundle(path: str | Path) -> Bundle:
         raise BundleError(f"{folder / MANIFEST} lacks {', '.join(missing)}. Export the bundle again.")
     if manifest["sha256"] != _self_sha256(manifest):
         raise BundleError(f"{folder / MANIFEST} was changed. Export the bundle again.")
-    if wrong := misfits(manifest):
+    of_artifacts = (words for one in registry.ARTIFACTS for words in one.misfits(manifest))
+    if wrong := [*misfits(manifest), *of_artifacts]:
         raise BundleError(f"{folder / MANIFEST}: {'; '.join(wrong)}. Export the bundle again.")
     return Bundle(folder.absolute(), manifest)
 

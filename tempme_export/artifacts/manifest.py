@@ -51,10 +51,6 @@ def _are_reports(value: Any) -> bool:
     )
 
 
-def _is_package(value: Any) -> bool:
-    return value is None or (isinstance(value, dict) and _is_text(value.get("device")))
-
-
 def _is_gate(value: Any) -> bool:
     return value is None or (isinstance(value, dict) and _are_reports(value.get("reports")))
 
@@ -78,7 +74,6 @@ _KINDS: dict[tuple[str, ...], tuple[str, Callable[[Any], bool]]] = {
     ("image", "std"): ("three numbers above 0", _are_scales),
     ("parity",): ("a list of reports", _are_reports),
     ("files",): ("a table of names, sizes and hashes", _are_files),
-    ("pt2",): ("the facts of a package, or nothing", _is_package),
     ("gate",): ("the reports of a gate, or nothing", _is_gate),
 }
 

@@ -18,6 +18,7 @@ PACKAGE = Artifact(
     f"{_EXPORTERS}.pt2",
     option="pt2",
     help="Also compile video.pt2 (AOTInductor) for DEVICE.",
+    states=("device",),
     bound=True,
 )
 PLUGIN_ONNX = Artifact("video.plugin.onnx", "video", f"{_EXPORTERS}.plugin_onnx", option="trt", drafted=True)
