@@ -46,6 +46,15 @@ def test_what_may_be_missing_is_empty(write):
     assert all(not results.entries(name) for name in ("comparisons", "tokens", "stages", "fits", "knees"))
 
 
+def test_what_could_not_be_watched_has_no_tokens(write, document):
+    unwatched = {"method": "tempme", "frames": 12, "clips": None, "attention": None, "mlp": None, "reason": "compiled"}
+    document["tokens"].append(unwatched)
+    assert len(read_results(write(document)).entries("tokens")) == 4
+    document["tokens"].append({**unwatched, "reason": ""})
+    with pytest.raises(InputError, match="entry of `tokens` without `clips`"):
+        read_results(write(document))
+
+
 def test_a_document_at_hand_needs_no_file(document):
     results = Results.of(document)
     assert (results.source, len(results.rows), results.samples) == ("this run", 4, {})
