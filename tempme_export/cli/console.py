@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from tempme_export.cli import live
 from tempme_export.cli.terminal import STDERR as STDERR
@@ -112,19 +113,20 @@ def show_file(path: Path) -> None:
 
 
 def show_parity(reports: "Sequence[ParityReport]") -> None:
-    """Every check with its value and limit; the value is the tolerance that would just have passed."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("parity", "", "check", "found", "limit", ""):
-        table.add_column(column, justify="right" if column in ("found", "limit") else "left")
+    """Every check in a line with its value and limit; the value is the tolerance that would just have passed.
+
+    On a narrow terminal the details of a check that passed are cut; the manifest has them all.
+    """
     for report in reports:
-        if report.reason:
-            table.add_row(report.artifact, "[yellow]NOT RUN[/]", escape(report.reason))
-        for c in report.checks:
-            verdict = "[green]PASS[/]" if c.passed else "[red]FAIL[/]"
-            sign = ">=" if c.at_least else "<="
-            found, limit = f"{c.value:.3g}", f"{sign} {c.limit:g}"
-            table.add_row(report.artifact, verdict, escape(c.name), found, limit, escape(c.detail))
-    STDERR.print(table)
+        verdict = f"   NOT RUN: {report.reason}" if report.reason else ""
+        _line("parity", f"{report.artifact} on {report.backend}{verdict}")
+        width = max((len(check.name) for check in report.checks), default=0)
+        for check in report.checks:
+            style, word = ("green", "PASS") if check.passed else ("red", "FAIL")
+            limit = f"{'>=' if check.at_least else '<='} {check.limit:g}"
+            text = f" {check.name:<{width}} {check.value:>8.3g} {limit:<8} {check.detail}"
+            line = Text.assemble((word, style), text.rstrip())
+            STDERR.print(line, no_wrap=check.passed, overflow="ellipsis" if check.passed else "fold")
 
 
 def show_gate_data(gate: "GateData") -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich import progress as bars
 from rich.console import Console
+from rich.table import Column
 from rich.text import Text
 
 from tempme_export.cli import terminal
@@ -53,6 +54,11 @@ class Lines(_Told):
             show_line("finished", f"{step.name}   {seconds:.1f} s")
 
 
+def _whole() -> Column:
+    """A column that is never cut nor wrapped."""
+    return Column(no_wrap=True, min_width=1)
+
+
 class _Bar(bars.BarColumn):
     """Nothing where the amount is not known: a bar that moves by itself says nothing."""
 
@@ -88,10 +94,10 @@ class Bars(_Told):
     def _new_screen(self) -> bars.Progress:
         return bars.Progress(
             bars.TextColumn("{task.description}", markup=False),
-            _Bar(_BAR),
-            _Amount(),
-            bars.TimeElapsedColumn(),
-            _Remaining(),
+            _Bar(_BAR, table_column=_whole()),
+            _Amount(_whole()),
+            bars.TimeElapsedColumn(_whole()),
+            _Remaining(table_column=_whole()),
             bars.TextColumn("{task.fields[now]}", markup=False),
             console=self._console,
             auto_refresh=self._ticking,

@@ -23,6 +23,7 @@ from tempme_export.parity.checks import (
 )
 from tempme_export.parity.selftest import SelfTest
 from tempme_export.parity.tolerance import TOLERANCES, Tolerance
+from tempme_export.progress import SILENT, Progress
 from tempme_export.runtime.base import Runner
 
 
@@ -51,17 +52,22 @@ class Parity:
     reports: tuple[ParityReport, ...]
 
 
-def judge(folder: Folder, standard: Standard, device: str, elsewhere: bool = False) -> list[ParityReport]:
+def judge(
+    folder: Folder, standard: Standard, device: str, elsewhere: bool = False, progress: Progress = SILENT
+) -> list[ParityReport]:
     """Run every artifact of a folder against the self-test, on each backend that judges it, and its tokenizer.
 
     A runtime that cannot run the precision gives a report that says so; a missing one, or a missing device,
     raises BackendError, and so does an artifact of another machine or device, unless the folder was built `elsewhere`.
     """
     reports = []
-    for backend in registry.judging(folder, device):
-        reports.append(judge_on(backend, folder, standard, device, elsewhere))
-        if backend == registry.text_backend() and folder.holds(TOKENIZER):
-            reports.append(_judge_tokenizer(folder, standard.selftest))
+    backends = registry.judging(folder, device)
+    with progress.step("judging parity", len(backends), "artifacts") as step:
+        for done, backend in enumerate(backends):
+            step.advance(done, f"{backend.artifact.file} on {backend.name}")
+            reports.append(judge_on(backend, folder, standard, device, elsewhere))
+            if backend == registry.text_backend() and folder.holds(TOKENIZER):
+                reports.append(_judge_tokenizer(folder, standard.selftest))
     return reports
 
 

@@ -118,9 +118,10 @@ def _run_gate(
 def _quantize(spec: ExportSpec, recipe: Recipe, progress: Progress) -> Quantization | None:
     if spec.calibrate is None:
         return None
-    calibration = read_calibration(spec.calibrate, recipe, spec.allow_damaged)
+    with progress.step("int8: reading calibration clips"):
+        calibration = read_calibration(spec.calibrate, recipe, spec.allow_damaged)
     progress.tell(calibration)
-    quantization = quantize(recipe, calibration, spec.ranges or DEFAULT_METHOD)
+    quantization = quantize(recipe, calibration, spec.ranges or DEFAULT_METHOD, progress)
     progress.tell(quantization)
     return quantization
 
@@ -129,7 +130,8 @@ def _build_artifacts(spec: ExportSpec, making: Making) -> dict[str, dict[str, An
     """All that are asked for; what they say of themselves."""
     facts = {}
     for artifact in spec.artifacts:
-        said = artifact.exporter.build(artifact, making)
+        with making.progress.step(f"building {artifact.file}"):
+            said = artifact.exporter.build(artifact, making)
         if said is not None and artifact.option is not None:
             facts[artifact.option] = said
         for path in graph_files(making.folder / artifact.file):
@@ -221,13 +223,15 @@ def export(
 def build(spec: ExportSpec, progress: Progress = SILENT) -> Bundle:
     """Build what was asked for; raises as `export`."""
     spec.check()
-    recipe = spec.recipe()
+    with progress.step("reading the checkpoint"):
+        recipe = spec.recipe()
     progress.tell(recipe)
     gate_data, out = spec.gate_data(recipe), spec.target
     check_destination(out, spec.size(recipe) + spec.scratch(recipe), spec.force, recipe.checkpoint.sha256)
     quantization = _quantize(spec, recipe, progress)
     with building(out) as work:
-        selftest = make_selftest(recipe)
+        with progress.step("self-test: the original path"):
+            selftest = make_selftest(recipe)
         save_selftest(selftest, work / SELFTEST)
         progress.tell(selftest)
         if selftest.captions:
@@ -236,7 +240,8 @@ def build(spec: ExportSpec, progress: Progress = SILENT) -> Bundle:
         facts = _build_artifacts(spec, Making(recipe, spec, work, out, quantization, progress))
         sizes, folder = recipe.profile.batch, Folder(work, spec.precision, facts)
         batches = tuple(sorted({sizes.min, sizes.opt, sizes.max}))
-        reports = judge(folder, Standard(selftest, recipe.plan, preprocess_for(recipe), batches), spec.device)
+        standard = Standard(selftest, recipe.plan, preprocess_for(recipe), batches)
+        reports = judge(folder, standard, spec.device, progress=progress)
         progress.tell(Parity(tuple(reports)))
         gate = _run_gate(gate_data, reports, recipe, folder, spec, progress)
         built = Built(facts, reports, gate, quantization)

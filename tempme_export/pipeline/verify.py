@@ -25,9 +25,13 @@ def verify(path: str | Path, *, device: str = "cpu", progress: Progress = SILENT
 
 
 def _judge_bundle(bundle: Bundle, device: str, progress: Progress) -> list[ParityReport]:
-    progress.tell(verify_files(bundle))
+    with progress.step("hashing the files"):
+        intact = verify_files(bundle)
+    progress.tell(intact)
     sizes, preprocess = bundle.profile.batch, preprocess_in(bundle.manifest)
     selftest, plan = load_selftest(bundle.path / SELFTEST), bundle.plan
     check_fits(selftest, plan, preprocess.size, bundle.manifest["backbone"]["embed"])
     batches = tuple(sorted({sizes.min, sizes.opt}))
-    return judge(folder_of(bundle), Standard(selftest, plan, preprocess, batches), device, elsewhere=True)
+    return judge(
+        folder_of(bundle), Standard(selftest, plan, preprocess, batches), device, elsewhere=True, progress=progress
+    )

@@ -6,6 +6,7 @@ from typing import Any
 from tempme_export.encoder.model import TextEncoder, VideoEncoder
 from tempme_export.encoder.recipe import Recipe
 from tempme_export.media.preprocess import preprocess_for
+from tempme_export.progress import SILENT, Progress
 from tempme_export.quantization.calibration import Calibration
 from tempme_export.quantization.ranges import DEFAULT_METHOD
 from tempme_export.quantization.towers import Tower, prepare_text, prepare_video
@@ -30,10 +31,15 @@ class Quantization:
         }
 
 
-def prepare(recipe: Recipe, calibration: Calibration, method: str = DEFAULT_METHOD) -> Quantization:
+def prepare(
+    recipe: Recipe, calibration: Calibration, method: str = DEFAULT_METHOD, progress: Progress = SILENT
+) -> Quantization:
     """Calibrate both towers.
 
     Raises UsageError for a method that does not exist, CheckpointError where activations overflow.
     """
-    video = prepare_video(recipe, calibration.video_calls(preprocess_for(recipe)), method)
-    return Quantization(calibration, method, video, prepare_text(recipe, calibration.text_calls(), method))
+    with progress.step("int8: the video tower"):
+        video = prepare_video(recipe, calibration.video_calls(preprocess_for(recipe)), method, progress=progress)
+    with progress.step("int8: the text tower"):
+        text = prepare_text(recipe, calibration.text_calls(), method, progress=progress)
+    return Quantization(calibration, method, video, text)

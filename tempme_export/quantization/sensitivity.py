@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tempme_export.encoder.model import Merges, Stages, VideoEncoder
+from tempme_export.progress import SILENT, Progress
 from tempme_export.quantization.products import Calls, Encoder, Range, hooked, products
 from tempme_export.quantization.rounding import Rounded, put
 
@@ -93,7 +94,11 @@ def rounded(tower: nn.Module, parameters: Mapping[str, Rounded], ranges: Mapping
 
 @torch.inference_mode()
 def measure(
-    tower: Encoder, parameters: Mapping[str, Rounded], ranges: Mapping[str, Range], calls: Calls
+    tower: Encoder,
+    parameters: Mapping[str, Rounded],
+    ranges: Mapping[str, Range],
+    calls: Calls,
+    progress: Progress = SILENT,
 ) -> tuple[Sensitivity, ...]:
     """Every product of a tower, the costliest first.
 
@@ -103,12 +108,14 @@ def measure(
     states = [_states(_stages(tower, call), call) for call in calls]
     expected = torch.cat([one[-1] for one in states])
     found = []
-    for name, one in parameters.items():
-        with rounded(tower, {name: one}, ranges):
-            parts = [
-                _from(_stages(tower, call), _stage_of(name), kept) for call, kept in zip(calls, states, strict=True)
-            ]
-        found.append(Sensitivity(name, centred_loss(expected, torch.cat(parts))))
+    with progress.step("trying products in 8 bits", len(parameters), "products") as step:
+        for done, (name, one) in enumerate(parameters.items()):
+            step.advance(done, name)
+            with rounded(tower, {name: one}, ranges):
+                parts = [
+                    _from(_stages(tower, call), _stage_of(name), kept) for call, kept in zip(calls, states, strict=True)
+                ]
+            found.append(Sensitivity(name, centred_loss(expected, torch.cat(parts))))
     return costliest_first(found)
 
 

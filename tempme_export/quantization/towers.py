@@ -12,6 +12,7 @@ from torch import Tensor
 from tempme_export.encoder.model import TextEncoder, VideoEncoder
 from tempme_export.encoder.recipe import Recipe
 from tempme_export.errors import CheckpointError
+from tempme_export.progress import SILENT, Progress
 from tempme_export.quantization.embedding import RoundedEmbedding
 from tempme_export.quantization.migration import migrate
 from tempme_export.quantization.pixels import PIXELS, PixelPatches
@@ -91,6 +92,7 @@ def _prepare(
     expected: Tensor,
     source: str,
     steps: Steps,
+    progress: Progress,
     known: Mapping[str, Range] = MappingProxyType({}),
 ) -> Tower[_Module]:
     """expected  what the judged calls gave before anything was rounded
@@ -100,9 +102,13 @@ def _prepare(
     seen = steps.migrate(tower, _finite(observe(tower, calls), source))
     ranges = {**choose_ranges(tower, seen, calls, method), **known}
     # Popped, because the moments of all products of a large tower take gigabytes.
-    parameters = {name: steps.round(one, seen.pop(name)) for name, one in products(tower).items()}
+    found, parameters = products(tower), dict[str, Rounded]()
+    with progress.step("rounding weights", len(found), "products") as step:
+        for done, (name, one) in enumerate(found.items()):
+            step.advance(done, name)
+            parameters[name] = steps.round(one, seen.pop(name))
     judged = _judged(calls)
-    sensitivities = measure(tower, parameters, ranges, judged)
+    sensitivities = measure(tower, parameters, ranges, judged, progress)
     in_float, cost = steps.choose(tower, parameters, ranges, judged, expected, sensitivities)
     put(tower, {name: one for name, one in parameters.items() if name not in in_float})
     return Tower(tower, ranges, sensitivities, in_float, cost)
@@ -120,7 +126,7 @@ def _finite(seen: dict[str, Seen], source: str) -> dict[str, Seen]:
 
 
 def prepare_video(
-    recipe: Recipe, clips: Calls, method: str = DEFAULT_METHOD, steps: Steps = STEPS
+    recipe: Recipe, clips: Calls, method: str = DEFAULT_METHOD, steps: Steps = STEPS, progress: Progress = SILENT
 ) -> Tower[VideoEncoder]:
     """The video tower of a recipe, whose weights are left alone.
 
@@ -134,7 +140,7 @@ def prepare_video(
     conv1 = products(encoder)["conv1"]
     encoder.conv1 = PixelPatches(conv1, backbone.mean, backbone.std)
     source = f"{recipe.checkpoint.source}, video tower"
-    return _prepare(encoder, clips, method, expected, source, steps, {"conv1.linear": PIXELS})
+    return _prepare(encoder, clips, method, expected, source, steps, progress, {"conv1.linear": PIXELS})
 
 
 def round_embedding(encoder: TextEncoder, calls: Calls, expected: Tensor, limit: float) -> Sensitivity:
@@ -148,7 +154,7 @@ def round_embedding(encoder: TextEncoder, calls: Calls, expected: Tensor, limit:
 
 
 def prepare_text(
-    recipe: Recipe, token_ids: Calls, method: str = DEFAULT_METHOD, steps: Steps = STEPS
+    recipe: Recipe, token_ids: Calls, method: str = DEFAULT_METHOD, steps: Steps = STEPS, progress: Progress = SILENT
 ) -> Tower[TextEncoder]:
     """The text tower of a recipe, with its embedding in 8 bits too.
 
@@ -159,7 +165,7 @@ def prepare_text(
     expected = embed(encoder, _judged(token_ids))
     embedding = round_embedding(encoder, _judged(token_ids), expected, steps.embedding_limit)
     left = () if isinstance(encoder.embedding, RoundedEmbedding) else (_EMBEDDING,)
-    tower = _prepare(encoder, token_ids, method, expected, f"{recipe.checkpoint.source}, text tower", steps)
+    tower = _prepare(encoder, token_ids, method, expected, f"{recipe.checkpoint.source}, text tower", steps, progress)
     return replace(
         tower,
         sensitivities=costliest_first([embedding, *tower.sensitivities]),
