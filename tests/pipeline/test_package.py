@@ -114,7 +114,7 @@ class TestExport:
         )
         assert code == 0
         assert json.loads(out)["manifest"]["pt2"]["precision"] == "fp32"
-        assert f"wrote      {PT2}" in err and f"{PT2}   PASS" in err and "FAIL" not in err
+        assert f"wrote      {PT2}" in err and f"parity     {PT2} on " in err and "PASS" in err and "FAIL" not in err
 
     def test_dry_run_names_the_file(self, command, small_checkpoint, small_profile, tmp_path):
         arguments = (small_checkpoint, "--profile", small_profile, "--out", tmp_path / "out", "--dry-run", "--json")
