@@ -118,8 +118,8 @@ class TestUsage:
         from tempme_export.data import synthetic
 
         monkeypatch.setattr(synthetic, "draw_splits", partial(small_world, synthetic.draw_splits))
-        readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
-        (line,) = re.findall(r"^tempme-train (.*--init scratch.*)$", readme, re.MULTILINE)
+        page = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8").replace("\\\n", " ")
+        (line,) = re.findall(r"^tempme-train (.*--init scratch.*)$", page, re.MULTILINE)
         documented = without(shlex.split(line), "cache")
         assert {"--seed", "--betas", "--eps", "--decay", "--train-temperature"} <= set(documented)
         small = [*documented, "--epochs", "1", "--batch", "4", "--out", tmp_path / "out", "--device", "cpu"]
