@@ -68,14 +68,14 @@ def id_of(value: object) -> str:
 def test_a_command_parses(page, words):
     name, *arguments = (word.strip("[]") for word in words)
     try:
-        typer.main.get_command(LINES[name]._app).make_context(name, arguments)
+        typer.main.get_command(LINES[name].app).make_context(name, arguments)
     except typer.Exit as shown:  # --help, --version
         assert shown.exit_code == 0
 
 
 def test_a_command_that_does_not_exist_is_found():
     with pytest.raises(app.PARSER_ERROR, match="No such option"):
-        typer.main.get_command(LINES["tempme-export"]._app).make_context("tempme-export", ["ckpt.pt", "--tensorrt"])
+        typer.main.get_command(LINES["tempme-export"].app).make_context("tempme-export", ["ckpt.pt", "--tensorrt"])
 
 
 @pytest.mark.parametrize(("page", "words"), named("make"), ids=id_of)
