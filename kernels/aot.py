@@ -41,7 +41,7 @@ class Operand:
 
 @dataclass(frozen=True)
 class Variant:
-    """What one build of a kernel serves: launches that differ only in shapes and scalars share it.
+    """Variant of a kernel, built once: launches that differ only in shapes and scalars share it.
 
     arguments  name and Triton type of what is passed at run time, in the order passed
     hinted     those of them whose value or address is a multiple of 16, which is what allows wide loads
@@ -94,7 +94,7 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a program of a built kernel takes.
+    """Resources that a program of a built kernel takes.
 
     registers                  per thread
     spill_stores, spill_loads  bytes per thread; on gfx942 both are the private memory that spilling would take
@@ -151,7 +151,7 @@ def _is_runtime(name: str, value: Any) -> bool:
 
 
 def _is_hinted(name: str, value: Any) -> bool:
-    """Whether a multiple of 16 is worth a build of its own: addresses and strides of rows, not of single sizes."""
+    """True where a multiple of 16 is worth a build of its own: addresses and strides of rows, not of single sizes."""
     if isinstance(value, Tensor):
         return bool(value.storage_offset() * value.element_size() % _HINT == 0)
     return _is_stride(name) and not name.startswith("size_") and value % _HINT == 0
@@ -163,7 +163,7 @@ def _runtime(call: Call) -> dict[str, Any]:
 
 
 def arguments(call: Call) -> Arguments:
-    """What a recorded launch passes at run time.
+    """Arguments that a recorded launch passes at run time.
 
     Raises ValueError where the kernel's arguments are not inputs, scalars, outputs, or a scalar is not an int32.
     """

@@ -79,9 +79,8 @@ def power_of_two(n: int, at_least: int = 1) -> int:
 
 
 def _is_many(programs: int | torch.SymInt, limit: int) -> bool:
-    """Whether throughput counts more than latency. A symbolic count is decided once, by the batch that is traced:
-    a comparison would tie the compiled graph to one side of the limit.
-    """
+    """True where throughput counts more than latency. A symbolic count is decided once, by the batch that is traced: a
+    comparison would tie the compiled graph to one side of the limit."""
     hint = (programs.node.hint or 0) if isinstance(programs, torch.SymInt) else programs
     return int(hint) >= limit
 
@@ -111,13 +110,13 @@ def attention_config(n_tokens: int, dtype: torch.dtype) -> AttentionConfig:
 
 
 def matches_beside_attention(n_a: int, head_width: int) -> bool:
-    """Whether a match fits the tiles and warps of an attention program; larger ones take their own launch."""
+    """True for a match that fits the tiles and warps of an attention program; larger ones take their own launch."""
     return n_a <= 64 and head_width <= 64
 
 
 @functools.cache
 def interpreting() -> bool:
-    """Whether Triton runs its interpreter, which takes tensors of any device."""
+    """True where Triton runs its interpreter, which takes tensors of any device."""
     import triton
 
     return bool(triton.knobs.runtime.interpret)

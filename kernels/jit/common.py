@@ -1,4 +1,4 @@
-"""What the kernels share: where tokens lie, the two sets, stores."""
+"""Shared parts of the kernels: places of tokens, the two sets, stores."""
 
 import triton
 import triton.language as tl
