@@ -1,4 +1,4 @@
-"""What shapes cannot tell, and who says it: activation, pixel statistics, heads, epsilon, resize.
+"""Conventions that shapes cannot tell, and who says them: activation, pixel statistics, heads, epsilon, resize.
 
 A statement names its source. Two that contradict each other are refused; where nobody speaks, what is assumed is said.
 """
@@ -133,8 +133,8 @@ def _read_table(table: Mapping[Any, Any], source: str, path: str) -> Iterator[St
 
 
 def stated_in(document: Mapping[Any, Any], source: str) -> tuple[Statement, ...]:
-    """What a checkpoint's document says beside its tensors: its own entries, and those of the tables in which trainings
-    keep their settings. Raises CheckpointError for one that cannot be meant."""
+    """Statements of a checkpoint's document beside its tensors: its own entries, and those of the tables in which
+    trainings keep their settings. Raises CheckpointError for one that cannot be meant."""
     tables = {key: value for key, value in document.items() if key in _TABLES and isinstance(value, Mapping)}
     own = {key: value for key, value in document.items() if not isinstance(value, Mapping)}
     return (*_read_table(own, source, ""), *_read_table(tables, source, ""))

@@ -137,7 +137,7 @@ class Merges(list[tuple[Tensor, Tensor]]):
 
 
 class Stream(NamedTuple):
-    """What flows from block to block. Adding `delta` is left to the step that reads the sum, which fuses it.
+    """State that flows from block to block. Adding `delta` is left to the step that reads the sum, which fuses it.
 
     x         [clips, N, D], the residual stream
     delta     [clips, N, D], the last MLP's output, not yet added; None before the first block
@@ -192,7 +192,7 @@ class VideoBlock(nn.Module):
         return stream, h
 
     def _enter(self, stream: Stream, merges: Merges) -> tuple[Stream, Tensor]:
-        """What lies before the attention: clips joined where the plan says so, the sum of the stream, its ln_1."""
+        """Prepare the attention: join clips where the schedule says so, add up the stream, apply ln_1."""
         if self.plan.factor > 1:
             return self._join(stream, merges)
         if stream.delta is None:

@@ -206,7 +206,7 @@ def parse_profile(document: dict[str, Any], source: str) -> Profile:
 
 
 def profile_folder() -> Path:
-    """Where the shipped profiles lie."""
+    """Folder of the shipped profiles."""
     from tempme_export import profiles
 
     return Path(profiles.__path__[0])

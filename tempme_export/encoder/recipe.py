@@ -36,8 +36,9 @@ _CLIP_OWN = "CLIP's own defaults"
 
 @dataclass(frozen=True)
 class Recipe:
-    """What every encoder of this package is built from. `origin` says where the profile is from: the caller, the
-    checkpoint's own file, or the checkpoint's shapes. `conventions` lists what shapes cannot tell, and who says it."""
+    """Everything that an encoder of this package is built from. `origin` says where the profile is from: the caller,
+    the checkpoint's own file, or the checkpoint's shapes. `conventions` lists what shapes cannot tell, and who says
+    it."""
 
     checkpoint: Checkpoint
     profile: Profile

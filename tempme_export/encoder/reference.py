@@ -38,7 +38,7 @@ class MergeStep:
 
 @dataclass
 class Trace:
-    """What the encoder did: every merge, and tokens and sizes after every block."""
+    """Merge log of the encoder: every merge, and tokens and sizes after every block."""
 
     steps: list[MergeStep] = field(default_factory=list)
     tokens: list[Tensor] = field(default_factory=list)

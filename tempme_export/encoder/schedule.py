@@ -8,7 +8,7 @@ from tempme_export.errors import ProfileError
 
 @dataclass(frozen=True)
 class MergePolicy:
-    """What merges where (the `[merge]` table of a profile).
+    """Merges of each block, by rule (the `[merge]` table of a profile).
 
     `cross_percent` and `intra_percent` are the shares MERGED: 100 - R_C and 100 - R_I of the paper.
     """

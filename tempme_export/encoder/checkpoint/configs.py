@@ -117,7 +117,7 @@ def _open_clip(config: Mapping[str, Any], source: str, facts: Facts) -> Iterator
 
 
 def pixel_statements(pixels: Mapping[str, Any], source: str) -> Iterator[Statement]:
-    """What a preprocessing configuration of open_clip says."""
+    """Statements of an open_clip preprocessing configuration."""
     for about in ("mean", "std"):
         if (values := pixels.get(about)) is not None:
             yield statistic(about, values, source)
@@ -137,7 +137,7 @@ _READERS: tuple[tuple[str, _Reader], ...] = (
 
 
 def stated_beside(checkpoint: Path, facts: Facts) -> tuple[Statement, ...]:
-    """What the configurations in a checkpoint's folder say about it.
+    """Statements about a checkpoint in the configurations of its folder.
 
     Raises CheckpointError for one that cannot be read, or is of a model of other sizes.
     """

@@ -1,4 +1,4 @@
-"""What the shapes of a checkpoint's tensors tell, and the shapes that follow from it (spec section 7).
+"""Facts that the shapes of a checkpoint's tensors tell, and the shapes that follow from them (spec section 7).
 
 Canonical names are CLIP's own (`visual.conv1.weight`, ...).
 """
@@ -23,9 +23,9 @@ _LISTED = 8
 
 @dataclass(frozen=True)
 class Facts:
-    """What shapes alone tell. `clip_lengths` maps a block to the clips that enter it, where the checkpoint
-    has clip positional embeddings; `lora_rank`, `adapter` (its inner width) and `prompts` (tokens in each block)
-    are None where there are none."""
+    """Facts that shapes alone tell. `clip_lengths` maps a block to the clips that enter it, where the checkpoint has
+    clip positional embeddings; `lora_rank`, `adapter` (its inner width) and `prompts` (tokens in each block) are None
+    where there are none."""
 
     image_size: int
     patch: int
@@ -55,7 +55,7 @@ def listing(names: Iterable[str]) -> str:
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether it has values, one beside the other."""
+    """True for a strided tensor that holds values."""
     return tensor.layout == torch.strided and not tensor.is_meta
 
 
@@ -72,7 +72,7 @@ def _shape_of(tensors: Mapping[str, Tensor], name: str, dims: int) -> tuple[int,
 
 
 def _count_blocks(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """How many different blocks there are; a gap in their numbers shows up as missing and unknown tensors."""
+    """Number of distinct blocks; a gap in their numbers shows up as missing and unknown tensors."""
     pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
     blocks = {int(m.group(1)) for name in tensors if (m := pattern.match(name))}
     if not blocks:

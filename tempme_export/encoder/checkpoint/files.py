@@ -19,7 +19,7 @@ _OTHERS = (
 
 
 def read_file(path: Path) -> tuple[Any, tuple[str, ...]]:
-    """What a PyTorch or safetensors file holds, whatever it is called, and remarks on it.
+    """Content of a PyTorch or safetensors file, whatever it is called, and remarks on it.
 
     Raises CheckpointError for a damaged file, one that holds code, and any other.
     """

@@ -41,7 +41,7 @@ _POSITION_IDS = re.compile(r"(text_model|vision_model)\.embeddings\.position_ids
 
 
 def is_hugging_face(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether names are Hugging Face's."""
+    """True where the names are Hugging Face's."""
     return any(name.partition(".")[0] in _TOWERS or name in _TRANSPOSED for name in tensors)
 
 

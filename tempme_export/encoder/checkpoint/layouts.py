@@ -1,4 +1,4 @@
-"""Where in a file the weights lie, and what their names are called in CLIP.
+"""Places of the weights in a file, and their names in CLIP.
 
 Trainers wrap a model and so prefix its names; frameworks save it beside other things. Nothing is guessed: whatever is
 left over after this is an unknown tensor.

@@ -125,12 +125,12 @@ def _tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _is_openai(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether these are the tensors of OpenAI's own archives: nothing else keeps the three scalars."""
+    """True for the tensors of OpenAI's own archives: nothing else keeps the three scalars."""
     return all(name in tensors for name in _JIT_FACTS)
 
 
 def _stated_inside(weights: Weights, profile: Profile | None) -> tuple[Statement, ...]:
-    """What the file itself says. The backbone of its profile speaks where nothing else in it does."""
+    """Statements of the file itself. The backbone of its profile speaks where nothing else in it does."""
     said = [one for document in weights.document for one in stated_in(document, "the checkpoint's file")]
     if _is_openai(weights.tensors):
         said.append(Statement("activation", "quickgelu", "the checkpoint's file (OpenAI's own weights)"))

@@ -64,7 +64,7 @@ def _counts(value: Any) -> list[int] | None:
 
 
 def _place(name: str, entry: Any, path: Path) -> tuple[int, int]:
-    """Where a tensor's bytes begin and end, found to be as many as its shape takes."""
+    """Begin and end of a tensor's bytes, found to be as many as its shape takes."""
     entry = entry if isinstance(entry, dict) else {}
     shape, place = _counts(entry.get("shape")), _counts(entry.get("data_offsets"))
     if shape is None or place is None or len(place) != 2:

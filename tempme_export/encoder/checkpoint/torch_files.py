@@ -108,7 +108,8 @@ def _check_archive(path: Path) -> tuple[str, ...]:
 
 
 def read_torch_file(path: Path) -> tuple[Any, tuple[str, ...]]:
-    """What the file holds, and remarks on it. Raises CheckpointError for damage, code, TorchScript and other files."""
+    """Content of a PyTorch file, and remarks on it. Raises CheckpointError for damage, code, TorchScript and other
+    files."""
     try:
         remarks = (
             _check_archive(path) if zipfile.is_zipfile(path) else ("PyTorch's old format, which has no checksums",)
