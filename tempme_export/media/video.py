@@ -17,7 +17,7 @@ _LEAST_DECODED = 0.9
 
 
 def decoder_version() -> str:
-    """What turns a file into pixels: "PyAV 18.1.0, libavcodec 62.28.102, libswscale 9.5.102".
+    """Versions of the decoder that turns a file into pixels: "PyAV 18.1.0, libavcodec 62.28.102, libswscale 9.5.102".
 
     Raises BackendError without PyAV.
     """
@@ -134,7 +134,7 @@ def check_video(path: str | os.PathLike[str]) -> int:
 
 
 def is_video(path: str | os.PathLike[str]) -> bool:
-    """Whether a decoder finds a video in a file, by its beginning. Raises BackendError without PyAV."""
+    """True where a decoder finds a video in the file, by its beginning. Raises BackendError without PyAV."""
     try:
         with open_video(Path(path)):
             return True

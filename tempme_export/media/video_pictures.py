@@ -111,7 +111,7 @@ def _decode_damaged(path: Path, wanted: Sequence[int], scan: Scan, allow_damaged
 
 
 def _found_strictly(path: Path, n_packets: int) -> Damage:
-    """What the decoder finds against the format in the first so many packets."""
+    """Violations of the format that the decoder finds in the first `n_packets` packets."""
     found = decode(path, strict=True, threads=False, n_packets=n_packets)
     return {one.number: one.lead for one in found if isinstance(one, Lost) or one.frame.is_corrupt}
 
@@ -123,7 +123,7 @@ def _shown_before(lost: Lost, shown: Shown, key: int) -> bool:
 
 
 def _seconds(frame: Any, begin: float | None, otherwise: float) -> float:
-    """When a frame is shown, counted from the first one; joined recordings have clocks that go back."""
+    """Time of a frame in seconds, counted from the first one; joined recordings have clocks that go back."""
     if frame.pts is None or begin is None or not frame.time >= begin:
         return otherwise
     return float(frame.time - begin)

@@ -12,7 +12,7 @@ from tempme_export.media.video_transport import is_whole
 
 @dataclass(frozen=True)
 class Scan:
-    """What the packets of a video say without being decoded.
+    """Facts that the packets of a video tell without being decoded.
 
     n_frames     frames a decoder would show
     n_decodable  those of them that can be decoded: not before the first key frame, nor behind missing packets
@@ -61,7 +61,8 @@ def scan_video(path: Path) -> Scan:
 def _torn(
     path: Path, container_name: str, flagged: Sequence[int], seen: Sequence[tuple[int | None, bool]]
 ) -> frozenset[int]:
-    """What a flag says of a packet, or of the next one where a parser stands between FFmpeg's reader and us.
+    """Numbers of torn packets: a flag is of its packet, or of the next one where a parser stands between FFmpeg's
+    reader and us.
 
     A transport stream may go on elsewhere behind a whole packet: nothing is missing if a key frame is next.
     """

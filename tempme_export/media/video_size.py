@@ -1,4 +1,4 @@
-"""What a video file says of its own size: a file that ends before its frames do was cut short.
+"""Size of a video file by its own account: a file that ends before its frames do was cut short.
 
 Frame counts and lengths in headers do not tell: edit lists hide frames, recorders write lengths they guess, sound may
 be longer. How many bytes hold the frames is what a reader needs, and every container but MPEG's streams says it.

@@ -170,7 +170,7 @@ def _strict_decoder(stream: Any) -> Any:
 
 
 def _is_hidden(codec: str, packet: Any) -> bool:
-    """Whether a packet holds only a picture that is predicted from and never shown, as VP8 and VP9 have them."""
+    """True for a packet that holds only a picture that is predicted from and never shown, as VP8 and VP9 have them."""
     if codec == "vp8":
         return not bytes(packet)[0] & 0x10
     if codec == "vp9":
@@ -184,7 +184,7 @@ _DELAY = 512  # packets; no decoder holds more back
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a packet belongs: its time, on which clock, and the key frame that it leads."""
+    """Place of a packet: its time, its clock, and the key frame that it leads."""
 
     pts: int | None
     clock: int
@@ -194,7 +194,7 @@ class _Place:
 
 
 class _Order:
-    """Which frames are to be shown, and when. One that a later frame overtakes was lost without a word."""
+    """Frames to be shown, and their order. One that a later frame overtakes was lost without a word."""
 
     def __init__(self, timed: bool) -> None:
         """timed: the container says when frames are shown; AVI does not."""
@@ -236,7 +236,7 @@ class _Order:
         return Shown(frame, number, place.lead, bool(frame.key_frame and place.is_key))
 
     def overtaken(self, frame: Any, number: int | None) -> list[Lost]:
-        """What should have been shown before a frame, of the packet of that number if it is known, and was not."""
+        """Frames that should have been shown before this one and were not; `number` is its packet's, if it is known."""
         if number not in self._awaited:
             number = next((one for one, place in self._awaited.items() if place.pts == frame.pts), None)
         if number is None:

@@ -11,7 +11,7 @@ _SYNC = 0x47
 
 
 def is_whole(file: BinaryIO, position: int | None) -> bool:
-    """Whether the packet that begins at a byte of the file is there up to its end.
+    """True where the packet that begins at a byte of the file is there up to its end.
 
     It is when its counter goes up by one each time and its last piece is filled up, as only last pieces are. One in 184
     needs no filling; it is not known to be whole.
