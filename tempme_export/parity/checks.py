@@ -182,7 +182,7 @@ def decision_checks(
 
 
 def unit_length(label: str, embedding: Floats) -> Check:
-    """How far the length of any row is from 1."""
+    """Check of unit length: the largest distance of any row's length from 1."""
     worst = np.abs(np.linalg.norm(embedding.astype(np.float64), axis=-1) - 1).max()
     return Check(f"unit length, {label}: | length - 1 |", float(worst), UNIT_LENGTH)
 

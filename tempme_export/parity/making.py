@@ -17,7 +17,8 @@ from tempme_export.parity.selftest import CAPTIONS, CLIPS, SAFE_GAP, SelfTest, d
 
 @dataclass(frozen=True)
 class Drawing:
-    """How clips are drawn: one of each kind, `tries` times at most until the gap of its closest decision is `safe`."""
+    """Rule for drawing clips: one of each kind, `tries` times at most until the gap of its closest decision is
+    `safe`."""
 
     kinds: tuple[str, ...] = CLIPS
     tries: int = 4

@@ -29,7 +29,7 @@ from tempme_export.runtime.base import Runner
 
 @dataclass(frozen=True)
 class Standard:
-    """What artifacts are judged by.
+    """Reference that artifacts are verified against.
 
     batches  videos per call to try
     """
@@ -41,7 +41,7 @@ class Standard:
 
     @property
     def exposed(self) -> tuple[str, ...]:
-        """What every merge decided and made."""
+        """Names of the values that every merge exposes: its decision and the tokens it made."""
         return tuple(name for merge in self.plan.merges for name in (merge.assign_name, merge.tokens_name))
 
 
@@ -123,7 +123,7 @@ def embedding_batches(batches: Sequence[int], selftest: SelfTest) -> tuple[int, 
 
 
 def embedding_checks(standard: Standard, runner: Runner, tolerance: Tolerance, runs_before: int = 0) -> list[Check]:
-    """What an artifact can be judged by that returns embeddings alone: level (c), at every batch.
+    """Checks of an artifact that returns embeddings alone: level (c), at every batch.
 
     runs_before  the runs after which a batch is judged: where a runner replays what it recorded, a replay is
     """
