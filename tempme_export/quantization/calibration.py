@@ -45,7 +45,7 @@ _ACTIONS = (
 
 @dataclass(frozen=True)
 class Calibration:
-    """What scales are taken from, and weights rounded for.
+    """Data that scales are taken from, and weights rounded for.
 
     source    as it was given
     clips     uint8 [V, F, S, S, 3]
@@ -62,7 +62,7 @@ class Calibration:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What makes the scales less than they could be."""
+        """Reasons why the scales are less than they could be."""
         if len(self.clips) >= FEWEST:
             return ()
         return (

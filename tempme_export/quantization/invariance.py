@@ -1,4 +1,4 @@
-"""What a float step does to a video must not depend on where in a batch the video lies: a last bit turns a rounding
+"""Batch invariance of the float steps: where in a batch a video lies must not matter, since a last bit turns a rounding
 to 8 bits, and that is no longer a last bit.
 
 ONNX Runtime computes a logarithm eight values at a time and what is left over one by one, with another last bit, so

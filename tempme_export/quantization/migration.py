@@ -41,7 +41,8 @@ def _after_values(name: str, in_proj: Linear, reads: Linear) -> _Step:
 
 
 def _steps(tower: Encoder) -> list[_Step]:
-    """Where a LayerNorm or an attention feeds a product and nothing else; behind an activation nothing can move."""
+    """Steps where a LayerNorm or an attention feeds a product and nothing else; behind an activation nothing can
+    move."""
     found = []
     for index, block in enumerate(tower.blocks):
         assert isinstance(block, VideoBlock | TextBlock), "towers are made of blocks"

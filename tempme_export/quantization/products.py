@@ -49,7 +49,7 @@ class Seen:
 
     @property
     def is_finite(self) -> bool:
-        """Whether numbers can be drawn from it: no infinity, no NaN, and none by squaring."""
+        """True where numbers can be drawn from it: no infinity, no NaN, and none by squaring."""
         return bool(self.total.isfinite().all() and self.scatter.isfinite().all())
 
     @property
@@ -58,7 +58,7 @@ class Seen:
         return self.total / self.rows
 
     def joined(self, other: "Seen") -> "Seen":
-        """What was seen by both."""
+        """Statistics of both together."""
         rows = self.rows + other.rows
         apart = (self.mean - other.mean).to(self.scatter.dtype)
         return Seen(
@@ -70,7 +70,7 @@ class Seen:
         )
 
     def divided(self, factors: Tensor) -> "Seen":
-        """What is seen once the channels are divided by `factors` [I] > 0."""
+        """Statistics once the channels are divided by `factors` [I] > 0."""
         scatter = self.scatter / torch.outer(factors, factors)
         return Seen(self.lowest / factors, self.highest / factors, self.total / factors, scatter, self.rows)
 
@@ -82,7 +82,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Range:
-    """What the 256 values of a product's input stand for, both ends included; zero is among them."""
+    """Range of the 256 values of a product's input, both ends included; zero is among them."""
 
     lowest: float
     highest: float
@@ -155,7 +155,7 @@ def watch(tower: nn.Module, calls: Calls, note: Callable[[str, Tensor], None]) -
 
 
 def observe(tower: nn.Module, calls: Calls) -> dict[str, Seen]:
-    """What each product is given over the calibration data, at least one call."""
+    """Input statistics of each product over the calibration data, at least one call."""
     seen: dict[str, Seen] = {}
 
     def note(name: str, rows: Tensor) -> None:

@@ -1,4 +1,5 @@
-"""What each product costs in accuracy when it alone is computed in 8 bits, and which are therefore left in float."""
+"""Accuracy that each product costs when it alone is computed in 8 bits, and the products that are therefore left in
+float."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -65,7 +66,7 @@ def _stage_of(product: str) -> int:
 
 
 def _states(stages: Stages, call: Tensor) -> list[Any]:
-    """What goes into each stage, and what comes out of the last."""
+    """Input of each stage, and the output of the last."""
     states: list[Any] = [call]
     for stage in stages:
         states.append(stage(states[-1]))

@@ -63,7 +63,7 @@ class Tower(Generic[_Module]):
 
 @dataclass(frozen=True)
 class Steps:
-    """What makes a tower ready, step by step; with another step in its place, each shows what it is worth.
+    """Steps that make a tower ready; with another step in its place, each shows what it is worth.
 
     migrate          balances the weights with their inputs, before anything is rounded
     round            rounds the weights of one product
@@ -115,7 +115,7 @@ def _prepare(
 
 
 def _finite(seen: dict[str, Seen], source: str) -> dict[str, Seen]:
-    """What was seen, if all of it is numbers: 8 bits have no value for anything else."""
+    """Return the statistics if they are finite: 8 bits have no value for anything else."""
     for name, one in seen.items():
         if not one.is_finite:
             raise CheckpointError(
