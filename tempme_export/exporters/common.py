@@ -1,4 +1,4 @@
-"""What every exporter starts from: number formats, inputs to trace a tower with, and what its weights take."""
+"""Common base of the exporters: number formats, inputs to trace a tower with, and the size of its weights."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def video_inputs(recipe: Recipe, batch: int, frame_mask: bool, device: str = "cp
 
 
 def tower_bytes(recipe: Recipe, tower: Tower, precision: str) -> int:
-    """What a tower's weights take; the rest of a checkpoint counts with the texts."""
+    """Bytes of a tower's weights; the rest of a checkpoint counts with the texts."""
     tensors = recipe.checkpoint.tensors.items()
     weights = sum(tensor.numel() for name, tensor in tensors if name.startswith("visual.") == (tower == "video"))
     return weights * {"fp32": 4, "int8": 1}.get(precision, 2)

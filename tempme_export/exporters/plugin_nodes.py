@@ -1,4 +1,4 @@
-"""What `video.plugin.onnx` holds of ours: every node's type, attributes and shapes, as data, without tracing a model.
+"""Our nodes in `video.plugin.onnx`: the type, attributes and shapes of each, as data, without tracing a model.
 
 A TensorRT plugin launches one kernel and allocates nothing, so a step of several kernels is a chain of nodes and what
 passes between them are tensors of the graph:
@@ -69,7 +69,7 @@ class Tokens:
 
 
 def _sets(tokens: Tokens, n_cls: int, r: int) -> dict[str, int]:
-    """Where sets A and B start, and the output row of the first B token (spec section 4)."""
+    """Starts of sets A and B, and the output row of the first B token (spec section 4)."""
     n_b = tokens.n_tokens // 2 - n_cls // 2
     return {
         "n_cls": n_cls,
@@ -81,7 +81,7 @@ def _sets(tokens: Tokens, n_cls: int, r: int) -> dict[str, int]:
 
 
 def _joined(tokens: Tokens, n_cls: int) -> dict[str, int]:
-    """What joining clips takes; `cls_in` class tokens lead each clip before."""
+    """Attributes of joining clips; `cls_in` class tokens lead each clip before."""
     return {
         "factor": tokens.factor,
         "tokens": tokens.tokens,
@@ -158,7 +158,7 @@ def merge_norm(tokens: Tokens, n_cls: int, r: int, *, sized: bool, positions: in
 
 
 class Planned(Protocol):
-    """What of a recipe the nodes depend on: all but its weights."""
+    """Part of a recipe that the nodes depend on: all but its weights."""
 
     @property
     def profile(self) -> Profile:
@@ -170,7 +170,7 @@ class Planned(Protocol):
 
     @property
     def plan(self) -> Schedule:
-        """What every block merges."""
+        """Merges of every block."""
 
 
 def plugin_nodes(recipe: Planned) -> tuple[PluginNode, ...]:

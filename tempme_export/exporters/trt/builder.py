@@ -37,7 +37,7 @@ _HERE = Workshop()
 
 
 def timing_cache_path(out: Path) -> Path:
-    """Where the builder's timings lie: beside the bundle, so that the next build of it takes a fraction of the time."""
+    """Path of the builder's timings: beside the bundle, so that the next build of it takes a fraction of the time."""
     return out.with_name(out.name + ".timing")
 
 
@@ -170,7 +170,7 @@ def _inspect(trt: Any, engine: Any, batch: BatchRange, names: PluginNames) -> En
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How an engine is built.
+    """Settings of an engine build.
 
     batch          videos per call that the engine takes
     precision      the graph's, which the engine is proven to have

@@ -15,7 +15,7 @@ from tempme_export.runtime.nvidia import engine_device, find_gpu
 
 
 def engine_nodes(recipe: Recipe) -> tuple[PluginNode, ...]:
-    """What an engine's plugins are to take. Raises UsageError where that is nothing."""
+    """Nodes that an engine's plugins are to take. Raises UsageError where there are none."""
     nodes = plugin_nodes(recipe)
     if not nodes:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""What is inside a finished engine, from the engine inspector's JSON: layers by precision, plugins, attentions.
+"""Content of a finished engine, from the engine inspector's JSON: layers by precision, plugins, attentions.
 
 The wordings of TensorRT 10 and 11 are read: a tensor's type stands under `Format/Datatype` or `Datatype`, as `Half` or
 inside a sentence, and products are `gemm`, `runtime_fusion`, `_gemm_mha_v2` and so on. Written after what documentation
@@ -60,12 +60,12 @@ class Layer:
 
     @property
     def is_attention(self) -> bool:
-        """Whether it is a whole attention: two products and the softmax between them."""
+        """True for a whole attention: two products and the softmax between them."""
         return any(_ATTENTION.search(text) for text in (self.name, self.kind, self.tactic))
 
     @property
     def is_product(self) -> bool:
-        """Whether it multiplies matrices."""
+        """True for a layer that multiplies matrices."""
         if self.is_plugin:
             return False
         found = (_PRODUCT_TYPE.search(self.kind), _PRODUCT_TACTIC.search(self.tactic), _PRODUCT_NAME.search(self.name))
@@ -78,7 +78,8 @@ class Layer:
 
     @property
     def product_precision(self) -> str:
-        """What a product's operands are; "tf32" where the kernel rounds float32 to it, "unknown" where none says."""
+        """Precision of a product's operands; "tf32" where the kernel rounds float32 to it, "unknown" where none
+        says."""
         found = _narrowest(self.operands)
         if found == "fp32" and _TF32.search(self.tactic):
             return "tf32"

@@ -1,4 +1,4 @@
-"""What `--trt` would build, as data: made from a recipe alone, without TensorRT and without a GPU."""
+"""Plan of the engine that `--trt` would build, as data: from a recipe alone, without TensorRT and without a GPU."""
 
 from collections import Counter
 from collections.abc import Iterable

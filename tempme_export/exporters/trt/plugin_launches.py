@@ -1,4 +1,4 @@
-"""What the plugin of a node launches, with every number as a function of the batch. Knows nothing of TensorRT.
+"""Kernel launches of a node's plugin, with every number as a function of the batch. Knows nothing of TensorRT.
 
 Nothing about a kernel is written twice: its launcher is recorded at several batch sizes, and what differs between
 the recordings is what scales with the batch. Each operation launches one kernel, without workspace.
@@ -65,7 +65,7 @@ class PluginLaunch:
 
 
 def call_of(node: PluginNode, precision: str) -> PluginCall:
-    """What is fixed about a node of the graph in one precision.
+    """Plugin call of a node of the graph in one precision: all that is fixed about it.
 
     Raises ExportError for a node that is not what its plugin takes.
     """
@@ -113,7 +113,7 @@ def _tensors(call: PluginCall, clips: int) -> dict[str, Tensor]:
 
 
 def record(call: PluginCall, clips: int) -> tuple[aot.Launch, ...]:
-    """What a node launches for so many clips, one launch for each configuration worth trying; equal ones once.
+    """Launches of a node for so many clips, one for each configuration worth trying; equal ones once.
 
     Raises ExportError for what the kernel cannot take, BackendError without Triton.
     """

@@ -1,4 +1,4 @@
-"""What each of our nodes takes and returns, and the kernel launcher behind it: data, without TensorRT."""
+"""Inputs and outputs of each of our nodes, and the kernel launcher behind it: data, without TensorRT."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -38,7 +38,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Operation:
-    """How the nodes of one op_type are launched.
+    """Launch of the nodes of one op_type.
 
     attributes      in alphabetical order: the bindings hand their values over in the order that the parser found them
     unit            the input whose first axis stands for the batch

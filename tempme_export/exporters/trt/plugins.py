@@ -31,7 +31,7 @@ _ATTRIBUTE = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 
 class _Registration:
-    """What is registered in this process. TensorRT takes a plugin once, so the target to build for is set apart."""
+    """Plugins registered in this process. TensorRT takes a plugin once, so the target to build for is set apart."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -91,7 +91,7 @@ def _expression(trtp: Any, quantity: Quantity, units: Any) -> Any:
 
 
 def _is_fake(tensors: Sequence[Any]) -> bool:
-    """Whether TensorRT asks for types alone."""
+    """True where TensorRT asks for types alone."""
     return any(one.is_fake for one in tensors[0].shape_expr)
 
 

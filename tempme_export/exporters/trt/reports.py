@@ -1,4 +1,4 @@
-"""What TensorRT's builder says while it builds: its progress, its log, and the parser's errors with their nodes.
+"""Reports of TensorRT's builder while it builds: its progress, its log, and the parser's errors with their nodes.
 
 TensorRT calls these from threads of its own, where nothing may be raised: an exception is kept, stops the build, and
 is raised once the builder has returned. Has not been run with TensorRT yet.
@@ -17,7 +17,7 @@ _KEPT = 12  # of the builder's complaints, for the message of a failed build
 
 @dataclass(frozen=True)
 class BuildStep:
-    """How far the build is.
+    """Progress of a build.
 
     phase     what the builder does now, in its own words, the innermost phase
     fraction  of the whole build, by the steps of all phases around it: 0 at its start, 1 at its end
@@ -76,7 +76,7 @@ class Failure:
         self.error: BaseException | None = None
 
     def guard(self, call: Callable[[], object]) -> bool:
-        """Whether the build may go on: call, unless an earlier call failed."""
+        """Call, unless an earlier call failed. True where the build may go on."""
         if self.error is None:
             try:
                 call()

@@ -57,7 +57,7 @@ def refuse(missing: tuple[str, ...], otherwise: str = _ONNX_STAYS) -> None:
 
 
 def missing_for_engine(device: str) -> tuple[str, ...]:
-    """What `check_builder` would raise for; each with what to do."""
+    """Errors that `check_builder` would raise, in words; each with what to do."""
     missing, gpu, version = [], None, ""
     try:
         gpu = find_gpu(engine_device(device))
@@ -83,7 +83,7 @@ def missing_for_engine(device: str) -> tuple[str, ...]:
 
 
 def _torch_lacks_cuda() -> bool:
-    """What torch's version file says; importing torch takes a second."""
+    """True where torch's version file says that it is built without CUDA; importing torch takes a second."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return False
@@ -92,7 +92,7 @@ def _torch_lacks_cuda() -> bool:
 
 
 def unfit_for_engine(gpu: Gpu, version: str) -> Iterator[str]:
-    """What the GPU or its driver is too old for; `version` is TensorRT's, empty where there is none."""
+    """Requirements that the GPU or its driver is too old for; `version` is TensorRT's, empty where there is none."""
     if gpu.compute < _LEAST_COMPUTE:
         yield f"{gpu.name} has compute capability {gpu.compute[0]}.{gpu.compute[1]}; the plugins need 8.0 or newer."
     if not version:

@@ -1,4 +1,4 @@
-"""What an engine is built with, on the machine at hand: TensorRT, the GPU, and the compiler of the plugins' kernels."""
+"""Tools that build an engine on the machine at hand: TensorRT, the GPU, and the compiler of the plugins' kernels."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
