@@ -16,7 +16,7 @@ Tower = Literal["video", "text"]
 
 
 class Spec(Protocol):
-    """What of a request an exporter may ask for; `pipeline.spec.ExportSpec` says what each means."""
+    """Part of a request that an exporter may ask for; `pipeline.spec.ExportSpec` says what each means."""
 
     @property
     def precision(self) -> str: ...
@@ -42,7 +42,7 @@ class Spec(Protocol):
 
 @dataclass(frozen=True)
 class Making:
-    """What an exporter builds from.
+    """Everything that an exporter builds from.
 
     folder     where the bundle is put together; what an artifact is built from lies there already
     out        where the bundle will lie
@@ -59,7 +59,7 @@ class Making:
 
 
 class Preview(Protocol):
-    """What an exporter would build, as data: for `--dry-run`, whatever this machine lacks for it."""
+    """Preview of an artifact, as data: for `--dry-run`, whatever this machine lacks for it."""
 
     @property
     def name(self) -> str:
@@ -76,7 +76,7 @@ class Preview(Protocol):
 
 
 class Exporter(Protocol):
-    """What builds an artifact; modules are the usual ones."""
+    """Builder of an artifact; modules are the usual ones."""
 
     def check(self, spec: Spec) -> None:
         """Refuse what no checkpoint could mend: UsageError for the request, BackendError for this machine."""
@@ -99,7 +99,7 @@ class Exporter(Protocol):
         ...
 
     def preview(self, recipe: "Recipe", spec: Spec) -> Preview | None:
-        """What a dry run says of it beyond names and sizes; None: nothing. Raises UsageError for the request."""
+        """Preview of it for a dry run, beyond names and sizes; None: nothing. Raises UsageError for the request."""
         ...
 
     def build(self, artifact: "Artifact", making: Making) -> dict[str, Any] | None:
@@ -133,14 +133,15 @@ class Artifact:
 
     @property
     def exporter(self) -> Exporter:
-        """What builds it. Raises BackendError without what it is made of."""
+        """Exporter that builds it. Raises BackendError without what it is made of."""
         if not isinstance(self.builder, str):
             return self.builder
         with making(self.file):
             return cast(Exporter, importlib.import_module(self.builder))
 
     def misfits(self, manifest: Mapping[str, Any]) -> list[str]:
-        """What a manifest says of it in another kind than its readers need, in words; a bundle may say nothing."""
+        """Statements of a manifest about it that are of another kind than its readers need, in words; a bundle may say
+        nothing."""
         facts = manifest.get(self.option) if self.option and self.states else None
         if facts is None or (isinstance(facts, dict) and all(isinstance(facts.get(one), str) for one in self.states)):
             return []

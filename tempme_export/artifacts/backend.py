@@ -17,7 +17,7 @@ Facts = Mapping[str, Any]
 
 
 class Reveals(Enum):
-    """What a runner of a video tower can return beside the embedding."""
+    """Values that a runner of a video tower can return beside the embedding."""
 
     NOTHING = "nothing"
     DECISIONS = "every merge's decision, in any case"
@@ -26,7 +26,7 @@ class Reveals(Enum):
 
 @dataclass(frozen=True)
 class Setting:
-    """How an artifact is to be run.
+    """Settings to run an artifact with.
 
     threads    of a processor, for one call; None: as many as it has cores
     max_batch  rows of one call at most, unless the artifact has a limit of its own; None: as many as come
@@ -40,7 +40,7 @@ class Setting:
 
 
 class Runtime(Protocol):
-    """What opens runners; modules are the usual ones. `facts` is what the manifest says of the artifact."""
+    """Opener of runners; modules are the usual ones. `facts` is what the manifest says of the artifact."""
 
     def choose_device(self, facts: Facts, device: str | None) -> str:
         """The device asked for, or the usual one. Raises BackendError for one that is not there."""
@@ -73,13 +73,13 @@ class Folder:
     files: frozenset[str] | None = None
 
     def has(self, artifact: Artifact) -> bool:
-        """Whether the artifact is in it, or must be."""
+        """True where the artifact is in it, or must be."""
         if artifact.option is None:
             return True
         return self.holds(artifact.file)
 
     def holds(self, file: str) -> bool:
-        """Whether a file that not every bundle has is in it."""
+        """True where a file that not every bundle has is in it."""
         return (self.path / file).is_file() if self.files is None else file in self.files
 
     def facts_of(self, artifact: Artifact) -> Facts:
@@ -101,7 +101,7 @@ class Need:
 
 @dataclass(frozen=True)
 class Platform:
-    """How Triton Inference Server runs an artifact.
+    """Platform of an artifact in Triton Inference Server.
 
     model     what the server calls it
     format    its name of the file's format
@@ -149,18 +149,18 @@ class Backend:
 
     @property
     def runtime(self) -> Runtime:
-        """What opens its runners. Raises BackendError without what it is made of."""
+        """Runtime that opens its runners. Raises BackendError without what it is made of."""
         if not isinstance(self.runner, str):
             return self.runner
         with making(f"backend {self.name!r}"):
             return cast(Runtime, importlib.import_module(self.runner))
 
     def runs_on(self, device: str) -> bool:
-        """Whether it runs on this kind of device."""
+        """True where it runs on this kind of device."""
         return device.partition(":")[0] in self.devices
 
     def device_beside(self, device: str) -> str:
-        """Where it runs when other artifacts run on `device`: there, or on its usual device where that is the CPU."""
+        """Device to run on when other artifacts run on `device`: the same, or its usual one where that is the CPU."""
         return self.devices[0] if device == "cpu" and not self.runs_on(device) else device
 
     def choose_device(self, folder: Folder, device: str | None) -> str:

@@ -61,7 +61,8 @@ class Bundle:
 
     @property
     def conventions(self) -> tuple[Statement, ...]:
-        """What its checkpoint's shapes could not tell, and who said it; none in bundles of earlier versions."""
+        """Conventions that its checkpoint's shapes could not tell, and who said them; none in bundles of earlier
+        versions."""
         return tuple(Statement(about, **said) for about, said in self.manifest.get("conventions", {}).items())
 
     @property
@@ -79,7 +80,7 @@ def folder_of(bundle: Bundle) -> Folder:
 
 
 def failed_path(out: Path) -> Path:
-    """Where a build that failed parity is kept."""
+    """Path at which a build that failed parity is kept."""
     return out.with_name(out.name + ".failed")
 
 
@@ -161,7 +162,8 @@ def check_release(bundle: Bundle, names: Iterable[str] = ()) -> None:
 
 @contextmanager
 def one_release(bundle: Bundle, names: Iterable[str] = ()) -> Iterator[None]:
-    """What is read of the folder within, these files and the manifest, is of the release that was opened.
+    """Ensure that all that is read of the folder within, these files and the manifest, is of the release that was
+    opened.
 
     Raises as `check_release`, also for what failed within: another release's file may have been the reason.
     """

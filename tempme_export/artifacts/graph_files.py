@@ -4,12 +4,12 @@ from pathlib import Path
 
 
 def data_path(graph: Path) -> Path:
-    """Where the weights of a graph lie if they are not in it."""
+    """Path of the weights of a graph if they are not in it."""
     return graph.with_name(f"{graph.name}.data")
 
 
 def is_data(name: str) -> bool:
-    """Whether a file of this name holds weights of a graph."""
+    """True for the name of a file that holds weights of a graph."""
     return name.endswith(".onnx.data")
 
 
@@ -20,5 +20,5 @@ def graph_files(graph: Path) -> tuple[Path, ...]:
 
 
 def graph_bytes(graph: Path) -> int:
-    """What a graph takes on disk, its data included."""
+    """Bytes that a graph takes on disk, its data included."""
     return sum(path.stat().st_size for path in graph_files(graph))

@@ -1,4 +1,4 @@
-"""What a manifest must hold for the package to read it: the place of each value, and its kind in words."""
+"""Values that a manifest must hold for the package to read it: the place of each, and its kind in words."""
 
 import math
 import re
@@ -85,7 +85,7 @@ def _at(manifest: Any, place: tuple[str, ...]) -> Any:
 
 
 def misfits(manifest: dict[str, Any]) -> list[str]:
-    """What is of another kind than its reader needs, in words; nothing where all is well."""
+    """Values of another kind than their reader needs, in words; none where all is well."""
     return [
         f"{'.'.join(place)} is {_at(manifest, place)!r:.80}, expected {words}"
         for place, (words, fits) in _KINDS.items()

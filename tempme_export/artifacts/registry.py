@@ -160,7 +160,7 @@ def registered(*entries: Artifact | Backend) -> Iterator[None]:
 
 
 def options() -> dict[str, str]:
-    """What an export may be asked for beside what every bundle has: option -> its help."""
+    """Options of an export beside what every bundle has: option -> its help."""
     helps: dict[str, str] = {}
     for one in ARTIFACTS:
         if one.option is not None:
@@ -190,7 +190,7 @@ def find_backend(name: str | None, device: str | None = None) -> Backend:
 
 
 def text_backend() -> Backend:
-    """What runs the texts, whatever runs the videos."""
+    """Backend that runs the texts, whatever runs the videos."""
     return next(one for one in BACKENDS if one.artifact.tower == "text")
 
 
