@@ -1,4 +1,4 @@
-"""How long a device works on a call, by its own events."""
+"""Time that a device works on a call, by its own events."""
 
 from collections.abc import Callable
 from typing import Any

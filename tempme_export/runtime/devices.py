@@ -27,7 +27,7 @@ def torch_device(device: str, cuda: Any = torch.cuda) -> torch.device:
 
 
 def capability(device: torch.device) -> str:
-    """What code compiled for a device needs: `AVX2`, `AVX512` and so on, or `sm_90` of a GPU."""
+    """Instructions or GPU generation that compiled code needs: `AVX2`, `AVX512` and so on, or `sm_90` of a GPU."""
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         return f"sm_{major}{minor}"

@@ -1,4 +1,5 @@
-"""What a TensorRT engine (`video.plan`) is: the builder writes it into the manifest, the runtime reads it there."""
+"""Facts of a TensorRT engine (`video.plan`): the builder writes them into the manifest, the runtime reads them
+there."""
 
 from dataclasses import asdict, dataclass
 from typing import Any

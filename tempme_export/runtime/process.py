@@ -1,4 +1,4 @@
-"""What lives in one process only: it is opened there once, and again in every other process that gets its owner."""
+"""Resources of one process: opened there once, and again in every other process that gets their owner."""
 
 import ctypes
 import os
@@ -79,11 +79,12 @@ class ProcessBound:
         return made
 
     def _open(self) -> Any:
-        """What only this process can hold."""
+        """Open the resource that only this process can hold."""
         raise NotImplementedError
 
     def opened(self) -> Any:
-        """What `_open` made in this process. Raises BackendError in a child that cannot use it, else as `_open`."""
+        """Resource that `_open` made in this process. Raises BackendError in a child that cannot use it, else as
+        `_open`."""
         with calls, self._lock:
             if self._held is None:
                 self._check_fork()

@@ -1,4 +1,4 @@
-"""What the processor makes of int8."""
+"""Int8 arithmetic of the processor."""
 
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,7 @@ _TOKENS_AT_ONCE = 2400
 
 
 def videos_at_once(tokens: int) -> int:
-    """How many videos of `tokens` tokens an int8 graph is given in one run; a larger batch is run in parts.
+    """Number of videos of `tokens` tokens that an int8 graph is given in one run; a larger batch is run in parts.
 
     No embedding depends on its neighbours, so a batch may be cut where memory says. On two cores a video took as long
     in any batch from 1 to 8, while memory grows with the batch: four videos of a ViT-B/16 at once take 524 MB of
@@ -32,7 +32,7 @@ def flags(cpuinfo: str) -> set[str]:
 
 
 def int8_products(cpuinfo: Path = Path("/proc/cpuinfo")) -> Int8Products:
-    """Whether the processor sums int8 products into 32 bits in one instruction, or in pairs that saturate at 16."""
+    """Kind of int8 product of the processor: sums of 32 bits in one instruction, or of pairs that saturate at 16."""
     found = flags(cpuinfo.read_text()) if cpuinfo.is_file() else set()
     if not found:
         return "unknown"

@@ -27,7 +27,7 @@ _X86 = ("DEFAULT", "AVX2", "AVX512")  # rising: each runs the code of those befo
 
 @dataclass(frozen=True)
 class PackageFacts:
-    """What a package says of itself: the exporter writes it as JSON, under KEY in the package's metadata.
+    """Facts of a package: the exporter writes them as JSON, under KEY in the package's metadata.
 
     torch       version that compiled it
     device      "cpu" or "cuda"
@@ -89,7 +89,7 @@ def _runs(wanted: str, here: str) -> bool:
 
 @dataclass(frozen=True)
 class Here:
-    """What packages are run by: torch's version, and the code that a device runs, as `devices.capability` names it."""
+    """Host that runs packages: torch's version, and the device's instructions, as `devices.capability` names them."""
 
     torch: str
     capability: str
@@ -195,7 +195,7 @@ class Pt2Runner(Runner):
 
 
 def choose_device(facts: Facts, device: str | None) -> str:
-    """What it was compiled for unless another device is asked for. Raises BackendError for one that is not there."""
+    """Device that it was compiled for unless another is asked for. Raises BackendError for one that is not there."""
     return str(torch_device(device or facts["device"]))
 
 

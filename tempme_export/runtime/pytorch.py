@@ -38,7 +38,7 @@ class TorchRunner(Runner):
 
     @property
     def on_gpu(self) -> bool:
-        """Whether inputs have to be copied to a device of their own."""
+        """True where inputs have to be copied to a device of their own."""
         return self._device.type == "cuda"
 
     def to_device(self, inputs: Mapping[str, NDArray[np.generic]]) -> list[Tensor]:

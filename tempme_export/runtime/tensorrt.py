@@ -42,7 +42,7 @@ def check_engine(facts: EngineFacts, gpu: Gpu, version: str, path: Path) -> None
 
 
 class Host:
-    """What an engine runs on: TensorRT, the driver's view of the GPU, and torch for memory and streams."""
+    """Host of an engine: TensorRT, the driver's view of the GPU, and torch for memory and streams."""
 
     def tensorrt(self) -> Any:
         """The package. Raises BackendError as `import_tensorrt`."""
@@ -89,7 +89,7 @@ class _Log:
         self.logger = Logger()
 
     def text(self) -> str:
-        """What was logged, in one line."""
+        """Last lines of the log, in one."""
         return "; ".join(self.lines[-3:]) or "TensorRT gives no reason"
 
 
@@ -272,7 +272,7 @@ class TensorRtRunner(Runner):
 
     @property
     def graphs(self) -> bool:
-        """Whether runs are replayed as CUDA graphs."""
+        """True where runs are replayed as CUDA graphs."""
         engine: _Engine = self.opened()
         return engine.graphs
 

@@ -17,7 +17,7 @@ _LIBRARIES = re.compile(r"tensorrt[-_]cu(\d+)[-_](?:libs|bindings)")
 
 
 def install_command(cuda: int | None = None) -> str:
-    """What installs a TensorRT that can be used; `cuda` is the driver's newest major version."""
+    """Command that installs a usable TensorRT; `cuda` is the driver's newest major version."""
     package = "tensorrt" if cuda is None else f"tensorrt-cu{min(max(cuda, 12), 13)}"
     return f"pip install '{package}>=10.9,!=10.14.*'"
 
