@@ -1,4 +1,4 @@
-"""What Triton Inference Server is told of each model: its `config.pbtxt`, as text.
+"""Configuration of each model for Triton Inference Server: its `config.pbtxt`, as text.
 
 The schema is `ModelConfig` of the server's published `model_config.proto`. The server's ONNX Runtime backend computes
 and returns the outputs that are listed and no others, so the decisions of a traced graph are left out: their first axis
@@ -69,7 +69,7 @@ class ServedModel:
 
     @property
     def filename(self) -> str:
-        """What the backend looks for in the folder of a version."""
+        """File name that the backend looks for in the folder of a version."""
         return f"model{self.suffix}"
 
     @property

@@ -114,7 +114,7 @@ def _not_served(bundle: Bundle) -> list[str]:
 
 
 def _readme(bundle: Bundle, models: tuple[ServedModel, ...]) -> str:
-    """What a client must know that a config cannot say."""
+    """README for clients: all that a config cannot say."""
     manifest, image, backbone = bundle.manifest, bundle.manifest["image"], bundle.profile.backbone
     tokenizer = "that the checkpoint was trained with" if backbone == FROM_CHECKPOINT else f"of {backbone}"
     paragraphs = [
