@@ -93,7 +93,7 @@ def _dataset(kind: str, folder: Path, split: Split, videos: Path | None) -> Retr
 
 
 def _unread(kind: str, folder: Path, split: Split, sources: Sequence[str]) -> list[str]:
-    """What is said of lists and tables in the folder that were not read, and are not for another split."""
+    """Notes on lists and tables in the folder that were not read, and are not for another split."""
     read = {*sources, *(name for other in get_args(Split) if other != split for name in FILES[kind][other])}
     files = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in _LISTS and path.is_file())
     unread = [name for name in files if name not in read]

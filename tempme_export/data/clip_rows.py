@@ -48,11 +48,11 @@ class ClipRows:
 
     @property
     def folder(self) -> Path:
-        """Where the rows lie."""
+        """Folder of the rows."""
         return self._rows.folder
 
     def filled(self, indices: Any = slice(None)) -> NDArray[np.bool_]:
-        """Whether clips have a row that serves this request."""
+        """Mask of the clips that have a row that serves this request."""
         as_strict = self._made_from.read(indices)[..., 2] <= self._allow_damaged
         return (self._rows.states(indices) == FILLED) & ~self.changed[indices] & as_strict
 
@@ -63,7 +63,7 @@ class ClipRows:
         return {i: reason for i, reason in self._rows.failures.items() if as_patient[i]}
 
     def todo(self, retry: bool | NDArray[np.bool_] = False) -> list[int]:
-        """Which clips have to be read, rising; of those that failed, where `retry` [n] says so."""
+        """Clips that have to be read, rising; of those that failed, where `retry` [n] says so."""
         waiting = ~self.filled()
         waiting[list(self.failures)] &= np.broadcast_to(retry, len(self))[list(self.failures)]
         return [int(i) for i in np.flatnonzero(waiting)]

@@ -207,7 +207,7 @@ def read_lsmdc(folder: Path, split: Split) -> Annotations:
 
 
 def _lsmdc_files(clip: str) -> tuple[str, ...]:
-    """Where a clip may lie. It is called MOVIE_START-END, and the times hold no underscore."""
+    """Files that may hold a clip. It is called MOVIE_START-END, and the times hold no underscore."""
     movie = clip.rpartition("_")[0]
     return (f"{movie}/{clip}.avi", f"{clip}.avi") if movie else (f"{clip}.avi",)
 

@@ -53,7 +53,7 @@ def probe(clips: Sequence[Clip], workers: int = 0, progress: Progress = SILENT) 
 
 
 def made_by(frames: int, size: int) -> dict[str, Any]:
-    """What makes a file's frames what they are: a part of the key of everything that is kept of them.
+    """Everything that a file's frames depend on: a part of the key of all that is kept of them.
 
     Raises BackendError without PyAV.
     """

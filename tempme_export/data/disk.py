@@ -1,4 +1,4 @@
-"""What a store of rows asks of its disk: room that is really there, and a lock."""
+"""Disk of a store of rows: room that is really there, and a lock."""
 
 import errno
 import importlib

@@ -80,7 +80,7 @@ class FrameCache:
 
     @property
     def failures(self) -> dict[int, str]:
-        """What is wrong with each clip that could not be read, by its index."""
+        """Problem of each clip that could not be read, by its index."""
         return self.rows.failures
 
     def __len__(self) -> int:

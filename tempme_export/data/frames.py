@@ -1,4 +1,4 @@
-"""Where the frames of numbered clips come from."""
+"""Sources of the frames of numbered clips."""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -23,7 +23,7 @@ class FrameSource(Protocol):
 
     @property
     def allow_damaged(self) -> bool:
-        """Whether damaged pictures are among them."""
+        """True where damaged pictures are among them."""
 
     def __len__(self) -> int:
         """Number of clips."""

@@ -70,7 +70,7 @@ def entries(path: Path, value: Any, name: str, keys: tuple[str, ...]) -> list[di
 
 
 def kind(value: Any) -> str:
-    """What a JSON value is, for an error; the keys of an object are part of that."""
+    """Kind of a JSON value, for an error; the keys of an object are part of it."""
     if isinstance(value, dict):
         return f"an object with the keys {some([repr(key) for key in value]) or 'none'}"
     names = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}

@@ -127,7 +127,7 @@ def some(items: Sequence[str], between: str = ", ") -> str:
 
 
 def repeated(items: Sequence[str]) -> list[str]:
-    """What occurs more than once, each once, in the order of first occurrence."""
+    """Items that occur more than once, each once, in the order of first occurrence."""
     counts: dict[str, int] = {}
     for item in items:
         counts[item] = counts.get(item, 0) + 1

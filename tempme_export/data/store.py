@@ -255,13 +255,13 @@ class RowStore:
 
 
 def bytes_needed(n: int, shape: tuple[int, ...], dtype: str) -> int:
-    """How many bytes of disk a store of n rows takes."""
+    """Bytes of disk that a store of n rows takes."""
     return n * (math.prod(shape) * np.dtype(dtype).itemsize + 1)
 
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """What the file system refuses becomes ExportError."""
+    """Raise ExportError for what the file system refuses."""
     try:
         yield
     except OSError as error:

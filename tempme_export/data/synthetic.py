@@ -55,7 +55,7 @@ _REACH = (0.28, 0.42)  # length of one move, of the picture's side
 
 @dataclass(frozen=True)
 class Scene:
-    """What one clip shows."""
+    """Content of one clip."""
 
     colour: str
     shape: str
@@ -64,12 +64,12 @@ class Scene:
 
     @property
     def look(self) -> str:
-        """What any single picture of the clip tells."""
+        """Description that any single picture of the clip bears out."""
         return f"{self.colour} {self.shape}"
 
     @property
     def caption(self) -> str:
-        """What is said of the clip."""
+        """Caption of the clip."""
         return f"a {self.look} moves {self.first}, then {self.second}"
 
 
@@ -134,7 +134,7 @@ class Split:
 
 
 def draw_splits(train_clips: int, test_clips: int, seed: int) -> tuple[Split, Split]:
-    """What the clips of both splits show: the training split repeats all scenes, the held-out ones are all different.
+    """Draw the scenes of both splits: the training split repeats all of them, the held-out ones are all different.
 
     Raises InputError for counts that cannot be had.
     """

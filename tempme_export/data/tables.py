@@ -94,7 +94,7 @@ def _numbers(path: Path, column: pl.Series, places: Sequence[str]) -> list[float
 
 
 def _separator(data: bytes, required: Sequence[str]) -> str:
-    """What separates the columns of a CSV: the first of the known by which its header has all that are required."""
+    """Separator of the columns of a CSV: the first known one by which its header has all that are required."""
     header = data.partition(b"\n")[0].decode("utf-8-sig", "replace")
     for separator in _SEPARATORS:
         try:
@@ -130,7 +130,7 @@ def _read(path: Path, required: Sequence[str]) -> pl.DataFrame:
 
 
 def _places(path: Path, frame: pl.DataFrame) -> list[str]:
-    """Where each row begins. Quoted fields may hold line breaks; nulls in a CSV are empty fields."""
+    """Place at which each row begins. Quoted fields may hold line breaks; nulls in a CSV are empty fields."""
     if path.suffix.lower() != ".csv":
         return [f"row {i + 1}" for i in range(frame.height)]
     line, places = 2, []
