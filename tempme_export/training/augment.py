@@ -30,7 +30,7 @@ def _brighten_dark(image: Picture, amount: int) -> Picture:
 
 
 def _blend(strength: float) -> float:
-    """How much of the picture there is: 1 changes nothing, 0 would leave none of it, 2 doubles the difference."""
+    """Enhancement factor: 1 changes nothing, 0 would leave none of the picture, 2 doubles the difference."""
     return max(0.1, 1 + 0.9 * strength)
 
 
@@ -62,7 +62,7 @@ def apply(name: str, strength: float, frames: NDArray[np.uint8]) -> NDArray[np.u
 
 @dataclass(frozen=True)
 class RandAugment:
-    """What happens to one caption's video in one epoch of a run: the same on any machine and in any process."""
+    """Augmentation of one caption's video in one epoch of a run: the same on any machine and in any process."""
 
     seed: int
     epoch: int

@@ -93,7 +93,7 @@ class Deck:
         return deal(order, self.owner, self.text, self.size)
 
     def lengths(self, epochs: int) -> tuple[int, ...]:
-        """How many batches each of the first epochs has. They differ only where captions crowd on few videos."""
+        """Number of batches in each of the first epochs. They differ only where captions crowd on few videos."""
         return tuple(len(self.epoch(epoch)) for epoch in range(epochs))
 
 

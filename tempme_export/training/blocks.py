@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Additions:
-    """What is added to every block of both towers; None or 0 where nothing is."""
+    """Trainable additions to every block of both towers; None or 0 where there are none."""
 
     rank: int | None = None  # of the LoRA on queries, keys and values
     adapter: int | None = None  # inner width
@@ -42,7 +42,7 @@ class Attention(nn.Module):
         return qkv.unflatten(-1, (3, self.heads, -1))
 
     def _mask(self, q: Tensor, bias: Tensor | None, causal: bool) -> Tensor | None:
-        """What is added to the logits, [B or 1, 1, N, prompts + N]; None where nothing is."""
+        """Mask that is added to the logits, [B or 1, 1, N, prompts + N]; None where nothing is."""
         b, _, n, _ = q.shape
         prompts = 0 if self.prompt is None else len(self.prompt)
         if causal:
@@ -102,7 +102,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """What the transformer blocks of both towers share."""
+    """Base of the transformer blocks of both towers."""
 
     def __init__(self, width: int, heads: int, activation: str, additions: Additions) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a training is asked to do."""
+"""Configuration of a training run."""
 
 from dataclasses import dataclass
 from pathlib import Path

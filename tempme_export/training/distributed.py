@@ -53,7 +53,7 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that prints and writes."""
+        """True in the process that prints and writes."""
         return self.rank == 0
 
     def gather(self, rows: Tensor) -> Tensor:
@@ -69,7 +69,8 @@ class World:
         return found
 
     def on_first(self, work: Callable[[], T]) -> T:
-        """What `work` gives in the first process, told to all. The others wait, and raise the error it raises."""
+        """Run `work` in the first process and tell its result to all. The others wait, and raise the error it
+        raises."""
         if self.size == 1:
             return work()
         told: list[Any] = [None]
@@ -93,10 +94,10 @@ def _whole(name: str) -> int:
 
 
 class Machine:
-    """What torch offers here: devices, and a group of processes."""
+    """Devices and process groups that torch offers here."""
 
     def has_gpu(self) -> bool:
-        """Whether torch sees a GPU."""
+        """True where torch sees a GPU."""
         return torch.cuda.is_available()
 
     def device(self, name: str) -> torch.device:

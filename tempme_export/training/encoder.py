@@ -193,7 +193,7 @@ class TrainableModel(nn.Module):
         return self.video(frames), self.text(token_ids)
 
     def counts(self) -> dict[str, int]:
-        """How many values train, by what they are."""
+        """Number of trained values, by kind."""
         found: dict[str, int] = {}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:

@@ -19,7 +19,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class Trains:
-    """How many parameters train, by kind."""
+    """Number of trained parameters, by kind."""
 
     counts: dict[str, int]
 

@@ -1,4 +1,4 @@
-"""What a run measured: one JSON line for each step and each evaluation, and a table of them at the end."""
+"""Log of a run: one JSON line for each step and each evaluation, and a table of them at the end."""
 
 import json
 from pathlib import Path

@@ -174,7 +174,7 @@ class Run:
         save_model(path, self.model.state(), self.recipe, self.config.store)
 
     def _timed_out(self) -> bool:
-        """Whether the first process finds that the time is up."""
+        """True where the first process finds that the time is up."""
         limit = self.config.max_minutes
         if limit is None:
             return False

@@ -1,4 +1,4 @@
-"""How much memory a training step takes, counted tensor by tensor without taking it.
+"""Memory of a training step, counted tensor by tensor without allocating it.
 
 The step itself runs on tensors that have a shape and no storage (torch's fake tensors), so that any model and batch
 is counted on any machine in seconds, and the count cannot drift from the code. What it cannot see is outside the
@@ -57,12 +57,12 @@ class MemoryAccount:
 
     @property
     def resident(self) -> int:
-        """What stays from step to step: parameters and the optimizer's state."""
+        """Bytes that stay from step to step: parameters and the optimizer's state."""
         return self.frozen + self.trained + self.optimizer
 
     @property
     def temporary(self) -> int:
-        """What comes on top of everything else at the peak: results on their way, and gradients already there."""
+        """Bytes on top of everything else at the peak: results on their way, and gradients already there."""
         return self.peak - self.resident - self.inputs - self.saved
 
     def to_dict(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ _NO_MAP = re.compile(r"embedding|prompt|\bln_\w+|\bnorm\w*")
 
 
 def is_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether a parameter is a matrix or a convolution.
+    """True for a matrix or a convolution.
 
     Vectors and scalars (biases, norms, class embedding, temperature) are not, nor are tables of vectors: token and
     positional embeddings, clip positions, prompts.

@@ -1,4 +1,4 @@
-"""What a run will be, and what it was."""
+"""Length and result of a training run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from tempme_export.training.state import Best
 
 @dataclass(frozen=True)
 class Plan:
-    """How long a run is. `lengths`: batches of each epoch; `dropped`: captions that an epoch leaves out at most."""
+    """Length of a run. `lengths`: batches of each epoch; `dropped`: captions that an epoch leaves out at most."""
 
     lengths: tuple[int, ...]
     dropped: int
@@ -26,7 +26,7 @@ class Plan:
 
 
 def plan_for(config: TrainConfig, owner: Ints, token_ids: Ints) -> tuple[Deck, Plan]:
-    """How the captions are dealt, and how many steps that makes; owner [T], token_ids [T, L].
+    """Deal the captions into batches and count the steps; owner [T], token_ids [T, L].
 
     Raises InputError where no batch can be filled.
     """
@@ -37,7 +37,7 @@ def plan_for(config: TrainConfig, owner: Ints, token_ids: Ints) -> tuple[Deck, P
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run left behind.
+    """Result of a run.
 
     finished  whether it came to its last step; otherwise it can be resumed
     steps     done, of `total`

@@ -1,4 +1,4 @@
-"""What a run would be, without a video read or a file written."""
+"""Preview of a run, without a video read or a file written."""
 
 import os
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from tempme_export.training.step import resolve_precision
 
 @dataclass(frozen=True)
 class Preview:
-    """What a run would be.
+    """Preview of a run.
 
     counts          parameters that train, by kind
     missing         videos that are not there, by split; the others may still be unreadable

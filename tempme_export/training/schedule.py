@@ -4,7 +4,7 @@ import math
 
 
 def warmup_steps(total: int, warmup: float) -> int:
-    """How many of `total` steps rise; `warmup` is their share. At least one where there is any."""
+    """Number of warm-up steps among `total`; `warmup` is their share. At least one where there is any."""
     return max(1, round(total * warmup)) if warmup else 0
 
 

@@ -160,7 +160,8 @@ def open_split(
 
 
 def fingerprint(data: RetrievalData) -> dict[str, Any]:
-    """What a run is trained on: counts, and a hash of video ids, file sizes and ranges, captions and whose they are.
+    """Fingerprint of training data: counts, and a hash of video ids, file sizes and ranges, captions and whose they
+    are.
 
     Where the files lie does not count.
     """

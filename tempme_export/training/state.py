@@ -30,7 +30,7 @@ _KEYS = {"format", "settings", "parameters", "optimizer", "position", "best", "r
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands: `step` steps are done, `within` of them in epoch `epoch`."""
+    """Position in a run: `step` steps are done, `within` of them in epoch `epoch`."""
 
     step: int = 0
     epoch: int = 0
@@ -47,7 +47,7 @@ class Best:
 
 @dataclass(frozen=True)
 class State:
-    """What `last.pt` holds.
+    """Content of `last.pt`.
 
     settings    everything the weights depend on; a run is resumed with the same only
     parameters  those that train; the rest is as the initial checkpoint has it

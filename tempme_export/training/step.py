@@ -21,7 +21,7 @@ _BUCKET = 1 << 24  # values averaged in one message: 64 MB of float32
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one step found. `pairs` of the batch counted; the weights moved only where `finite`."""
+    """Result of one step. `pairs` of the batch counted; the weights moved only where `finite`."""
 
     loss: float
     gradient_norm: float
@@ -30,7 +30,7 @@ class Outcome:
 
     @property
     def finite(self) -> bool:
-        """Whether neither loss nor gradient is NaN or infinite."""
+        """True where neither loss nor gradient is NaN or infinite."""
         return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
 
