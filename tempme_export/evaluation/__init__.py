@@ -1,1 +1,1 @@
-"""What a retrieval model is for: metrics, encoders side by side, the retrieval gate, `tempme-eval`."""
+"""Retrieval with an encoder: metrics, encoders side by side, the retrieval gate, `tempme-eval`."""

@@ -1,5 +1,5 @@
-"""What a change of embeddings does to retrieval: to recalls, to the first candidates and to the order of all; and which
-of two causes did it, other merge decisions or numeric drift. Arrays in, numbers and checks out."""
+"""Effect of a change of embeddings on retrieval: on recalls, on the first candidates and on the order of all; and the
+share of each of its two causes, other merge decisions and numeric drift. Arrays in, numbers and checks out."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -37,13 +37,13 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Truth:
-    """Which text belongs to which video: owner [T], and groups [V] or None."""
+    """Ground truth: the video of each text, owner [T], and groups [V] or None."""
 
     owner: Sequence[int]
     groups: Sequence[str] | None = None
 
     def metrics(self, found: Embedded) -> Metrics:
-        """How well these embeddings retrieve. Raises InputError where there is nothing to retrieve."""
+        """Retrieval metrics of these embeddings. Raises InputError where there is nothing to retrieve."""
         metrics: Metrics = {m.direction: m for m in retrieval(found.text, found.video, self.owner)}
         grouped = group_retrieval(found.text, found.video, self.owner, self.groups)
         return metrics if grouped is None else {**metrics, GROUPS: grouped}
@@ -51,7 +51,7 @@ class Truth:
 
 @dataclass(frozen=True)
 class Decisions:
-    """Where an artifact merged otherwise than the original path.
+    """Merge decisions of an artifact that differ from the original path's.
 
     changed  int64 [V]: tokens that went to another row, over all merges
     gap      float32 [V]: the smallest score difference the original decided by in the merge where the video first
@@ -74,7 +74,7 @@ class Decisions:
 
 @dataclass(frozen=True)
 class Part:
-    """What one cause did.
+    """Effect of one cause.
 
     videos         how many it touched
     largest, mean  1 - cosine of their embeddings; 0 for no video

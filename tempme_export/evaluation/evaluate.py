@@ -63,7 +63,7 @@ class _Memory:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What the metrics need.
+    """Embeddings of a data set, as the metrics take them.
 
     text     [T, E] float32, one for each caption of `data`
     video    [V, E] float32, one for each video of `data`
@@ -84,7 +84,7 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How one encoder retrieves in one set of data.
+    """Retrieval metrics of one encoder on one data set.
 
     data, encoder, backend  their names
     fingerprint             the encoder's

@@ -30,7 +30,7 @@ _TEXTS = 64  # captions per call
 
 @dataclass(frozen=True)
 class Gate:
-    """What a gate found.
+    """Result of a retrieval gate.
 
     videos, captions  compared
     skipped           videos left out, each with the reason
@@ -108,7 +108,7 @@ def compare_paths(
     tolerance: Tolerance,
     progress: Progress = SILENT,
 ) -> Gate:
-    """What `run_gate` does once both paths are open; `source` gives the frames of the videos that are present."""
+    """Run the gate on paths that are open already; `source` gives the frames of the videos that are present."""
     present, skipped = gate.data.select(gate.present), absent_files(gate.data, gate.missing)
     video, tokens, unreadable = see_videos(recipe, source, original, trials, progress)
     skipped |= {present.video_ids[i]: reason for i, reason in unreadable.items()}

@@ -1,4 +1,4 @@
-"""What a retrieval gate asks: a user's own videos and captions, found fit for one before anything is built."""
+"""Data of a retrieval gate: a user's own videos and captions, found fit for one before anything is built."""
 
 import hashlib
 import json
@@ -42,12 +42,12 @@ class GateData:
 
     @property
     def videos(self) -> int:
-        """How many videos have a file."""
+        """Number of videos that have a file."""
         return len(self.data.paths) - len(self.missing)
 
     @property
     def captions(self) -> int:
-        """How many captions belong to them."""
+        """Number of captions of those videos."""
         absent = set(self.missing)
         return sum(owner not in absent for owner in self.data.owner)
 

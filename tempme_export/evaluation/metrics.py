@@ -28,7 +28,7 @@ _ROUNDOFF = 2.0**-53  # of one float64 operation, relative
 
 @dataclass(frozen=True)
 class Retrieval:
-    """How well one direction retrieves.
+    """Retrieval metrics of one direction.
 
     r1, r5, r10               percent of the queries whose right candidate is among the first 1, 5, 10
     median_rank, mean_rank    of the right candidate, 1 is best

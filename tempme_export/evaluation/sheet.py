@@ -1,4 +1,4 @@
-"""What a search found, as a picture: one row for each query, one strip of frames for each hit."""
+"""Contact sheet of a search: one row for each query, one strip of frames for each hit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
