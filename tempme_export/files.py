@@ -97,8 +97,8 @@ def scratch_folder(name: str) -> Iterator[Path]:
 
 
 def name_temporary_folder() -> None:
-    """Where no folder for temporary files can be written to, let there be the name of one: libraries ask for it while
-    they are imported, and most never write there."""
+    """Name a folder for temporary files where none can be written to: libraries ask for it while they are imported, and
+    most never write there."""
     try:
         tempfile.gettempdir()
     except FileNotFoundError:

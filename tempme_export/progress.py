@@ -72,12 +72,12 @@ class Progress:
         """A step ended; with an exception where it `failed`."""
 
     def tell(self, fact: object) -> None:
-        """What was found, built or decided."""
+        """Something was found, built or decided."""
 
     @final
     @contextmanager
     def step(self, name: str, total: float | None = None, unit: str = "", done: float = 0) -> Iterator[Step]:
-        """What is done within the context, as `Step` describes it."""
+        """Begin a step and end it with the context; the arguments are as `Step` describes them."""
         step = Step(self, name, total, unit, done)
         self.begin(step)
         try:

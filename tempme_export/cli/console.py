@@ -37,7 +37,7 @@ _LISTED = 5  # skipped videos
 
 
 def show_recipe(recipe: "Recipe") -> None:
-    """What will be built: profile, token schedule, complexity."""
+    """Show what will be built: profile, token schedule, complexity."""
     from tempme_export.encoder.complexity import complexity
 
     profile, plan, backbone = recipe.profile, recipe.plan, recipe.backbone
@@ -63,7 +63,7 @@ def show_recipe(recipe: "Recipe") -> None:
 
 
 def show_conventions(remarks: Sequence[str], conventions: "Iterable[Statement]") -> None:
-    """What was decided while a checkpoint was read, and what its shapes cannot tell: each with who says it."""
+    """Show what was decided while a checkpoint was read, and what its shapes cannot tell: each with who says it."""
     from tempme_export.encoder.conventions import in_words
 
     for remark in remarks:
@@ -81,7 +81,7 @@ def show_selftest(selftest: "SelfTest") -> None:
 
 
 def show_calibration(calibration: "Calibration") -> None:
-    """What int8 takes its scales from, and what is wrong with it."""
+    """Show the data that int8 takes its scales from, and what is wrong with it."""
     texts = f"{len(calibration.texts)} texts ({calibration.captions})"
     _line("calibration", f"{calibration.source}   {len(calibration.clips)} clips, {texts}")
     for video, reason in list(calibration.skipped.items())[:_LISTED]:
@@ -91,7 +91,7 @@ def show_calibration(calibration: "Calibration") -> None:
 
 
 def show_quantization(quantization: "Quantization") -> None:
-    """What stays in float and why, and what this machine's processor makes of int8."""
+    """Show the products that stay in float, with the cost, and what this machine's processor makes of int8."""
     from tempme_export.runtime.processor import INT8_ADVICE, int8_products
 
     for name, tower in (("video", quantization.video), ("text", quantization.text)):
@@ -130,7 +130,7 @@ def show_parity(reports: "Sequence[ParityReport]") -> None:
 
 
 def show_gate_data(gate: "GateData") -> None:
-    """What the gate is about to ask."""
+    """Show the data of the gate."""
     absent = f"   {len(gate.missing)} more videos have no file" if gate.missing else ""
     _line("gate", f"{gate.data.name}   {gate.videos} videos, {gate.captions} captions{absent}")
     for note in gate.data.notes:
@@ -191,7 +191,7 @@ def _batch(batch: tuple[int, int, int]) -> str:
 
 
 def show_preview(preview: "Preview") -> None:
-    """What would be built, and what is missing here to build it."""
+    """Show what would be built, and what is missing here to build it."""
     for label, text in preview.lines():
         _line(label, text)
 
@@ -202,7 +202,7 @@ def show_log_line(line: LogLine) -> None:
 
 
 def show_engine(facts: "EngineFacts") -> None:
-    """What was built, and the proof of its precision."""
+    """Show the engine that was built, and the proof of its precision."""
     driver = f", driver {facts.driver}" if facts.driver else ""
     where = f"{facts.gpu} ({facts.capability}){driver}"
     _line("engine", f"TensorRT {facts.tensorrt}, {where}, {_batch(facts.batch)}   built in {facts.seconds:.0f} s")

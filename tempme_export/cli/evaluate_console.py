@@ -33,14 +33,14 @@ def _line(label: str, text: str) -> None:
 
 
 def show_data(data: "RetrievalData") -> None:
-    """What is asked."""
+    """Show the data that is searched."""
     _line("data", f"{data.name}   {len(data.video_ids)} videos, {len(data.captions)} captions")
     for note in data.notes:
         _line("note", note)
 
 
 def show_encoder(encoder: "BundleEncoder | CheckpointEncoder") -> None:
-    """What answers."""
+    """Show the encoder that is evaluated."""
     _line("model", f"{encoder.name}   {encoder.backend} on {encoder.device}   fingerprint {encoder.fingerprint[:12]}")
     _line("profile", f"{encoder.profile.name} ({_ORIGINS[encoder.origin]})   {encoder.frames} frames")
     show_conventions(encoder.remarks, encoder.conventions)

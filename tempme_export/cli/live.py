@@ -22,7 +22,7 @@ _BAR = 12  # characters
 
 
 def amount(done: float, total: float, unit: str) -> str:
-    """How much of how much, in words."""
+    """Amount done of a total, in words."""
     return f"{done:.0f} %" if unit == "%" else f"{done:g} of {total:g} {unit}"
 
 
@@ -126,7 +126,7 @@ class Bars(_Told):
 
 
 def listener(shows: Shows, console: Console | None = None, ticking: bool = True) -> Progress:
-    """What shows a work on a console, by default stderr; `ticking` as `Bars` describes it."""
+    """Listener that shows a work on a console, by default stderr; `ticking` as `Bars` describes it."""
     console = console or terminal.STDERR
     if console.is_terminal and not console.is_dumb_terminal:
         return Bars(shows, console, ticking)

@@ -64,7 +64,7 @@ def _show_model(counts: dict[str, int]) -> None:
 
 
 def show_plan(plan: "Plan", position: "Position") -> None:
-    """How long it will be."""
+    """Show the length of a run."""
     epochs = len(plan.lengths)
     left_out = f"; at most {plan.dropped} captions sit out an epoch" if plan.dropped else ""
     _line("plan", f"{plan.steps} steps in {epochs} epochs, batches of {plan.batch}{left_out}")
@@ -85,7 +85,7 @@ def _show_memory(found: "MemoryAccount") -> None:
 
 
 def show_preview(found: "Preview", out: "Path") -> None:
-    """What --dry-run found."""
+    """Show the findings of --dry-run."""
     from tempme_export.training.state import Position
 
     _show_model(found.counts)
@@ -109,7 +109,7 @@ def _show_evaluation(found: "Evaluated") -> None:
 
 
 def show_result(result: "TrainResult") -> None:
-    """What the run left, and what to do next."""
+    """Show the results of a run, and what to do next."""
     seconds = f"{result.seconds:.0f} s"
     if not result.finished:
         _line(

@@ -115,7 +115,8 @@ Ask = Callable[..., dict[str, Any]]
 
 @dataclass(frozen=True)
 class Source:
-    """Who answers: `ask` runs a probe, `has` knows whether a module can be found, `floors` are the lowest versions."""
+    """Source of the answers: `ask` runs a probe, `has` knows whether a module can be found, `floors` are the lowest
+    versions."""
 
     ask: Ask
     has: Callable[[str], bool]

@@ -20,7 +20,7 @@ def check_request(spec: ExportSpec) -> None:
 
 
 def draft_path(artifact: Artifact, out: Path) -> Path:
-    """Where a dry run leaves an artifact: beside the bundle `out`, under its name."""
+    """Path at which a dry run leaves an artifact: beside the bundle `out`, under its name."""
     return out.with_name(f"{out.name.removesuffix(SUFFIX)}.{artifact.file}")
 
 

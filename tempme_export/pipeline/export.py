@@ -58,7 +58,7 @@ def _versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Built:
-    """What came out beside the files.
+    """Results of an export beside the files.
 
     facts  option -> what an artifact says of itself
     """

@@ -60,7 +60,7 @@ def _check_sources(bundle: Bundle) -> Intact:
 
 @dataclass(frozen=True)
 class _Planned:
-    """What of a recipe a bundle still knows: all but its weights."""
+    """Part of a recipe that a bundle still knows: all but its weights."""
 
     profile: Profile
     backbone: Backbone
@@ -68,7 +68,7 @@ class _Planned:
 
 
 def _nodes(bundle: Bundle) -> tuple[PluginNode, ...]:
-    """What the graph holds for plugins."""
+    """Plugin nodes of the graph."""
     fields: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in bundle.manifest["backbone"].items()
     }

@@ -38,7 +38,7 @@ def default_output(source: str) -> Path:
 
 @dataclass(frozen=True)
 class ExportSpec:
-    """What an export is asked for. `pipeline.export.export` says what each field means.
+    """Request for an export. `pipeline.export.export` says what each field means.
 
     options  of the artifacts that not every bundle has, as `Artifact.option` names them
     """
@@ -66,7 +66,7 @@ class ExportSpec:
 
     @property
     def artifacts(self) -> tuple[Artifact, ...]:
-        """What will be built, in that order."""
+        """Artifacts to build, in that order."""
         return tuple(one for one in registry.ARTIFACTS if one.option is None or one.option in self.options)
 
     @property
@@ -99,7 +99,7 @@ class ExportSpec:
         registry.text_backend().runtime.choose_device({}, self.device)  # acceptance runs there, whatever is built
 
     def recipe(self) -> Recipe:
-        """What is built from, with the batch range asked for.
+        """Recipe to build from, with the batch range asked for.
 
         Raises CheckpointError for a model that no artifact can hold, and UsageError for one of which an artifact that
         is asked for cannot be made, before any work.
