@@ -11,7 +11,7 @@ from tempme_export.serving.repository import write_repository
 
 
 def say_done(text: str, statuses: list[str]) -> None:
-    """The last line, and whether parity is proven."""
+    """What was done, and whether parity is proven."""
     if "not run" in statuses:
         text += "; parity was NOT RUN for the lines above, so nothing is proven about them on this machine"
     console.show_done(text)
@@ -32,6 +32,7 @@ def verify_bundle(folder: Path, device: str, as_json: bool) -> None:
     if as_json:
         write_json({"bundle": str(folder), "parity": [report.to_dict() for report in reports]})
     say_done(f"{folder} verified", [report.status for report in reports])
+    console.show_uses(folder, verified=True)
 
 
 def serve_bundle(folder: Path, repository: Path, threads: int | None, force: bool, as_json: bool) -> None:
@@ -42,3 +43,4 @@ def serve_bundle(folder: Path, repository: Path, threads: int | None, force: boo
     if as_json:
         write_bundle_json(bundle, written)
     console.show_done(f"{repository} serves {folder}")
+    console.show_server(repository)

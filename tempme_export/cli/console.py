@@ -11,6 +11,8 @@ from rich.text import Text
 from tempme_export.cli import live
 from tempme_export.cli.terminal import STDERR as STDERR
 from tempme_export.cli.terminal import show_line as _line
+from tempme_export.cli.terminal import show_next
+from tempme_export.names import command
 from tempme_export.progress import LogLine, Progress
 
 if TYPE_CHECKING:
@@ -228,7 +230,7 @@ def show_repository(written: Sequence[Path]) -> None:
     _line("repository", f"{models[0].parent}   models {', '.join(model.name for model in models)}")
 
 
-_SHOWS: Mapping[str, Callable[[Any], None]] = {
+SHOWS: Mapping[str, Callable[[Any], None]] = {
     "Intact": show_intact,
     "Recipe": show_recipe,
     "LogLine": show_log_line,
@@ -246,9 +248,27 @@ _SHOWS: Mapping[str, Callable[[Any], None]] = {
 
 def progress() -> Progress:
     """Shows what goes on, and every fact as it is told."""
-    return live.listener(_SHOWS)
+    return live.listener(SHOWS)
 
 
 def show_done(text: str) -> None:
-    """The last line of a command that did what was asked."""
+    """A command did what was asked."""
     _line("done", text)
+
+
+def show_uses(folder: Path, *, verified: bool = False) -> None:
+    """What a bundle is for, each as a command to copy; without its check where that was just done."""
+    name = str(folder)
+    plain = name.isprintable() and not set(name) & set("\"'\\")
+    literal = f'"{name}"' if plain else ascii(name)
+    show_next(
+        command("python", "-ic", f"import tempme_export; model = tempme_export.load({literal})"),
+        *([] if verified else [command("tempme-export", "verify", folder)]),
+        command("tempme-bench", folder),
+        command("tempme-eval", folder, "--data", "msrvtt:DIR"),
+    )
+
+
+def show_server(repository: Path) -> None:
+    """What serves a model repository."""
+    show_next(command("tritonserver", "--model-repository", repository))

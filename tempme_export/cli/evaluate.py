@@ -159,6 +159,10 @@ def evaluate(
             evaluate_console.show_file(path)
     if as_json:
         write_json(found.to_dict())
+    if encoder.origin == "bundle":
+        evaluate_console.show_uses(source)
+    else:
+        evaluate_console.show_export(source, {"--profile": profile, "--activation": value(activation)})
 
 
 main = line.main()

@@ -11,6 +11,8 @@ from rich.table import Table
 
 from tempme_export.cli import live
 from tempme_export.cli.console import STDERR, show_conventions
+from tempme_export.cli.terminal import show_next
+from tempme_export.names import command
 from tempme_export.progress import Progress
 
 if TYPE_CHECKING:
@@ -83,6 +85,17 @@ def show_evaluation(evaluation: "Evaluation") -> None:
 def show_file(path: Path) -> None:
     """One finished file."""
     _line("wrote", str(path))
+
+
+def show_uses(bundle: str) -> None:
+    """What else can be asked of a bundle, each as a command to copy."""
+    show_next(command("tempme-export", "verify", bundle), command("tempme-bench", bundle))
+
+
+def show_export(checkpoint: str, options: Mapping[str, "str | Path | None"]) -> None:
+    """What makes a bundle of a checkpoint, with the options that have a value."""
+    given = (word for name, value in options.items() if value is not None for word in (name, value))
+    show_next(command("tempme-export", checkpoint, *given))
 
 
 def progress() -> Progress:

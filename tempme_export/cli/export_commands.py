@@ -27,6 +27,7 @@ def rebuild_engine(folder: Path, device: str, workspace_gib: float | None, verbo
     if as_json:
         write_bundle_json(bundle)
     console.show_done(f"{folder} has a new engine, in {time.perf_counter() - started:.0f} s")
+    console.show_uses(folder)
 
 
 def export_bundle(spec: ExportSpec, as_json: bool) -> None:
@@ -36,6 +37,7 @@ def export_bundle(spec: ExportSpec, as_json: bool) -> None:
     if as_json:
         write_bundle_json(bundle)
     say_done(f"{bundle.path} in {time.perf_counter() - started:.0f} s", _statuses(bundle))
+    console.show_uses(spec.target)
 
 
 def preview_bundle(spec: ExportSpec, as_json: bool) -> None:

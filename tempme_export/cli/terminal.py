@@ -24,6 +24,12 @@ def show_line(label: str, text: str) -> None:
     STDERR.print(f"{label:<10} {as_text(text)}", markup=False, soft_wrap=True)
 
 
+def show_next(*commands: str) -> None:
+    """The last lines of a command: the ones to copy next. Each is a command line of `names.command`."""
+    for one in commands:
+        show_line("next", one)
+
+
 def show_error(error: Exception) -> None:
     """One refusal."""
     STDERR.print(f"error: {as_text(str(error))}", style="red", markup=False, soft_wrap=True)

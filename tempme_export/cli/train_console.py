@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from tempme_export.cli import live
 from tempme_export.cli.console import STDERR
+from tempme_export.cli.terminal import show_next
 from tempme_export.names import command
 from tempme_export.progress import Progress
 
@@ -120,10 +121,10 @@ def show_result(result: "TrainResult") -> None:
     _line("done", f"{result.total} steps in {seconds}{best}")
     _line("wrote", f"{result.out}: {', '.join(result.files)}")
     if result.model is not None:
-        _line("next", command("tempme-export", result.model))
+        show_next(command("tempme-export", result.model))
 
 
-_SHOWS: Mapping[str, Callable[[Any], None]] = {
+SHOWS: Mapping[str, Callable[[Any], None]] = {
     "Opened": _show_data,
     "Trains": lambda fact: _show_model(fact.counts),
     "Planned": lambda fact: show_plan(fact.plan, fact.position),
@@ -136,4 +137,4 @@ _SHOWS: Mapping[str, Callable[[Any], None]] = {
 
 def progress() -> Progress:
     """Shows what goes on, and every fact as it is told."""
-    return live.listener(_SHOWS)
+    return live.listener(SHOWS)

@@ -85,7 +85,8 @@ class TestResults:
         header = next(i for i, line in enumerate(lines) if line.startswith("direction"))
         columns = " ".join(lines[header].split())
         assert columns == "direction R@1 R@5 R@10 R-Sum MdR MnR queries candidates"
-        rows, notes = lines[header + 1 : header + 5], lines[header + 5 :]
+        rows, notes = lines[header + 1 : header + 5], lines[header + 5 : -1]
+        assert lines[-1].startswith("next       tempme-export ") and "--profile" in lines[-1]
         assert len(notes) == 2 and "among all captions" in notes[0] and "by best caption" in notes[1]
         for line, (label, one) in zip(rows, expected.directions.items(), strict=True):
             assert line.startswith(label) and len(line) <= 100

@@ -249,6 +249,9 @@ class TestDone:
         assert "40 -> 16 tokens" in err, "four frames of ten tokens"
         assert f"done       {tmp_path / 'out'} in " in err
         assert "FAIL" not in err and "NOT RUN" not in err
+        assert [line.split()[:2] for line in err.splitlines()[-4:]] == [
+            ["next", one] for one in ("python", "tempme-export", "tempme-bench", "tempme-eval")
+        ]
         verify_files(open_bundle(tmp_path / "out"))
 
     def test_json_is_one_document(self, export, tmp_path):
@@ -299,7 +302,7 @@ class TestDone:
         code, _, err = export("--precision", "bf16")
         assert code == 0
         assert "NOT RUN" in err and "[ONNXRuntimeError] : 9 : [/usr/lib] no kernel [red]" in err
-        assert "nothing is proven" in err.splitlines()[-1]
+        assert "nothing is proven" in next(line for line in err.splitlines() if line.startswith("done "))
 
     def test_parity_table_shows_what_it_is_given(self, capsys):
         """Brackets are text, not style."""
@@ -340,6 +343,7 @@ class TestVerify:
         assert (code, out) == (0, "")
         assert "3 files, every byte as the manifest says" in err
         assert "FAIL" not in err and f"{small_bundle} verified" in err
+        assert err.splitlines()[-2] == f"next       tempme-bench {small_bundle}"
 
     def test_json(self, tempme_export, small_bundle):
         code, out, _ = tempme_export("verify", small_bundle, "--json")
