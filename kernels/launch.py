@@ -79,7 +79,7 @@ def power_of_two(n: int, at_least: int = 1) -> int:
 
 
 def _is_many(programs: int | torch.SymInt, limit: int) -> bool:
-    """True where throughput counts more than latency. A symbolic count is decided once, by the batch that is traced: a
+    """True where throughput counts more than latency. A symbolic count is decided once, by the traced batch: a
     comparison would tie the compiled graph to one side of the limit."""
     hint = (programs.node.hint or 0) if isinstance(programs, torch.SymInt) else programs
     return int(hint) >= limit

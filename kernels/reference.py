@@ -1,4 +1,4 @@
-"""The oracle: matching and merging written as plainly as spec section 4 reads.
+"""The reference: matching and merging written as plainly as spec section 4 reads.
 
 Sorts, gathers and scatters; any floating dtype. Slow and allowed to be. The canonical result of a match
 is `assign` [B, N] int32: for every input token the output row it goes to.

@@ -140,8 +140,7 @@ class Artifact:
             return cast(Exporter, importlib.import_module(self.builder))
 
     def misfits(self, manifest: Mapping[str, Any]) -> list[str]:
-        """Statements of a manifest about it that are of another kind than its readers need, in words; a bundle may say
-        nothing."""
+        """Facts of it in a manifest of another kind than its readers need, in words; a bundle may say nothing."""
         facts = manifest.get(self.option) if self.option and self.states else None
         if facts is None or (isinstance(facts, dict) and all(isinstance(facts.get(one), str) for one in self.states)):
             return []

@@ -1,4 +1,4 @@
-"""The bundle: a folder of artifacts with a manifest that accounts for every byte (design section 4)."""
+"""The bundle: a folder of artifacts with a manifest that accounts for every byte."""
 
 import hashlib
 import json
@@ -61,8 +61,7 @@ class Bundle:
 
     @property
     def conventions(self) -> tuple[Statement, ...]:
-        """Conventions that its checkpoint's shapes could not tell, and who said them; none in bundles of earlier
-        versions."""
+        """Conventions that its checkpoint's shapes could not tell, and who said them; none in earlier bundles."""
         return tuple(Statement(about, **said) for about, said in self.manifest.get("conventions", {}).items())
 
     @property
@@ -162,8 +161,7 @@ def check_release(bundle: Bundle, names: Iterable[str] = ()) -> None:
 
 @contextmanager
 def one_release(bundle: Bundle, names: Iterable[str] = ()) -> Iterator[None]:
-    """Ensure that all that is read of the folder within, these files and the manifest, is of the release that was
-    opened.
+    """Ensure that these files and the manifest, as read within, are of the release that was opened.
 
     Raises as `check_release`, also for what failed within: another release's file may have been the reason.
     """

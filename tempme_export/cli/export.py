@@ -1,4 +1,4 @@
-"""`tempme-export`: arguments -> pipeline calls -> exit code (design section 5)."""
+"""`tempme-export`: arguments -> pipeline calls -> exit code."""
 
 from enum import StrEnum
 from pathlib import Path

@@ -115,8 +115,7 @@ Ask = Callable[..., dict[str, Any]]
 
 @dataclass(frozen=True)
 class Source:
-    """Source of the answers: `ask` runs a probe, `has` knows whether a module can be found, `floors` are the lowest
-    versions."""
+    """Source of answers: `ask` runs a probe, `has` tells if a module is there, `floors` are the lowest versions."""
 
     ask: Ask
     has: Callable[[str], bool]

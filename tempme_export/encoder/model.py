@@ -39,7 +39,7 @@ def _sum_of_frames(x: Tensor) -> Tensor:
 
 
 def check_supported(recipe: Recipe) -> None:
-    """Raises CheckpointError for what the fast encoder, and so every artifact, leaves to the oracle: prompts."""
+    """Raises CheckpointError for what the fast encoder, and so every artifact, leaves to the reference: prompts."""
     prompts = recipe.checkpoint.facts.prompts
     if prompts is not None:
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Profiles: what to build, as strict TOML (design section 3). Unknown or missing keys are errors."""
+"""Profiles: what to build, as strict TOML. Unknown or missing keys are errors."""
 
 import dataclasses
 import tomllib

@@ -1,4 +1,4 @@
-"""The oracle encoder, as plain as the spec reads; also the original PyTorch path of every benchmark.
+"""The reference encoder, as plain as the spec reads; also the original PyTorch path of every benchmark.
 
 Eager, logits materialised, sort, gather and scatter in the merges; any floating dtype. A change of the rules
 is made here first.
@@ -103,7 +103,7 @@ def _block_weights(weights: Mapping[str, Tensor], index: int) -> dict[str, Tenso
 
 
 class ReferenceVideo(nn.Module):
-    """Video tower of the oracle. `forward` returns what a bundle's `video.onnx` returns."""
+    """Video tower of the reference. `forward` returns what a bundle's `video.onnx` returns."""
 
     def __init__(self, recipe: Recipe, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> None:
         super().__init__()
@@ -200,7 +200,7 @@ class ReferenceVideo(nn.Module):
 
 
 class ReferenceText(nn.Module):
-    """Text tower of the oracle (spec section 6)."""
+    """Text tower of the reference (spec section 6)."""
 
     def __init__(self, recipe: Recipe, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> None:
         super().__init__()

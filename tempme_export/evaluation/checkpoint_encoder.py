@@ -22,7 +22,7 @@ _TEXTS = 256  # per call: the text tower takes some 50 MB of activations
 
 
 class CheckpointEncoder:
-    """A checkpoint under torch in float32: `original`, the oracle, or `torch`, the fast encoder."""
+    """A checkpoint under torch in float32: `original`, the reference, or `torch`, the fast encoder."""
 
     def __init__(self, recipe: Recipe, backend: str | None = None, device: str | None = None) -> None:
         """Raises BackendError for an unknown backend or a missing device, ProfileError without a tokenizer."""

@@ -1,4 +1,4 @@
-"""CLIP's byte-pair encoding as open_clip has it: what makes a bundle's tokenizer, and is its oracle."""
+"""CLIP's byte-pair encoding as open_clip has it: it makes a bundle's tokenizer, and is its reference."""
 
 import importlib.util
 from functools import cache

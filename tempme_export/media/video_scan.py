@@ -61,8 +61,7 @@ def scan_video(path: Path) -> Scan:
 def _torn(
     path: Path, container_name: str, flagged: Sequence[int], seen: Sequence[tuple[int | None, bool]]
 ) -> frozenset[int]:
-    """Numbers of torn packets: a flag is of its packet, or of the next one where a parser stands between FFmpeg's
-    reader and us.
+    """Torn packets: those flagged, or the next ones where a parser stands between FFmpeg's reader and us.
 
     A transport stream may go on elsewhere behind a whole packet: nothing is missing if a key frame is next.
     """

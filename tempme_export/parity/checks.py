@@ -1,4 +1,4 @@
-"""Does an artifact compute what the oracle computes? Three levels (design section 6), one tolerance table.
+"""Parity checks of an artifact against the reference: three levels, one tolerance table.
 
 (a) decisions: every token goes to the same row; (b) merged tokens, where the decisions are equal;
 (c) embeddings of the whole encoder, at several batch sizes. Nothing compared is a failure.
@@ -142,7 +142,7 @@ def decision_checks(
 ) -> tuple[list[Check], NDArray[np.bool_]]:
     """Levels (a) and, `with_tokens`, (b), from the values that the artifact exposes for every merge.
 
-    A video that leaves the oracle's path where the oracle itself decided by less than SAFE_GAP is reported and
+    A video that leaves the reference's path where the reference itself decided by less than SAFE_GAP is reported and
     not counted as changed from there on. Returns the checks and, for each video, whether it did so.
     """
     videos = len(selftest.clips)
@@ -170,7 +170,7 @@ def decision_checks(
             compared += int(same.sum())
     detail = f"{changed} of {tokens} tokens{first}"
     if margins:
-        detail += f"; the oracle decided there by {max(margins):.1e} or less"
+        detail += f"; the reference decided there by {max(margins):.1e} or less"
     if forked.any():
         detail += f"; {int(forked.sum())} of {videos} videos turned at a near tie"
     checks = [Check("decisions changed", changed / tokens, tolerance.changed_decisions, detail=detail)]

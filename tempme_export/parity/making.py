@@ -1,4 +1,4 @@
-"""A self-test drawn for a recipe: the oracle's outputs on clips and texts whose decisions are safe."""
+"""A self-test drawn for a recipe: the reference's outputs on clips and texts whose decisions are safe."""
 
 import warnings
 from dataclasses import dataclass
@@ -17,8 +17,7 @@ from tempme_export.parity.selftest import CAPTIONS, CLIPS, SAFE_GAP, SelfTest, d
 
 @dataclass(frozen=True)
 class Drawing:
-    """Rule for drawing clips: one of each kind, `tries` times at most until the gap of its closest decision is
-    `safe`."""
+    """Rule for drawing clips: one of each kind, `tries` times at most until its closest decision has the gap `safe`."""
 
     kinds: tuple[str, ...] = CLIPS
     tries: int = 4
@@ -27,7 +26,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class _Judged:
-    """One clip with what the oracle made of it."""
+    """One clip with the reference's embedding and merges."""
 
     clip: NDArray[np.uint8]
     embedding: NDArray[np.float32]
@@ -61,7 +60,7 @@ def _captions(recipe: Recipe) -> tuple[tuple[str, ...], NDArray[np.int64]]:
 
 
 def make_selftest(recipe: Recipe, seed: int = 0, drawing: Drawing = Drawing()) -> SelfTest:
-    """Draw clips and texts and run the oracle on them. Raises ProfileError and BackendError as the tokenizer."""
+    """Draw clips and texts and run the reference on them. Raises ProfileError and BackendError as the tokenizer."""
     captions, caption_ids = _captions(recipe)
     video, text = ReferenceVideo(recipe), ReferenceText(recipe)
     preprocess, token_ids = preprocess_for(recipe), draw_token_ids(recipe, seed)

@@ -1,6 +1,6 @@
-"""The clips and texts that every artifact is judged on, and what the oracle makes of them.
+"""The clips and texts that every artifact is judged on, and the reference's decisions and outputs on them.
 
-Clips are drawn so that no decision of the oracle hangs on less than a few snapping steps: another backend's
+Clips are drawn so that no decision of the reference hangs on less than a few snapping steps: another backend's
 rounding must not decide. Among them are a static, a black and a repeating one, where exact ties are the rule.
 Some may stay fragile whatever is drawn: behind the exact ties lie tokens that differ by next to nothing, and
 many frames mean many decisions.

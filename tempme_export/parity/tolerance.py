@@ -44,7 +44,7 @@ class Tolerance:
     merged_tokens      relative RMS error of merged tokens, over items whose decisions are still equal
     cosine_distance    largest 1 - cosine of an embedding; None where it would say nothing
     fragile_distance   the same, for clips whose decisions hang on less than the self-test's safe gap: another
-                       order of near ties is as valid as the oracle's
+                       order of near ties is as valid as the reference's
     centred_cosine     smallest cosine after the mean embedding is subtracted; None where not gated
     rank_agreement     smallest Spearman correlation of similarities, text against video; None where not gated
     retrieval          limits of the retrieval gate; by default float32's, the strictest

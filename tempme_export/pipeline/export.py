@@ -165,7 +165,7 @@ def export(
     verbose: bool = False,
     progress: Progress = SILENT,
 ) -> Bundle:
-    """Build a bundle and accept it only when it agrees with the oracle, and with a gate when it retrieves as well.
+    """Build a bundle and accept it only when it agrees with the reference, and with a gate when it retrieves as well.
 
     checkpoint  a path, `open_clip:MODEL/PRETRAINED`, or one already loaded
     profile     a shipped name, a path, a Profile; None: inferred from the checkpoint's shapes

@@ -41,8 +41,7 @@ def _after_values(name: str, in_proj: Linear, reads: Linear) -> _Step:
 
 
 def _steps(tower: Encoder) -> list[_Step]:
-    """Steps where a LayerNorm or an attention feeds a product and nothing else; behind an activation nothing can
-    move."""
+    """Steps where a LayerNorm or an attention feeds a product and nothing else; none behind an activation."""
     found = []
     for index, block in enumerate(tower.blocks):
         assert isinstance(block, VideoBlock | TextBlock), "towers are made of blocks"

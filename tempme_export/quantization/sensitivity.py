@@ -1,5 +1,4 @@
-"""Accuracy that each product costs when it alone is computed in 8 bits, and the products that are therefore left in
-float."""
+"""Accuracy lost to each product when it alone is computed in 8 bits, and the products therefore left in float."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence

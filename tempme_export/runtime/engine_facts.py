@@ -1,5 +1,4 @@
-"""Facts of a TensorRT engine (`video.plan`): the builder writes them into the manifest, the runtime reads them
-there."""
+"""Facts of a TensorRT engine (`video.plan`): the builder writes them into the manifest for the runtime."""
 
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -83,8 +83,7 @@ class ProcessBound:
         raise NotImplementedError
 
     def opened(self) -> Any:
-        """Resource that `_open` made in this process. Raises BackendError in a child that cannot use it, else as
-        `_open`."""
+        """Resource that `_open` made here. Raises BackendError in a child that cannot use it, else as `_open`."""
         with calls, self._lock:
             if self._held is None:
                 self._check_fork()

@@ -1,4 +1,4 @@
-"""PyTorch modules as Runners: the oracle and the fast encoder."""
+"""PyTorch modules as Runners: the reference and the fast encoder."""
 
 from collections.abc import Callable, Mapping, Sequence
 

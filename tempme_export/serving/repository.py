@@ -32,8 +32,8 @@ def _check_bundle(bundle: Bundle) -> None:
     failed = _failed(bundle)
     if failed:
         raise BundleError(
-            f"{bundle.path} was kept for inspection: {', '.join(failed)} did not agree with the oracle, so it is not "
-            "served. Export a bundle that passes."
+            f"{bundle.path} was kept for inspection: {', '.join(failed)} did not agree with the reference, so it is "
+            "not served. Export a bundle that passes."
         )
     verify_files(bundle)
 

@@ -69,8 +69,7 @@ class World:
         return found
 
     def on_first(self, work: Callable[[], T]) -> T:
-        """Run `work` in the first process and tell its result to all. The others wait, and raise the error it
-        raises."""
+        """Run `work` in the first process and tell its result to all. The others wait, and raise its error."""
         if self.size == 1:
             return work()
         told: list[Any] = [None]

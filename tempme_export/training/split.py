@@ -160,8 +160,7 @@ def open_split(
 
 
 def fingerprint(data: RetrievalData) -> dict[str, Any]:
-    """Fingerprint of training data: counts, and a hash of video ids, file sizes and ranges, captions and whose they
-    are.
+    """Fingerprint of a data set: counts, and a hash of video ids, file sizes, ranges, captions and their owners.
 
     Where the files lie does not count.
     """

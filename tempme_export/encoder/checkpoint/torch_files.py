@@ -108,8 +108,7 @@ def _check_archive(path: Path) -> tuple[str, ...]:
 
 
 def read_torch_file(path: Path) -> tuple[Any, tuple[str, ...]]:
-    """Content of a PyTorch file, and remarks on it. Raises CheckpointError for damage, code, TorchScript and other
-    files."""
+    """Content of the file, and remarks on it. Raises CheckpointError for damage, code, TorchScript and other files."""
     try:
         remarks = (
             _check_archive(path) if zipfile.is_zipfile(path) else ("PyTorch's old format, which has no checksums",)

@@ -78,8 +78,7 @@ class Layer:
 
     @property
     def product_precision(self) -> str:
-        """Precision of a product's operands; "tf32" where the kernel rounds float32 to it, "unknown" where none
-        says."""
+        """Precision of a product's operands; "tf32" where the kernel rounds float32 to it, "unknown" otherwise."""
         found = _narrowest(self.operands)
         if found == "fp32" and _TF32.search(self.tactic):
             return "tf32"
