@@ -11,7 +11,7 @@ from tempme_export.serving.repository import write_repository
 
 
 def say_done(text: str, statuses: list[str]) -> None:
-    """What was done, and whether parity is proven."""
+    """Say that it is done, and whether parity is proven."""
     if "not run" in statuses:
         text += "; parity was NOT RUN for the lines above, so nothing is proven about them on this machine"
     console.show_done(text)

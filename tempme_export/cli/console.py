@@ -257,7 +257,7 @@ def show_done(text: str) -> None:
 
 
 def show_uses(folder: Path, *, verified: bool = False) -> None:
-    """What a bundle is for, each as a command to copy; without its check where that was just done."""
+    """Show the uses of a bundle, each as a command to copy; without its check where that was just done."""
     name = str(folder)
     plain = name.isprintable() and not set(name) & set("\"'\\")
     literal = f'"{name}"' if plain else ascii(name)
@@ -270,5 +270,5 @@ def show_uses(folder: Path, *, verified: bool = False) -> None:
 
 
 def show_server(repository: Path) -> None:
-    """What serves a model repository."""
+    """Show the command that serves a model repository."""
     show_next(command("tritonserver", "--model-repository", repository))

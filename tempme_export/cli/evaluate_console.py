@@ -88,12 +88,12 @@ def show_file(path: Path) -> None:
 
 
 def show_uses(bundle: str) -> None:
-    """What else can be asked of a bundle, each as a command to copy."""
+    """Show the other uses of a bundle, each as a command to copy."""
     show_next(command("tempme-export", "verify", bundle), command("tempme-bench", bundle))
 
 
 def show_export(checkpoint: str, options: Mapping[str, "str | Path | None"]) -> None:
-    """What makes a bundle of a checkpoint, with the options that have a value."""
+    """Show the command that makes a bundle of a checkpoint, with the options that have a value."""
     given = (word for name, value in options.items() if value is not None for word in (name, value))
     show_next(command("tempme-export", checkpoint, *given))
 
