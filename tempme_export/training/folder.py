@@ -1,10 +1,6 @@
 """The folder of a run: its files, whether another run's are in the way, and whether they fit on the disk."""
 
-import shutil
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
+from tempme_export.data.disk import Disk
 from tempme_export.errors import ExportError, InputError
 from tempme_export.training.config import TrainConfig
 from tempme_export.training.encoder import TrainableModel
@@ -33,11 +29,11 @@ def bytes_needed(config: TrainConfig, model: TrainableModel) -> int:
     return 2 * 3 * 4 * training + 3 * values * (2 if config.store == "fp16" else 4)
 
 
-def check_room(config: TrainConfig, model: TrainableModel, usage: Callable[[Path], Any] = shutil.disk_usage) -> None:
+def check_room(config: TrainConfig, model: TrainableModel, disk: Disk | None = None) -> None:
     """Raise ExportError when the folder's disk cannot hold what a run writes."""
     needed = bytes_needed(config, model)
     present = sum(path.stat().st_size for path in config.out.iterdir() if path.name in (LAST, BEST, FINAL))
-    free = usage(config.out).free
+    free = (disk or Disk()).free(config.out)
     if free + present < needed:
         raise ExportError(
             f"--out {config.out}: found {free / 1e6:.0f} MB free on its disk; expected {(needed - present) / 1e6:.0f} "

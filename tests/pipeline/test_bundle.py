@@ -178,7 +178,8 @@ class TestNothingHalfDone:
             builds.failing(TEXT_ONNX, error)
         else:
             text = registry.text_backend()
-            registering(replace(text, runner=SimpleNamespace(describe=text.runtime.describe, open_runner=fail)))
+            described = {name: getattr(text.runtime, name) for name in ("describe", "choose_device")}
+            registering(replace(text, runner=SimpleNamespace(**described, open_runner=fail)))
         before = contents(tmp_path)
         with pytest.raises(type(error)):
             export(bundle_copy, force=True)
