@@ -77,7 +77,6 @@ MAKING_PACKAGES = {"torch", "torchvision", "timm", "onnx", "onnx_ir", "onnxscrip
 DOORS = {  # from a function alone; the modules that artifacts.registry names, Artifact and Backend open
     ("", "pipeline.export"),
     ("cli.export", "cli.export_commands"),
-    ("cli.export", "exporters.trt.requirements"),
     ("cli.export", "pipeline.spec"),
     ("retrieval", "media.tokenizer"),  # bundles of earlier versions have none of their own
     ("evaluation.encoders", "media.tokenizer"),

@@ -19,7 +19,6 @@ EXCEPTIONS = {
     "tempme_export/doctor/machine.py": "parts of a machine, which have names of their own",
     "tempme_export/doctor/probes.py": "loads parts for real, OpenVINO without its telemetry",
     "tempme_export/pipeline/export.py": "the facade's keywords",
-    "tempme_export/pipeline/rebuild.py": "rebuilds an engine, and that alone",
     "tempme_export/serving/repository.py": "says which file a trace is in",
     "bench/core/candidate.py": "an engine is timed by its own device events",
     "bench/comparing.py": "versions of packages in a row",
@@ -47,7 +46,8 @@ def named(source: str) -> list[str]:
     """Files of artifacts, names of backends and modules of exporters and runners that code names."""
     tree = ast.parse(source)
     files, backends = {one.file for one in registry.ARTIFACTS}, {one.name for one in registry.BACKENDS}
-    modules = {one.runner for one in registry.BACKENDS} | {one.builder for one in registry.ARTIFACTS}
+    modules = {one.runner for one in registry.BACKENDS}
+    modules |= {module for one in registry.ARTIFACTS for module in (one.builder, one.needs)}
     skipped, found = docstrings(tree), []
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in skipped:

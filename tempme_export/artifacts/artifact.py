@@ -107,6 +107,23 @@ class Exporter(Protocol):
         ...
 
 
+class Requirements(Protocol):
+    """What a machine must have to build an artifact, told before anything heavy is imported; modules are the usual
+    ones."""
+
+    def check_options(self, precision: str, workspace_gib: float | None) -> None:
+        """Raise UsageError for what it cannot be built with."""
+        ...
+
+    def check_builder(self, device: str) -> None:
+        """Raise BackendError naming all that is missing here to build it for a device."""
+        ...
+
+    def check_rebuild(self, device: str, workspace_gib: float | None) -> None:
+        """As both, for a bundle that is there already."""
+        ...
+
+
 @dataclass(frozen=True)
 class Artifact:
     """One kind of file of a bundle.
@@ -120,6 +137,9 @@ class Artifact:
     states   texts that it says of itself, without which nothing can tell where it runs
     bound    it runs only on the kind of machine that it was built for
     drafted  a dry run writes it beside the bundle: what is built from it may be built on another machine
+    source   the file of the bundle that it is built from, without any weights of the checkpoint, so that it can be
+             built again; None: from the checkpoint
+    needs    what a machine must have to build it: Requirements, or the name of the module that is them
     """
 
     file: str
@@ -130,6 +150,8 @@ class Artifact:
     states: tuple[str, ...] = ()
     bound: bool = False
     drafted: bool = False
+    source: str | None = None
+    needs: "str | Requirements | None" = field(default=None, compare=False)
 
     @property
     def exporter(self) -> Exporter:
@@ -138,6 +160,20 @@ class Artifact:
             return self.builder
         with making(self.file):
             return cast(Exporter, importlib.import_module(self.builder))
+
+    @property
+    def requirements(self) -> Requirements | None:
+        """What a machine must have to build it; None: no more than to build any."""
+        if not isinstance(self.needs, str):
+            return self.needs
+        return cast(Requirements, importlib.import_module(self.needs))
+
+    def check(self, spec: Spec) -> None:
+        """Refuse what no checkpoint could mend: as its Requirements, then as its Exporter."""
+        if (required := self.requirements) is not None:
+            required.check_options(spec.precision, spec.workspace_gib)
+            required.check_builder(spec.device)
+        self.exporter.check(spec)
 
     def misfits(self, manifest: Mapping[str, Any]) -> list[str]:
         """Facts of it in a manifest of another kind than its readers need, in words; a bundle may say nothing."""

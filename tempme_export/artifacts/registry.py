@@ -1,6 +1,6 @@
 """The artifacts and backends that there are. A new one is an exporter, a runner and its entry here."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 
 from tempme_export.artifacts.artifact import Artifact, Tower
@@ -29,6 +29,8 @@ PLAN = Artifact(
     option="trt",
     help="Also build video.plan, a TensorRT engine for this GPU.",
     bound=True,
+    source=PLUGIN_ONNX.file,
+    needs=f"{_EXPORTERS}.trt.requirements",
 )
 
 # In the order in which they are built and judged: an engine is built from the graph before it.
@@ -166,6 +168,16 @@ def options() -> dict[str, str]:
         if one.option is not None:
             helps[one.option] = helps.get(one.option) or one.help
     return helps
+
+
+def demanding(asked: Container[str | None]) -> tuple[Artifact, ...]:
+    """The artifacts of these options that not every machine can build."""
+    return tuple(one for one in ARTIFACTS if one.option in asked and one.needs is not None)
+
+
+def rebuilt() -> tuple[Artifact, ...]:
+    """The artifacts that can be built again from a file of their bundle."""
+    return tuple(one for one in ARTIFACTS if one.source is not None)
 
 
 def offered(tower: Tower = "video") -> tuple[str, ...]:

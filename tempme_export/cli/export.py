@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from tempme_export.artifacts import registry
 from tempme_export.cli.app import CommandLine
 from tempme_export.cli.artifact_options import asks_for_artifacts
 from tempme_export.cli.options import (
@@ -74,17 +75,17 @@ def _batch_range(text: str | None) -> tuple[int, int, int] | None:
     return low, usual, high
 
 
-def _check_engine(trt: bool, dry_run: bool, precision: str, device: str, workspace: float | None, log: bool) -> None:
+def _check_machine(
+    artifacts: frozenset[str], dry_run: bool, precision: str, device: str, workspace: float | None, log: bool
+) -> None:
     """Refuse in a moment, before anything heavy is imported, what cannot be built here."""
-    if not trt:
-        if workspace is not None or log:
-            raise UsageError("--workspace and --verbose are for the builder of an engine. Add --trt.")
-        return
-    from tempme_export.exporters.trt.requirements import check_builder, check_options
-
-    check_options(precision, workspace)
-    if not dry_run:
-        check_builder(device)
+    demanding = [one.requirements for one in registry.demanding(artifacts)]
+    if not demanding and (workspace is not None or log):
+        raise UsageError("--workspace and --verbose are for the builder of an engine. Add --trt.")
+    for required in filter(None, demanding):
+        required.check_options(precision, workspace)
+        if not dry_run:
+            required.check_builder(device)
 
 
 @line.default(3, 4, 5, 6)
@@ -171,7 +172,7 @@ def export(
     tempme-export ckpt.pt --trt    also a TensorRT engine with the fused kernels as plugins
     """
     sizes = _batch_range(batch_range)
-    _check_engine("trt" in artifacts, dry_run, precision, device, workspace, verbose)
+    _check_machine(artifacts, dry_run, precision, device, workspace, verbose)
     from tempme_export.cli.export_commands import export_bundle, preview_bundle
     from tempme_export.pipeline.spec import ExportSpec
 
@@ -221,11 +222,9 @@ def rebuild(
     as_json: JsonOption = False,
 ) -> None:
     """Build a bundle's TensorRT engine again, for the GPU, driver and TensorRT of this machine."""
-    from tempme_export.exporters.trt.requirements import BUNDLE_STAYS, check_builder, check_workspace
-
     gpu = device or "cpu"  # which stands for the first GPU
-    check_workspace(workspace)
-    check_builder(gpu, BUNDLE_STAYS)
+    for required in filter(None, (one.requirements for one in registry.rebuilt())):
+        required.check_rebuild(gpu, workspace)
     from tempme_export.cli.export_commands import rebuild_engine
 
     rebuild_engine(bundle, gpu, workspace, verbose, as_json)

@@ -1,12 +1,14 @@
-"""`tempme-export rebuild DIR`: a new engine for this machine, from the graph that the bundle carries."""
+"""`tempme-export rebuild DIR`: what a bundle can build again for this machine, from the files that it carries."""
 
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tempme_export.artifacts import registry
+from tempme_export.artifacts.artifact import Artifact, Making
 from tempme_export.artifacts.backend import Folder
 from tempme_export.artifacts.bundle import (
     MANIFEST,
@@ -23,33 +25,42 @@ from tempme_export.encoder.backbone import Backbone
 from tempme_export.encoder.profile import Profile
 from tempme_export.encoder.schedule import Schedule
 from tempme_export.errors import BundleError
-from tempme_export.exporters.plugin_nodes import PluginNode, plugin_nodes
-from tempme_export.exporters.trt import builder, requirements
 from tempme_export.files import building, file_sha256
 from tempme_export.media.preprocess import preprocess_in
 from tempme_export.parity.checks import ParityReport
 from tempme_export.parity.selftest import load_selftest
 from tempme_export.parity.verification import Parity, Standard, judge_on, raise_if_failed
+from tempme_export.pipeline.spec import ExportSpec
 from tempme_export.progress import SILENT, Progress
-from tempme_export.runtime.engine_facts import ENGINE, KEY, SOURCE, EngineFacts
-from tempme_export.runtime.nvidia import engine_device
+
+if TYPE_CHECKING:
+    from tempme_export.encoder.recipe import Recipe
 
 _WRITTEN = ("format", "files", "sha256")  # by write_manifest
+_Facts = Mapping[str, Mapping[str, Any]]
 
 
-def _check_sources(bundle: Bundle) -> Intact:
-    """Raise BundleError unless every file but the engine, which may be gone or spoilt, is what the manifest says."""
-    files = bundle.manifest["files"]
-    if SOURCE not in files:
+def _renewable(bundle: Bundle) -> tuple[Artifact, ...]:
+    """The artifacts whose sources a bundle has. Raises BundleError for none."""
+    rebuilt = registry.rebuilt()
+    found = tuple(one for one in rebuilt if one.source in bundle.manifest["files"])
+    if not found:
+        options = " ".join(f"--{one.option}" for one in rebuilt)
         raise BundleError(
-            f"{bundle.path} has no {SOURCE}, so no engine can be built from it. Export it again with its checkpoint: "
-            "tempme-export CKPT --trt."
+            f"{bundle.path} has no {', no '.join(str(one.source) for one in rebuilt)}, so no engine can be built from "
+            f"it. Export it again with its checkpoint: tempme-export CKPT {options}."
         )
+    return found
+
+
+def _check_sources(bundle: Bundle, renewed: Sequence[Artifact]) -> Intact:
+    """Raise BundleError unless every file but the renewed, which may be gone or spoilt, is what the manifest says."""
+    files, spoilt = bundle.manifest["files"], {one.file for one in renewed}
     for name, entry in files.items():
         path = bundle.path / name
-        if name != ENGINE and (not path.is_file() or file_sha256(path) != entry["sha256"]):
+        if name not in spoilt and (not path.is_file() or file_sha256(path) != entry["sha256"]):
             raise BundleError(f"{path} is missing or was changed. Export the bundle again.")
-    unknown = sorted({path.name for path in bundle.path.iterdir()} - {*files, MANIFEST, ENGINE})
+    unknown = sorted({path.name for path in bundle.path.iterdir()} - {*files, MANIFEST, *spoilt})
     if unknown:
         raise BundleError(
             f"{bundle.path} holds what does not belong to the bundle and would be lost: {', '.join(unknown)}. "
@@ -60,19 +71,19 @@ def _check_sources(bundle: Bundle) -> Intact:
 
 @dataclass(frozen=True)
 class _Planned:
-    """Part of a recipe that a bundle still knows: all but its weights."""
+    """What of a recipe a bundle still knows: all but its weights."""
 
     profile: Profile
     backbone: Backbone
     plan: Schedule
 
 
-def _nodes(bundle: Bundle) -> tuple[PluginNode, ...]:
-    """Plugin nodes of the graph."""
+def _recipe(bundle: Bundle) -> "Recipe":
+    """For exporters that build from a source, which ask for no weights."""
     fields: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in bundle.manifest["backbone"].items()
     }
-    return plugin_nodes(_Planned(bundle.profile, Backbone(**fields), bundle.plan))
+    return cast("Recipe", _Planned(bundle.profile, Backbone(**fields), bundle.plan))
 
 
 def _carry_over(folder: Path, names: list[str], work: Path) -> None:
@@ -84,10 +95,26 @@ def _carry_over(folder: Path, names: list[str], work: Path) -> None:
             shutil.copy2(folder / name, work / name)
 
 
-def _manifest(bundle: Bundle, facts: EngineFacts, report: ParityReport) -> dict[str, Any]:
+def _manifest(bundle: Bundle, facts: _Facts, reports: Sequence[ParityReport]) -> dict[str, Any]:
     kept = {key: value for key, value in bundle.manifest.items() if key not in _WRITTEN}
-    others = [one for one in kept["parity"] if one["artifact"] != ENGINE]
-    return {**kept, KEY: facts.to_dict(), "parity": [*others, report.to_dict()]}
+    judged = {one.artifact for one in reports}
+    others = [one for one in kept["parity"] if one["artifact"] not in judged]
+    return {**kept, **facts, "parity": [*others, *(one.to_dict() for one in reports)]}
+
+
+def _build(renewed: Sequence[Artifact], making: Making) -> dict[str, dict[str, Any]]:
+    """All of them again; what they say of themselves."""
+    said = {one.option: one.exporter.build(one, making) for one in renewed}
+    return {option: facts for option, facts in said.items() if option is not None and facts is not None}
+
+
+def _judge(renewed: Sequence[Artifact], built: Folder, bundle: Bundle, device: str) -> list[ParityReport]:
+    """Each on the backends that judge it, against the bundle's self-test."""
+    sizes, preprocess = bundle.profile.batch, preprocess_in(bundle.manifest)
+    batches = (sizes.min, sizes.opt, sizes.max)
+    standard = Standard(load_selftest(built.path / SELFTEST), bundle.plan, preprocess, batches)
+    backends = (one for one in registry.judging(built, device) if one.artifact in renewed)
+    return [judge_on(backend, built, standard, device) for backend in backends]
 
 
 def rebuild(
@@ -98,43 +125,39 @@ def rebuild(
     verbose: bool = False,
     progress: Progress = SILENT,
 ) -> Bundle:
-    """Build `video.plan` again from the bundle's `video.plugin.onnx`, judge it, and put it and its manifest in place.
+    """Build the artifacts of a bundle again whose sources it carries, judge them, and put them and its manifest in
+    place.
 
     The bundle changes at the end and at once: until the new engine is accepted, the old one stays.
     Raises BackendError, before any work, where no engine can be built here; UsageError for a workspace that is none;
-    BundleError for a bundle that is damaged, holds other files, has no such graph or is replaced meanwhile; ExportError
+    BundleError for a bundle that is damaged, holds other files, has no source or is replaced meanwhile; ExportError
     where building fails, ParityError where the new engine computes something else.
     """
-    requirements.check_workspace(workspace_gib)
-    requirements.check_builder(device, requirements.BUNDLE_STAYS)
+    for required in filter(None, (one.requirements for one in registry.rebuilt())):
+        required.check_rebuild(device, workspace_gib)
     bundle = open_bundle(Path(bundle_path).resolve())
-    progress.tell(_check_sources(bundle))
-    carried = [name for name in bundle.manifest["files"] if name != ENGINE]
-    path = bundle.path
-    chosen = engine_device(device)
+    renewed = _renewable(bundle)
+    progress.tell(_check_sources(bundle, renewed))
+    carried = [name for name in bundle.manifest["files"] if name not in {one.file for one in renewed}]
+    path, precision = bundle.path, bundle.manifest["precision"]
+    spec = ExportSpec(
+        path,
+        precision=precision,
+        frame_mask=bundle.manifest["frame_mask"],
+        device=device,
+        workspace_gib=workspace_gib,
+        verbose=verbose,
+    )
     with building(path) as work:
         with one_release(bundle, carried):
             _carry_over(bundle.path, carried, work)
-        settings = builder.EngineSettings(
-            batch=bundle.profile.batch,
-            precision=bundle.manifest["precision"],
-            device=chosen,
-            timing_cache=builder.timing_cache_path(path),
-            workspace_gib=workspace_gib,
-            verbose=verbose,
-        )
-        facts = builder.build(work / SOURCE, work / ENGINE, settings, _nodes(bundle), progress)
-        progress.tell(facts)
-        preprocess = preprocess_in(bundle.manifest)
-        standard = Standard(load_selftest(work / SELFTEST), bundle.plan, preprocess, facts.batch)
-        built = Folder(work, facts.precision, {KEY: facts.to_dict()})
-        (backend,) = (one for one in registry.BACKENDS if one.artifact == registry.PLAN)
-        report = judge_on(backend, built, standard, chosen)
-        progress.tell(Parity((report,)))
-        raise_if_failed([report], f"{path} keeps the engine it had.")
-        manifest = write_manifest(work, _manifest(bundle, facts, report))
+        facts = _build(renewed, Making(_recipe(bundle), spec, work, path, None, progress))
+        reports = _judge(renewed, Folder(work, precision, facts), bundle, device)
+        progress.tell(Parity(tuple(reports)))
+        raise_if_failed(reports, f"{path} keeps the engine it had.")
+        manifest = write_manifest(work, _manifest(bundle, facts, reports))
         check_release(bundle, carried)
         publish(work, path, replace=True)
-    renewed = Bundle(path, manifest)
-    progress.tell(renewed)
-    return renewed
+    complete = Bundle(path, manifest)
+    progress.tell(complete)
+    return complete

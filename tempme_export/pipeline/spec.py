@@ -88,14 +88,14 @@ class ExportSpec:
             raise UsageError(f"no artifact has the option {', '.join(unknown)}. Choose of: {', '.join(sorted(known))}.")
         for artifact in reversed(self.artifacts):  # what needs the most first
             if artifact.option is not None:
-                artifact.exporter.check(self)
+                artifact.check(self)
         if self.precision not in PRECISIONS:
             raise UsageError(f"precision {self.precision!r} is not one of {', '.join(PRECISIONS)}.")
         if self.batch is not None and not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]:
             raise UsageError(f"batch {self.batch} must have 1 <= MIN <= OPT <= MAX.")
         for artifact in self.artifacts:
             if artifact.option is None:
-                artifact.exporter.check(self)
+                artifact.check(self)
         registry.text_backend().runtime.choose_device({}, self.device)  # acceptance runs there, whatever is built
 
     def recipe(self) -> Recipe:

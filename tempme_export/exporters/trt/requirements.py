@@ -18,7 +18,7 @@ PRECISIONS = ("fp32", "fp16", "bf16")
 _LEAST_COMPUTE = (8, 0)
 _BLACKWELL = (10, 0)
 _ONNX_STAYS = "Leave out --trt to export what runs anywhere."
-BUNDLE_STAYS = "The bundle keeps the engine that it has."
+_BUNDLE_STAYS = "The bundle keeps the engine that it has."
 _DRIVERS = {(12, 0): 525, (12, 2): 535, (12, 8): 570, (13, 0): 580}  # the first that run this CUDA
 _NO_CUDA = re.compile(r"^cuda\b.*=\s*None\s*$", re.MULTILINE)
 
@@ -47,6 +47,12 @@ def check_builder(device: str, otherwise: str = _ONNX_STAYS) -> None:
     otherwise  what can be done without an engine
     """
     refuse(missing_for_engine(device), otherwise)
+
+
+def check_rebuild(device: str, workspace_gib: float | None) -> None:
+    """Raises as `check_workspace` and `check_builder`."""
+    check_workspace(workspace_gib)
+    check_builder(device, _BUNDLE_STAYS)
 
 
 def refuse(missing: tuple[str, ...], otherwise: str = _ONNX_STAYS) -> None:
