@@ -17,7 +17,7 @@ from tempme_export.bench.core.graphed import GraphRunner
 from tempme_export.bench.core.protocol import Progress
 from tempme_export.encoder.model import VideoEncoder
 from tempme_export.encoder.reference import ReferenceVideo
-from tempme_export.errors import BackendError, UsageError
+from tempme_export.errors import BackendError, UsageError, did_you_mean
 from tempme_export.parity.tolerance import INT8
 from tempme_export.runtime.base import Runner
 from tempme_export.runtime.devices import quiet_torch, torch_device
@@ -211,7 +211,9 @@ def chosen_candidates(names: Sequence[str] | None, known: Mapping[str, Candidate
     known = known_candidates() if known is None else known
     unknown = [name for name in names or () if name not in known]
     if unknown:
-        raise UsageError(f"unknown backends: {', '.join(unknown)}. Choose of: {', '.join(known)}.")
+        raise UsageError(
+            f"--backends: found {', '.join(unknown)}, expected of {', '.join(known)}.{did_you_mean(unknown[0], known)}"
+        )
     return [known[ORIGINAL], *(known[name] for name in names or known if name != ORIGINAL)]
 
 

@@ -1,4 +1,4 @@
-"""What `tempme-bench` can be asked for, one function each: work, tables, files. What is heavy is imported late."""
+"""One function for each thing that `tempme-bench` does: work, tables, files. Heavy packages are imported late."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,32 +21,37 @@ from tempme_export.bench.terminal.gpu import kernel_tables
 from tempme_export.bench.terminal.speeds import bench_tables
 from tempme_export.bench.terminal.suites import change_tables, fit_tables, method_tables, stage_tables
 from tempme_export.bench.terminal.table import show
-from tempme_export.cli.terminal import json_text, write_json
+from tempme_export.cli.terminal import write_json
 from tempme_export.encoder.profile import load_profile
 from tempme_export.errors import UsageError
-from tempme_export.files import write_file
 
 if TYPE_CHECKING:
+    from tempme_export.artifacts.bundle import Bundle
+    from tempme_export.bench.cases import Case
     from tempme_export.bench.report import Report
 
-STDOUT = "-"
-EAGER, GRAPH = "eager", "graph"
+GRAPH = "graph"
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """Where results go: a JSON document, a folder of files with or without CSV, a page."""
+    """Destinations of results: JSON on stdout instead of tables, a folder of files, a CSV file, a page's folder."""
 
-    json: str | None
+    json: bool
     out: Path | None
-    csv: bool
+    csv: Path | None
     page: Path | None
 
 
-def check_writable(json: str | None) -> None:
-    """Raise UsageError for a document whose folder does not exist."""
-    if json not in (None, STDOUT) and not Path(json).absolute().parent.is_dir():
-        raise UsageError(f"--json {json} cannot be written: {Path(json).parent} is not a folder.")
+@dataclass(frozen=True)
+class Model:
+    """A model as it was asked for: a bundle or checkpoint, or random weights of a profile."""
+
+    source: str | None
+    profile: str | None
+    frames: int | None
+    activation: str | None
+    seed: int
 
 
 def _console(*, stderr: bool) -> Console:
@@ -63,19 +68,17 @@ def _progress(console: Console) -> Iterator[Callable[[str], None]]:
         yield lambda text: live.update(text, refresh=True)
 
 
-def _deliver(document: dict[str, Any], json: str | None, tables: Iterable[Table]) -> None:
-    """Tables to stdout and the document to its file, or the document alone to stdout."""
-    if json == STDOUT:
+def _deliver(document: dict[str, Any], json: bool, tables: Iterable[Table]) -> None:
+    """Tables, or the document, to stdout."""
+    if json:
         write_json(document)
         return
-    if json is not None:
-        write_file(Path(json), json_text(document).encode())
     console = _console(stderr=False)
     for table in tables:
         show(console, table)
 
 
-def count(profile: str | None, frames: int | None, by: str | None, json: str | None) -> None:
+def count(profile: str | None, frames: int | None, by: str | None, json: bool) -> None:
     """Show the paper's rows, and the profile's, counted by formula.
 
     by  `eager`: also on the running encoder, at its real size; `graph`: also in the ONNX graph exported for each
@@ -105,7 +108,7 @@ def _counted(claims: Sequence[paper.Claim], by: str) -> list[Counted]:
     return counted
 
 
-def compile_kernels(profile: str | None, frames: int | None, json: str | None) -> None:
+def compile_kernels(profile: str | None, frames: int | None, json: bool) -> None:
     """Compile the profile's kernels for every target and show what they take."""
     from tempme_export.bench.kernels.resources import compile_rows, triton_version
 
@@ -117,7 +120,7 @@ def compile_kernels(profile: str | None, frames: int | None, json: str | None) -
 
 
 def time_kernels(
-    profile: str | None, frames: int | None, batches: tuple[int, ...], dtypes: tuple[str, ...], json: str | None
+    profile: str | None, frames: int | None, batches: tuple[int, ...], dtypes: tuple[str, ...], json: bool
 ) -> None:
     """Time every fused call of one profile, or of those that are measured by default, and show what merging costs."""
     from tempme_export.bench.kernels import timing
@@ -142,7 +145,7 @@ def _on_gpu() -> dict[str, Any]:
     return {"gpu": None if facts is None else dataclasses.asdict(facts), "versions": versions()}
 
 
-def compare(before: Path, after: Path, seed: int, json: str | None) -> None:
+def compare(before: Path, after: Path, seed: int, json: bool) -> None:
     """Show what changed between two results folders, and whether that is more than chance."""
     from tempme_export.bench.comparing import compare_results
 
@@ -153,43 +156,40 @@ def compare(before: Path, after: Path, seed: int, json: str | None) -> None:
     _deliver(report.to_dict(), json, change_tables(report))
 
 
-def write_page(folder: Path, results: Sequence[Path]) -> None:
+def write_page(folder: Path, results: Sequence[Path], json: bool) -> None:
     """Write the page of results into a folder."""
     from tempme_export.bench.reporting.page import write_report
     from tempme_export.bench.reporting.read import read_results
 
-    written = write_report([read_results(path) for path in results], folder)
-    _console(stderr=True).print(f"wrote {', '.join(map(str, written))}", soft_wrap=True)
+    _show_files(write_report([read_results(path) for path in results], folder), json)
 
 
-def draw(
-    video: Path,
-    out: Path,
-    source: str | None,
-    profile: str | None,
-    frames: int | None,
-    seed: int,
-    activation: str | None = None,
-    allow_damaged: bool = False,
-) -> None:
+def _show_files(paths: Sequence[Path], json: bool) -> None:
+    _console(stderr=True).print(f"wrote {', '.join(map(str, paths))}", soft_wrap=True)
+    if json:
+        write_json({"files": [str(path) for path in paths]})
+
+
+def draw(model: Model, video: Path, out: Path, allow_damaged: bool, json: bool) -> None:
     """Draw which patches of a video became one token. A bundle is enough; its checkpoint may be gone."""
-    from tempme_export.artifacts.bundle import Bundle, open_bundle, verify_files
-    from tempme_export.bench.cases import Case, open_case, random_case
     from tempme_export.bench.merge_picture import draw_trace
 
-    model: Case | Bundle
-    if source is None:
-        if activation is not None:
+    _show_files(draw_trace(_opened(model), video, out, allow_damaged).paths, json)
+
+
+def _opened(model: Model) -> "Case | Bundle":
+    from tempme_export.artifacts.bundle import open_bundle, verify_files
+    from tempme_export.bench.cases import open_case, random_case
+
+    if model.source is None:
+        if model.activation is not None:
             raise UsageError("--activation is of a checkpoint, and none was given. Leave it out.")
-        model = random_case(chosen_profile(profile, frames), seed)
-    elif Path(source).is_dir() and (profile, frames, activation) == (None, None, None):
-        model = open_bundle(Path(source))
-        verify_files(model)
-    else:
-        model = open_case(source, profile, frames, activation)
-    pictures = draw_trace(model, video, out, allow_damaged)
-    console = _console(stderr=True)
-    console.print(f"wrote {', '.join(map(str, pictures.paths))}", soft_wrap=True)
+        return random_case(chosen_profile(model.profile, model.frames), model.seed)
+    if Path(model.source).is_dir() and (model.profile, model.frames, model.activation) == (None, None, None):
+        bundle = open_bundle(Path(model.source))
+        verify_files(bundle)
+        return bundle
+    return open_case(model.source, model.profile, model.frames, model.activation)
 
 
 def measure(config: BenchmarkConfig, delivery: Delivery, *, strict: bool) -> bool:
@@ -222,10 +222,13 @@ def measure(config: BenchmarkConfig, delivery: Delivery, *, strict: bool) -> boo
 
 
 def _write(report: "Report", delivery: Delivery, say: Callable[[str], None]) -> None:
-    """Write the folder and the page."""
+    """Write the folder, the CSV file and the page."""
     if delivery.out is not None:
-        report.write(delivery.out, csv=delivery.csv)
+        report.write(delivery.out)
         say(f"wrote {delivery.out}")
+    if delivery.csv is not None:
+        report.write_csv(delivery.csv)
+        say(f"wrote {delivery.csv}")
     if delivery.page is not None:
         from tempme_export.bench.reporting.page import write_report
         from tempme_export.bench.reporting.read import Results

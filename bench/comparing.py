@@ -1,4 +1,4 @@
-"""What changed between two results folders, and what is only noise (`tempme-bench --compare A B`).
+"""What changed between two results folders, and what is only noise (`tempme-bench compare A B`).
 
 Two runs differ by the machine's mood, by chance, and by what was changed between them. A run interleaves its
 candidates with its first one, the base. So the ratio to the base is compared: the machine's own speed cancels in it.

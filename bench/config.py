@@ -28,7 +28,7 @@ class BenchmarkConfig:
     budget: float
     samples: int
     seed: int
-    handicap: tuple[tuple[str, float], ...]
+    slowdowns: tuple[tuple[str, float], ...]
     command: str
 
 

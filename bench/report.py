@@ -15,7 +15,7 @@ from tempme_export.names import printable
 if TYPE_CHECKING:
     import polars as pl
 
-ROWS, SAMPLES, DOCUMENT, CSV = "bench.parquet", "samples.parquet", "bench.json", "bench.csv"
+ROWS, SAMPLES, DOCUMENT = "bench.parquet", "samples.parquet", "bench.json"
 _SAMPLE = {"profile": str, "batch": int, "round": int, "position": int, "candidate": str, "seconds": float}
 
 
@@ -171,15 +171,18 @@ class Report:
             "gpu": self.gpu,
         }
 
-    def write(self, folder: Path, *, csv: bool = False) -> None:
-        """Write rows and samples as Parquet, the whole run as JSON and, if asked, the rows as CSV into `folder`,
-        which exists. The JSON comes last: where it is, the rest is complete."""
-        rows = frame(self.rows)
-        write_file(folder / ROWS, rows.write_parquet)
+    def write(self, folder: Path) -> None:
+        """Write rows and samples as Parquet and the whole run as JSON into `folder`, which exists.
+
+        The JSON comes last: where it is, the rest is complete.
+        """
+        write_file(folder / ROWS, frame(self.rows).write_parquet)
         write_file(folder / SAMPLES, self.samples().write_parquet)
-        if csv:
-            write_file(folder / CSV, rows.write_csv)
         write_file(folder / DOCUMENT, (json.dumps(printable(self.to_dict()), indent=2) + "\n").encode())
+
+    def write_csv(self, path: Path) -> None:
+        """Write the rows as CSV into a file."""
+        write_file(path, frame(self.rows).write_csv)
 
 
 def prepare_folder(folder: Path) -> None:

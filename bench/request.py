@@ -14,7 +14,7 @@ class Request:
 
     batches     videos per call, rising, each measured on its own
     until_knee  leave out larger batches once two in a row are no faster
-    handicap    percent by which entries are slowed down on purpose
+    slowdowns   injected: name of an entry and percent
     command     what the user typed, for the record
     on_device   as the GPU check measures: videos lie on the device and its events are the clock, a large matrix product
                 stands beside, decisions are compared, and who computes something else is timed and says so. Held
@@ -26,7 +26,7 @@ class Request:
     protocol: Protocol
     command: str
     until_knee: bool = False
-    handicap: tuple[tuple[str, float], ...] = ()
+    slowdowns: tuple[tuple[str, float], ...] = ()
     on_device: bool = False
 
 
@@ -36,16 +36,16 @@ def check_batches(profile: Profile, batches: Sequence[int]) -> None:
     outside = [batch for batch in batches if not limits.min <= batch <= limits.max]
     if outside:
         raise UsageError(
-            f"--batch {', '.join(map(str, outside))}: profile {profile.name} is made for "
+            f"--batches {', '.join(map(str, outside))}: profile {profile.name} is made for "
             f"{limits.min} to {limits.max} videos per call (shapes.batch)."
         )
 
 
-def check_handicap(handicap: Sequence[tuple[str, float]], names: Sequence[str]) -> None:
-    """Raise UsageError for a handicap of what is not measured."""
-    unknown = [name for name, _ in handicap if name not in names]
+def check_slowdowns(slowdowns: Sequence[tuple[str, float]], names: Sequence[str]) -> None:
+    """Raise UsageError for an injected slowdown of a candidate that is not measured."""
+    unknown = [name for name, _ in slowdowns if name not in names]
     if unknown:
-        raise UsageError(f"--handicap {', '.join(unknown)}: measured are {', '.join(names)}.")
+        raise UsageError(f"--slow-down: found {', '.join(unknown)}, expected one of {', '.join(names)}.")
 
 
 def sweep(largest: int, smallest: int = 1) -> tuple[int, ...]:

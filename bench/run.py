@@ -22,7 +22,7 @@ from tempme_export.bench.core.timing import Comparison
 from tempme_export.bench.machine import machine
 from tempme_export.bench.memory import device_peak_mb, is_out_of_memory, measured
 from tempme_export.bench.report import Measured, Report
-from tempme_export.bench.request import Request, check_handicap
+from tempme_export.bench.request import Request, check_slowdowns
 from tempme_export.errors import BackendError
 from tempme_export.parity.checks import Floats, centred_cosine, cosine_distance, embedding_checks
 from tempme_export.parity.tolerance import TOLERANCES
@@ -173,7 +173,7 @@ class Bench:
 
     def _calls(self, videos: NDArray[np.float32]) -> dict[str, Callable[[], object]]:
         """One call of every candidate and, on a GPU, another of those that can encode what already lies there."""
-        handicap = dict(self.request.handicap)
+        slowdowns = dict(self.request.slowdowns)
         calls: dict[str, Callable[[], object]] = {}
         for one in self.entries:
             call: Callable[[], object] = partial(one.embed, videos)
@@ -181,7 +181,7 @@ class Bench:
             if self.request.on_device:
                 calls[one.name] = resident or call
                 continue
-            calls[one.name] = slowed(call, handicap[one.name]) if one.name in handicap else call
+            calls[one.name] = slowed(call, slowdowns[one.name]) if one.name in slowdowns else call
             if resident is not None:
                 calls[one.name + RESIDENT] = resident
         if self.request.on_device:
@@ -237,7 +237,7 @@ class Bench:
             tflop_s=tflop_s,
             peak_tflop_s=None if peak is None else self.peak[1] / peak.p50 / 1e12,
             parity=self.passed[one.name],
-            handicap_percent=dict(self.request.handicap).get(one.name, 0.0),
+            handicap_percent=dict(self.request.slowdowns).get(one.name, 0.0),
             **dataclasses.asdict(one.costs),
             **dataclasses.asdict(machine(self.request.device)),
             time=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -255,10 +255,10 @@ def run(entries: Sequence[Entry], request: Request, *, stage: Progress, progress
     not fit into memory, the largest half of it that fits is measured instead, and none above. An interrupted run
     (Ctrl-C) returns what it has; before the first row, KeyboardInterrupt passes.
 
-    Raises UsageError for handicaps of what is not there, BackendError where not even the smallest batch fits.
+    Raises UsageError for slowdowns of what is not measured, BackendError where not even the smallest batch fits.
     """
     profile = entries[0].case.profile
-    check_handicap(request.handicap, [one.name for one in entries])
+    check_slowdowns(request.slowdowns, [one.name for one in entries])
     bench = Bench(entries, request, stage, progress)
     report, queue, done = Report(), list(request.batches), list[int]()
     best: dict[str, float] = {}

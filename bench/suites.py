@@ -132,7 +132,7 @@ def _request(case: Case, config: BenchmarkConfig, protocol: Protocol) -> Request
         protocol=protocol,
         command=config.command,
         until_knee=throughput and config.batches is None,
-        handicap=config.handicap,
+        slowdowns=config.slowdowns,
     )
 
 

@@ -1,4 +1,4 @@
-"""`tempme-bench --kernels`: how long each fused call takes, what of the memory's speed it reaches, and what merging
+"""`tempme-bench kernels`: how long each fused call takes, what of the memory's speed it reaches, and what merging
 costs an encoder.
 
 Ours are replayed from CUDA graphs, as in a deployed encoder. Plain PyTorch and its torch.compile are called as they
@@ -131,7 +131,7 @@ def require_gpu() -> torch.device:
     if not torch.cuda.is_available():
         raise BackendError(
             "there is nothing to time: kernels run on a GPU, and torch finds none. What they take of one is compiled "
-            "without it: tempme-bench --kernels --resources"
+            "without it: tempme-bench kernels --resources"
         )
     return torch.device("cuda", torch.cuda.current_device())
 
@@ -140,7 +140,7 @@ def check_dtypes(names: Iterable[str]) -> None:
     """Raise UsageError for a dtype that kernels do not take."""
     unknown = [name for name in names if name not in DTYPES]
     if unknown:
-        raise UsageError(f"--dtype: unknown are {', '.join(unknown)}. Choose of: {', '.join(DTYPES)}.")
+        raise UsageError(f"--dtype: found {', '.join(unknown)}, expected of {', '.join(DTYPES)}.")
 
 
 def kernel_row(

@@ -23,7 +23,7 @@ from tempme_export.errors import UsageError
 from tempme_export.files import write_file
 
 PAGE = "report.html"
-GENERATOR = "tempme-bench --report"
+GENERATOR = "tempme-bench report"
 _STYLE = "report.css"
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _TITLE = "Token-merged video encoders, measured"
@@ -54,7 +54,7 @@ def write_report(
                 with suppress(OSError):  # the report is complete
                     stale.unlink()
     except OSError as error:
-        raise UsageError(f"--report {folder} cannot be written: {error}. Name a folder that can.") from error
+        raise UsageError(f"the page's folder {folder} cannot be written: {error}. Name a folder that can.") from error
     return [folder / PAGE, *(folder / name for name in pictures.files)]
 
 
@@ -91,7 +91,7 @@ def render(results: Sequence[Results], pictures: Pictures, counted: Sequence[pap
             "footer",
             element(
                 "p",
-                "Written by tempme-bench --report. A speed counts only beside its accuracy; what has not converged, is "
+                "Written by tempme-bench report. A speed counts only beside its accuracy; what has not converged, is "
                 "missing or failed parity is named where its figure stands or would stand.",
             ),
         ),
@@ -135,6 +135,6 @@ def _refuse_foreign(folder: Path, names: Sequence[str] | dict[str, bytes]) -> No
     foreign = [name for name in names if (folder / name).exists() and not _is_own(folder / name)]
     if foreign:
         raise UsageError(
-            f"--report {folder} holds {', '.join(foreign)}, not written by this command; expected a new folder, or one "
+            f"the page's folder {folder} holds {', '.join(foreign)}, not written by this command; expected a new folder, or one "
             "with an earlier report. Name another folder, or move that away."
         )

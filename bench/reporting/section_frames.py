@@ -31,7 +31,7 @@ from tempme_export.bench.reporting.section import (
 from tempme_export.bench.reporting.section_sweeps import fit_table, knee_table
 
 _BY_FORMULA = join(
-    ["Counted by formula, from the schedule alone, as ", element("code", "tempme-bench --complexity"), " does."]
+    ["Counted by formula, from the schedule alone, as ", element("code", "tempme-bench complexity"), " does."]
 )
 
 

@@ -9,7 +9,16 @@ import typer
 from tempme_export.artifacts.registry import offered
 from tempme_export.cli import evaluate_console
 from tempme_export.cli.app import CommandLine
-from tempme_export.cli.options import OUTPUT, ActivationOption, DamagedOption, JsonOption, ProfileOption, Split, value
+from tempme_export.cli.options import (
+    OUTPUT,
+    ActivationOption,
+    DamagedOption,
+    JsonOption,
+    ProfileOption,
+    Split,
+    check_file,
+    value,
+)
 from tempme_export.cli.terminal import write_json
 from tempme_export.errors import UsageError
 from tempme_export.files import write_file
@@ -22,17 +31,6 @@ if TYPE_CHECKING:
 
 line = CommandLine("tempme-eval")
 _WORK = "Speed"
-
-
-def _check_file(option: str, path: Path | None) -> None:
-    """Raises UsageError, before hours of work, for a file that could not be written after it."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise UsageError(f"{option} {path} is a folder. Give the name of a file in it.")
-    parent = path.absolute().parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise UsageError(f"{option} {path} cannot be written: {parent} is not a folder that can be written to.")
 
 
 def _check_folder(option: str, path: Path | None) -> None:
@@ -127,7 +125,7 @@ def evaluate(
     their captions, and are listed and counted.
     """
     for option, path in (("--parquet", parquet), ("--csv", csv)):
-        _check_file(option, path)
+        check_file(option, path)
     for option, path in (("--features", features), ("--cache", cache)):
         _check_folder(option, path)
     if parquet is not None and csv is not None and parquet.absolute() == csv.absolute():

@@ -1,10 +1,13 @@
 """Options that several commands share: one word, one type, one meaning."""
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from tempme_export.errors import UsageError
 
 OUTPUT = "Output"
 
@@ -28,7 +31,19 @@ def value(choice: StrEnum | None) -> str | None:
     return None if choice is None else choice.value
 
 
-def _complete_profile(incomplete: str) -> list[str]:
+def check_file(option: str, path: Path | None) -> None:
+    """Raises UsageError, before hours of work, for a file that could not be written after it."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise UsageError(f"{option} {path} is a folder. Give the name of a file in it.")
+    parent = path.absolute().parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(f"{option} {path} cannot be written: {parent} is not a folder that can be written to.")
+
+
+def complete_profile(incomplete: str) -> list[str]:
+    """Shipped profiles that begin so."""
     from tempme_export.encoder.profile import shipped_profiles
 
     return [name for name in shipped_profiles() if name.startswith(incomplete)]
@@ -39,7 +54,7 @@ ProfileOption = Annotated[
     typer.Option(
         "--profile",
         metavar="NAME|FILE",
-        autocompletion=_complete_profile,
+        autocompletion=complete_profile,
         help="A shipped profile, or a .toml file. Default: inferred from the checkpoint.",
     ),
 ]
