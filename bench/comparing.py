@@ -25,7 +25,7 @@ _SAME: Mapping[str, tuple[str, ...]] = {
     "the same commit": ("commit",),
     "the same weights": ("weights",),
     "the same artifact": ("artifact_sha256",),
-    "the same handicap": ("handicap_percent",),
+    "the same slowdown": ("slowdown_percent",),
 }
 
 Verdict = Literal["faster", "slower", "no change", "machine drift"]
@@ -107,7 +107,7 @@ class ComparisonReport:
     """Two runs beside each other.
 
     changes         rows of both
-    remarks         what else differs, in words: machine, versions, weights, handicap, rows that have not converged
+    remarks         what else differs, in words: machine, versions, weights, slowdown, rows that have not converged
     only_a, only_b  rows of one run alone, in words
     level           of each single interval, so that all judged ones hold together at 95 % (Bonferroni)
     """

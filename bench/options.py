@@ -39,7 +39,9 @@ ProfileOption = Annotated[
     ),
 ]
 _frames = partial(typer.Option, "--frames", metavar="N,N", rich_help_panel=MODEL)
-FramesOption = Annotated[str | None, _frames(help=f"ViT-B/32 of N frames, without a profile. Default: {DEFAULT_FRAMES}.")]
+FramesOption = Annotated[
+    str | None, _frames(help=f"ViT-B/32 of N frames, without a profile. Default: {DEFAULT_FRAMES}.")
+]
 SweepOption = Annotated[
     str | None,
     _frames(

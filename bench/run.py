@@ -237,7 +237,7 @@ class Bench:
             tflop_s=tflop_s,
             peak_tflop_s=None if peak is None else self.peak[1] / peak.p50 / 1e12,
             parity=self.passed[one.name],
-            handicap_percent=dict(self.request.slowdowns).get(one.name, 0.0),
+            slowdown_percent=dict(self.request.slowdowns).get(one.name, 0.0),
             **dataclasses.asdict(one.costs),
             **dataclasses.asdict(machine(self.request.device)),
             time=datetime.now(UTC).isoformat(timespec="seconds"),

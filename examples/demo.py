@@ -67,7 +67,7 @@ def small_model() -> None:
     print(f"Rendered {TEST_CLIPS} clips that {MINI} was not trained on into {world}.")
     run("tempme-export", str(MINI), "--out", str(bundle), "--gate", f"synthetic:{world}", "--force")
     search(bundle, world)
-    run("tempme-bench", str(bundle), "--batch", "8", *MEASURE)
+    run("tempme-bench", str(bundle), "--batches", "8", *MEASURE)
 
 
 def full_size(clip: Path | None) -> None:
@@ -91,7 +91,7 @@ def full_size(clip: Path | None) -> None:
         video = model.encode_video(clip)
         length = float((video**2).sum() ** 0.5)
         print(f"\n>>> model.encode_video({str(clip)!r})   # {video.dtype} {list(video.shape)}, length {length:.6f}")
-    run("tempme-bench", str(bundle), "--batch", "1", *MEASURE)
+    run("tempme-bench", str(bundle), "--batches", "1", *MEASURE)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ SCHEMA_VERSION = 3
 EARLIER = 2
 """The schema that is read beside it."""
 
-_RENAMED = {"contender": "candidate", "stable": "steady"}
+_RENAMED = {"contender": "candidate", "stable": "steady", "handicap_percent": "slowdown_percent"}
 """Columns of the earlier schema."""
 
 HALF_WIDTH = 0.05
@@ -64,7 +64,7 @@ class Row:
     parity            whether that lies within the tolerance
     artifact_mb, artifact_sha256
                       of the file the backend runs; None where it runs from weights
-    handicap_percent  by how much it was slowed down on purpose, to test the harness itself
+    slowdown_percent  by how much it was slowed down on purpose, to test the harness itself
     time              when the measurement was done, ISO 8601 in UTC
     """
 
@@ -113,7 +113,7 @@ class Row:
     parity: bool | None = None
     artifact_mb: float | None = None
     artifact_sha256: str | None = None
-    handicap_percent: float | None = None
+    slowdown_percent: float | None = None
     cpu: str | None = None
     threads: int | None = None
     load_average: float | None = None

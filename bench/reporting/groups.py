@@ -106,9 +106,9 @@ class Side:
         return {True: PASSED, False: FAILED, None: UNJUDGED}[self.row.parity]
 
     @property
-    def handicap(self) -> float:
+    def slowdown(self) -> float:
         """Per cent it was slowed down on purpose."""
-        return self.row.handicap_percent or 0.0
+        return self.row.slowdown_percent or 0.0
 
     @property
     def doubts(self) -> list[str]:
@@ -118,8 +118,8 @@ class Side:
             said.append("FAILED PARITY" if self.parity == FAILED else "parity not judged")
         if self.converged != CONVERGED:
             said.append("NOT CONVERGED" if self.converged == UNCONVERGED else "not said whether it converged")
-        if self.handicap:
-            said.append(f"slowed down on purpose by {self.handicap:g} %")
+        if self.slowdown:
+            said.append(f"slowed down on purpose by {self.slowdown:g} %")
         return said
 
 

@@ -44,7 +44,7 @@ def _speed_table(rows: Sequence["Row"]) -> Table:
         ["batch", "videos/s", "ratio", "p50 ms", "p99 ms", "CoV", "+- %", "1 - cos", "centred"],
     )
     for row in rows:
-        slowed = f" (slowed {row.handicap_percent:g} %)" if row.handicap_percent else ""
+        slowed = f" (slowed {row.slowdown_percent:g} %)" if row.slowdown_percent else ""
         table.add_row(
             row.candidate + slowed,
             row.precision or "",

@@ -119,7 +119,7 @@ def test_measurement_of_the_whole_way(tmp_path):
 
 def test_picture_of_merges(mini_bundle, tmp_path):
     path = write(tmp_path / "a.avi", (230, 60, 60), damaged=True)
-    command = ("tempme-bench", mini_bundle, "--trace", path, "--out", tmp_path / "pictures")
+    command = ("tempme-bench", "visualize", path, mini_bundle, "--out", tmp_path / "pictures")
     (code, _, said), (patient_code, _, patient) = call(*command), call(*command, "--allow-damaged")
     assert code == 3 and "a.avi: found the frame at" in said
     assert patient_code == 0, patient

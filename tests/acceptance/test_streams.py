@@ -74,7 +74,7 @@ def test_an_ascii_terminal(mini_bundle):
         "PYTHONUTF8": "0",
         "PYTHONCOERCECLOCALE": "0",
     }
-    for line in (f"{tool('tempme-bench')} --help", f"{tool('tempme-bench')} --complexity"):
+    for line in (f"{tool('tempme-bench')} --help", f"{tool('tempme-bench')} complexity"):
         done = shell(line, env=environment)
         assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
         assert done.stdout.isascii() and done.stdout

@@ -20,7 +20,7 @@ from tempme_export.pipeline import export as pipeline
 QUICK = ["--seconds", 0.05, "--samples", 5, "--budget", 0.2]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--complexity"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["--help"], ["complexity"]], ids=" ".join)
 def test_what_measures_nothing_imports_nothing_heavy(arguments):
     program = f"""
 import sys
@@ -40,12 +40,13 @@ except SystemExit as exit:
 def test_help_names_every_option(tempme_bench):
     code, out, _ = tempme_bench("--help")
     assert code == 0
-    for parameter in inspect.signature(cli.bench).parameters:
-        assert parameter in ("context", "source") or f"--{parameter.replace('_', '-')} " in out
+    named = {"as_json": "json"}
+    for parameter in inspect.signature(cli.bench).parameters.keys() - {"source"}:
+        assert f"--{named.get(parameter, parameter).replace('_', '-')} " in out
 
 
 def test_complexity_is_complete_when_piped(tempme_bench):
-    code, out, err = tempme_bench("--complexity")
+    code, out, err = tempme_bench("complexity")
     assert (code, err) == (0, "")
     assert "…" not in out
     lines = [" ".join(line.split()) for line in out.splitlines()]
@@ -58,13 +59,13 @@ def test_complexity_is_complete_when_piped(tempme_bench):
 def test_complexity_folds_but_never_cuts_on_a_terminal(tempme_bench, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "80")
-    code, out, _ = tempme_bench("--complexity")
+    code, out, _ = tempme_bench("complexity")
     assert code == 0
     assert "\x1b[" in out and "…" not in out
 
 
 def test_complexity_as_json_is_all_of_stdout(tempme_bench):
-    code, out, err = tempme_bench("--complexity", "--json", "-")
+    code, out, err = tempme_bench("complexity", "--json")
     assert (code, err) == (0, "")
     document = json.loads(out)
     assert document["tolerance"] == 0.1
@@ -77,15 +78,8 @@ def test_complexity_as_json_is_all_of_stdout(tempme_bench):
     assert sum(first["parts"].values()) == pytest.approx(first["gmacs"])
 
 
-def test_complexity_writes_json_beside_the_table(tempme_bench, tmp_path):
-    code, out, _ = tempme_bench("--complexity", "--json", tmp_path / "counts.json")
-    assert code == 0
-    assert "ToMe B/16" in out
-    assert len(json.loads((tmp_path / "counts.json").read_text())["rows"]) == len(paper.CLAIMS) + len(ADAPTER_CLAIMS)
-
-
 def test_complexity_counted_on_the_running_encoder(tempme_bench):
-    code, out, err = tempme_bench("--complexity", "--count", "eager", "--json", "-")
+    code, out, err = tempme_bench("complexity", "--count", "eager", "--json")
     assert (code, err) == (0, "")
     counted = json.loads(out)["counted"]
     assert len(counted) == len(paper.CLAIMS) + len(ADAPTER_CLAIMS)
@@ -109,7 +103,7 @@ def test_counts_that_disagree_exit_5(tempme_bench, monkeypatch):
     monkeypatch.setattr(paper, "CLAIMS", (first,))
     monkeypatch.setattr("tempme_export.bench.commands.ADAPTER_CLAIMS", ())
     monkeypatch.setattr("tempme_export.bench.counting.flops.count_eager", more_products)
-    code, out, err = tempme_bench("--complexity", "--count", "eager")
+    code, out, err = tempme_bench("complexity", "--count", "eager")
     assert code == 5 and "TempMe B/32" in out
     assert "multiply-accumulates per video disagree" in err
 
@@ -120,7 +114,7 @@ def test_counts_that_disagree_exit_5(tempme_bench, monkeypatch):
     ids=["profile", "frames"],
 )
 def test_complexity_counts_a_profile_besides(tempme_bench, arguments, name, final):
-    code, out, _ = tempme_bench("--complexity", "--json", "-", *arguments)
+    code, out, _ = tempme_bench("complexity", "--json", *arguments)
     assert code == 0
     last = json.loads(out)["rows"][-1]
     assert (last["label"], last["clips"], last["tokens_per_clip"]) == (name, 1, final)
@@ -130,7 +124,7 @@ def test_complexity_counts_a_profile_besides(tempme_bench, arguments, name, fina
 def test_a_row_that_stops_reproducing_exits_5_with_the_table_shown(tempme_bench, monkeypatch):
     tampered = dataclasses.replace(paper.CLAIMS[0], printed=53.2)
     monkeypatch.setattr(paper, "CLAIMS", (tampered, *paper.CLAIMS[1:]))
-    code, out, err = tempme_bench("--complexity")
+    code, out, err = tempme_bench("complexity")
     assert code == 5
     assert "53.2" in out
     assert err.startswith("error: 1 row(s)") and err.count("\n") == 1
@@ -140,36 +134,28 @@ def test_a_row_that_stops_reproducing_exits_5_with_the_table_shown(tempme_bench,
     ("arguments", "code", "message"),
     [
         (["--frames", 10], 3, "no shipped profile has 10 frames"),
-        (["--frames", 0], 2, "--frames: '0' is not a whole number"),
-        (["--frames", "12,12"], 2, "--frames '12,12' must list"),
-        (["--complexity", "--frames", "8,12"], 2, "--frames takes one number here, found 2"),
-        (["--count", "eager"], 2, "tempme-bench --complexity --count eager"),
-        (["--complexity", "--count", "twice"], 2, "--count 'twice'"),
-        (["--mode", "speed"], 2, "--mode 'speed' is not one of latency, throughput, end-to-end"),
+        (["--frames", 0], 2, "--frames: found '0', expected a whole number"),
+        (["--frames", "12,12"], 2, "--frames: found '12,12', expected different items"),
+        (["complexity", "--frames", "8,12"], 2, "--frames: found 2 numbers, expected one"),
+        (["--mode", "speed"], 2, "--mode: found 'speed', expected one of latency, throughput, end-to-end"),
         (["--mode", "end-to-end", "--methods", "all"], 2, "Leave out --methods"),
         (["--video", "clip.mp4"], 2, "Add --mode end-to-end"),
         (["--allow-damaged"], 2, "Add --video FILE, or leave it out"),
-        (["--csv"], 2, "Add --out DIR"),
-        (["--results", "run"], 2, "--report DIR --results DIR"),
-        (["--trace", "clip.mp4"], 2, "Add --out DIR"),
-        (["--compare", "a", "b", "--batch", "1"], 2, "cannot heed batch"),
-        (["--compare", "a", "b"], 3, "a"),
-        (["--handicap", "ort"], 2, "--handicap 'ort' is not NAME:PERCENT"),
-        (["--handicap", "ort:-1"], 2, "--handicap 'ort:-1' is not NAME:PERCENT"),
-        (["--handicap", "ort:inf"], 2, "--handicap 'ort:inf' is not NAME:PERCENT"),
-        (["--backends", "tensorflow"], 2, "unknown backends: tensorflow"),
+        (["--csv", "/nowhere/rows.csv"], 2, "--csv /nowhere/rows.csv cannot be written"),
+        (["--slow-down", "ort"], 2, "--slow-down: found 'ort', expected NAME:P"),
+        (["--slow-down", "ort:-1"], 2, "--slow-down: found 'ort:-1', expected NAME:P"),
+        (["--slow-down", "ort:inf"], 2, "--slow-down: found 'ort:inf', expected NAME:P"),
+        (["--backends", "tensorflow"], 2, "--backends: found tensorflow, expected of original"),
+        (["--backends", "openvin"], 2, "Did you mean openvino?"),
         (["--methods", "vop"], 2, "'vop' for a method"),
         (["--profile", "vit-b-32-12"], 3, "no profile is called 'vit-b-32-12'"),
         (["--profile", "nowhere.toml"], 3, "nowhere.toml is not a file"),
         (["--profile", "vit-b-32-12f", "--frames", 8], 2, "has 12 frames, --frames says 8"),
-        (["--complexity", "--batch", "2", "--strict"], 2, "cannot heed batch, strict"),
-        (["--complexity", "somewhere"], 2, "cannot heed source"),
-        (["--complexity", "--json", "/nowhere/counts.json"], 2, "/nowhere/counts.json cannot be written"),
-        (["--batch", "1,,4"], 2, "--batch '1,,4' must list"),
-        (["--batch", "1,1"], 2, "--batch '1,1' must list"),
-        (["--batch", "1,x"], 2, "--batch: 'x' is not a whole number"),
-        (["--batch", "0"], 2, "--batch: '0' is not a whole number"),
-        (["--backends", "ort,"], 2, "--backends 'ort,' must list"),
+        (["--batches", "1,,4"], 2, "--batches: found '1,,4', expected different items"),
+        (["--batches", "1,1"], 2, "--batches: found '1,1', expected different items"),
+        (["--batches", "1,x"], 2, "--batches: found 'x', expected a whole number"),
+        (["--batches", "0"], 2, "--batches: found '0', expected a whole number"),
+        (["--backends", "ort,"], 2, "--backends: found 'ort,', expected different items"),
         (["--samples", 1], 2, "1 samples are too few"),
         (["--seconds", 0], 2, "must be above 0"),
         (["--budget", 0], 2, "the budget is 0"),
@@ -185,6 +171,56 @@ def test_refusals(tempme_bench, arguments, code, message):
     assert out == ""
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["compare", "a", "b"], 3, "a"),
+        (["compare", "a"], 2, "tempme-bench compare: found no B, expected one"),
+        (
+            ["compare", "a", "b", "--batches", 1],
+            2,
+            "tempme-bench compare: found --batches, expected one of its options",
+        ),
+        (["report", "--out", "page"], 2, "tempme-bench report: found no DIR, expected one"),
+        (["report", "a"], 2, "tempme-bench report: found no --out, expected one"),
+        (["complexity", "--count", "twice"], 2, "--count: found 'twice', expected one of eager, graph"),
+        (["complexity", "--strict"], 2, "tempme-bench complexity: found --strict, expected one of its options"),
+        (["complexity", "somewhere"], 2, "unexpected extra argument"),
+        (["visualize", "clip.mp4"], 2, "tempme-bench visualize: found no --out, expected one"),
+        (["visualize", "clip.mp4", "--frames", "8,12", "--out", "p"], 2, "--frames: found 2 numbers, expected one"),
+        (["visualize", "clip.mp4", "--activation", "gelu", "--out", "p"], 2, "--activation is of a checkpoint"),
+        (["visulize", "clip.mp4"], 2, "Did you mean visualize?"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else None,
+)
+def test_refusals_of_subcommands(tempme_bench, tmp_path, monkeypatch, arguments, code, message):
+    monkeypatch.chdir(tmp_path)
+    found, out, err = tempme_bench(*arguments)
+    assert (found, out) == (code, "")
+    assert message in err
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("option", "instead"),
+    [
+        ("--compare", "tempme-bench compare A B"),
+        ("--results", "tempme-bench report DIR... --out PAGE"),
+        ("--complexity", "tempme-bench complexity"),
+        ("--count", "tempme-bench complexity --count eager|graph"),
+        ("--kernels", "tempme-bench kernels"),
+        ("--resources", "tempme-bench kernels --resources"),
+        ("--dtype", "tempme-bench kernels --dtype fp32,fp16,bf16"),
+        ("--trace", "tempme-bench visualize VIDEO BUNDLE --out DIR"),
+        ("--batch", "tempme-bench --batches N,N"),
+        ("--handicap", "tempme-bench --slow-down NAME:P"),
+    ],
+)
+def test_an_option_that_moved(tempme_bench, option, instead):
+    assert tempme_bench(option, "x") == (2, "", f"error: tempme-bench: {option} has moved. Write: {instead}\n")
+
+
 def test_an_unknown_option_is_a_usage_error(tempme_bench):
     code, _, err = tempme_bench("--gflops")
     assert code == 2
@@ -197,10 +233,12 @@ def test_a_checkpoint_from_command_to_files(tempme_bench, tiny, tiny_bundle, tmp
 
     monkeypatch.setattr(onnx, "export_video", export)
     checkpoint, profile = tiny
-    quick = [*QUICK, "--batch", "1,2"]
+    quick = [*QUICK, "--batches", "1,2"]
     names = ["original", "torch", "ort", "openvino"]
-    chosen = [*quick, "--backends", ",".join(names[1:])]
-    code, out, err = tempme_bench(checkpoint, "--profile", profile, *chosen, "--out", tmp_path, "--csv")
+    chosen = [*quick, "--backends", ",".join(names[1:]), "--out", tmp_path, "--csv", tmp_path / "rows.csv"]
+    code, out, err = tempme_bench(
+        checkpoint, "--profile", profile, *chosen, "--out", tmp_path, "--csv", tmp_path / "rows.csv"
+    )
     assert code == 0
     assert err.startswith(f"tiny: 4 frames, {checkpoint}\nactivation quickgelu (assumed from CLIP's own defaults; ")
     assert "\npixels " in err and "\nloading original\n" in err
@@ -210,7 +248,7 @@ def test_a_checkpoint_from_command_to_files(tempme_bench, tiny, tiny_bundle, tmp
     rows = pl.read_parquet(tmp_path / report.ROWS)
     assert rows["candidate"].to_list() == names * 2
     assert rows["parity"].all()
-    assert pl.read_csv(tmp_path / report.CSV)["candidate"].to_list() == names * 2
+    assert pl.read_csv(tmp_path / "rows.csv")["candidate"].to_list() == names * 2
     ort = rows.filter(pl.col("backend").is_in(["ort", "openvino"]))
     assert set(ort["artifact_sha256"]) == {file_sha256(tiny_bundle / "video.onnx")}
     assert set(ort["artifact_mb"]) == {(tiny_bundle / "video.onnx").stat().st_size / 1e6}
@@ -237,7 +275,7 @@ def test_what_is_missing_is_said_unless_it_was_named(tempme_bench, tiny, monkeyp
     monkeypatch.setattr(candidates, "known_candidates", lambda: few)
     checkpoint, profile = tiny
     quick = [checkpoint, "--profile", profile, *QUICK]
-    code, out, err = tempme_bench(*quick, "--json", "-")
+    code, out, err = tempme_bench(*quick, "--json")
     assert code == 0
     assert json.loads(out)["missing"].keys() == {"ort-cuda", "pt2", "tensorrt"}
     assert "ort-cuda, tensorrt are missing, for one reason: it runs on cuda only, and this measurement on cpu." in err
@@ -247,7 +285,7 @@ def test_what_is_missing_is_said_unless_it_was_named(tempme_bench, tiny, monkeyp
 def test_methods_side_by_side(tempme_bench, tiny):
     checkpoint, profile = tiny
     quick = [*QUICK, "--methods", "all"]
-    code, out, _ = tempme_bench(checkpoint, "--profile", profile, *quick, "--json", "-")
+    code, out, _ = tempme_bench(checkpoint, "--profile", profile, *quick, "--json")
     document = json.loads(out)
     assert code == 0
     rows = {row["candidate"]: row for row in document["rows"]}
@@ -283,13 +321,13 @@ def test_two_runs_are_compared(tempme_bench, tiny, tmp_path):
     checkpoint, profile = tiny
     quick = [checkpoint, "--profile", profile, "--seconds", 0.3, "--samples", 60, "--budget", 6, "--backends", "torch"]
     assert tempme_bench(*quick, "--out", tmp_path / "a")[0] == 0
-    assert tempme_bench(*quick, "--out", tmp_path / "b", "--handicap", "torch:400")[0] == 0
-    code, out, err = tempme_bench("--compare", tmp_path / "a", tmp_path / "b", "--json", "-")
+    assert tempme_bench(*quick, "--out", tmp_path / "b", "--slow-down", "torch:400")[0] == 0
+    code, out, err = tempme_bench("compare", tmp_path / "a", tmp_path / "b", "--json")
     assert code == 0, err
     verdicts = {change["candidate"]: change["verdict"] for change in json.loads(out)["changes"]}
     assert verdicts["torch"] == "slower"
-    assert "handicap" in err
-    code, out, _ = tempme_bench("--compare", tmp_path / "a", tmp_path / "a")
+    assert "slowdown" in err
+    code, out, _ = tempme_bench("compare", tmp_path / "a", tmp_path / "a")
     assert code == 0 and "no change" in out and "slower" not in out
 
 
@@ -308,9 +346,9 @@ def test_a_sweep_over_frames_fits_its_costs(tempme_bench, tmp_path):
         "--budget",
         0.2,
     ]
-    code, out, err = tempme_bench(*quick, "--json", tmp_path / "sweep.json")
+    code, out, err = tempme_bench(*quick, "--out", tmp_path)
     assert code == 0, err
-    document = json.loads((tmp_path / "sweep.json").read_text())
+    document = json.loads((tmp_path / report.DOCUMENT).read_text())
     assert [row["frames"] for row in document["rows"]] == [4, 4, 8, 8, 16, 16]
     assert [row["final_clips"] for row in document["rows"]] == [1] * 6
     gmacs = {fit["candidate"]: fit for fit in document["fits"] if fit["quantity"] == "gmacs"}
@@ -369,16 +407,19 @@ def test_a_page_of_this_run_and_of_results(tempme_bench, tiny, tmp_path):
     code, _, err = tempme_bench(checkpoint, "--profile", profile, *quick, "--report", tmp_path / "page")
     assert code == 0, err
     assert "torch" in (tmp_path / "page" / "report.html").read_text()
-    code, _, err = tempme_bench("--report", tmp_path / "again", "--results", tmp_path / "run")
+    code, _, err = tempme_bench("report", tmp_path / "run", "--out", tmp_path / "again")
     assert code == 0 and "report.html" in err
-    assert tempme_bench("--report", tmp_path / "again", "--results", tmp_path)[0] == 3
+    code, out, _ = tempme_bench("report", tmp_path / "run", "--out", tmp_path / "again", "--json")
+    files = json.loads(out)["files"]
+    assert code == 0 and files[0] == str(tmp_path / "again" / "report.html") and len(files) > 1
+    assert tempme_bench("report", tmp_path, "--out", tmp_path / "again")[0] == 3
 
 
 def test_a_merge_picture_of_a_bundle(tempme_bench, tiny_bundle, tmp_path):
     from tempme_export.media.render import render_clip
 
     render_clip(tmp_path / "clip.mp4", seconds=1)
-    code, out, err = tempme_bench(tiny_bundle, "--trace", tmp_path / "clip.mp4", "--out", tmp_path / "pictures")
+    code, out, err = tempme_bench("visualize", tmp_path / "clip.mp4", tiny_bundle, "--out", tmp_path / "pictures")
     assert (code, out) == (0, ""), err
     assert {"merges.png", "merges.gif", "stage-1.png"} <= {path.name for path in (tmp_path / "pictures").iterdir()}
 
@@ -398,7 +439,7 @@ def test_interrupted_exits_130_with_what_was_measured(tempme_bench, tiny, tmp_pa
 
 
 def test_a_bundle_is_measured_as_it_is(tempme_bench, tiny, tiny_bundle):
-    quick = [*QUICK, "--backends", "ort", "--json", "-"]
+    quick = [*QUICK, "--backends", "ort", "--json"]
     code, out, err = tempme_bench(tiny_bundle, *quick)
     assert code == 0, err
     original, ort = json.loads(out)["rows"]
@@ -416,7 +457,7 @@ def test_an_engine_is_measured_beside_torch_and_the_original(tempme_bench, tiny,
     bundle = pipeline.export(*tiny, out=tmp_path / "tiny.tempme", trt=True)
     quick = [*QUICK]
     code, out, err = tempme_bench(
-        bundle.path, "--backends", "torch,tensorrt", "--device", "cuda", "--batch", "1,4", *quick, "--json", "-"
+        bundle.path, "--backends", "torch,tensorrt", "--device", "cuda", "--batches", "1,4", *quick, "--json"
     )
     assert code == 0, err
     rows = json.loads(out)["rows"]
@@ -455,7 +496,7 @@ def test_a_bundle_has_its_profile(tempme_bench, tiny_bundle):
 
 def test_json_is_all_of_stdout(tempme_bench, tiny):
     checkpoint, profile = tiny
-    quick = [*QUICK, "--backends", "torch", "--json", "-"]
+    quick = [*QUICK, "--backends", "torch", "--json"]
     code, out, _ = tempme_bench(checkpoint, "--profile", profile, *quick)
     assert code == 0
     assert [row["backend"] for row in json.loads(out)["rows"]] == ["original", "torch"]
@@ -465,8 +506,8 @@ def test_json_is_all_of_stdout(tempme_bench, tiny):
     ("arguments", "code", "message"),
     [
         (["--frames", 12], 2, "takes 4 frames (profile tiny), --frames says 12"),
-        (["--batch", 8], 2, "--batch 8: profile tiny is made for 1 to 4 videos"),
-        (["--backends", "tensorflow"], 2, "unknown backends: tensorflow"),
+        (["--batches", 8], 2, "--batches 8: profile tiny is made for 1 to 4 videos"),
+        (["--backends", "tensorflow"], 2, "--backends: found tensorflow, expected of original"),
         (["--device", "tpu"], 4, "device 'tpu'"),
         (["--device", "meta"], 4, "device 'meta' is not supported"),
         (["--device", "cuda:99"], 4, "device cuda:99 was asked for"),

@@ -47,7 +47,7 @@ def write(folder, *comparisons, **facts):
             rows.append(
                 {
                     **{"candidate": name, "backend": name, "method": "tempme", "precision": "fp32", "device": "cpu"},
-                    **{"videos_per_s": 1.0, "converged": True, "cpu": "A", "handicap_percent": 0.0, "weights": "w"},
+                    **{"videos_per_s": 1.0, "converged": True, "cpu": "A", "slowdown_percent": 0.0, "weights": "w"},
                     **shared,
                     **{key: value for key, value in facts.items() if key != "of"},
                     **facts.get("of", {}).get(name, {}),
@@ -258,8 +258,8 @@ def test_another_base_is_judged_on_times_and_it_is_said(pair):
         ({"commit": "abc"}, "not the same commit: commit abc in A, None in B"),
         ({"weights": "x"}, "not the same weights: weights x in A, w in B"),
         (
-            {"of": {"ort": {"handicap_percent": 10.0}}},
-            "not the same handicap: handicap_percent 10.0 in A, 0.0 in B (ort)",
+            {"of": {"ort": {"slowdown_percent": 10.0}}},
+            "not the same slowdown: slowdown_percent 10.0 in A, 0.0 in B (ort)",
         ),
         ({"of": {"ort": {"converged": False}}}, "A: tiny, ort, fp32, batch 1, cpu, 4 frames did not converge"),
     ],

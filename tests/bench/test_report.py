@@ -57,7 +57,7 @@ def row(**changes):
         "parity": True,
         "artifact_mb": None,
         "artifact_sha256": None,
-        "handicap_percent": 0.0,
+        "slowdown_percent": 0.0,
         "time": "2026-01-02T03:04:05+00:00",
         "command": "tempme-bench --frames 4",
         **dataclasses.asdict(machine()),
@@ -186,15 +186,15 @@ def test_a_file_is_no_folder(tmp_path):
 
 def test_csv_comes_when_asked_for(tmp_path):
     a_report().write(tmp_path)
-    assert not (tmp_path / report.CSV).exists()
-    a_report().write(tmp_path, csv=True)
-    back = pl.read_csv(tmp_path / report.CSV)
+    assert not list(tmp_path.glob("*.csv"))
+    a_report().write_csv(tmp_path / "rows.csv")
+    back = pl.read_csv(tmp_path / "rows.csv")
     assert back.columns == frame(ROWS).columns
     assert back["candidate"].to_list() == ["original", "ort"]
 
 
 def test_nothing_measured_is_still_a_document(tmp_path):
-    Report(notes=("nothing",)).write(tmp_path, csv=True)
+    Report(notes=("nothing",)).write(tmp_path)
     assert json.loads((tmp_path / report.DOCUMENT).read_text())["rows"] == []
     assert pl.read_parquet(tmp_path / report.SAMPLES).schema == report.Report().samples().schema
 
@@ -229,9 +229,9 @@ def test_a_gpu_has_a_table_of_its_own_and_none_is_wider_than_100():
     assert "resident" not in rendered(ROWS)
 
 
-def test_a_handicap_and_what_did_not_converge_show_in_the_table():
+def test_an_injected_slowdown_and_what_did_not_converge_show_in_the_table():
     text = rendered(
-        [row(), row(candidate="ort", backend="ort", handicap_percent=10.0, half_width=0.081, converged=False)]
+        [row(), row(candidate="ort", backend="ort", slowdown_percent=10.0, half_width=0.081, converged=False)]
     )
     assert "ort (slowed 10 %)" in text and " NO " in text
 

@@ -80,7 +80,7 @@ def test_rows_hold_speed_accuracy_and_counts(case, tmp_path):
         assert row.parity and row.one_minus_cosine <= 1e-6 and 0 <= row.centred_loss <= 1e-3
         assert row.load_s > 0 and row.build_s is None and row.artifact_mb is None and row.artifact_sha256 is None
         assert row.ratio_low <= row.ratio <= row.ratio_high
-        assert row.handicap_percent == 0
+        assert row.slowdown_percent == 0
         assert (row.resident_ms, row.device_ms, row.device_mb) == (None, None, None)
     assert done.rows[0].ratio == done.rows[0].ratio_low == 1
     assert not missing and not done.failed and not done.interrupted
@@ -237,13 +237,13 @@ def test_interrupted_before_the_first_row_passes(case, tmp_path):
         measure(case, tmp_path, None, known)
 
 
-def test_a_handicap_is_in_the_row_and_in_the_time(case, tmp_path):
-    done, _ = measure(case, tmp_path, handicap=(("torch", 900.0),))
+def test_an_injected_slowdown_is_in_the_row_and_in_the_time(case, tmp_path):
+    done, _ = measure(case, tmp_path, slowdowns=(("torch", 900.0),))
     original, torch_row = done.rows
-    assert (original.handicap_percent, torch_row.handicap_percent) == (0, 900)
+    assert (original.slowdown_percent, torch_row.slowdown_percent) == (0, 900)
     assert torch_row.ratio < 1
-    with pytest.raises(UsageError, match="--handicap ort: measured are original, torch"):
-        measure(case, tmp_path, handicap=(("ort", 10.0),))
+    with pytest.raises(UsageError, match="--slow-down: found ort, expected one of original, torch"):
+        measure(case, tmp_path, slowdowns=(("ort", 10.0),))
 
 
 def test_slowed_lengthens_by_what_was_asked():
@@ -296,13 +296,13 @@ def test_every_clip_is_judged_whatever_the_batch():
 
 
 def test_batch_outside_the_profile(case):
-    with pytest.raises(UsageError, match=r"--batch 8: profile tiny is made for 1 to 4 videos"):
+    with pytest.raises(UsageError, match=r"--batches 8: profile tiny is made for 1 to 4 videos"):
         check_batches(case.profile, (1, 8))
 
 
 def test_unknown_backend():
     with pytest.raises(
-        UsageError, match=r"unknown backends: tensorflow\. Choose of: original, original-bf16, original-compile"
+        UsageError, match=r"--backends: found tensorflow, expected of original, original-bf16, original-compile"
     ):
         chosen_candidates(("torch", "tensorflow"))
     assert [one.name for one in chosen_candidates(None)] == list(known_candidates())

@@ -18,8 +18,11 @@ MODULES = {
     "tempme-doctor": "tempme_export.cli.doctor",
     "tempme-bench": "tempme_export.bench.cli",
 }
-SUBCOMMANDS = ("verify", "rebuild", "triton-repo")
-CALLED = [(name,) for name in MODULES] + [("tempme-export", one) for one in SUBCOMMANDS]
+SUBCOMMANDS = {
+    "tempme-export": ("verify", "rebuild", "triton-repo"),
+    "tempme-bench": ("compare", "report", "complexity", "kernels", "visualize", "gpu-check"),
+}
+CALLED = [(name,) for name in MODULES] + [(name, one) for name, all_ in SUBCOMMANDS.items() for one in all_]
 CHOICES = {
     "tempme-export": [
         ("--precision", "tempme_export.parity.tolerance", "PRECISIONS"),
@@ -164,7 +167,7 @@ def test_choices_are_those_of_the_package(run, name, choice):
     refused(run(name, *usual, option, "?"), f"{option}: found '?', expected one of {', '.join(known)}.")
 
 
-@pytest.mark.parametrize("name", ["tempme-export", "tempme-eval", "tempme-train"])
+@pytest.mark.parametrize("name", ["tempme-export", "tempme-eval", "tempme-train", "tempme-bench"])
 def test_examples_of_the_help_are_understood(run, name, tmp_path, monkeypatch):
     """In a folder that has none of their files, they get as far as looking for them."""
     monkeypatch.chdir(tmp_path)
@@ -178,7 +181,7 @@ def test_examples_of_the_help_are_understood(run, name, tmp_path, monkeypatch):
 def test_one_word_has_one_type():
     """An option of two commands takes the same kind of value in both; choices may differ."""
     kinds = {}
-    for name in ("tempme-export", "tempme-eval", "tempme-train"):
+    for name in ("tempme-export", "tempme-eval", "tempme-train", "tempme-bench"):
         group = typer.main.get_command(importlib.import_module(MODULES[name]).line.app)
         for command in (group, *group.commands.values()):
             for one in (one for one in command.params if one.param_type_name == "option"):

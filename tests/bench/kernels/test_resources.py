@@ -1,4 +1,4 @@
-"""`tempme-bench --kernels --resources`: its rows, its table, and what it refuses."""
+"""`tempme-bench kernels --resources`: its rows, its table, and what it refuses."""
 
 import importlib.util
 import json
@@ -37,7 +37,7 @@ def test_every_kernel_is_represented_with_all_its_options():
 
 
 def test_the_table_has_a_row_per_kernel_and_target(tempme_bench, quick):
-    code, out, err = tempme_bench("--kernels", "--resources")
+    code, out, err = tempme_bench("kernels", "--resources")
     assert (code, err) == (0, "")
     assert "…" not in out and "vit-b-32-12f, triton" in out
     rows = [line.split() for line in out.splitlines() if "_kernel" in line]
@@ -46,7 +46,7 @@ def test_the_table_has_a_row_per_kernel_and_target(tempme_bench, quick):
 
 
 def test_json_holds_what_was_compiled(tempme_bench, quick, tmp_path):
-    code, out, _ = tempme_bench("--kernels", "--resources", "--frames", 8, "--json", "-")
+    code, out, _ = tempme_bench("kernels", "--resources", "--frames", 8, "--json")
     assert code == 0
     document = json.loads(out)
     assert document["profile"] == "vit-b-32-8f"
@@ -60,13 +60,13 @@ def test_json_holds_what_was_compiled(tempme_bench, quick, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--resources"], 2, "Write: tempme-bench --kernels --resources"),
-        (["--kernels", "--resources", "--batch", "2"], 2, "compiles and measures nothing and cannot heed batch"),
-        (["--kernels", "--resources", "somewhere"], 2, "cannot heed source"),
-        (["--kernels", "--complexity"], 2, "cannot heed kernels"),
-        (["--kernels", "--resources", "--profile", "nowhere.toml"], 3, "nowhere.toml is not a file"),
+        (["kernels", "--resources", "--batches", "2"], 2, "Leave out --batches and --dtype"),
+        (["kernels", "--resources", "--dtype", "fp16"], 2, "Leave out --batches and --dtype"),
+        (["kernels", "--resources", "somewhere"], 2, "unexpected extra argument"),
+        (["kernels", "--resources", "--frames", "8,12"], 2, "--frames: found 2 numbers, expected one"),
+        (["kernels", "--resources", "--profile", "nowhere.toml"], 3, "nowhere.toml is not a file"),
     ],
-    ids=["alone", "batch", "source", "complexity", "profile"],
+    ids=["batches", "dtype", "source", "frames", "profile"],
 )
 def test_refusals(tempme_bench, arguments, code, message):
     found, out, err = tempme_bench(*arguments)
@@ -75,16 +75,16 @@ def test_refusals(tempme_bench, arguments, code, message):
 
 
 def test_sizes_from_a_checkpoint_are_refused(tempme_bench, tiny):
-    code, _, err = tempme_bench("--kernels", "--resources", "--profile", tiny[1])
+    code, _, err = tempme_bench("kernels", "--resources", "--profile", tiny[1])
     assert code == 2
     assert "profile tiny takes its sizes from a checkpoint" in err
 
 
 def test_without_a_gpu_there_is_nothing_to_time(tempme_bench, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    code, out, err = tempme_bench("--kernels")
+    code, out, err = tempme_bench("kernels")
     assert (code, out) == (4, "")
-    assert "nothing to time" in err and "tempme-bench --kernels --resources" in err
+    assert "nothing to time" in err and "tempme-bench kernels --resources" in err
 
 
 def test_a_missing_triton_is_named(monkeypatch):

@@ -83,7 +83,7 @@ class Bench:
             "build_s": None if backend in ("original", "torch") else 14.2, "load_s": 0.8,
             "one_minus_cosine": 0.0 if backend == "original" else 3.2e-8, "centred_loss": 0.0, "parity": True,
             "artifact_mb": None if backend in ("original", "torch") else 345.5,
-            "artifact_sha256": None if backend in ("original", "torch") else "ab" * 32, "handicap_percent": 0.0,
+            "artifact_sha256": None if backend in ("original", "torch") else "ab" * 32, "slowdown_percent": 0.0,
             **CPU, **VERSIONS, "commit": "0123456789abcdef0123456789abcdef01234567",
             "time": "2026-03-04T05:06:07+00:00", "command": self.command,
         }  # fmt: skip

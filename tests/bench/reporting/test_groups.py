@@ -77,7 +77,7 @@ def test_a_gpu_names_the_machine_it_ran_on(bench, candidates):
         ({"converged": None}, ["not said whether it converged"]),
         ({"parity": False}, ["FAILED PARITY"]),
         ({"parity": None}, ["parity not judged"]),
-        ({"handicap_percent": 10.0}, ["slowed down on purpose by 10 %"]),
+        ({"slowdown_percent": 10.0}, ["slowed down on purpose by 10 %"]),
         ({"parity": False, "converged": False}, ["FAILED PARITY", "NOT CONVERGED"]),
     ],
 )
