@@ -83,7 +83,7 @@ class Folder:
         return (self.path / file).is_file() if self.files is None else file in self.files
 
     def facts_of(self, artifact: Artifact) -> Facts:
-        """Nothing for an artifact that says nothing."""
+        """Facts of an artifact; none for one that says nothing."""
         return (self.facts.get(artifact.option) if artifact.option else None) or {}
 
 

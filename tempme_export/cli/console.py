@@ -1,4 +1,4 @@
-"""Every line that `tempme-export` prints. Human text goes to stderr, data to stdout."""
+"""Output of `tempme-export`, line by line. Human text goes to stderr, data to stdout."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path

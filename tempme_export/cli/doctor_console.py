@@ -1,4 +1,4 @@
-"""Every line that `tempme-doctor` prints. Human text goes to stderr, data to stdout."""
+"""Output of `tempme-doctor`, line by line. Human text goes to stderr, data to stdout."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

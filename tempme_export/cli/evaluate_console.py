@@ -1,4 +1,4 @@
-"""Every line that `tempme-eval` prints. Human text goes to stderr, data to stdout."""
+"""Output of `tempme-eval`, line by line. Human text goes to stderr, data to stdout."""
 
 import warnings
 from collections.abc import Iterator, Mapping

@@ -37,7 +37,7 @@ class _Told(Progress):
 
 
 class Lines(_Told):
-    """For a log: a line when a step begins, and one with its seconds when it ended as it should."""
+    """Log of the steps: a line when a step begins, and one with its seconds when it ended as it should."""
 
     def __init__(self, shows: Shows) -> None:
         super().__init__(shows)
@@ -78,7 +78,7 @@ class _Remaining(bars.TimeRemainingColumn):
 
 
 class Bars(_Told):
-    """For a terminal: a line for each step that goes on, gone when it ends.
+    """Live display on a terminal: a line for each step that goes on, gone when it ends.
 
     ticking  a thread redraws the lines, so that time is seen to pass within a call that takes long; without it they are
              drawn when a step begins and advances, and nothing runs beside a measurement

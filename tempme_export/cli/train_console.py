@@ -1,4 +1,4 @@
-"""Every line that `tempme-train` prints. Human text goes to stderr, data to stdout."""
+"""Output of `tempme-train`, line by line. Human text goes to stderr, data to stdout."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any

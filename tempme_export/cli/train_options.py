@@ -27,7 +27,7 @@ class Augment(StrEnum):
 
 
 class Precision(StrEnum):
-    """Of the forward pass."""
+    """Number format of the forward pass."""
 
     AUTO = "auto"
     FP32 = "fp32"

@@ -58,7 +58,7 @@ class ClipRows:
 
     @property
     def failures(self) -> dict[int, str]:
-        """Why clips could not be read, by their index; those that may be readable now left out."""
+        """Reasons why clips could not be read, by their index; those that may be readable now left out."""
         as_patient = self._made_from.read(slice(None))[:, 2] >= self._allow_damaged
         return {i: reason for i, reason in self._rows.failures.items() if as_patient[i]}
 

@@ -93,7 +93,7 @@ def floors(requirements: Iterable[str]) -> dict[str, str]:
 
 
 def own_floors() -> dict[str, str]:
-    """Those of this package; none where it is not installed."""
+    """Lowest versions that this package asks for; none where it is not installed."""
     try:
         return floors(importlib.metadata.requires(PACKAGE) or ())
     except importlib.metadata.PackageNotFoundError:

@@ -37,12 +37,12 @@ class Diagnosis:
     capabilities: tuple[Capability, ...]
 
     def missing(self, required: Iterable[str] = ()) -> tuple[Capability, ...]:
-        """Those of `core` and the required capabilities that do not work."""
+        """Capabilities that do not work, of `core` and the required ones."""
         wanted = {"core", *required}
         return tuple(one for one in self.capabilities if one.name in wanted and not one.works)
 
     def to_dict(self) -> dict[str, Any]:
-        """For --json."""
+        """Values for `--json`."""
         capabilities = {
             one.name: {"works": one.works} | {k: v for k, v in asdict(one).items() if k != "name"}
             for one in self.capabilities
@@ -78,7 +78,7 @@ def rules() -> tuple[Need, ...]:
 
 
 def names() -> tuple[str, ...]:
-    """Of the rules."""
+    """Names of the rules."""
     return tuple(rule.name for rule in rules())
 
 

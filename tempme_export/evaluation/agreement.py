@@ -118,7 +118,7 @@ class Comparison:
     drift: Part
 
     def to_dict(self) -> dict[str, Any]:
-        """For the manifest and `--json`."""
+        """Values for the manifest and `--json`."""
         return {**asdict(self), "metrics": {name: one.to_dict() for name, one in self.metrics.items()}}
 
 

@@ -72,7 +72,7 @@ def _packages(backend: str) -> tuple[str, ...]:
 
 
 def installed_versions() -> dict[str, str]:
-    """Of every distribution, by its name in lower case with dashes."""
+    """Version of every installed distribution, by its name in lower case with dashes."""
     found = importlib.metadata.distributions()
     return {re.sub("[-_.]+", "-", one.metadata["Name"] or "").lower(): one.version for one in found}
 

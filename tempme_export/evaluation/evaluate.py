@@ -129,7 +129,8 @@ class Evaluation:
         return pl.DataFrame(printable(rows), schema=dict(COLUMNS), orient="row")
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: names, fingerprint, every direction by its label, and the skipped videos with their reasons."""
+        """Values for JSON: names, fingerprint, every direction by its label, and the skipped videos with their
+        reasons."""
         return {
             "data": self.data,
             "model": self.encoder,

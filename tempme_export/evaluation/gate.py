@@ -49,7 +49,7 @@ class Gate:
     reports: tuple[ParityReport, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """For the manifest and `--json`. A value that is not finite becomes None: JSON has no word for it."""
+        """Values for the manifest and `--json`. One that is not finite becomes None: JSON has no word for it."""
         original = None if self.original is None else {name: one.to_dict() for name, one in self.original.items()}
         return {
             "data": self.data,

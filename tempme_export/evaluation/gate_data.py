@@ -59,7 +59,7 @@ class GateData:
         return hashlib.sha256(json.dumps(document).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """For `--dry-run --json`."""
+        """Values for `--dry-run --json`."""
         missing = [self.data.video_ids[i] for i in self.missing]
         counts = {"videos": self.videos, "captions": self.captions, "missing": missing}
         return {"data": self.data.name, "sha256": self.sha256, **counts}
@@ -106,5 +106,5 @@ def open_gate(gate: RetrievalData | str | Path, videos: str | Path | None, profi
 
 
 def absent_files(data: RetrievalData, absent: Sequence[int]) -> dict[str, str]:
-    """Why the videos of these indices are left out."""
+    """Reasons why the videos of these indices are left out."""
     return {data.video_ids[i]: f"{data.paths[i]} is not there" for i in absent}

@@ -55,7 +55,7 @@ class Trial:
         self.gaps += gap.tolist()
 
     def decisions(self, tokens: int) -> Decisions:
-        """Of all videos seen."""
+        """Merge decisions of all videos seen."""
         known = self.deciding is not None
         return Decisions(np.array(self.changed, np.int64), np.array(self.gaps, np.float32), tokens, known)
 

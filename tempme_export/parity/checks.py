@@ -55,7 +55,7 @@ class ParityReport:
         return "passed" if self.checks and all(check.passed for check in self.checks) else "failed"
 
     def to_dict(self) -> dict[str, Any]:
-        """For the manifest and `--json`. A value that is not finite becomes None: JSON has no word for it."""
+        """Values for the manifest and `--json`. One that is not finite becomes None: JSON has no word for it."""
         checks = [
             {**asdict(check), "value": check.value if np.isfinite(check.value) else None, "passed": check.passed}
             for check in self.checks

@@ -70,7 +70,7 @@ class Built:
 
     @property
     def verdicts(self) -> list[ParityReport]:
-        """Of parity and the gate."""
+        """Reports of parity and of the gate."""
         return [*self.reports, *(self.gate.reports if self.gate else ())]
 
 

@@ -1,4 +1,4 @@
-"""A bundle -> does it compute here what it did where it was built? Needs nothing that made it."""
+"""Verification of a bundle: it computes here what it did where it was built. Needs nothing that made it."""
 
 from pathlib import Path
 

@@ -22,7 +22,7 @@ class Quantization:
     text: Tower[TextEncoder]
 
     def to_dict(self) -> dict[str, Any]:
-        """For the manifest."""
+        """Values for the manifest."""
         return {
             "calibration": self.calibration.to_dict(),
             "method": self.method,

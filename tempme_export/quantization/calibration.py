@@ -80,7 +80,7 @@ class Calibration:
         return list(torch.from_numpy(self.texts).split(TEXTS))
 
     def to_dict(self) -> dict[str, Any]:
-        """For the manifest."""
+        """Values for the manifest."""
         return {
             "source": self.source,
             "clips": len(self.clips),

@@ -41,7 +41,7 @@ class Seen:
 
     @classmethod
     def of(cls, rows: Tensor) -> "Seen":
-        """Of one run's vectors, float32 [R, I] with R >= 1."""
+        """Statistics of one run's vectors, float32 [R, I] with R >= 1."""
         total = rows.sum(dim=0, dtype=torch.float64)
         # About the mean from the start: in float32, squares of a large mean would drown what is about it.
         apart = rows - (total / len(rows)).to(rows.dtype)
@@ -121,7 +121,7 @@ def products(tower: nn.Module) -> dict[str, Linear]:
 
 @contextmanager
 def hooked(tower: nn.Module, hook: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
-    """While the context is open, `hook` sees the name and input of every product, and may give another input."""
+    """Call `hook` with the name and input of every product while the context is open; it may give another input."""
 
     def attach(name: str) -> Any:
         return lambda module, args: hook(name, args[0])

@@ -82,7 +82,7 @@ def _from(stages: Stages, first: int, states: Sequence[Any]) -> Tensor:
 
 @contextmanager
 def rounded(tower: nn.Module, parameters: Mapping[str, Rounded], ranges: Mapping[str, Range]) -> Iterator[None]:
-    """While the context is open, the products named by `parameters` compute in 8 bits."""
+    """Compute the products named by `parameters` in 8 bits while the context is open."""
     before = {name: Rounded(one.weight, one.bias) for name, one in products(tower).items() if name in parameters}
     put(tower, parameters)
     try:

@@ -51,7 +51,7 @@ class Tower(Generic[_Module]):
     cost: float
 
     def to_dict(self) -> dict[str, Any]:
-        """For the manifest."""
+        """Values for the manifest."""
         return {
             "in_float": list(self.in_float),
             "cost": self.cost,
@@ -81,7 +81,7 @@ STEPS = Steps()
 
 
 def _judged(calls: Calls) -> Calls:
-    """Those that everything is tried on, spread evenly."""
+    """Calls that everything is tried on, spread evenly."""
     return calls[:: -(-len(calls) // _JUDGED)]
 
 

@@ -56,7 +56,7 @@ class EngineFacts:
         return {name: n / total for name, n in sorted(self.layers.items(), key=lambda item: (-item[1], item[0]))}
 
     def to_dict(self) -> dict[str, Any]:
-        """For the manifest."""
+        """Values for the manifest."""
         return asdict(self)
 
     @classmethod

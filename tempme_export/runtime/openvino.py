@@ -120,7 +120,7 @@ def choose_device(facts: Facts, device: str | None) -> str:
 
 
 def describe(facts: Facts, device: str) -> str:
-    """For a report."""
+    """Words for a report."""
     return f"OpenVINO, {device}"
 
 

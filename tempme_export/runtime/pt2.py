@@ -47,11 +47,11 @@ class PackageFacts:
     inputs: dict[str, tuple[str, tuple[int | None, ...]]]
 
     def to_dict(self) -> dict[str, Any]:
-        """For the manifest."""
+        """Values for the manifest."""
         return asdict(self)
 
     def to_metadata(self) -> dict[str, str]:
-        """For the compiler, which takes strings only."""
+        """Values for the compiler, which takes strings only."""
         return {KEY: json.dumps(self.to_dict())}
 
 
@@ -206,7 +206,7 @@ def check_fit(path: Path, facts: Facts, device: str) -> None:
 
 
 def describe(facts: Facts, device: str) -> str:
-    """For a report."""
+    """Words for a report."""
     return f"AOTInductor, {device}"
 
 

@@ -206,7 +206,7 @@ class _Engine:
             self.graph.replay()
 
     def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
-        """From the host and back to it; a batch below the smallest is run with its last row repeated."""
+        """Run from the host and back to it; a batch below the smallest is run with its last row repeated."""
         rows = len(next(iter(inputs.values())))
         batch = max(rows, self._smallest)
         for name, array in inputs.items():
@@ -223,7 +223,7 @@ class _Engine:
         return {name: self._host[name][:rows].numpy().copy() for name in self.outputs}
 
     def run_tensors(self, tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """From the GPU to buffers on it."""
+        """Run from the GPU to buffers on it."""
         caller, batch = self._cuda.current_stream(self._device), len(tensors[0])
         self._stream.wait_stream(caller)
         with self._cuda.device(self._device), self._cuda.stream(self._stream):
@@ -318,7 +318,7 @@ def check_fit(path: Path, facts: Facts, device: str) -> None:
 
 
 def describe(facts: Facts, device: str) -> str:
-    """For a report."""
+    """Words for a report."""
     engine = EngineFacts.from_dict(facts)
     return f"TensorRT {engine.tensorrt}, {engine.gpu}"
 

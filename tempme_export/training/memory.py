@@ -66,7 +66,7 @@ class MemoryAccount:
         return self.peak - self.resident - self.inputs - self.saved
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Values for JSON."""
         return {**dataclasses.asdict(self), "resident": self.resident, "temporary": self.temporary}
 
 

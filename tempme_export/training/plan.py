@@ -21,7 +21,7 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Of the whole run."""
+        """Number of steps of the whole run."""
         return sum(self.lengths)
 
 
@@ -61,7 +61,7 @@ class TrainResult:
         return self.out / BEST if BEST in self.files else None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Values for JSON."""
         return {
             "out": str(self.out),
             "finished": self.finished,

@@ -38,7 +38,7 @@ class Preview:
     memory: MemoryAccount
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Values for JSON."""
         return {
             "steps": self.plan.steps,
             "batches_per_epoch": list(self.plan.lengths),
@@ -58,7 +58,7 @@ def precision_of(config: TrainConfig, cuda: Any = torch.cuda) -> str:
 
 
 def _memory(config: TrainConfig, recipe: Recipe, model: TrainableModel) -> MemoryAccount:
-    """Of one process's part of the batch."""
+    """Memory of a step on one process's part of the batch."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     precision: Any = precision_of(config)
     return account(model, recipe, -(-config.batch // processes), precision)

@@ -43,7 +43,7 @@ class Facts:
 
     @property
     def is_plain_clip(self) -> bool:
-        """Nothing of TempMe inside: nothing that was added to CLIP, and no clip positions."""
+        """True where nothing of TempMe is inside: nothing that was added to CLIP, and no clip positions."""
         return self.lora_rank is self.adapter is self.prompts is None and not self.clip_lengths
 
 

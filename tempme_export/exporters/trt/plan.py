@@ -63,7 +63,7 @@ class EnginePlan:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """For `--json`."""
+        """Values for `--json`."""
         return asdict(self)
 
 
