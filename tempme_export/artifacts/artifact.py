@@ -108,8 +108,7 @@ class Exporter(Protocol):
 
 
 class Requirements(Protocol):
-    """What a machine must have to build an artifact, told before anything heavy is imported; modules are the usual
-    ones."""
+    """Requirements of a build, told before anything heavy is imported; modules are the usual ones."""
 
     def check_options(self, precision: str, workspace_gib: float | None) -> None:
         """Raise UsageError for what it cannot be built with."""
@@ -163,7 +162,7 @@ class Artifact:
 
     @property
     def requirements(self) -> Requirements | None:
-        """What a machine must have to build it; None: no more than to build any."""
+        """Requirements of building it; None: no more than of any."""
         if not isinstance(self.needs, str):
             return self.needs
         return cast(Requirements, importlib.import_module(self.needs))

@@ -71,7 +71,7 @@ def _check_sources(bundle: Bundle, renewed: Sequence[Artifact]) -> Intact:
 
 @dataclass(frozen=True)
 class _Planned:
-    """What of a recipe a bundle still knows: all but its weights."""
+    """Part of a recipe that a bundle still knows: all but its weights."""
 
     profile: Profile
     backbone: Backbone
