@@ -196,7 +196,7 @@ _OWN = (
 
 
 def known_candidates() -> dict[str, Candidate]:
-    """What runs from weights, and the backends of the package, by name."""
+    """Paths that run from weights, and the backends of the package, by name."""
     registered = {one.name: _registered(one) for one in registry.BACKENDS if one.offered}
     int8 = [_int8(registered[name]) for name in _graph_backends()]
     return {one.name: one for one in (*_OWN, *registered.values(), *int8)}

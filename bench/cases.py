@@ -1,4 +1,4 @@
-"""What is measured: a model and the videos it is shown."""
+"""The measured case: a model and the videos it is shown."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

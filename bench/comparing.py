@@ -1,4 +1,4 @@
-"""What changed between two results folders, and what is only noise (`tempme-bench compare A B`).
+"""Changes between two results folders, told apart from noise (`tempme-bench compare A B`).
 
 Two runs differ by the machine's mood, by chance, and by what was changed between them. A run interleaves its
 candidates with its first one, the base. So the ratio to the base is compared: the machine's own speed cancels in it.
@@ -63,12 +63,12 @@ class Change:
 
     @property
     def judged(self) -> Ratio:
-        """What decides: the change of the ratio to the base, else the change of videos/s."""
+        """The deciding change: of the ratio to the base, else the change of videos/s."""
         return self.speed if self.relative is None else self.relative
 
     @property
     def significant(self) -> bool:
-        """Whether the interval of what decides excludes 1."""
+        """True where the interval of the deciding change excludes 1."""
         return not self.judged.low <= 1 <= self.judged.high
 
     @property
@@ -294,7 +294,7 @@ def _words(key: Key) -> str:
 
 
 def _differences(pairs: Sequence[tuple[Row, Row]]) -> Iterator[str]:
-    """What the runs do not share besides their speed, one line for each fact and pair of values."""
+    """Facts that the runs do not share besides their speed, one line for each fact and pair of values."""
     for title, names in _SAME.items():
         seen: dict[str, list[str]] = {}
         for old, new in pairs:

@@ -1,4 +1,4 @@
-"""What stands beside each other in a comparison: one model on several backends, or several methods on one."""
+"""Candidates of one comparison: one model on several backends, or several methods on one."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a measurement was taken.
+    """Machine and versions of a measurement.
 
     threads       what every backend may use for one operator on the CPU
     load_average  processes that ran or wanted to, over the minute before (getloadavg(3)); the measurement's own among

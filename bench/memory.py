@@ -15,7 +15,7 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True)
 class Memory:
-    """What one step took, in 1e6 bytes.
+    """Memory that one step took, in 1e6 bytes.
 
     kept  growth of resident memory that is still there after the step
     peak  highest resident memory during the step, above that before it
@@ -67,7 +67,7 @@ OUT_OF_MEMORY = ("allocate memory", "out of memory", "bad_alloc", "bad allocatio
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception of Python, torch, ONNX Runtime or OpenVINO says that memory ran out."""
+    """True for an exception of Python, torch, ONNX Runtime or OpenVINO that says that memory ran out."""
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, Exception) and any(words in str(error) for words in OUT_OF_MEMORY)

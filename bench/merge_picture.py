@@ -46,7 +46,7 @@ _LEGEND = (
 
 @dataclass(frozen=True)
 class TracePictures:
-    """What was drawn.
+    """Pictures that were drawn.
 
     paths   the written files: a picture for every stage, the overview, the animation
     stages  in order

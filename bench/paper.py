@@ -189,7 +189,7 @@ class PaperRow:
 
     @property
     def holds(self) -> bool:
-        """Whether count and tokens agree with what the paper prints."""
+        """True where count and tokens agree with what the paper prints."""
         close = self.difference is None or abs(self.difference) <= TOLERANCE
         return close and self.printed_tokens in (None, (self.clips, self.tokens))
 

@@ -45,7 +45,7 @@ class Measured:
 
     @property
     def title(self) -> str:
-        """Which one, in words."""
+        """Profile and batch of the comparison, in words."""
         return f"{self.profile}, batch {self.batch}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class Report:
         )
 
     def remarks(self) -> list[str]:
-        """What a reader of the table has to know besides, one line each."""
+        """Remarks for the reader of the table, one line each."""
         return [
             *(
                 f"{', '.join(names)} {'is missing' if len(names) == 1 else 'are missing, for one reason'}: {reason}"

@@ -1,4 +1,4 @@
-"""How to measure, checked before anything is measured."""
+"""A measurement's settings, checked before anything is measured."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from tempme_export.errors import UsageError
 
 @dataclass(frozen=True)
 class Request:
-    """How to measure. The seed of the videos is the protocol's.
+    """Settings of a measurement. The seed of the videos is the protocol's.
 
     batches     videos per call, rising, each measured on its own
     until_knee  leave out larger batches once two in a row are no faster

@@ -29,7 +29,7 @@ _REPORTED_ERRORS = 8
 
 @dataclass(frozen=True)
 class Built:
-    """What became of one ONNX file.
+    """Outcome of building one ONNX file.
 
     onnx_nodes, functions  nodes of the main graph, and local functions, of the file
     plugin_nodes           nodes outside ONNX's own domain: where a plugin would go

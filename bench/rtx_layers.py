@@ -1,4 +1,4 @@
-"""What TensorRT-RTX's builder made of a graph: its log's listing of the engine's layers, read and counted.
+"""Layers that TensorRT-RTX's builder made of a graph: its log's listing of the engine's layers, read and counted.
 
 An engine can be inspected only where it can be loaded, which takes a GPU. With detailed profiling verbosity the
 builder logs the same facts: one message with a line for every layer, its kind, its tensors and the ONNX nodes in it.
@@ -68,7 +68,7 @@ def _read_layer(line: str) -> Layer:
 
 
 def fused_attentions(layers: Sequence[Layer], operators: Mapping[str, str]) -> int:
-    """How many layers compute a whole attention: the softmax and both matrix products around it.
+    """Number of layers that compute a whole attention: the softmax and both matrix products around it.
 
     Products that another layer has a part in do not count: a softmax alone may take over the padding of both.
 
@@ -80,5 +80,5 @@ def fused_attentions(layers: Sequence[Layer], operators: Mapping[str, str]) -> i
 
 
 def by_dtype(layers: Iterable[Layer]) -> dict[str, int]:
-    """How many layers give each type of number, most first."""
+    """Number of layers that give each type of number, most first."""
     return dict(Counter(layer.dtype for layer in layers).most_common())

@@ -43,7 +43,7 @@ def batches_of(clips: NDArray[np.float32], batch: int) -> list[NDArray[np.float3
 
 
 def disagreement(original: Floats, found: Floats, precision: str) -> str:
-    """How embeddings [B, E] miss the tolerance against the original path's; empty where they do not."""
+    """The way in which embeddings [B, E] miss the tolerance against the original path's; empty where they do not."""
     checks = embedding_checks("embedding", original, found, TOLERANCES[precision])
     return "; ".join(f"{c.name} is {c.value:.1e}, the limit {c.limit:g}" for c in checks if not c.passed)
 
@@ -64,7 +64,7 @@ def slowed(call: Callable[[], object], percent: float, clock: Clock = time.perf_
 
 @dataclass
 class _Memory:
-    """What a candidate has taken since it was loaded, in 1e6 bytes: kept between calls, and at most."""
+    """Memory that a candidate has taken since it was loaded, in 1e6 bytes: kept between calls, and at most."""
 
     kept: float = 0.0
     peak: float | None = None
@@ -96,7 +96,7 @@ class Bench:
         self.peak = matrix_work(self.device) if request.on_device else (Work(()), 0)
 
     def _expect(self, embed: Embed) -> Floats:
-        """What embeddings must be: [DISTINCT, E]. It depends on no batch size, which parity tests with it."""
+        """Expected embeddings [DISTINCT, E]. It depends on no batch size, which parity tests with it."""
         if embed not in self.expected:
 
             def all_clips() -> Floats:
@@ -132,7 +132,7 @@ class Bench:
         return np.concatenate([first, *rest])
 
     def judge(self, batch: int) -> tuple[dict[str, _Distance], list[NDArray[np.float32]]]:
-        """How far every candidate is from what it has to give, and the batches that were shown.
+        """Distance of every candidate from the expected embeddings, and the batches that were shown.
 
         Those that are wrong are out, and all are where the first is, which the others are compared with.
         Raises OutOfMemoryError.

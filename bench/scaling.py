@@ -1,4 +1,4 @@
-"""What a sweep over frames or batch sizes says as a whole: fitted cost curves, the knee, and the profiles it needs."""
+"""A sweep over frames or batch sizes as a whole: fitted cost curves, saturation batches, the profiles it needs."""
 
 import dataclasses
 import re
@@ -14,7 +14,7 @@ from tempme_export.encoder.profile import Expect, Profile, load_profile, shipped
 from tempme_export.errors import InputError, ProfileError
 
 WITHIN_PERCENT = 5.0
-"""How near the best of the sweep the knee has to come: what the timing protocol takes for equal (`agreement`)."""
+"""Saturated is within so much of the best of the sweep: what the timing protocol takes for equal (`agreement`)."""
 
 FEWEST_POINTS, FEWEST_FOR_CURVE = 3, 5
 
@@ -74,7 +74,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Knee:
-    """Where a larger batch stops paying for one candidate.
+    """The saturation batch of one candidate: a larger one pays no more.
 
     batch           the smallest whose videos/s is within `within_percent` of the best in the sweep
     videos_per_s    there
@@ -179,7 +179,7 @@ def _fit(rows: Sequence[Row], quantity: str, against: str) -> Fit:
 
 @dataclass(frozen=True)
 class _Curve:
-    """What `Fit` says of a curve."""
+    """Fields of `Fit` for a curve."""
 
     form: Form
     coefficients: tuple[float, ...] = ()

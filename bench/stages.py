@@ -32,7 +32,7 @@ _UNEVEN = 1.25  # a mean so many times the median is worth a word
 
 @dataclass(frozen=True)
 class Source:
-    """How the product turns a file into the encoder's input.
+    """Steps by which the product turns a file into the encoder's input.
 
     decode      path -> uint8 [F, H, W, 3], RGB
     preprocess  those -> float32 [F, 3, S, S]
@@ -193,7 +193,7 @@ def _uncertain(stages: list[str], seconds: Durations, protocol: Protocol) -> Ite
 
 
 def _first_read(take: _Pass, seconds: Durations) -> str:
-    """What the page cache did, as far as it shows."""
+    """Effect of the page cache, as far as it shows."""
     first, later = float(np.median(list(take.first_reads.values()))), float(np.median(seconds[:, 0]))
     return (
         f"the first read of a file took {first * 1e3:.3g} ms, the median of those measured is {later * 1e3:.3g} ms: "
@@ -202,7 +202,7 @@ def _first_read(take: _Pass, seconds: Durations) -> str:
 
 
 def _notes(take: _Pass, seconds: Durations, warmed: int, settled: bool, protocol: Protocol) -> Iterator[str]:
-    """What the reader of the table has to know; `seconds` [rounds, stages] are of one video."""
+    """Remarks for the reader of the table; `seconds` [rounds, stages] are of one video."""
     yield _described(take)
     if take.transfer is None:
         yield "no transfer: the encoder reads the batch where preprocessing leaves it"

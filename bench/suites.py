@@ -64,7 +64,7 @@ def measure(config: BenchmarkConfig, *, stage: Progress, progress: Progress) -> 
 
 
 def _show_conventions(case: Case, stage: Progress) -> None:
-    """What a checkpoint's shapes cannot tell, in the words of the export."""
+    """Conventions that a checkpoint's shapes cannot tell, in the words of the export."""
     notes = [("note", remark) for remark in case.recipe.checkpoint.remarks]
     for label, text in notes + in_words(case.recipe.conventions):
         stage(f"{label:<10} {text}")
@@ -111,7 +111,7 @@ def _measure_case(
 
 @contextmanager
 def _candidates(case: Case, config: BenchmarkConfig, stage: Progress) -> Iterator[tuple[list[Entry], dict[str, str]]]:
-    """What stands side by side, ready to run; freed afterwards, with what was built for it."""
+    """Candidates of a comparison, ready to run; freed afterwards, with what was built for it."""
     with ExitStack() as stack:
         folder = stack.enter_context(scratch_folder("tempme-bench"))
         if config.methods is None:
@@ -164,7 +164,7 @@ def _whole_way(
 
 
 def _origin(case: Case, config: BenchmarkConfig) -> dict[str, Any]:
-    """Where a table that is no `Row` comes from, in the same words."""
+    """Origin of a table that is no `Row`, in the same words."""
     return {
         "parity": True,
         "profile": case.profile.name,

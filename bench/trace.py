@@ -1,4 +1,4 @@
-"""Which patches of which frames became one token: the merges of one video, composed from `assign`.
+"""Patches that became one token: the merges of one video, composed from `assign`.
 
 The rules are those of sections 3 and 4 of the specification: clips join with all class tokens first, then all patches
 clip by clip; a merge sends every token to the row that `assign` names.
@@ -23,7 +23,7 @@ from tempme_export.runtime.ort import OrtRunner
 
 @dataclass(frozen=True)
 class Stage:
-    """What has been merged by the end of one block.
+    """Merges up to the end of one block.
 
     title   block, clips and tokens in words
     groups  int64 [F, grid, grid]: the token that each patch belongs to, as its row among all tokens of the video,
@@ -118,7 +118,7 @@ def _checked(assign: NDArray[np.int32], merge: PlannedMerge, plan: Schedule) -> 
 def _join(
     clip: NDArray[np.int64], row: NDArray[np.int64], block: BlockPlan
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where each patch lies once `factor` adjacent clips are one, before their merge: behind all class tokens."""
+    """Position of each patch once `factor` adjacent clips are one, before their merge: behind all class tokens."""
     n_cls = block.n_cls // block.factor
     before = clip % block.factor * (block.tokens_in - n_cls)
     return clip // block.factor, block.n_cls + before + row - n_cls

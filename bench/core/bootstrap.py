@@ -35,7 +35,7 @@ _AT_ONCE = 4_000_000
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as fast as the first, with its 95 % interval."""
+    """Speed as a multiple of the first, with its 95 % interval."""
 
     value: float
     low: float

@@ -27,7 +27,7 @@ _DEFAULT_L2 = 64 * 2**20
 
 @dataclass(frozen=True)
 class Work:
-    """What is timed as one: calls that do the same work, one after another, perhaps each on inputs of its own.
+    """Work that is timed as one: calls that do the same work, one after another, perhaps each on inputs of its own.
 
     graph  replay them from one CUDA graph; otherwise they are called as they are, launch by launch
     keep   in the graph every call writes to memory of its own; otherwise a call may write where the last one did

@@ -1,4 +1,4 @@
-"""What a path decides: every merge's assignment, and the share of tokens that go elsewhere than the original's."""
+"""Merge decisions: every merge's assignment, and the share of tokens that go elsewhere than the original's."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar

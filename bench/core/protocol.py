@@ -38,7 +38,7 @@ _NEXT_LOOK = 1.2
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a measurement has to fulfil.
+    """Requirements of a measurement.
 
     A ratio to the first has converged when half of its 95 % interval in this run is at most `half_width` of it. Raw
     times need not be calm: on a shared machine the ratio is what can be known.
@@ -71,17 +71,17 @@ class Protocol:
 
     @property
     def window_seconds(self) -> float:
-        """When a warm-up window ends although it has fewer than `window` samples, per backend."""
+        """Seconds after which a warm-up window ends although it has fewer than `window` samples, per backend."""
         return self.seconds / 5
 
     @property
     def warmup_limit(self) -> float:
-        """When the warm-up is given up as unsettled: a sixth of the budget, all together."""
+        """Seconds after which the warm-up is given up as noisy: a sixth of the budget, all together."""
         return self.budget / 6
 
 
 def agree(windows: list[Durations], agreement: float) -> bool:
-    """Whether the medians of `windows` lie within `agreement` of the smallest."""
+    """True where the medians of `windows` lie within `agreement` of the smallest."""
     medians = [float(np.median(window)) for window in windows]
     return max(medians) - min(medians) <= agreement * min(medians)
 
@@ -156,12 +156,12 @@ class _Taken:
 
     @property
     def over(self) -> bool:
-        """Whether the budget has ended."""
+        """True once the budget has ended."""
         return self.count >= FEWEST and self.spent >= self.protocol.budget
 
     @property
     def enough(self) -> bool:
-        """Whether there are samples and time enough for a look at the ratios."""
+        """True where there are samples and time enough for a look at the ratios."""
         least = min(self.totals[name] for name in self.active)
         return self.count >= self.protocol.samples and least >= self.protocol.seconds
 
@@ -248,7 +248,7 @@ def _timing(name: str, taken: _Taken, *, settled: bool) -> Timing:
 
 
 def _notes(windows: list[Durations], taken: _Taken, timings: Iterable[Timing], *, interrupted: bool) -> tuple[str, ...]:
-    """Where the protocol was cut short, in words."""
+    """The point at which the protocol was cut short, in words."""
     notes, protocol = [], taken.protocol
     left = [timing for timing in timings if not timing.converged]
     shortest = min(len(window) for window in windows)

@@ -160,7 +160,7 @@ KINDS = {one.name: _kind(one.type) for one in dataclasses.fields(Row)}
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether `value` is a finite number, and no truth value."""
+    """True for a finite number that is no truth value."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

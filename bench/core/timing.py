@@ -1,4 +1,4 @@
-"""What was measured: the timings of a comparison, and how well its ratios are known."""
+"""Measurements: the timings of a comparison, and how well its ratios are known."""
 
 from dataclasses import dataclass
 
@@ -101,7 +101,7 @@ class Comparison:
 
 
 def shortfall(timing: Timing) -> str:
-    """How far a ratio is from converged, and what it would take, in words."""
+    """Distance of a ratio from convergence, and what it would take, in words."""
     return (
         f"the ratio of {timing.name} has not converged: it is known within {100 * timing.half_width:.3g} %, and about "
         f"{timing.needs:.0f} s more would do"

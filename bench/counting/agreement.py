@@ -101,7 +101,7 @@ Way = Callable[["Recipe"], Products]
 
 @dataclass(frozen=True)
 class _Encoder:
-    """How the encoder of a kind of claim is built: which additions its recipe has, how it is counted, and whether
+    """Recipe of the encoder of a kind of claim: which additions its recipe has, how it is counted, and whether
     the fast encoder, and so an exported graph, computes the same."""
 
     eager: Way

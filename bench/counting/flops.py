@@ -101,7 +101,7 @@ class _Recorder(TorchDispatchMode):
         return out
 
     def _merges(self) -> bool:
-        """Whether the product that is being dispatched was asked for by code that merges."""
+        """True where the product that is being dispatched was asked for by code that merges."""
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
             if frame.f_code in self._functions or frame.f_code.co_filename in self._files:

@@ -121,7 +121,7 @@ class _Graph:
         return self.shapes[value]
 
     def is_constant(self, value: str) -> bool:
-        """Whether it is an initializer, or one that was only turned around."""
+        """True for an initializer, or one that was only turned around."""
         maker = self.made_by.get(value)
         if maker is None:
             return value in self.constants
@@ -136,7 +136,7 @@ class _Graph:
         wanted: Collection[str],
         goes_on: Callable[[str], bool],
     ) -> bool:
-        """Whether a walk from `start` meets an operator of `wanted`, going on behind those that `goes_on` names."""
+        """True where a walk from `start` meets an operator of `wanted`, going on behind those that `goes_on` names."""
         waiting, seen = list(start), set()
         while waiting:
             node = waiting.pop()
@@ -154,14 +154,14 @@ class _Graph:
         return [user for value in node.output for user in self.used_by[value]]
 
     def is_attention(self, node: "onnx.NodeProto") -> bool:
-        """Whether its result reaches a Softmax, or it reads one, with nothing but element-wise steps between."""
+        """True where its result reaches a Softmax, or it reads one, with nothing but element-wise steps between."""
         reads = self._reaches(
             self.makers(node.input), lambda one: self.makers(one.input), ("Softmax",), _RESHAPING.__contains__
         )
         return reads or self._reaches(self.users(node), self.users, ("Softmax",), _PLAIN.__contains__)
 
     def was_compared(self, value: str) -> bool:
-        """Whether a comparison is among what the value was made of since the last product or normalisation."""
+        """True where a comparison is among what the value was made of since the last product or normalisation."""
         return self._reaches(
             self.makers([value]), lambda one: self.makers(one.input), _COMPARISONS, lambda kind: kind not in _ENDS
         )

@@ -84,7 +84,7 @@ class BlockTokens:
 
 
 def tokens_of_plan(plan: Schedule) -> BlockTokens:
-    """What the schedule says that every block sees."""
+    """Token counts of every block, by the schedule."""
     return BlockTokens(
         tuple(block.clips for block in plan.blocks),
         tuple(block.tokens_attention for block in plan.blocks),

@@ -1,4 +1,4 @@
-"""What the candidates of a comparison run, counted on themselves before they are timed."""
+"""Products that the candidates of a comparison run, counted on themselves before they are timed."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

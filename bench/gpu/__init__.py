@@ -1,1 +1,1 @@
-"""What only a GPU can show, in one command and one file."""
+"""Checks that only a GPU can make, in one command and one file."""

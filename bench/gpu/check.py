@@ -1,4 +1,4 @@
-"""`tempme-bench gpu-check FOLDER --minutes N`: everything that only a GPU can show, in one command and one file.
+"""`tempme-bench gpu-check FOLDER --minutes N`: every check that only a GPU can make, in one command and one file.
 
 For a machine with torch, Triton and a GPU, and nothing else of what this package exports to. `gpu-check.json` in
 FOLDER is written anew after every step, so that what was measured stays whatever ends the rest; its encoder rows are

@@ -1,4 +1,4 @@
-"""Whether two runs of one computation give the same bits: every fused call, and the whole encoder."""
+"""Bitwise equality of two runs of one computation: every fused call, and the whole encoder."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _DIRT = 2**26
 
 @dataclass(frozen=True)
 class DeterminismRow:
-    """What was run `runs` times; `equal` says that every bit came out alike. `nans` counts NaNs in the first run."""
+    """A computation, run `runs` times; `equal` says that every bit came out alike. `nans` counts NaNs in the first run."""
 
     what: str
     dtype: str

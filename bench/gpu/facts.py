@@ -35,7 +35,7 @@ class GpuFacts:
 
 
 def _by_nvml(index: int) -> dict[str, Any]:
-    """What nvidia-ml-py tells; nothing where it is missing or refuses."""
+    """Facts that nvidia-ml-py tells; nothing where it is missing or refuses."""
     try:
         nvml: Any = importlib.import_module("pynvml")
         nvml.nvmlInit()
@@ -66,7 +66,7 @@ def _by_nvml(index: int) -> dict[str, Any]:
 
 
 def _by_smi(index: int) -> dict[str, Any]:
-    """What nvidia-smi tells; nothing where it is missing or refuses."""
+    """Facts that nvidia-smi tells; nothing where it is missing or refuses."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return {}

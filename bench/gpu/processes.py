@@ -29,7 +29,7 @@ _SANITIZER_PLACES = ("/usr/local/cuda/bin", "/opt/cuda/bin", "/usr/local/cuda/co
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a step. `result` is what it wrote, also where it then failed or ran out of time.
+    """Outcome of a step. `result` is what it wrote, also where it then failed or ran out of time.
 
     log  the last lines it said
     """
@@ -54,7 +54,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Context:
-    """Where and how steps run. `checkout` holds the tests; None where they are not at hand."""
+    """The setting in which steps run. `checkout` holds the tests; None where they are not at hand."""
 
     folder: Path
     checkout: Path | None
@@ -134,7 +134,7 @@ def _test_files(context: Context, checkout: Path) -> tuple[list[str], list[str]]
 
 
 def counts(lines: Sequence[str]) -> dict[str, int]:
-    """What pytest's last line counts."""
+    """Counts of pytest's last line."""
     found = _COUNTS.findall(lines[-1]) if lines else []
     return {word.removesuffix("s") if word == "errors" else word: int(number) for number, word in found}
 

@@ -41,7 +41,7 @@ PACKAGE = "video.pt2"
 
 @dataclasses.dataclass
 class Record:
-    """What a step has found so far; `save` writes all of it in one step, so that a reader sees it whole.
+    """Findings of a step so far; `save` writes all of it in one step, so that a reader sees it whole.
 
     rows   by kind: `encoder`, `kernels`, `marginals`, `determinism`
     """
@@ -76,7 +76,7 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """How a step is run; `seconds` it has, `say` tells what begins."""
+    """A step under way: `seconds` it has, `say` tells what begins."""
 
     record: Record
     dry_run: bool

@@ -1,4 +1,4 @@
-"""What each kernel takes of a GPU: registers, spills and shared memory, compiled for every target without one."""
+"""GPU resources of each kernel: registers, spills and shared memory, compiled for every target without one."""
 
 import dataclasses
 import importlib.util

@@ -1,4 +1,4 @@
-"""`tempme-bench kernels`: how long each fused call takes, what of the memory's speed it reaches, and what merging
+"""`tempme-bench kernels`: time of each fused call, its share of the memory's speed, and what merging
 costs an encoder.
 
 Ours are replayed from CUDA graphs, as in a deployed encoder. Plain PyTorch and its torch.compile are called as they
@@ -81,7 +81,7 @@ class KernelRow:
 
 @dataclass(frozen=True)
 class MarginalRow:
-    """What merging costs an encoder: its calls, less what would run in their place, summed over the blocks.
+    """Cost of merging to an encoder: its calls, less what would run in their place, summed over the blocks.
 
     encode_ms   the whole encoder, replayed from a CUDA graph; None where it was not measured
     warm, cold  milliseconds, and their shares of encode_ms; each block's sum in microseconds
@@ -101,7 +101,7 @@ class MarginalRow:
 
 @dataclass(frozen=True)
 class KernelRequest:
-    """What to time. The blocks of `compiled` go through torch.compile too, seconds per call; None: one of each kind."""
+    """The timing asked for. The blocks of `compiled` go through torch.compile too, seconds per call; None: one of each kind."""
 
     profiles: tuple[Profile, ...]
     batches: tuple[int, ...]
@@ -177,7 +177,7 @@ def kernel_row(
 
 
 def marginal_row(rows: Sequence[KernelRow], encode_s: float | None) -> MarginalRow:
-    """What merging costs: the signed sum of `rows`, which share profile, batch and dtype. `encode_s` in seconds."""
+    """Cost of merging: the signed sum of `rows`, which share profile, batch and dtype. `encode_s` in seconds."""
     first = rows[0]
     warm: dict[int, float] = {}
     cold: dict[int, float] = {}

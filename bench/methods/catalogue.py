@@ -47,12 +47,12 @@ class Method:
 
     @property
     def runs(self) -> bool:
-        """Whether it has an encoder on the original path (`encoders.encoder`)."""
+        """True where it has an encoder on the original path (`encoders.encoder`)."""
         return not self.reason
 
     @property
     def exports(self) -> bool:
-        """Whether the fast encoder and every artifact can compute it too, through `recipes.method_recipe`."""
+        """True where the fast encoder and every artifact can compute it too, through `recipes.method_recipe`."""
         return self.runs and self.policy is not None
 
 

@@ -14,7 +14,7 @@ from tempme_export.errors import ProfileError
 
 @dataclass(frozen=True)
 class Derivation:
-    """What a method comes to on one profile and backbone.
+    """A method on one profile and backbone, in figures.
 
     plan     token counts; None where none can be derived
     counted  operations per video of `plan`
@@ -33,7 +33,7 @@ class Derivation:
 
     @property
     def runs(self) -> bool:
-        """Whether there is an encoder for it."""
+        """True where there is an encoder for it."""
         return not self.reason
 
     @property
@@ -45,7 +45,7 @@ class Derivation:
 
     @property
     def holds(self) -> bool | None:
-        """Whether count and tokens agree with the paper; None where there is nothing to compare."""
+        """True where count and tokens agree with the paper; None where there is nothing to compare."""
         if self.plan is None or self.figures is None:
             return None
         close = self.difference is None or abs(self.difference) <= TOLERANCE

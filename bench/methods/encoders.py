@@ -16,7 +16,7 @@ from tempme_export.errors import CheckpointError
 
 
 def class_attention(h: Tensor, keys: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-    """What the class token attends to among the patches, averaged over heads.
+    """Attention of the class token to the patches, averaged over heads.
 
     h     [B, N, D], the input of the attention
     keys  [B, heads, N, D / heads], as `reference.attention` returns them

@@ -1,4 +1,4 @@
-"""What the paper prints for a method: Tables 1, 2, 4, 9, 10 and 16."""
+"""Figures that the paper prints for a method: Tables 1, 2, 4, 9, 10 and 16."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ _SPEEDS: Mapping[tuple[str, str, int], float] = MappingProxyType(
 
 
 def paper_figures(method: Method, backbone_name: str, frames: int) -> PaperFigures | None:
-    """What the paper prints for a method on a backbone (an open_clip name); None where it prints nothing."""
+    """Figures of the paper for a method on a backbone (an open_clip name); None where it prints nothing."""
     key = (method.key, backbone_name, frames)
     speed = _SPEEDS.get(key)
     if key in _UNCLAIMED:

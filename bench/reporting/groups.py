@@ -1,4 +1,4 @@
-"""What belongs together on the page: rows that were timed side by side, and rows that one command made."""
+"""Rows that belong together on the page: those that were timed side by side, and rows that one command made."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ ORIGIN = (
 
 
 Traced = Row | Mapping[str, Any]
-"""What names its origin: a row, or a table of stages."""
+"""A source of numbers that names its origin: a row, or a table of stages."""
 
 
 def value_of(traced: Traced, column: str) -> Any:
@@ -60,7 +60,7 @@ class Origin:
 
     @property
     def machine(self) -> str:
-        """What it ran on, in words."""
+        """The hardware it ran on, in words."""
         threads = self.fact("threads")
         counted = "unknown threads" if threads is None else f"{threads} thread{'' if threads == '1' else 's'}"
         cpu = f"{self.fact('cpu') or 'unknown processor'}, {counted}"
@@ -140,7 +140,7 @@ class Group:
 
     @property
     def by_method(self) -> bool:
-        """Whether methods stand beside each other rather than backends."""
+        """True where methods stand beside each other rather than backends."""
         return len({side.row.method for side in self.sides}) > 1
 
     @property

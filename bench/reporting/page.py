@@ -109,7 +109,7 @@ def render(results: Sequence[Results], pictures: Pictures, counted: Sequence[pap
 
 
 def _subtitle(results: Sequence[Results], runs: Sequence[Origin]) -> Html:
-    """Which documents the page is made of, and where they were measured."""
+    """The documents that the page is made of, and the machines they were measured on."""
     machines = list(dict.fromkeys(origin.machine for origin in runs))
     documents = "1 results document" if len(results) == 1 else f"{len(results)} results documents"
     measured = [" measured on ", join(machines, "; ")] if machines else []
@@ -122,7 +122,7 @@ def _absent(parts: Sequence[Absent]) -> Html:
 
 
 def _is_own(path: Path) -> bool:
-    """Whether this tool wrote the file, by the mark it leaves near the beginning of each."""
+    """True for a file that this tool wrote, by the mark it leaves near the beginning of each."""
     with path.open("rb") as stream:
         start = stream.read(4096)
     if path.suffix == ".png":

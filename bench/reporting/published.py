@@ -17,7 +17,7 @@ _CANDIDATES = {
 
 
 def is_published(document: Mapping[str, Any]) -> bool:
-    """Whether a document is of that form."""
+    """True for a document of that form."""
     return "rows" not in document and isinstance(document.get("encoder"), list)
 
 

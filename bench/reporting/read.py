@@ -67,7 +67,7 @@ class Results:
 
     @property
     def notes(self) -> Sequence[str]:
-        """Where the run was cut short, in words."""
+        """The point at which the run was cut short, in words."""
         return [str(note) for note in self.document["notes"]]
 
     @property

@@ -1,4 +1,4 @@
-"""What the sections of the page share."""
+"""Parts that the sections of the page share."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -34,14 +34,14 @@ def link(origin: Origin) -> Html:
 
 
 def made_by(origins: Iterable[Origin]) -> Html:
-    """Where the numbers of a figure come from, each origin once."""
+    """Origins of the numbers of a figure, each once."""
     unique = {origin.number: origin for origin in origins}
     said = [join([link(origin), f": {origin.machine}, ", day(origin)]) for origin in unique.values()]
     return join(["Measured in ", join(said, "; "), "."])
 
 
 def day(origin: Origin) -> Html:
-    """When it was measured, to the day; from the first to the last. Not broken over lines."""
+    """Days of the measurement, from the first to the last. Not broken over lines."""
     days = sorted({str(time)[:10] for time in origin.values("time")})
     said = " to ".join(dict.fromkeys((days[0], days[-1]))) if days else "at an unknown time"
     return element("span", said, class_="whole")
@@ -71,12 +71,12 @@ def accuracy(side: Side) -> str:
 
 
 def remarks(items: Sequence[str]) -> Html:
-    """What a reader has to know beside the figures; nothing where there is nothing."""
+    """Remarks beside the figures; nothing where there are none."""
     return element("ul", *(element("li", item) for item in items), class_="remarks") if items else Html()
 
 
 def document_remarks(results: Results) -> list[str]:
-    """What was left out of a whole document: cut short, missing, failed."""
+    """Parts left out of a whole document: cut short, missing, failed."""
     return [
         *results.notes,
         *(join([element("strong", f"{name} is missing"), f": {said}"]) for name, said in results.missing.items()),

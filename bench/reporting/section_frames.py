@@ -1,4 +1,4 @@
-"""How the cost of a video grows with its frames: counted, and measured."""
+"""Growth of a video's cost with its frames: counted, and measured."""
 
 from collections.abc import Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""Whether fewer operations take less time."""
+"""Operations beside time: do fewer take less?"""
 
 from collections.abc import Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""Where every number comes from: commands, machines, versions, artifacts."""
+"""The origin of every number: commands, machines, versions, artifacts."""
 
 from collections.abc import Sequence
 

@@ -66,7 +66,7 @@ def lines(setting: Setting, counted: Sequence[PaperRow]) -> list[Line]:
 
 
 def measured(line: Line, groups: Sequence[Group]) -> list[tuple[Group, Side]]:
-    """What was measured of a method in its setting: rows with its frames, operations and tokens.
+    """Measurements of a method in its setting: rows with its frames, operations and tokens.
 
     Of methods side by side, the method; of backends, the first and the fastest that can be relied upon.
     """

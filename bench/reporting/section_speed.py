@@ -159,7 +159,7 @@ def _bar(side: Side) -> charts.Bar:
 
 
 def _doubts(groups: Set) -> list[str]:
-    """What the rows and the protocol say against the figures."""
+    """Objections of the rows and the protocol to the figures."""
     said: list[str] = []
     for group in groups:
         alike: dict[str, list[str]] = {}

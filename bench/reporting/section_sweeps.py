@@ -1,4 +1,4 @@
-"""What a sweep over frames or batch sizes says as a whole: fitted costs and knees."""
+"""A sweep over frames or batch sizes as a whole: fitted costs and saturation batches."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -76,7 +76,7 @@ def counted_tables(rows: Sequence["Counted"]) -> Iterable[Table]:
 
 
 def resource_tables(rows: Sequence["ResourceRow"], source: str) -> Iterable[Table]:
-    """What compiled kernels take of a GPU."""
+    """Resources that compiled kernels take of a GPU."""
     table = new_table(
         f"What a program of each kernel takes, compiled ahead of time: {source}",
         ["kernel", "compiled for"],

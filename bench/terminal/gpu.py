@@ -82,7 +82,7 @@ def _plain_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def gpu_tables(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterable[Table]:
-    """What one step of a GPU check found, by kind of row; the rows as plain values."""
+    """Findings of one step of a GPU check, by kind of row; the rows as plain values."""
     yield from kernel_tables(rows.get("kernels", ()), rows.get("marginals", ()))
     repeated = rows.get("determinism", ())
     if repeated:

@@ -109,7 +109,7 @@ def _cost_table(rows: Sequence["Row"]) -> Table:
 
 
 def _gpu_tables(rows: Sequence["Row"]) -> Iterable[Table]:
-    """What only a GPU has, or a check of one; without one, nothing."""
+    """Columns that only a GPU, or a check of one, has; without one, nothing."""
     own = [row for row in rows if row.device_mb is not None or row.peak_tflop_s is not None]
     if not own:
         return

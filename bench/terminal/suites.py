@@ -103,7 +103,7 @@ def _formula(fit: Mapping[str, Any]) -> str:
 
 
 def change_tables(report: "ComparisonReport") -> Iterable[Table]:
-    """What changed between two runs, and whether that is more than chance; without rows in both, nothing."""
+    """Changes between two runs, with a verdict whether each is more than chance; without rows in both, nothing."""
     if not report.changes:
         return
     table = new_table(
