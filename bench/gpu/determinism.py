@@ -20,7 +20,7 @@ _DIRT = 2**26
 
 @dataclass(frozen=True)
 class DeterminismRow:
-    """A computation, run `runs` times; `equal` says that every bit came out alike. `nans` counts NaNs in the first run."""
+    """A computation, run `runs` times; `equal`: every bit came out alike. `nans` counts NaNs in the first run."""
 
     what: str
     dtype: str

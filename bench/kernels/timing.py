@@ -101,7 +101,7 @@ class MarginalRow:
 
 @dataclass(frozen=True)
 class KernelRequest:
-    """The timing asked for. The blocks of `compiled` go through torch.compile too, seconds per call; None: one of each kind."""
+    """Timing asked for. Blocks of `compiled` go through torch.compile too, seconds per call; None: one of each kind."""
 
     profiles: tuple[Profile, ...]
     batches: tuple[int, ...]
