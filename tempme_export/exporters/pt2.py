@@ -151,10 +151,14 @@ def _reason(stderr: str) -> str:
     return next((line for line in lines if "Exception in aoti_torch" in line), lines[-1])
 
 
-def _check_loads(package: Path) -> None:
-    """Raise ExportError where a fresh process cannot load the package: machine code can end the process that tries."""
+def _load_alone(package: Path) -> subprocess.CompletedProcess[str]:
+    """Load a package in a fresh process: machine code can end the process that tries."""
     program = "import sys, torch; torch._inductor.aoti_load_package(sys.argv[1])"
-    done = subprocess.run([sys.executable, "-c", program, str(package)], capture_output=True, text=True, check=False)
+    return subprocess.run([sys.executable, "-c", program, str(package)], capture_output=True, text=True, check=False)
+
+
+def _check_loads(package: Path, done: subprocess.CompletedProcess[str]) -> None:
+    """Raise ExportError where the process that loaded a package did not end as it should."""
     if done.returncode:
         how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
         raise ExportError(
@@ -197,7 +201,7 @@ def export_video(
         except Exception as error:  # Inductor raises anything from KeyError to what the compiler's process left
             raise _refusal(error, path) from error
         _check_alone(package)
-        _check_loads(package)
+        _check_loads(package, _load_alone(package))
         package.replace(path)
 
 

@@ -224,24 +224,19 @@ class TestRefusals:
             pt2.export_video(recipe, tmp_path / "video.pt2")
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_crash_in_loading_is_refused_and_named(self, tmp_path, monkeypatch):
-        def crash(command, **options):
-            return subprocess.CompletedProcess(command, -11, "", "")
-
-        monkeypatch.setattr(pt2.subprocess, "run", crash)
+    def test_a_crash_in_loading_is_refused_and_named(self, tmp_path):
         with pytest.raises(ExportError, match=r"ended by signal 11\. It said nothing\."):
-            pt2._check_loads(tmp_path / "video.pt2")
+            pt2._check_loads(tmp_path / "video.pt2", subprocess.CompletedProcess([], -11, "", ""))
 
-    def test_what_torch_said_before_the_crash(self, tmp_path, monkeypatch):
+    def test_what_torch_said_before_the_crash(self, tmp_path):
         said = "[E shim_common.cpp:1] Exception in aoti_torch: host memory\nframe #0: one\nframe #33: _start + 0x21\n"
         crashed = subprocess.CompletedProcess([], -11, "", said)
-        monkeypatch.setattr(pt2.subprocess, "run", lambda *args, **options: crashed)
         with pytest.raises(ExportError, match=r"ended by signal 11\. .*Exception in aoti_torch: host memory This"):
-            pt2._check_loads(tmp_path / "video.pt2")
+            pt2._check_loads(tmp_path / "video.pt2", crashed)
 
     def test_settings_that_reach_the_compiler(self, recipe, tmp_path, uncompiled, monkeypatch):
         seen = {}
-        monkeypatch.setattr(pt2, "_check_loads", lambda package: None)
+        monkeypatch.setattr(pt2, "_load_alone", lambda package: subprocess.CompletedProcess([], 0, "", ""))
 
         def keep(program, package_path, inductor_configs):
             seen.update(inductor_configs)

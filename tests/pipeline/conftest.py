@@ -4,6 +4,7 @@ import csv
 import shutil
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -11,7 +12,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from tempme_export.artifacts.registry import TEXT_ONNX, VIDEO_ONNX, find_backend
+from tempme_export.artifacts.registry import PLAN, TEXT_ONNX, VIDEO_ONNX, find_backend
 from tempme_export.encoder.backbone import open_clip_backbone
 from tempme_export.encoder.checkpoint import load_checkpoint
 from tempme_export.encoder.recipe import prepare
@@ -19,6 +20,7 @@ from tempme_export.errors import UsageError
 from tempme_export.media.render import render_clip
 from tempme_export.parity.making import make_selftest
 from tempme_export.pipeline import export
+from tempme_export.progress import LogLine
 from tempme_export.runtime.ort import OrtRunner
 from tempme_export.training.init import draw_clip
 
@@ -152,14 +154,14 @@ class Copying:
     """An exporter that takes its file from a folder; what it checks and promises is the real one's."""
 
     def __init__(self, artifact, folder):
-        self.real, self.folder, self.built = artifact.exporter, folder, []
+        self.real, self.source, self.built = artifact.exporter, folder and folder / artifact.file, []
 
     def __getattr__(self, name):
         return getattr(self.real, name)
 
     def build(self, artifact, making):
         self.built.append(making.spec)
-        shutil.copyfile(self.folder / artifact.file, making.folder / artifact.file)
+        shutil.copyfile(self.source, making.folder / artifact.file)
 
 
 class Failing(Copying):
@@ -188,7 +190,7 @@ class Negated(Copying):
     """A text tower that is another one: its last projection is negated."""
 
     def build(self, artifact, making):
-        proto = onnx.load(self.folder / artifact.file)
+        proto = onnx.load(self.source)
         for tensor in proto.graph.initializer:
             if list(tensor.dims) == [128, 32]:
                 tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name))
@@ -268,6 +270,65 @@ class EngineRuntime:
         if self.error is not None:
             raise self.error
         return self.runner(path.with_name(self.graph), "cpu")
+
+
+class EngineMaker:
+    """What builds engines and says what a machine lacks for it; nothing of TensorRT, but all that is around it.
+
+    facts, content  of the engine that it writes
+    missing         on this machine
+    error           raised in place of building
+    before          called when it begins
+    asked           what was asked of it last: source, nodes and the settings by name
+    runtime         what runs the engines
+    """
+
+    def __init__(self, artifact, facts, content, runtime):
+        self.exporter, self.needed = artifact.exporter, artifact.requirements
+        self.facts, self.content, self.runtime = facts, content, runtime
+        self.missing, self.error, self.before, self.asked = (), None, lambda: None, None
+
+    def __getattr__(self, name):
+        return getattr(self.exporter if hasattr(self.exporter, name) else self.needed, name)
+
+    def check_builder(self, device):
+        self.needed.check_builder(device, missing=self._missing)
+
+    def check_rebuild(self, device, workspace_gib):
+        self.needed.check_rebuild(device, workspace_gib, self._missing)
+
+    def preview(self, recipe, spec):
+        return self.exporter.preview(recipe, spec, self._missing)
+
+    def build(self, artifact, making):
+        return self.exporter.build(artifact, making, self._make)
+
+    def _missing(self, device):
+        return self.missing
+
+    def _make(self, source, engine, settings, nodes, progress):
+        self.before()
+        if self.error is not None:
+            raise self.error
+        self.asked = SimpleNamespace(source=source, nodes=nodes, **vars(settings))
+        with progress.step("building the engine", 100, "%") as step:
+            step.advance(50, "Building Engine")
+        if settings.verbose:
+            progress.tell(LogLine("TensorRT", "info: a line of the log"))
+        engine.write_bytes(self.content)
+        return self.facts
+
+
+@pytest.fixture
+def engines(registering, engine_runtime):
+    """`engines(facts, content, graph)`: an EngineMaker until the test ends, whose engines are run from a graph."""
+
+    def make(facts, content, graph):
+        maker = EngineMaker(PLAN, facts, content, engine_runtime(graph))
+        registering(replace(PLAN, builder=maker, needs=maker))
+        return maker
+
+    return make
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@ bundle with an engine holds. The builder is a stand-in; its engine is run by ONN
 
 import json
 import os
-import shutil
+import re
 import subprocess
 import sys
-from types import SimpleNamespace
+from functools import partial
 
 import numpy as np
 import onnx
@@ -18,16 +18,12 @@ from tempme_export.artifacts.bundle import MANIFEST, TEXT, VIDEO, open_bundle, v
 from tempme_export.artifacts.registry import PLUGIN_ONNX
 from tempme_export.cli import export as cli
 from tempme_export.errors import BackendError, BundleError, ExportError, ParityError, UsageError
-from tempme_export.exporters import plugin_onnx
 from tempme_export.exporters.plugin_nodes import plugin_nodes
 from tempme_export.exporters.plugin_onnx import export_plugin_video
-from tempme_export.exporters.trt import builder as to_tensorrt
-from tempme_export.exporters.trt import engine, requirements
 from tempme_export.exporters.trt.engine import engine_nodes
 from tempme_export.pipeline import export as pipeline
 from tempme_export.pipeline.drafts import check_draft, draft_path
 from tempme_export.pipeline.spec import ExportSpec
-from tempme_export.progress import LogLine
 from tempme_export.runtime.engine_facts import ENGINE, KEY, SOURCE, EngineFacts
 from tempme_export.runtime.ort import OrtRunner
 
@@ -58,17 +54,9 @@ def contents(folder):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(run_command):
     """Run `tempme-export` in this process; returns exit code, stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tempme-export", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
-
-    return run
+    return partial(run_command, cli.main)
 
 
 @pytest.fixture(scope="session")
@@ -80,11 +68,9 @@ def small_source(small_recipe, tmp_path_factory):
 
 
 @pytest.fixture
-def export(command, small_checkpoint, small_profile, quick_export, small_source, monkeypatch, tmp_path):
+def export(command, small_checkpoint, small_profile, quick_export, builds, small_source, tmp_path):
     """Run it on the small model with graphs that were built before."""
-    monkeypatch.setattr(
-        plugin_onnx, "export_plugin_video", lambda recipe, path, *rest, **options: shutil.copyfile(small_source, path)
-    )
+    builds.copying(PLUGIN_ONNX, small_source.parent)
 
     def run(*arguments):
         return command(small_checkpoint, "--profile", small_profile, "--out", tmp_path / "out.tempme", *arguments)
@@ -93,30 +79,15 @@ def export(command, small_checkpoint, small_profile, quick_export, small_source,
 
 
 @pytest.fixture
-def lacking(monkeypatch):
-    """A machine without TensorRT, whatever this one has."""
-    monkeypatch.setattr(requirements, "missing_for_engine", lambda device: MISSING)
+def builder(engines):
+    """The stand-in for building and running engines."""
+    return engines(FACTS, b"an engine", SOURCE)
 
 
 @pytest.fixture
-def builder(monkeypatch, engine_runtime):
-    """The stand-in for building and running engines; `state` changes them and holds what was asked."""
-    state = SimpleNamespace(asked=None, error=None, missing=(), runtime=engine_runtime(SOURCE))
-
-    def build(source, engine, settings, nodes, progress):
-        state.asked = SimpleNamespace(source=source, nodes=nodes, **vars(settings))
-        if state.error is not None:
-            raise state.error
-        with progress.step("building the engine", 100, "%") as step:
-            step.advance(50, "Building Engine")
-        if settings.verbose:
-            progress.tell(LogLine("TensorRT", "info: a line of the log"))
-        engine.write_bytes(b"an engine")
-        return FACTS
-
-    monkeypatch.setattr(requirements, "missing_for_engine", lambda device: state.missing)
-    monkeypatch.setattr(to_tensorrt, "build", build)
-    return state
+def lacking(builder):
+    """A machine without TensorRT, whatever this one has."""
+    builder.missing = MISSING
 
 
 def refusal(result, code, *words):
@@ -162,10 +133,14 @@ class TestRefusals:
         refusal(command("rebuild", small_bundle, *more), 2, f"tempme-export rebuild: found {more[0]}, expected")
 
     @pytest.mark.parametrize("more", [[], ["--dry-run"]])
-    def test_a_profile_that_never_merges(self, export, builder, monkeypatch, more, tmp_path):
-        monkeypatch.setattr(engine, "plugin_nodes", lambda recipe: ())
-        refusal(export("--trt", *more), 2, "profile small merges no tokens", "no plugin of ours")
-        assert list(tmp_path.iterdir()) == [] and builder.asked is None
+    def test_a_profile_that_never_merges(self, command, builder, small_checkpoint, small_profile, more, tmp_path):
+        text, still, out = small_profile.read_text(), tmp_path / "still.toml", tmp_path / "out"
+        for name in ("image_r", "cross_percent", "intra_percent"):
+            text = re.sub(rf"^{name} = .*$", f"{name} = 0", text, flags=re.MULTILINE)
+        still.write_text(text)
+        result = command(small_checkpoint, "--profile", still, "--trt", "--out", out, *more)
+        refusal(result, 2, "profile small merges no tokens", "no plugin of ours")
+        assert list(tmp_path.iterdir()) == [still] and builder.asked is None
 
     @pytest.mark.parametrize("arguments", [["CKPT", "--trt"], ["rebuild", "BUNDLE"]])
     def test_nothing_heavy_is_imported(self, small_checkpoint, small_bundle, arguments, tmp_path):

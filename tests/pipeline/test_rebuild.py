@@ -4,7 +4,6 @@ ONNX Runtime from the bundle's own graph, so that the judging is real."""
 import dataclasses
 import json
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +14,7 @@ from tempme_export.artifacts.registry import find_backend
 from tempme_export.encoder.profile import BatchRange
 from tempme_export.errors import BackendError, BundleError, ExportError, ParityError, UsageError
 from tempme_export.exporters.plugin_nodes import plugin_nodes
-from tempme_export.exporters.trt import builder as to_tensorrt
-from tempme_export.exporters.trt import requirements
+from tempme_export.exporters.trt.builder import EngineSettings
 from tempme_export.media.preprocess import preprocess_for
 from tempme_export.parity.selftest import load_selftest
 from tempme_export.parity.tolerance import TOLERANCES
@@ -78,20 +76,9 @@ class Wrong(Runner):
 
 
 @pytest.fixture
-def builder(monkeypatch, engine_runtime):
-    """The stand-in for build and for the runner; `state` changes what they do and holds what they were asked."""
-    state = SimpleNamespace(error=None, asked=None, missing=(), runtime=engine_runtime(VIDEO))
-
-    def build(source, engine, settings, nodes, progress):
-        if state.error:
-            raise state.error
-        state.asked = (source.name, settings, nodes)
-        engine.write_bytes(b"the engine of an H100")
-        return FACTS
-
-    monkeypatch.setattr(requirements, "missing_for_engine", lambda device: state.missing)
-    monkeypatch.setattr(to_tensorrt, "build", build)
-    return state
+def builder(engines):
+    """The stand-in for build and for the runner."""
+    return engines(FACTS, b"the engine of an H100", VIDEO)
 
 
 class Stale(Runner):
@@ -125,16 +112,14 @@ class TestRebuild:
         assert told.kinds == ["Intact", "EngineFacts", "Parity", "Bundle"]
         assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
 
-    def test_a_bundle_that_is_replaced_meanwhile(self, bundle, builder, monkeypatch):
+    def test_a_bundle_that_is_replaced_meanwhile(self, bundle, builder):
         """The new engine of the old release must not take the place of a newer release."""
-        build = to_tensorrt.build
 
-        def build_slowly(*args, **options):
+        def replace_bundle():
             manifest = {k: v for k, v in open_bundle(bundle).manifest.items() if k not in ("format", "files", "sha256")}
             write_manifest(bundle, {**manifest, "tool_version": "9.9"})
-            return build(*args, **options)
 
-        monkeypatch.setattr(to_tensorrt, "build", build_slowly)
+        builder.before = replace_bundle
         with pytest.raises(BundleError, match="another release"):
             rebuild.rebuild(bundle)
         assert open_bundle(bundle).manifest["tool_version"] == "9.9"
@@ -143,8 +128,10 @@ class TestRebuild:
     def test_what_is_built(self, bundle, builder, small_recipe):
         rebuild.rebuild(str(bundle), device="cuda:1", workspace_gib=2.0, verbose=True)
         timings = bundle.with_name(bundle.name + ".timing")
-        settings = to_tensorrt.EngineSettings(BatchRange(1, 3, 8), "fp32", "cuda:1", timings, 2.0, verbose=True)
-        assert builder.asked == (SOURCE, settings, plugin_nodes(small_recipe))
+        settings = EngineSettings(BatchRange(1, 3, 8), "fp32", "cuda:1", timings, 2.0, verbose=True)
+        asked = vars(builder.asked)
+        assert (asked.pop("source").name, asked.pop("nodes")) == (SOURCE, plugin_nodes(small_recipe))
+        assert asked == vars(settings)
 
     @pytest.mark.parametrize("spoil", ["missing", "changed"])
     def test_the_old_engine_need_not_be_sound(self, bundle, builder, spoil):

@@ -1,5 +1,7 @@
 """The engine as an artifact of a bundle: what `builder` needs to know, taken from the request."""
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from tempme_export.artifacts.artifact import Artifact, Making, Spec
@@ -10,8 +12,13 @@ from tempme_export.exporters.plugin_nodes import PluginNode, plugin_nodes
 from tempme_export.exporters.trt import builder, requirements
 from tempme_export.exporters.trt.plan import EnginePlan, engine_plan
 from tempme_export.exporters.trt.plugin_builds import ptx_target
-from tempme_export.runtime.engine_facts import SOURCE
+from tempme_export.exporters.trt.requirements import Missing
+from tempme_export.progress import Progress
+from tempme_export.runtime.engine_facts import SOURCE, EngineFacts
 from tempme_export.runtime.nvidia import engine_device, find_gpu
+
+Make = Callable[[Path, Path, builder.EngineSettings, Sequence[PluginNode], Progress], EngineFacts]
+"""What builds: `builder.build` on this machine."""
 
 
 def engine_nodes(recipe: Recipe) -> tuple[PluginNode, ...]:
@@ -49,7 +56,7 @@ def scratch(artifact: Artifact, recipe: Recipe, spec: Spec) -> int:
     return builder.needed_bytes(tower_bytes(recipe, "video", spec.precision))
 
 
-def preview(recipe: Recipe, spec: Spec) -> EnginePlan:
+def preview(recipe: Recipe, spec: Spec, missing: Missing = requirements.missing_for_engine) -> EnginePlan:
     """The plan of the engine, and what this machine lacks for it. Raises UsageError as building it would."""
     nodes = engine_nodes(recipe)
     requirements.check_options(spec.precision)
@@ -57,11 +64,10 @@ def preview(recipe: Recipe, spec: Spec) -> EnginePlan:
         target = ptx_target(find_gpu(engine_device(spec.device)).compute)
     except BackendError:  # told among what is missing
         target = None
-    missing = requirements.missing_for_engine(spec.device)
-    return engine_plan(recipe, spec.precision, nodes, spec.frame_mask, target, missing)
+    return engine_plan(recipe, spec.precision, nodes, spec.frame_mask, target, missing(spec.device))
 
 
-def build(artifact: Artifact, making: Making) -> dict[str, Any]:
+def build(artifact: Artifact, making: Making, make: Make = builder.build) -> dict[str, Any]:
     """From the graph with plugins; tells the progress its EngineFacts. Raises as `builder.build`."""
     recipe, spec = making.recipe, making.spec
     settings = builder.EngineSettings(
@@ -73,6 +79,6 @@ def build(artifact: Artifact, making: Making) -> dict[str, Any]:
         verbose=spec.verbose,
     )
     source, engine = making.folder / SOURCE, making.folder / artifact.file
-    facts = builder.build(source, engine, settings, engine_nodes(recipe), making.progress)
+    facts = make(source, engine, settings, engine_nodes(recipe), making.progress)
     making.progress.tell(facts)
     return facts.to_dict()

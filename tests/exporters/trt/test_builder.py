@@ -469,53 +469,60 @@ class TestRefusals:
         assert caught.value.exit_code == 4 and machine.registered == []
 
 
+class FakeMachine(requirements.Machine):
+    """A machine that lacks nothing, with parts to take away or to spoil."""
+
+    def __init__(self, folder):
+        self.folder, self.found, self.version, self.cuda = folder, H100, "11.4.0.106", 13
+        self.torch_cuda, self.triton = "'13.0'", True
+
+    def gpu(self, device):
+        return raised_or(self.found)
+
+    def tensorrt(self):
+        return raised_or(self.version)
+
+    def made_for(self):
+        return self.cuda
+
+    def package(self, name):
+        if name == "triton" and not self.triton:
+            return None
+        version = f"debug = False\ncuda: Optional[str] = {self.torch_cuda}\nhip = None\n"
+        (self.folder / "version.py").write_text(version)
+        return self.folder / "__init__.py"
+
+    def missing(self, device):
+        return requirements.missing_for_engine(device, self)
+
+
+def raised_or(found):
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
 @pytest.fixture
 def host(monkeypatch, tmp_path):
-    """A machine that lacks nothing, with parts to take away."""
-    state = SimpleNamespace(gpu=H100, version="11.4.0.106", made_for=13, torch_cuda="'13.0'", triton=True)
-    spec = importlib.util.find_spec
-
-    def find_gpu(device):
-        if isinstance(state.gpu, Exception):
-            raise state.gpu
-        return state.gpu
-
-    def import_trt():
-        if isinstance(state.version, Exception):
-            raise state.version
-        return SimpleNamespace(__version__=state.version)
-
-    def find_spec(name):
-        if name == "torch":
-            (tmp_path / "version.py").write_text(
-                f"debug = False\ncuda: Optional[str] = {state.torch_cuda}\nhip = None\n"
-            )
-            return SimpleNamespace(origin=str(tmp_path / "__init__.py"))
-        return (object() if state.triton else None) if name == "triton" else spec(name)
-
-    monkeypatch.setattr(requirements, "find_gpu", find_gpu)
-    monkeypatch.setattr(requirements, "import_tensorrt", import_trt)
-    monkeypatch.setattr(requirements, "made_for_cuda", lambda: state.made_for)
-    monkeypatch.setattr(requirements.importlib.util, "find_spec", find_spec)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    return state
+    return FakeMachine(tmp_path)
 
 
 class TestChecks:
     def test_nothing_missing(self, host):
-        assert requirements.missing_for_engine("cuda") == ()
-        requirements.check_builder("cpu")
+        assert host.missing("cuda") == ()
+        requirements.check_builder("cpu", missing=host.missing)
 
     def test_everything_missing_is_named_at_once(self, host, monkeypatch):
-        host.gpu, host.version = BackendError("no NVIDIA GPU"), BackendError("TensorRT is not installed. Run: pip x")
+        host.found, host.version = BackendError("no NVIDIA GPU"), BackendError("TensorRT is not installed. Run: pip x")
         host.torch_cuda, host.triton = "None", False
         monkeypatch.setenv("TRITON_INTERPRET", "1")
-        found = requirements.missing_for_engine("cuda")
+        found = host.missing("cuda")
         assert len(found) == 5
         for part, said in zip(found, ("GPU", "pip x", "Triton", "TRITON_INTERPRET", "without CUDA"), strict=True):
             assert said in part
         with pytest.raises(BackendError, match=r"Leave out --trt.*\n  - no NVIDIA GPU\n  - TensorRT is not installed"):
-            requirements.check_builder("cuda")
+            requirements.check_builder("cuda", missing=host.missing)
 
     @pytest.mark.parametrize(
         ("compute", "cuda", "made_for", "version", "said"),
@@ -529,8 +536,8 @@ class TestChecks:
         ],
     )
     def test_too_old(self, host, compute, cuda, made_for, version, said):
-        host.gpu, host.made_for, host.version = Gpu("GPU", compute, "", cuda), made_for, version
-        (found,) = requirements.missing_for_engine("cuda")
+        host.found, host.cuda, host.version = Gpu("GPU", compute, "", cuda), made_for, version
+        (found,) = host.missing("cuda")
         assert re.search(said, found), found
 
     @pytest.mark.parametrize(
@@ -538,13 +545,13 @@ class TestChecks:
         [((8, 0), (12, 0), 12, "10.9.0"), ((9, 0), (12, 2), None, "11.4.0"), ((10, 0), (12, 8), 12, "10.16.1")],
     )
     def test_old_enough(self, host, compute, cuda, made_for, version):
-        host.gpu, host.made_for, host.version = Gpu("GPU", compute, "", cuda), made_for, version
-        assert requirements.missing_for_engine("cuda") == ()
+        host.found, host.cuda, host.version = Gpu("GPU", compute, "", cuda), made_for, version
+        assert host.missing("cuda") == ()
 
     def test_an_older_driver_is_told_the_package_for_it(self, host):
-        host.gpu = Gpu("GPU", (9, 0), "", (12, 4))
+        host.found = Gpu("GPU", (9, 0), "", (12, 4))
         host.version = BackendError("TensorRT is not installed.")
-        (found,) = requirements.missing_for_engine("cuda")
+        (found,) = host.missing("cuda")
         assert "for this driver: pip install 'tensorrt-cu12>=10.9" in found
 
     def test_it_loads_nothing_of_weight(self):
