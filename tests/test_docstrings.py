@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("tempme_export", "kernels")
+FOLDERS = ("tempme_export", "kernels", "bench")
 QUESTION = re.compile(r"(What|Whether|Where|How|Which|When|Who)\b")
 
 
