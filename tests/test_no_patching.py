@@ -34,7 +34,6 @@ EXCEPTIONS = {
     "exporters/trt/test_plugin_launches.py": (1, "a batch that is many, at every count"),
     "exporters/trt/test_plugins.py": (8, _ENGINE),
     "kernels/triton/conftest.py": (3, "the interpreter takes as long for a small tile as for a large one"),
-    "pipeline/test_package.py": (7, "a package takes a minute and a half to compile, so one is copied"),
     "pipeline/test_retrieval.py": (2, "a backbone that open_clip does not list"),
     "training/test_cli_train.py": (1, "of the documented world a few clips are rendered, not all"),
 }

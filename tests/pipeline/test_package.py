@@ -1,13 +1,14 @@
 """`--pt2`: a bundle with a compiled package, from the command line to a process that knows only torch."""
 
 import copy
+import dataclasses
 import json
 import os
 import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import torch
 
 import tempme_export
 from tempme_export.artifacts.bundle import PT2, TEXT, VIDEO, open_bundle, verify_files
+from tempme_export.artifacts.registry import PACKAGE, VIDEO_ONNX, find_backend
 from tempme_export.bench.candidates import known_candidates
 from tempme_export.bench.cases import Case
 from tempme_export.bench.core.protocol import Protocol
@@ -28,7 +30,7 @@ from tempme_export.files import file_sha256
 from tempme_export.media.preprocess import preprocess_for
 from tempme_export.parity.checks import cosine_distance
 from tempme_export.pipeline import export, verify
-from tempme_export.runtime.pt2 import Pt2Runner
+from tempme_export.runtime.pt2 import Here, Pt2Runner, check_package, read_facts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -41,17 +43,46 @@ def package(small_recipe, tmp_path_factory):
     return path
 
 
+class Compiled:
+    """An exporter that has compiled before: it takes the file, and keeps what was asked for."""
+
+    def __init__(self, package):
+        self.package, self.asked = package, []
+
+    def __getattr__(self, name):
+        return getattr(PACKAGE.exporter, name)
+
+    def build(self, artifact, making):
+        spec = making.spec
+        self.asked.append((spec.precision, spec.device, spec.frame_mask))
+        (making.folder / artifact.file).write_bytes(self.package.read_bytes())
+        return read_facts(self.package).to_dict()
+
+
+class Elsewhere:
+    """A runtime on a machine that runs other code."""
+
+    def __init__(self, backend):
+        self.real = backend.runtime
+
+    def __getattr__(self, name):
+        return getattr(self.real, name)
+
+    def check_fit(self, path, facts, device):
+        check_package(read_facts(path), torch.device(device), path.name, Here(torch.__version__, "another"))
+
+
 @pytest.fixture
-def with_package(quick_export, package, monkeypatch):
+def elsewhere(registering):
+    """Until the test ends this is another machine, once it is called."""
+    backend = find_backend("pt2")
+    return lambda: registering(dataclasses.replace(backend, runner=Elsewhere(backend)))
+
+
+@pytest.fixture
+def with_package(quick_export, builds, package):
     """Within a test, exports take the compiled package too."""
-    calls = []
-
-    def copy(recipe, path, precision, device, frame_mask):
-        calls.append((precision, device, frame_mask))
-        path.write_bytes(package.read_bytes())
-
-    monkeypatch.setattr(pt2, "export_video", copy)
-    return calls
+    return builds.by(PACKAGE, Compiled(package)).asked
 
 
 @pytest.fixture
@@ -63,17 +94,9 @@ def bundle(with_package, small_checkpoint, small_profile, tmp_path):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(run_command):
     """Run tempme-export in this process; returns exit code, stdout and stderr."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tempme-export", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            export_cli.main()
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
-
-    return call
+    return partial(run_command, export_cli.main)
 
 
 @pytest.fixture(scope="module")
@@ -126,10 +149,10 @@ class TestExport:
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
-    def test_no_compiler(self, command, small_checkpoint, small_profile, tmp_path, monkeypatch, dry):
+    def test_no_compiler(self, command, builds, small_checkpoint, small_profile, tmp_path, dry):
         from torch._inductor import config
 
-        monkeypatch.setattr(export, "make_selftest", lambda recipe: pytest.fail("worked before it looked"))
+        builds.failing(VIDEO_ONNX, AssertionError("worked before it looked"))
         arguments = (small_checkpoint, "--profile", small_profile, "--out", tmp_path / "out", "--pt2", *dry)
         with config.patch({"cpp.cxx": (None, "no-such-compiler")}):
             code, out, err = command(*arguments)
@@ -137,11 +160,8 @@ class TestExport:
         assert "error: a .pt2 package needs a C++ compiler" in err and "Traceback" not in err
         assert list(tmp_path.iterdir()) == []
 
-    def test_build_failure(self, command, quick_export, small_checkpoint, small_profile, tmp_path, monkeypatch):
-        def fail(*args):
-            raise ExportError("video.pt2 could not be compiled by torch\nlast line")
-
-        monkeypatch.setattr(pt2, "export_video", fail)
+    def test_build_failure(self, command, quick_export, builds, small_checkpoint, small_profile, tmp_path):
+        builds.failing(PACKAGE, ExportError("video.pt2 could not be compiled by torch\nlast line"))
         code, _, err = command(small_checkpoint, "--profile", small_profile, "--out", tmp_path / "out", "--pt2")
         assert code == 6 and "could not be compiled by torch\nlast line" in err
         assert list(tmp_path.iterdir()) == []
@@ -152,24 +172,18 @@ class TestParity:
         ("output", "check"), [("video_embedding", "1 - cosine"), ("assign_02", "decisions changed")]
     )
     def test_a_wrong_package_is_refused(
-        self, with_package, small_checkpoint, small_profile, tmp_path, monkeypatch, output, check
+        self, with_package, runs, small_checkpoint, small_profile, tmp_path, output, check
     ):
         """Wrong in the embedding alone, and in one decision alone."""
-        honest = Pt2Runner._infer
-
-        def wrong(self, inputs):
-            found = honest(self, inputs)
-            return {**found, output: np.roll(found[output], 1, axis=-1)}
-
-        monkeypatch.setattr(Pt2Runner, "_infer", wrong)
+        runs("pt2", answer=lambda found: {**found, output: np.roll(found[output], 1, axis=-1)})
         with pytest.raises(ParityError, match=rf"parity failed\. video\.pt2: .*{check}"):
             export.export(small_checkpoint, small_profile, tmp_path / "out", pt2=True)
         assert [path.name for path in tmp_path.iterdir()] == ["out.failed"]
 
     def test_a_package_that_does_not_load_is_no_acceptance(
-        self, with_package, small_checkpoint, small_profile, tmp_path, monkeypatch
+        self, with_package, elsewhere, small_checkpoint, small_profile, tmp_path
     ):
-        monkeypatch.setattr("tempme_export.runtime.pt2.capability", lambda device: "another")
+        elsewhere()
         with pytest.raises(BackendError, match="Export the bundle again on this machine"):
             export.export(small_checkpoint, small_profile, tmp_path / "out", pt2=True)
         assert list(tmp_path.iterdir()) == []
@@ -182,8 +196,8 @@ class TestParity:
             (PT2, "passed"),
         ]
 
-    def test_verify_elsewhere_says_that_it_was_not_run(self, bundle, command, monkeypatch):
-        monkeypatch.setattr("tempme_export.runtime.pt2.capability", lambda device: "another")
+    def test_verify_elsewhere_says_that_it_was_not_run(self, bundle, command, elsewhere):
+        elsewhere()
         code, _, err = command("verify", bundle)
         assert code == 0
         assert "NOT RUN" in err and "this is" in err and "nothing is proven" in err
@@ -257,16 +271,29 @@ model.encode_video(frames)
 """
         subprocess.run([sys.executable, "-c", program], timeout=120, check=True)
 
-    @pytest.mark.parametrize("folder", ["missing", "noexec"])
-    def test_a_folder_that_code_cannot_be_unpacked_in(self, bundle, tmp_path, monkeypatch, folder):
-        monkeypatch.setenv("TMPDIR", str(tmp_path / folder))
-        if folder == "noexec":
-            (tmp_path / folder).mkdir()
-            real = os.statvfs
-            monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=real(path).f_flag | os.ST_NOEXEC))
-        with pytest.raises(BackendError, match=rf"unpacks its code into .*{folder}.*Set TMPDIR") as caught:
+    def test_a_folder_that_code_cannot_be_unpacked_in(self, bundle, tmp_path, monkeypatch):
+        monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
+        with pytest.raises(BackendError, match=r"unpacks its code into .*missing.*Set TMPDIR") as caught:
             tempme_export.load(bundle, backend="pt2")
         assert caught.value.exit_code == 4
+
+    def test_a_folder_that_no_code_may_run_in(self, tmp_path):
+        """Mounted so, where this process may mount."""
+        mount = f"mount -t tmpfs -o noexec none {tmp_path}"
+        if subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True).returncode:
+            pytest.skip("needs to mount a file system")
+        code = (
+            "from tempme_export.errors import BackendError\n"
+            "from tempme_export.runtime.pt2 import check_unpacking\n"
+            "try:\n"
+            "    check_unpacking('video.pt2')\n"
+            "except BackendError as error:\n"
+            "    print(error)\n"
+        )
+        command = ["unshare", "-m", "sh", "-c", f'{mount} && exec "$0" -c "$1"', sys.executable, code]
+        environment = {**os.environ, "TMPDIR": str(tmp_path)}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+        assert f"unpacks its code into {tmp_path}, which is mounted noexec" in done.stdout, done.stderr
 
     def test_a_bundle_without_one(self, small_bundle):
         with pytest.raises(BackendError, match=r"has no video\.pt2\. Export it with --pt2") as caught:
