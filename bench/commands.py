@@ -213,7 +213,7 @@ def measure(config: BenchmarkConfig, delivery: Delivery, *, strict: bool) -> boo
         *bench_tables(report.rows),
         *method_tables(report.methods),
         *stage_tables(report.stages),
-        *fit_tables(report.fits, report.knees),
+        *fit_tables(report.fits, report.saturations),
     ]
     _write(report, delivery, say)
     _deliver(report.to_dict(), delivery.json, tables)

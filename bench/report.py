@@ -80,7 +80,7 @@ class Report:
     methods: tuple[dict[str, Any], ...] = ()
     tokens: tuple[dict[str, Any], ...] = ()
     stages: tuple[dict[str, Any], ...] = ()
-    knees: tuple[dict[str, Any], ...] = ()
+    saturations: tuple[dict[str, Any], ...] = ()
     fits: tuple[dict[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
     gpu: tuple[dict[str, Any], ...] = ()
@@ -96,7 +96,7 @@ class Report:
             methods=self.methods + other.methods,
             tokens=self.tokens + other.tokens,
             stages=self.stages + other.stages,
-            knees=self.knees + other.knees,
+            saturations=self.saturations + other.saturations,
             fits=self.fits + other.fits,
             notes=self.notes + other.notes,
             gpu=self.gpu + other.gpu,
@@ -165,7 +165,7 @@ class Report:
             "methods": self.methods,
             "tokens": self.tokens,
             "stages": self.stages,
-            "knees": self.knees,
+            "saturations": self.saturations,
             "fits": self.fits,
             "notes": self.notes,
             "gpu": self.gpu,

@@ -12,20 +12,20 @@ from tempme_export.errors import UsageError
 class Request:
     """Settings of a measurement. The seed of the videos is the protocol's.
 
-    batches     videos per call, rising, each measured on its own
-    until_knee  leave out larger batches once two in a row are no faster
-    slowdowns   injected: name of an entry and percent
-    command     what the user typed, for the record
-    on_device   as the GPU check measures: videos lie on the device and its events are the clock, a large matrix product
-                stands beside, decisions are compared, and who computes something else is timed and says so. Held
-                against are the original's embeddings in float32 throughout
+    batches          videos per call, rising, each measured on its own
+    until_saturated  leave out larger batches once two in a row are no faster
+    slowdowns        injected: name of an entry and percent
+    command          what the user typed, for the record
+    on_device        as the GPU check measures: videos lie on the device and its events are the clock, a large matrix product
+                     stands beside, decisions are compared, and who computes something else is timed and says so. Held
+                     against are the original's embeddings in float32 throughout
     """
 
     batches: tuple[int, ...]
     device: str
     protocol: Protocol
     command: str
-    until_knee: bool = False
+    until_saturated: bool = False
     slowdowns: tuple[tuple[str, float], ...] = ()
     on_device: bool = False
 

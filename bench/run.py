@@ -30,7 +30,7 @@ from tempme_export.runtime.devices import torch_device
 
 RESIDENT = " (on the device)"
 PEAK = "matrix product"
-_GAIN = 1.05  # a larger batch that is not at least so much faster has passed the knee
+_GAIN = 1.05  # a larger batch that is not at least so much faster is past saturation
 
 
 class OutOfMemoryError(Exception):
@@ -280,9 +280,9 @@ def run(entries: Sequence[Entry], request: Request, *, stage: Progress, progress
             gains = [row.videos_per_s / best.get(row.candidate, 1e-12) for row in one.rows]
             best |= {row.candidate: max(row.videos_per_s, best.get(row.candidate, 0.0)) for row in one.rows}
             no_faster = 0 if any(gain >= _GAIN for gain in gains) else no_faster + 1
-            if request.until_knee and no_faster == 2 and queue:
+            if request.until_saturated and no_faster == 2 and queue:
                 left = ", ".join(map(str, queue))
-                report += Report(notes=(f"{profile.name}: past the knee, batches {left} are left out",))
+                report += Report(notes=(f"{profile.name}: past saturation, batches {left} are left out",))
                 break
     except KeyboardInterrupt:
         if not report.rows:

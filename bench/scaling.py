@@ -73,13 +73,13 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Knee:
+class Saturation:
     """The saturation batch of one candidate: a larger one pays no more.
 
     batch           the smallest whose videos/s is within `within_percent` of the best in the sweep
     videos_per_s    there
     best_batch, best_videos_per_s  the fastest of the sweep
-    at_edge         whether the knee is the largest batch measured: a larger one may be faster still
+    at_edge         whether it is the largest batch measured: a larger one may be faster still
     """
 
     candidate: str
@@ -213,7 +213,7 @@ def _curve(x: Floats, y: Floats, degree: int) -> _Curve:
     )
 
 
-def knee(rows: Sequence[Row]) -> Knee:
+def saturation(rows: Sequence[Row]) -> Saturation:
     """The smallest batch of one candidate's sweep whose videos/s is within `WITHIN_PERCENT` of the sweep's best.
 
     The rule is this project's: beyond that batch, latency and memory go on growing with the batch, while videos/s gains
@@ -229,7 +229,7 @@ def knee(rows: Sequence[Row]) -> Knee:
     near = [row for row in rows if row.videos_per_s >= best.videos_per_s * (1 - WITHIN_PERCENT / 100)]
     chosen = min(near, key=lambda row: row.batch)
     shared: dict[str, Any] = dict(zip(of_sweep, _values(chosen, of_sweep), strict=True))
-    return Knee(
+    return Saturation(
         **shared,
         batch=chosen.batch,
         videos_per_s=chosen.videos_per_s,
@@ -239,10 +239,10 @@ def knee(rows: Sequence[Row]) -> Knee:
     )
 
 
-def knees(rows: Sequence[Row]) -> list[Knee]:
-    """The knee of every candidate, profile and frame count that was measured at two or more batch sizes."""
+def saturations(rows: Sequence[Row]) -> list[Saturation]:
+    """Saturation batches of every candidate, profile and frame count that was measured at two or more batch sizes."""
     sweeps = _groups(rows, (*_SHARED, "profile", "frames"))
-    return [knee(own) for own in sweeps if len({row.batch for row in own}) >= 2]
+    return [saturation(own) for own in sweeps if len({row.batch for row in own}) >= 2]
 
 
 def even_factors(frames: int, stages: int) -> tuple[int, ...] | None:

@@ -201,7 +201,7 @@ def _first_read(take: _Pass, seconds: Durations) -> str:
     )
 
 
-def _notes(take: _Pass, seconds: Durations, warmed: int, settled: bool, protocol: Protocol) -> Iterator[str]:
+def _notes(take: _Pass, seconds: Durations, warmed: int, steady: bool, protocol: Protocol) -> Iterator[str]:
     """Remarks for the reader of the table; `seconds` [rounds, stages] are of one video."""
     yield _described(take)
     if take.transfer is None:
@@ -213,9 +213,9 @@ def _notes(take: _Pass, seconds: Durations, warmed: int, settled: bool, protocol
     if len(take.first_reads) < len(take.videos):
         yield f"{len(take.videos) - len(take.first_reads)} of {len(take.videos)} videos were not reached at all"
     totals = seconds.sum(axis=1)
-    if not (settled and agree(np.array_split(totals, 3), protocol.agreement)):
+    if not (steady and agree(np.array_split(totals, 3), protocol.agreement)):
         yield (
-            f"the time of a round did not settle within {protocol.agreement:.0%}: the videos differ, or other "
+            f"the time of a round did not converge within {protocol.agreement:.0%}: the videos differ, or other "
             "programs were running"
         )
     for stage, mean, median in zip(take.stages, seconds.mean(axis=0), np.median(seconds, axis=0), strict=True):
@@ -260,7 +260,7 @@ def measure_stages(
     if batch < 1:
         raise UsageError(f"a batch of {batch} videos was asked for; it must be 1 or above.")
     take = _Pass(embed, source, videos, batch, transfer, clock)
-    _, (settled,) = warm_up(
+    _, (steady,) = warm_up(
         lambda: take().sum(keepdims=True),
         protocol,
         progress,
@@ -285,5 +285,5 @@ def measure_stages(
         sequential_videos_per_s=float(1 / medians.sum()),
         overlapped_videos_per_s=float(1 / medians.max()),
         videos=len(take.videos),
-        notes=tuple(_notes(take, seconds, warmed, settled, protocol)),
+        notes=tuple(_notes(take, seconds, warmed, steady, protocol)),
     )

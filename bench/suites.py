@@ -20,7 +20,7 @@ from tempme_export.bench.methods.catalogue import chosen
 from tempme_export.bench.report import Report
 from tempme_export.bench.request import Request, check_batches, sweep
 from tempme_export.bench.run import Bench, run
-from tempme_export.bench.scaling import fits, knees, profile_for_frames
+from tempme_export.bench.scaling import fits, profile_for_frames, saturations
 from tempme_export.bench.stages import measure_stages, rendered_clip, source_for
 from tempme_export.encoder.conventions import in_words
 from tempme_export.encoder.profile import load_profile
@@ -57,7 +57,7 @@ def measure(config: BenchmarkConfig, *, stage: Progress, progress: Progress) -> 
             raise
         report += Report(notes=("interrupted, the frame counts that were finished are kept",), interrupted=True)
     return report + Report(
-        knees=tuple(one.to_dict() for one in knees(report.rows)),
+        saturations=tuple(one.to_dict() for one in saturations(report.rows)),
         fits=tuple(one.to_dict() for one in fits(report.rows)),
         gpu=gpu_now(config.device),
     )
@@ -131,7 +131,7 @@ def _request(case: Case, config: BenchmarkConfig, protocol: Protocol) -> Request
         device=config.device,
         protocol=protocol,
         command=config.command,
-        until_knee=throughput and config.batches is None,
+        until_saturated=throughput and config.batches is None,
         slowdowns=config.slowdowns,
     )
 

@@ -112,7 +112,7 @@ def warm_up(
     """Run windows until the last three of every column agree and it is `ready`, or the limit is reached.
 
     take  one round: [columns] seconds
-    Returns the windows, each [rounds, columns] seconds, and whether each column settled.
+    Returns the windows, each [rounds, columns] seconds, and whether each column is steady.
     """
     windows: list[Durations] = []
     spent: Durations = np.zeros(1)
@@ -122,9 +122,9 @@ def warm_up(
         progress(f"warm-up: {sum(map(len, windows))} rounds, {spent.sum():.0f} s")
         if len(windows) < 3:
             continue
-        settled = [agree([window[:, i] for window in windows[-3:]], protocol.agreement) for i in range(len(spent))]
-        if (all(settled) and ready()) or spent.sum() >= protocol.warmup_limit:
-            return windows, settled
+        steady = [agree([window[:, i] for window in windows[-3:]], protocol.agreement) for i in range(len(spent))]
+        if (all(steady) and ready()) or spent.sum() >= protocol.warmup_limit:
+            return windows, steady
 
 
 @dataclass
@@ -225,7 +225,7 @@ def _measure(calls: Mapping[str, Call], taken: _Taken, clock: Clock, progress: P
         return True
 
 
-def _timing(name: str, taken: _Taken, *, settled: bool) -> Timing:
+def _timing(name: str, taken: _Taken, *, steady: bool) -> Timing:
     own, device = taken.wall(name), taken.device(name)
     ratio, half_width, needs = Ratio(1.0, 1.0, 1.0), 0.0, 0.0  # to itself
     if name != taken.names[0]:
@@ -238,7 +238,7 @@ def _timing(name: str, taken: _Taken, *, settled: bool) -> Timing:
     return Timing(
         name=name,
         samples=tuple(own.tolist()),
-        steady=settled and agree(np.array_split(taken.seconds(name), 3), taken.protocol.agreement),
+        steady=steady and agree(np.array_split(taken.seconds(name), 3), taken.protocol.agreement),
         ratio=ratio,
         half_width=half_width,
         converged=converged,
@@ -283,10 +283,10 @@ def compare(
     it comes in the warm-up or before FEWEST rounds were measured.
     """
     names = list(calls)
-    windows, settled = warm_up(lambda: _round(calls, clock)[:, 0], protocol, progress)
+    windows, steady = warm_up(lambda: _round(calls, clock)[:, 0], protocol, progress)
     taken = _Taken(names, names if judged is None else judged, protocol)
     interrupted = _measure(calls, taken, clock, progress)
-    timings = {name: _timing(name, taken, settled=calm) for name, calm in zip(names, settled, strict=True)}
+    timings = {name: _timing(name, taken, steady=calm) for name, calm in zip(names, steady, strict=True)}
     return Comparison(
         order=tuple(names),
         timings=timings,

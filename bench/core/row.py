@@ -12,7 +12,12 @@ SCHEMA_VERSION = 3
 EARLIER = 2
 """The schema that is read beside it."""
 
-_RENAMED = {"contender": "candidate", "stable": "steady", "handicap_percent": "slowdown_percent"}
+_RENAMED = {
+    "contender": "candidate",
+    "stable": "steady",
+    "handicap_percent": "slowdown_percent",
+    "knees": "saturations",
+}
 """Columns of the earlier schema."""
 
 HALF_WIDTH = 0.05
@@ -44,7 +49,7 @@ class Row:
     cov               standard deviation over mean of the samples
     converged         whether the ratio is known well enough: half_width is at most what the protocol asks for
     half_width        half of the ratio's interval within this run, as a share of the ratio
-    steady            whether raw times were calm: the warm-up settled and the thirds of the measurement agree
+    steady            whether raw times were calm: the warm-up converged and the thirds of the measurement agree
     warmup            calls before the first sample that counts
     clock             of every time above: wall, copies to a device and back included, or device, by its events alone
     resident_ms       median time of a call whose videos already lie on the GPU; None on a CPU

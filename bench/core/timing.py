@@ -15,7 +15,7 @@ class Timing:
     samples         seconds per call, none dropped; sample i was taken in round i. One that has converged takes no part
                     in later rounds
     device_samples  the same by events of the device; empty where the call gives none
-    steady          the warm-up settled, and the thirds of the measurement agree
+    steady          the warm-up converged, and the thirds of the measurement agree
     ratio           times as fast as the first, with the interval that another run should agree with
     half_width      half of the ratio's interval in this run, as a share of it
     converged       whether that is narrow enough

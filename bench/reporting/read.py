@@ -19,13 +19,13 @@ SampleKey = tuple[str | None, int, str]
 """Profile, videos per call, candidate."""
 
 _WITHOUT_SAMPLES = f"Remove {SAMPLES} to report without intervals of videos/s, or measure again."
-_LISTS = ("comparisons", "tokens", "stages", "fits", "knees")
+_LISTS = ("comparisons", "tokens", "stages", "fits", "saturations")
 _ENTRIES: Mapping[str, tuple[str, ...]] = {
     "comparisons": ("frames", "batch", "order"),
     "tokens": ("method", "frames", "clips", "attention", "mlp"),
     "stages": ("candidate", "batch", "rows"),
     "fits": ("quantity", "against", "candidate", "form", "coefficients", "low", "high", "x"),
-    "knees": ("candidate", "batch", "videos_per_s", "best_batch", "best_videos_per_s"),
+    "saturations": ("candidate", "batch", "videos_per_s", "best_batch", "best_videos_per_s"),
 }
 
 
@@ -57,7 +57,7 @@ class Results:
         return cls(source, whole, _rows(whole, source), taken)
 
     def entries(self, name: str) -> Sequence[Mapping[str, Any]]:
-        """A list of the document: comparisons, tokens, stages, fits or knees."""
+        """A list of the document: comparisons, tokens, stages, fits or saturations."""
         return self.document[name]
 
     @property
@@ -115,6 +115,8 @@ def _checked(document: Any, source: str) -> dict[str, Any]:
             f"found schema {schema!r} in {source}; expected {SCHEMA_VERSION} or {EARLIER}. Measure again with this "
             "version, or make the report with the version that measured."
         )
+    if schema == EARLIER:
+        document = upgraded(document)
     whole: dict[str, Any] = {**dict.fromkeys((*_LISTS, "notes"), ()), "missing": {}, "failed": {}, **document}
     for name in ("rows", *_LISTS):
         if not isinstance(whole[name], list | tuple) or not all(isinstance(item, Mapping) for item in whole[name]):

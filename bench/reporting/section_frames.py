@@ -28,7 +28,7 @@ from tempme_export.bench.reporting.section import (
     mark,
     remarks,
 )
-from tempme_export.bench.reporting.section_sweeps import fit_table, knee_table
+from tempme_export.bench.reporting.section_sweeps import fit_table, saturation_table
 
 _BY_FORMULA = join(
     ["Counted by formula, from the schedule alone, as ", element("code", "tempme-bench complexity"), " does."]
@@ -71,7 +71,7 @@ def frames(every: Sequence[Results], groups: Sequence[Group], pictures: Pictures
         table("GMACs of a video on ViT-B/32 (the paper\u2019s GFLOPs), by formula", columns, rows),
         *_measured(groups, pictures),
         *(fit_table(results) for results in every if results.entries("fits")),
-        *(knee_table(results) for results in every if results.entries("knees")),
+        *(saturation_table(results) for results in every if results.entries("saturations")),
     ]
     return Section("frames", "Cost against frames", join(parts))
 

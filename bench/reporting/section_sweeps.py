@@ -72,26 +72,28 @@ def _curve(fit: Mapping[str, Any]) -> str:
     return " + ".join(terms)
 
 
-def knee_table(results: Results) -> Html:
-    knees = results.entries("knees")
+def saturation_table(results: Results) -> Html:
+    saturations = results.entries("saturations")
     columns = [
         *(Column("candidate", figures=False), Column("profile", figures=False), Column("batch"), Column("videos/s")),
         *(Column("best batch"), Column("videos/s"), Column(DISTANCE), Column("parity", figures=False)),
     ]
-    near, best = (column_of([knee[key] for knee in knees]) for key in ("videos_per_s", "best_videos_per_s"))
+    near, best = (column_of([one[key] for one in saturations]) for key in ("videos_per_s", "best_videos_per_s"))
     rows = [
         [
-            str(knee["candidate"]),
-            str(knee.get("profile") or UNNAMED),
-            f"{knee['batch']}{' or more' if knee.get('at_edge') else ''}",
+            str(one["candidate"]),
+            str(one.get("profile") or UNNAMED),
+            f"{one['batch']}{' or more' if one.get('at_edge') else ''}",
             near[i],
-            str(knee["best_batch"]),
+            str(one["best_batch"]),
             best[i],
-            *_worst(results, knee),
+            *_worst(results, one),
         ]
-        for i, knee in enumerate(knees)
+        for i, one in enumerate(saturations)
     ]
-    within = max((knee["within_percent"] for knee in knees if is_number(knee.get("within_percent"))), default=None)
+    within = max((one["within_percent"] for one in saturations if is_number(one.get("within_percent"))), default=None)
     near_best = "near" if within is None else f"within {within:g} % of"
-    caption = f"The knee: the smallest batch whose videos/s is {near_best} the best of the sweep, from {results.source}"
+    caption = (
+        f"Saturation batch: the smallest whose videos/s is {near_best} the best of the sweep, from {results.source}"
+    )
     return table(caption, columns, rows)

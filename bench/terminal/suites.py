@@ -61,7 +61,7 @@ def method_tables(methods: Sequence[Mapping[str, Any]]) -> Iterable[Table]:
         yield reasons
 
 
-def fit_tables(fits: Sequence[Mapping[str, Any]], knees: Sequence[Mapping[str, Any]]) -> Iterable[Table]:
+def fit_tables(fits: Sequence[Mapping[str, Any]], saturations: Sequence[Mapping[str, Any]]) -> Iterable[Table]:
     """Fitted costs and the batch sizes beyond which nothing is gained; without any, nothing."""
     curves = [fit for fit in fits if fit["form"] != "none"]
     if curves:
@@ -75,20 +75,20 @@ def fit_tables(fits: Sequence[Mapping[str, Any]], knees: Sequence[Mapping[str, A
                 fit["candidate"], fit["quantity"], _formula(fit), figure(fit["r2"], ".4f"), str(len(fit["x"]))
             )
         yield table
-    if knees:
+    if saturations:
         table = new_table(
-            "The knee: the smallest batch whose videos/s is within 5 % of the sweep's best",
+            "Saturation batch: the smallest whose videos/s is within 5 % of the sweep's best",
             ["of", "profile"],
             ["batch", "videos/s", "best batch", "videos/s"],
         )
-        for knee in knees:
+        for one in saturations:
             table.add_row(
-                knee["candidate"],
-                knee["profile"],
-                f"{knee['batch']}{' or more' if knee['at_edge'] else ''}",
-                f"{knee['videos_per_s']:.2f}",
-                str(knee["best_batch"]),
-                f"{knee['best_videos_per_s']:.2f}",
+                one["candidate"],
+                one["profile"],
+                f"{one['batch']}{' or more' if one['at_edge'] else ''}",
+                f"{one['videos_per_s']:.2f}",
+                str(one["best_batch"]),
+                f"{one['best_videos_per_s']:.2f}",
             )
         yield table
 

@@ -261,7 +261,7 @@ def test_slowed_lengthens_by_what_was_asked():
     assert 15 <= now[0] <= 17.5
 
 
-def test_past_the_knee_larger_batches_are_left_out(case, monkeypatch, tmp_path):
+def test_past_saturation_larger_batches_are_left_out(case, monkeypatch, tmp_path):
     """Videos/s are made to fall with the batch, so the second and third size are no faster than the first."""
     import time
 
@@ -275,9 +275,9 @@ def test_past_the_knee_larger_batches_are_left_out(case, monkeypatch, tmp_path):
 
     known = {"original": Candidate("original", load)}
     monkeypatch.setattr("tempme_export.bench.run._GAIN", 100.0)
-    done, _ = measure(case, tmp_path, None, known, batches=(1, 2, 3, 4), until_knee=True)
+    done, _ = measure(case, tmp_path, None, known, batches=(1, 2, 3, 4), until_saturated=True)
     assert [row.batch for row in done.rows] == [1, 2, 3]
-    assert done.notes == ("tiny: past the knee, batches 4 are left out",)
+    assert done.notes == ("tiny: past saturation, batches 4 are left out",)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Fits give back the curves that points were made of; the knee and the profiles of a sweep follow their rules."""
+"""Fits give back the curves that points were made of; saturation and the profiles of a sweep follow their rules."""
 
 import dataclasses
 import json
@@ -12,9 +12,9 @@ from tempme_export.bench.scaling import (
     even_factors,
     family,
     fits,
-    knee,
-    knees,
     profile_for_frames,
+    saturation,
+    saturations,
 )
 from tempme_export.encoder.backbone import open_clip_backbone
 from tempme_export.encoder.complexity import complexity
@@ -158,7 +158,7 @@ def test_operations_are_a_line_in_the_frames():
 def test_plain_values_survive_json():
     fit = only(fits([row(f, p50_ms=3.0 + 0.5 * f) for f in FRAMES]))
     assert json.loads(json.dumps(fit.to_dict()))["coefficients"] == list(fit.coefficients)
-    found = knee([row(batch=1)])
+    found = saturation([row(batch=1)])
     assert json.loads(json.dumps(found.to_dict()))["within_percent"] == 5.0
 
 
@@ -176,24 +176,24 @@ def sweep(speeds, **values):
     ],
     ids=["within 5 percent", "still rising", "falling", "exactly 5 percent"],
 )
-def test_knee_is_the_smallest_batch_near_the_best(speeds, batch, best, at_edge):
+def test_saturation_is_the_smallest_batch_near_the_best(speeds, batch, best, at_edge):
     for rows in (sweep(speeds), sweep(speeds)[::-1]):
-        found = knee(rows)
+        found = saturation(rows)
         assert (found.batch, found.videos_per_s) == (batch, speeds[batch])
         assert (found.best_batch, found.best_videos_per_s) == (best, speeds[best])
         assert found.at_edge is at_edge
 
 
-def test_knee_is_of_one_sweep():
+def test_saturation_is_of_one_sweep():
     with pytest.raises(InputError, match="found rows of 2 sweeps"):
-        knee([*sweep({1: 1}), *sweep({1: 1}, candidate="ort")])
+        saturation([*sweep({1: 1}), *sweep({1: 1}, candidate="ort")])
     with pytest.raises(InputError, match="found rows of 0 sweeps"):
-        knee([])
+        saturation([])
 
 
-def test_knees_of_every_candidate_measured_more_than_once():
+def test_saturation_of_every_candidate_measured_more_than_once():
     rows = [*sweep({1: 50, 2: 100}), *sweep({1: 99, 2: 100}, candidate="ort"), *sweep({1: 1}, candidate="pt2")]
-    assert [(one.candidate, one.batch) for one in knees(rows)] == [("torch", 2), ("ort", 1)]
+    assert [(one.candidate, one.batch) for one in saturations(rows)] == [("torch", 2), ("ort", 1)]
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ class TestTable:
         assert table.limit == DECODE and table.videos == 3 and table.batch == 4
         assert table.sequential_videos_per_s == pytest.approx(1000 / 61)
         assert table.overlapped_videos_per_s == pytest.approx(1000 / 30)
-        assert not any("uncertain" in note or "settle" in note for note in table.notes)
+        assert not any("uncertain" in note or "converge" in note for note in table.notes)
 
     @pytest.mark.parametrize("slow", [DECODE, PREPROCESS, TRANSFER, ENCODE])
     def test_the_limit_is_the_slowest_stage(self, slow):
@@ -171,7 +171,7 @@ class TestProtocol:
     def test_a_drifting_machine_is_said(self):
         calls = iter(range(10**6))
         table = measure(Machine({**COSTS, ENCODE: lambda *_: 0.04 + 0.01 * next(calls)}))
-        assert any("did not settle within 5%" in note for note in table.notes)
+        assert any("did not converge within 5%" in note for note in table.notes)
 
     def test_the_first_read_is_told_apart(self):
         seen = set()

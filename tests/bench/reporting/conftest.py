@@ -27,7 +27,7 @@ class Bench:
         self.command, self.generator, self.samples = command, np.random.default_rng(seed), []
         self.document = {
             "schema": 3, "rows": [], "comparisons": [], "missing": {}, "failed": {}, "tokens": [], "stages": [],
-            "fits": [], "knees": [], "complexity": [], "notes": [],
+            "fits": [], "saturations": [], "complexity": [], "notes": [],
         }  # fmt: skip
 
     def compare(self, profile_name, candidates, batch=1, **changes):
@@ -148,7 +148,7 @@ def folders(tmp_path_factory):
             **{"r2": None, "x": [1, 4], "y": [120, 480], "reason": "2 points, a curve needs 3 or more"},
         },
     ]
-    one.document["knees"] = [
+    one.document["saturations"] = [
         {
             **{"candidate": "ort", "method": "tempme", "profile": "vit-b-32-12f", "frames": 12, "batch": 4},
             **{"videos_per_s": 3.7, "best_batch": 4, "best_videos_per_s": 3.7, "at_edge": True, "within_percent": 5.0},

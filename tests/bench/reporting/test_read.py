@@ -43,7 +43,7 @@ def test_samples_come_in_the_order_of_their_rounds(folders, tmp_path):
 def test_what_may_be_missing_is_empty(write):
     results = read_results(write({"schema": 3, "rows": []}))
     assert not results.rows and not results.missing and not results.notes and not results.samples
-    assert all(not results.entries(name) for name in ("comparisons", "tokens", "stages", "fits", "knees"))
+    assert all(not results.entries(name) for name in ("comparisons", "tokens", "stages", "fits", "saturations"))
 
 
 def test_what_could_not_be_watched_has_no_tokens(write, document):
@@ -132,4 +132,4 @@ def test_results_of_the_earlier_schema_are_read():
     assert torch_row.converged is False and torch_row.half_width == pytest.approx(
         (1.18727 - 0.47018) / 2 / 0.74715, rel=1e-4
     )
-    assert all(knee["candidate"] for knee in results.entries("knees"))
+    assert all(one["candidate"] for one in results.entries("saturations"))

@@ -23,7 +23,7 @@ FIT = {
     "x": (1.0, 2.0, 4.0),
     "reason": None,
 }
-KNEE = {
+SATURATION = {
     "candidate": "ort",
     "profile": "tiny",
     "batch": 4,
@@ -40,9 +40,9 @@ def test_a_fit_is_a_formula_with_half_its_intervals():
     assert "torch" not in text
 
 
-def test_a_knee_at_the_edge_may_lie_beyond_it():
-    assert "4 or more" in shown(fit_tables([], [KNEE]))
-    assert "or more" not in shown(fit_tables([], [{**KNEE, "at_edge": False}]))
+def test_saturation_at_the_edge_may_lie_beyond_it():
+    assert "4 or more" in shown(fit_tables([], [SATURATION]))
+    assert "or more" not in shown(fit_tables([], [{**SATURATION, "at_edge": False}]))
 
 
 def test_nothing_to_show():
