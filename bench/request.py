@@ -16,9 +16,9 @@ class Request:
     until_saturated  leave out larger batches once two in a row are no faster
     slowdowns        injected: name of an entry and percent
     command          what the user typed, for the record
-    on_device        as the GPU check measures: videos lie on the device and its events are the clock, a large matrix product
-                     stands beside, decisions are compared, and who computes something else is timed and says so. Held
-                     against are the original's embeddings in float32 throughout
+    on_device        as the GPU check measures: videos lie on the device and its events are the clock, a large matrix
+                     product stands beside, decisions are compared, and who computes something else is timed and says
+                     so. Held against are the original's embeddings in float32 throughout
     """
 
     batches: tuple[int, ...]
