@@ -172,9 +172,9 @@ def _show_files(paths: Sequence[Path], json: bool) -> None:
 
 def draw(model: Model, video: Path, out: Path, allow_damaged: bool, json: bool) -> None:
     """Draw which patches of a video became one token. A bundle is enough; its checkpoint may be gone."""
-    from tempme_export.bench.merge_picture import draw_trace
+    from tempme_export.bench.visualize.pictures import draw_merges
 
-    _show_files(draw_trace(_opened(model), video, out, allow_damaged).paths, json)
+    _show_files(draw_merges(_opened(model), video, out, allow_damaged).paths, json)
 
 
 def _opened(model: Model) -> "Case | Bundle":

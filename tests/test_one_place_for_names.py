@@ -28,7 +28,7 @@ EXCEPTIONS = {
     "bench/reporting/groups.py": "versions of packages in a row",
     "bench/reporting/section_origin.py": "versions of packages in a row",
     "bench/rtx_check.py": "gives both graphs to another product",
-    "bench/trace.py": "draws what the graph itself decided",
+    "bench/visualize/merges.py": "draws what the graph itself decided",
 }
 CONSTANTS = {"VIDEO", "TEXT", "PT2", "ENGINE", "SOURCE"}  # their files
 

@@ -44,7 +44,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class VideoTrace:
+class VideoMerges:
     """One video and what became of its patches.
 
     frames  uint8 [F, S, S, 3]: the pictures that the encoder saw
@@ -129,7 +129,7 @@ def _title(block: BlockPlan) -> str:
     return f"after block {block.index}: {clips} of {block.tokens_mlp} tokens"
 
 
-def trace_video(model: Case | Bundle, video: Path, allow_damaged: bool = False) -> VideoTrace:
+def video_merges(model: Case | Bundle, video: Path, allow_damaged: bool = False) -> VideoMerges:
     """Run one video and follow its patches.
 
     model  a bundle's `video.onnx` decides under ONNX Runtime, whether it was exported with --expose-merges or not;
@@ -148,7 +148,7 @@ def trace_video(model: Case | Bundle, video: Path, allow_damaged: bool = False) 
     frames = preprocess.crop(read_frames(video, plan.frames, allow_damaged=allow_damaged))
     pixels = preprocess.normalise(frames)[None]
     assigns = _graph_assigns(model, pixels) if isinstance(model, Bundle) else _original_assigns(model, pixels)
-    return VideoTrace(frames, tuple(merge_stages(assigns, plan, preprocess.size // patch)), origin)
+    return VideoMerges(frames, tuple(merge_stages(assigns, plan, preprocess.size // patch)), origin)
 
 
 def _graph_assigns(bundle: Bundle, pixels: NDArray[np.float32]) -> list[NDArray[np.int32]]:

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from tempme_export.artifacts.bundle import open_bundle
-from tempme_export.bench import merge_picture
 from tempme_export.bench.cases import Case
-from tempme_export.bench.merge_picture import draw_stage, draw_trace, save_pictures, token_colours
-from tempme_export.bench.trace import Stage
+from tempme_export.bench.visualize import pictures
+from tempme_export.bench.visualize.merges import Stage
+from tempme_export.bench.visualize.pictures import draw_merges, draw_stage, save_pictures, token_colours
 from tempme_export.encoder.checkpoint import load_checkpoint
 from tempme_export.encoder.recipe import prepare
 from tempme_export.errors import ExportError, InputError, UsageError, VideoError
@@ -185,7 +185,7 @@ class TestColours:
 
     def test_more_neighbours_than_colours(self, monkeypatch):
         """The colour that differs most is taken; none is refused, and none is given twice in a row."""
-        monkeypatch.setattr(merge_picture, "_APART", 1000.0)
+        monkeypatch.setattr(pictures, "_APART", 1000.0)
         colours = token_colours(np.arange(32).repeat(2).reshape(1, 8, 8))
         assert len({tuple(colour) for colour in colours.tolist()}) == 32
 
@@ -302,7 +302,7 @@ class TestDrawTrace:
         return Case(prepare(load_checkpoint(checkpoint), profile))
 
     def test_checkpoint(self, case, video, tmp_path):
-        found = draw_trace(case, video, tmp_path / "out")
+        found = draw_merges(case, video, tmp_path / "out")
         names = [*(f"stage-{k}.png" for k in (1, 2, 3)), "merges.png", "merges.gif"]
         assert [path.name for path in found.paths] == names
         assert all(path.parent == tmp_path / "out" and path.stat().st_size > 0 for path in found.paths)
@@ -315,24 +315,24 @@ class TestDrawTrace:
 
     def test_bundle(self, case, tiny_bundle, video, tmp_path):
         """The graph decides as the original path does, so the pictures are the same."""
-        first = draw_trace(open_bundle(tiny_bundle), video, tmp_path / "a")
+        first = draw_merges(open_bundle(tiny_bundle), video, tmp_path / "a")
         assert "video.onnx" in first.origin
-        second = draw_trace(case, video, tmp_path / "b")
+        second = draw_merges(case, video, tmp_path / "b")
         assert [path.read_bytes() for path in first.paths] == [path.read_bytes() for path in second.paths]
 
     def test_refused_before_the_model_runs(self, case, video, tmp_path, monkeypatch):
         def never(*args):
             raise AssertionError("the model ran")
 
-        monkeypatch.setattr(merge_picture, "trace_video", never)
+        monkeypatch.setattr(pictures, "video_merges", never)
         (tmp_path / "stage-3.png").write_text("mine")
         with pytest.raises(UsageError, match=r"already holds stage-3\.png"):
-            draw_trace(case, video, tmp_path)
+            draw_merges(case, video, tmp_path)
         with pytest.raises(UsageError, match="cannot be a folder"):
-            draw_trace(case, video, tmp_path / "stage-3.png")
+            draw_merges(case, video, tmp_path / "stage-3.png")
 
     def test_broken_video(self, case, tmp_path):
         (tmp_path / "broken.mp4").write_bytes(b"\0" * 100)
         with pytest.raises(VideoError, match=r"broken\.mp4"):
-            draw_trace(case, tmp_path / "broken.mp4", tmp_path / "out")
+            draw_merges(case, tmp_path / "broken.mp4", tmp_path / "out")
         assert not list(Path(tmp_path / "out").glob("*.png"))

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tempme_export.artifacts.bundle import VIDEO, open_bundle, write_manifest
-from tempme_export.bench import trace as trace_module
 from tempme_export.bench.cases import Case, open_case
-from tempme_export.bench.trace import drawn_blocks, merge_stages, trace_video
+from tempme_export.bench.visualize import merges as merges_module
+from tempme_export.bench.visualize.merges import drawn_blocks, merge_stages, video_merges
 from tempme_export.encoder.checkpoint import load_checkpoint
 from tempme_export.encoder.recipe import prepare
 from tempme_export.encoder.reference import ReferenceVideo, Trace
@@ -44,7 +44,7 @@ def video(tmp_path_factory):
 @pytest.fixture(scope="module")
 def traced_bundle(recipe, tiny_bundle, tmp_path_factory):
     """The tiny bundle with its merges as outputs, as `tempme-export --expose-merges` declares them. Its path."""
-    folder = tmp_path_factory.mktemp("traced.tempme")
+    folder = tmp_path_factory.mktemp("merged.tempme")
     proto = onnx.load(tiny_bundle / VIDEO)
     proto.graph.output.extend(onnx.ValueInfoProto(name=merge.assign_name) for merge in recipe.plan.merges)
     onnx.save(proto, folder / VIDEO)
@@ -244,44 +244,44 @@ class TestRefused:
 
 class TestTraceVideo:
     def test_frames_are_what_the_encoder_saw(self, recipe, video):
-        traced = trace_video(Case(recipe), video)
-        np.testing.assert_array_equal(traced.frames, preprocess_for(recipe).crop(read_frames(video, 4)))
-        assert traced.frames.shape == (4, 64, 64, 3) and traced.frames.dtype == np.uint8
+        merged = video_merges(Case(recipe), video)
+        np.testing.assert_array_equal(merged.frames, preprocess_for(recipe).crop(read_frames(video, 4)))
+        assert merged.frames.shape == (4, 64, 64, 3) and merged.frames.dtype == np.uint8
 
     def test_all_ways_agree(self, recipe, tiny_bundle, traced_bundle, video):
         """The original path, a bundle, and one with its merges as outputs."""
         case = Case(recipe)
         expected = assert_followed(recipe, preprocess_for(recipe).crop(read_frames(video, 4)), GRID)
-        plain, traced = open_bundle(tiny_bundle), open_bundle(traced_bundle)
-        for model in (case, plain, traced, open_case(str(tiny_bundle), None, None)):
-            stages = trace_video(model, video).stages
+        plain, merged = open_bundle(tiny_bundle), open_bundle(traced_bundle)
+        for model in (case, plain, merged, open_case(str(tiny_bundle), None, None)):
+            stages = video_merges(model, video).stages
             assert [stage.title for stage in stages] == [stage.title for stage in expected]
             for found, wanted in zip(stages, expected, strict=True):
                 np.testing.assert_array_equal(found.groups, wanted.groups)
 
     def test_origin(self, recipe, tiny_bundle, video):
-        assert trace_video(Case(recipe), video).origin == f"the original path with {recipe.checkpoint.source}"
+        assert video_merges(Case(recipe), video).origin == f"the original path with {recipe.checkpoint.source}"
         expected = f"{tiny_bundle / VIDEO} under ONNX Runtime"
-        assert trace_video(Case(recipe, tiny_bundle), video).origin == expected
-        assert trace_video(open_bundle(tiny_bundle), video).origin == expected
+        assert video_merges(Case(recipe, tiny_bundle), video).origin == expected
+        assert video_merges(open_bundle(tiny_bundle), video).origin == expected
 
     def test_a_traced_bundle_is_run_as_it_is(self, traced_bundle, video, monkeypatch):
         seen = []
 
-        class Seen(trace_module.OrtRunner):
+        class Seen(merges_module.OrtRunner):
             def __init__(self, path, *, expose):
                 seen.append(tuple(expose))
                 super().__init__(path, expose=expose)
 
-        monkeypatch.setattr(trace_module, "OrtRunner", Seen)
-        trace_video(open_bundle(traced_bundle), video)
+        monkeypatch.setattr(merges_module, "OrtRunner", Seen)
+        video_merges(open_bundle(traced_bundle), video)
         assert seen == [()]
 
     def test_every_frame_counts(self, tiny_bundle, video, monkeypatch):
         """A graph with a frame mask is given one that leaves nothing out."""
         seen = []
 
-        class Masked(trace_module.OrtRunner):
+        class Masked(merges_module.OrtRunner):
             def __init__(self, path, *, expose):
                 super().__init__(path, expose=expose)
                 self.inputs["frame_mask"] = (np.dtype(np.bool_), (None, 4))
@@ -290,17 +290,17 @@ class TestTraceVideo:
                 seen.append(inputs["frame_mask"])
                 return super()._infer({"frames": inputs["frames"]})
 
-        monkeypatch.setattr(trace_module, "OrtRunner", Masked)
-        trace_video(open_bundle(tiny_bundle), video)
+        monkeypatch.setattr(merges_module, "OrtRunner", Masked)
+        video_merges(open_bundle(tiny_bundle), video)
         (mask,) = seen
         assert mask.shape == (1, 4) and mask.all()
 
     def test_missing_video(self, recipe, tmp_path):
         with pytest.raises(VideoError, match=r"missing\.mp4"):
-            trace_video(Case(recipe), tmp_path / "missing.mp4")
+            video_merges(Case(recipe), tmp_path / "missing.mp4")
 
     def test_a_graph_without_the_values(self, recipe, tmp_path, video):
         """A manifest may name merges that a foreign graph does not hold."""
         write_manifest(tmp_path, export._manifest(ExportSpec(""), recipe, export.Built()))
         with pytest.raises(BundleError, match=VIDEO):
-            trace_video(open_bundle(tmp_path), Path(video))
+            video_merges(open_bundle(tmp_path), Path(video))

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tempme_export.artifacts.bundle import Bundle
 from tempme_export.bench.cases import Case
-from tempme_export.bench.trace import Stage, drawn_blocks, trace_video
+from tempme_export.bench.visualize.merges import Stage, drawn_blocks, video_merges
 from tempme_export.errors import InputError, UsageError
 from tempme_export.files import write_file
 
@@ -45,7 +45,7 @@ _LEGEND = (
 
 
 @dataclass(frozen=True)
-class TracePictures:
+class MergePictures:
     """Pictures that were drawn.
 
     paths   the written files: a picture for every stage, the overview, the animation
@@ -58,18 +58,18 @@ class TracePictures:
     origin: str
 
 
-def draw_trace(model: Case | Bundle, video: Path, out: Path, allow_damaged: bool = False) -> TracePictures:
+def draw_merges(model: Case | Bundle, video: Path, out: Path, allow_damaged: bool = False) -> MergePictures:
     """Run one video and write its merge pictures into a folder, which is made where there is none.
 
-    model, allow_damaged  as `trace_video` takes them
+    model, allow_damaged  as `video_merges` takes them
     Raises UsageError, before the model runs, for a folder that cannot be written or already holds such pictures;
-    otherwise as `trace_video`.
+    otherwise as `video_merges`.
     """
     plan = model.plan if isinstance(model, Bundle) else model.recipe.plan
     _free_paths(out, len(drawn_blocks(plan)))
-    traced = trace_video(model, video, allow_damaged)
-    paths = save_pictures(traced.frames, traced.stages, out)
-    return TracePictures(tuple(paths), traced.stages, traced.origin)
+    merged = video_merges(model, video, allow_damaged)
+    paths = save_pictures(merged.frames, merged.stages, out)
+    return MergePictures(tuple(paths), merged.stages, merged.origin)
 
 
 def save_pictures(frames: NDArray[np.uint8], stages: Sequence[Stage], out: Path) -> list[Path]:

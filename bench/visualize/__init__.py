@@ -1,0 +1,1 @@
+"""Pictures of merges: patches of a video that became one token."""
