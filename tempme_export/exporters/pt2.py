@@ -74,17 +74,22 @@ def check_builder(device: str) -> None:
         ) from error
 
 
-def _trace(recipe: Recipe, precision: str, device: str, frame_mask: bool) -> ExportedProgram:
+def _example(recipe: Recipe, device: str, frame_mask: bool) -> tuple[tuple[Tensor, ...], Any]:
+    """The inputs to trace with, and each one's dynamic axis; None for a range of one video."""
     sizes = recipe.profile.batch
     # Tracing takes 0 and 1 for constants, so the usual batch is traced, or 2.
     traced = min(max(2, sizes.opt), sizes.max)
-    inputs = video_inputs(recipe, traced, frame_mask, device)
-    axis = {0: Dim("batch", min=1, max=sizes.max)} if sizes.max > 1 else None
+    inputs = tuple(video_inputs(recipe, traced, frame_mask, device).values())
+    if sizes.max == 1:
+        return inputs, None
+    return inputs, ({0: Dim("batch", min=1, max=sizes.max)},) * len(inputs)
+
+
+def _trace(recipe: Recipe, precision: str, device: str, frame_mask: bool) -> ExportedProgram:
+    inputs, shapes = _example(recipe, device, frame_mask)
     encoder = VideoEncoder(recipe, DTYPES[precision]).to(device)
     module = _Deciding(encoder, [merge.assign_name for merge in recipe.plan.merges])
-    program = torch.export.export(
-        module.eval(), tuple(inputs.values()), dynamic_shapes=None if axis is None else (axis,) * len(inputs)
-    )
+    program = torch.export.export(module.eval(), inputs, dynamic_shapes=shapes)
     if torch.device(device).type == "cpu":
         program = program.run_decompositions(ops.DENSE_FORMS)
     return program
