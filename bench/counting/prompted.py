@@ -10,7 +10,7 @@ from tempme_export.errors import ProfileError
 
 
 class PromptedVideo(ReferenceVideo):
-    """The oracle with `prompts` zeros behind each clip's tokens in every block, dropped after the block."""
+    """The reference with `prompts` zeros behind each clip's tokens in every block, dropped after the block."""
 
     def __init__(self, recipe: Recipe, prompts: int, device: torch.device | str = "cpu") -> None:
         """Raises ProfileError for a recipe that merges: prompts would be merged as well."""

@@ -42,13 +42,13 @@ class KernelCall:
 
 
 def plain_attention_match(qkv: Tensor, bias: Tensor | None, heads: int, n_cls: int, r: int) -> tuple[Tensor, Tensor]:
-    """Attention with its logits materialised, and the oracle's match by the keys' mean over heads."""
+    """Attention with its logits materialised, and the reference's match by the keys' mean over heads."""
     keys = qkv.unflatten(-1, (3, heads, -1))[:, :, 1]
     return dense_block.attention(qkv, bias, heads), match_tokens_ref(keys.mean(dim=2), n_cls, r)
 
 
 def plain_match_clips(x: Tensor, delta: Tensor | None, factor: int, n_cls: int, r: int) -> Tensor:
-    """Residual add, joining, and the oracle's match."""
+    """Residual add, joining, and the reference's match."""
     return match_tokens_ref(dense_block.join_clips(x if delta is None else x + delta, factor, n_cls), n_cls, r)
 
 
@@ -64,7 +64,7 @@ def plain_merge_norm(
     n_cls: int,
     r: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Residual add, clip positions, joining, the oracle's merge, LayerNorm and the logarithm of the sizes."""
+    """Residual add, clip positions, joining, the reference's merge, LayerNorm and the logarithm of the sizes."""
     if delta is not None:
         x = x + delta
     if position is not None:

@@ -2,7 +2,7 @@
 costs an encoder.
 
 Ours are replayed from CUDA graphs, as in a deployed encoder. Plain PyTorch and its torch.compile are called as they
-are, launches included: the oracle picks its sets with a mask, which a graph cannot hold.
+are, launches included: the reference picks its sets with a mask, which a graph cannot hold.
 """
 
 import dataclasses

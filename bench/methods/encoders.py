@@ -1,4 +1,4 @@
-"""Methods on the original path: the oracle encoder, and EViT over the same blocks."""
+"""Methods on the original path: the reference encoder, and EViT over the same blocks."""
 
 from collections.abc import Mapping
 
@@ -52,7 +52,7 @@ def keep_attentive(x: Tensor, size: Tensor, attentive: Tensor, keep: int) -> tup
 
 
 class EvitVideo(ReferenceVideo):
-    """EViT over the oracle's blocks, frame by frame: after the attention of the blocks of the schedule, the class
+    """EViT over the reference's blocks, frame by frame: after the attention of the blocks of the schedule, the class
     token, the patches that it attends to most and one fused token remain.
 
     Its trace has tokens and sizes after every block, and no merge steps: nothing is matched. Attention takes no
