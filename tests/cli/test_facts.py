@@ -5,6 +5,7 @@ import importlib
 import inspect
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,8 @@ def type_of(node, function, names):
             found = type_of(called, function, names)
             if inspect.isclass(found):
                 return found
+            if typing.get_origin(found) is Callable:
+                return typing.get_args(found)[-1]
             returned = found.__annotations__["return"]
             return eval(returned, found.__globals__) if isinstance(returned, str) else returned
     raise AssertionError(f"what is {ast.unparse(node)}?")
