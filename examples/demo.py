@@ -86,7 +86,7 @@ def full_size(clip: Path | None) -> None:
         clip = FOLDER / "clip.mp4"
         render_clip(clip, seed=SEED)
         print(f"Rendered {clip}, {clip.stat().st_size / 1000:.0f} kB of H.264.")
-    run("tempme-export", str(checkpoint), "--batch", BATCH, "--force")
+    run("tempme-export", str(checkpoint), "--batch-range", BATCH, "--force")
     with tempme_export.load(bundle) as model:
         video = model.encode_video(clip)
         length = float((video**2).sum() ** 0.5)

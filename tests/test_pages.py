@@ -78,6 +78,23 @@ def test_a_command_that_does_not_exist_is_found():
         typer.main.get_command(LINES["tempme-export"].app).make_context("tempme-export", ["ckpt.pt", "--tensorrt"])
 
 
+def calls_of_commands(script: Path) -> Iterator[tuple[str, set[str]]]:
+    """Each call that names a command: the command and its options."""
+    for call in ast.walk(ast.parse(text(script))):
+        if isinstance(call, ast.Call) and call.args and isinstance(call.args[0], ast.Constant):
+            words = [one.value for one in call.args if isinstance(one, ast.Constant)]
+            if words[0] in LINES:
+                yield words[0], {word for word in words if str(word).startswith("--")}
+
+
+def test_examples_name_options_that_exist():
+    named = list(calls_of_commands(ROOT / "examples" / "demo.py"))
+    assert {name for name, _ in named} >= {"tempme-export", "tempme-bench"}
+    for name, options in named:
+        known = {opt for one in typer.main.get_command(LINES[name].app).params for opt in one.opts}
+        assert options <= known, (name, options - known)
+
+
 @pytest.mark.parametrize(("page", "words"), named("make"), ids=id_of)
 def test_a_target_is_in_the_makefile(page, words):
     targets = re.findall(r"^([a-z-]+):", text(ROOT / "Makefile"), re.MULTILINE)

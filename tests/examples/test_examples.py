@@ -60,7 +60,7 @@ def test_outliers_are_exported_and_judged(tmp_path):
     """The example with the small backbone, as its docstring runs it."""
     script = EXAMPLES / "outliers.py"
     done = subprocess.run(
-        [sys.executable, script, "mini-8f", "--batch", "1:2:4"],
+        [sys.executable, script, "mini-8f", "--batch-range", "1:2:4"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
