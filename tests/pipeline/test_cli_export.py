@@ -406,5 +406,7 @@ class TestProcess:
     def test_exit_code_of_a_refusal(self, tmp_path):
         done = run_python("-m", "tempme_export", tmp_path / "missing.pt")
         assert done.returncode == 3 and done.stdout == ""
-        assert done.stderr.startswith("error: ") and "does not exist" in done.stderr
+        step, refusal = done.stderr.splitlines()
+        assert step == "started    reading the checkpoint"
+        assert refusal.startswith("error: ") and "does not exist" in refusal
         assert len(done.stderr.splitlines()) == 1
