@@ -3,9 +3,10 @@
 Knows callables and a clock, no models. A callable must return only when its work is done: a GPU backend
 synchronises before it returns.
 
-Every round calls all in the same order, A B A B. Turning the order from round to round would have each candidate follow
-different ones, and itself, so that its samples mix what different neighbours leave in the caches; and what the fixed
-order costs is small: within a round, drift moves a sample by its place in the round over the rounds measured.
+Every round calls all in the same order, A B A B. What a neighbour leaves behind is not timed: its worker threads spin
+on for a while, and the caches are full of its weights, so each candidate first runs untimed for a moment, as it would
+where nothing else is served. What the fixed order costs is small: within a round, drift moves a sample by its place in
+the round over the rounds measured.
 """
 
 import math
@@ -46,6 +47,7 @@ class Protocol:
     seconds, samples  measure each so long and so often before its ratio is looked at
     budget            seconds that one comparison may measure, all together; where it ends, so do the rounds
     window            samples per warm-up window; a window also ends after `window_seconds`
+    lead              seconds that a candidate runs before each of its samples, once or more; 0 for not at all
     agreement         largest relative difference of medians of raw times that count as equal
     resamples, seed   of the bootstrap
     """
@@ -55,6 +57,7 @@ class Protocol:
     budget: float = 120.0
     half_width: float = HALF_WIDTH
     window: int = 25
+    lead: float = 0.01
     agreement: float = 0.05
     resamples: int = 2000
     seed: int = 0
@@ -64,6 +67,8 @@ class Protocol:
             raise UsageError(f"the measured time is {self.seconds} s; it must be above 0.")
         if self.budget <= 0:
             raise UsageError(f"the budget is {self.budget} s; it must be above 0.")
+        if self.lead < 0:
+            raise UsageError(f"the lead is {self.lead} s; it must be 0 or above.")
         if self.samples < FEWEST:
             raise UsageError(f"{self.samples} samples are too few for percentiles and an interval: {FEWEST} or more.")
         if self.seed < 0:
@@ -86,14 +91,19 @@ def agree(windows: list[Durations], agreement: float) -> bool:
     return max(medians) - min(medians) <= agreement * min(medians)
 
 
-def _round(calls: Mapping[str, Call], clock: Clock) -> Durations:
-    """Call every backend once, in order. [backends, 2] seconds: by the clock, and by the device or NaN."""
-    durations = []
-    for call in calls.values():
+def _turn(call: Call, lead: float, clock: Clock) -> tuple[float, float, float]:
+    """Seconds of a call by the clock, by the device or NaN, and of the untimed calls before it."""
+    begun = start = clock()
+    while start - begun < lead:
+        call()
         start = clock()
-        found = call()
-        durations.append((clock() - start, found if isinstance(found, float) else math.nan))
-    return np.array(durations)
+    found = call()
+    return clock() - start, found if isinstance(found, float) else math.nan, start - begun
+
+
+def _round(calls: Mapping[str, Call], lead: float, clock: Clock) -> Durations:
+    """Call every backend in order. [backends, 3] seconds: by the clock, by the device or NaN, and of the lead."""
+    return np.array([_turn(call, lead, clock) for call in calls.values()])
 
 
 def _window(take: Callable[[], Durations], protocol: Protocol) -> Durations:
@@ -139,16 +149,14 @@ class _Taken:
         self.rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in self.names}
         self.active = list(self.names)
         self.totals = dict.fromkeys(self.names, 0.0)
+        self.spent = 0.0
 
     def add(self, durations: Durations) -> None:
-        """A whole round of those that are active: [active, 2] seconds."""
-        for name, (wall, device) in zip(self.active, durations.tolist(), strict=True):
+        """A whole round of those that are active: [active, 3] seconds."""
+        for name, (wall, device, lead) in zip(self.active, durations.tolist(), strict=True):
             self.rounds[name].append((wall, device))
             self.totals[name] += wall
-
-    @property
-    def spent(self) -> float:
-        return sum(self.totals.values())
+            self.spent += wall + lead
 
     @property
     def count(self) -> int:
@@ -206,9 +214,10 @@ def _measure(calls: Mapping[str, Call], taken: _Taken, clock: Clock, progress: P
     ended it; a round that Ctrl-C cuts in two does not count. Raises KeyboardInterrupt before FEWEST rounds.
     """
     look = taken.protocol.samples
+    lead = taken.protocol.lead if len(calls) > 1 else 0.0  # alone, it has no neighbour
     try:
         while True:
-            taken.add(_round({name: calls[name] for name in taken.active}, clock))
+            taken.add(_round({name: calls[name] for name in taken.active}, lead, clock))
             if taken.count % 10 == 0:
                 progress(f"measuring: {taken.count} rounds, {taken.spent:.0f} s, {len(taken.active) - 1} ratios open")
             if taken.over:
@@ -234,6 +243,7 @@ def _timing(name: str, taken: _Taken, *, steady: bool) -> Timing:
     converged = name not in taken.judged or half_width <= taken.protocol.half_width
     if not converged:
         both = float(np.median(own) + np.median(taken.wall(taken.names[0])))
+        both *= taken.spent / sum(taken.totals.values())  # with the leads
         needs = len(own) * ((half_width / taken.protocol.half_width) ** 2 - 1) * both
     return Timing(
         name=name,
@@ -283,7 +293,7 @@ def compare(
     it comes in the warm-up or before FEWEST rounds were measured.
     """
     names = list(calls)
-    windows, steady = warm_up(lambda: _round(calls, clock)[:, 0], protocol, progress)
+    windows, steady = warm_up(lambda: _round(calls, 0.0, clock)[:, 0], protocol, progress)
     taken = _Taken(names, names if judged is None else judged, protocol)
     interrupted = _measure(calls, taken, clock, progress)
     timings = {name: _timing(name, taken, steady=calm) for name, calm in zip(names, steady, strict=True)}

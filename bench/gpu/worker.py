@@ -90,8 +90,8 @@ class Run:
     def protocol(self, budget: float) -> Protocol:
         """For one comparison; samples of a device are repeated to be long enough, so that few do."""
         if self.dry_run:
-            return Protocol(seconds=1e-6, samples=5, budget=1e-6, window=3, resamples=20)
-        return Protocol(seconds=0.05, samples=20, budget=budget, window=5)
+            return Protocol(seconds=1e-6, samples=5, budget=1e-6, window=3, lead=0.0, resamples=20)
+        return Protocol(seconds=0.05, samples=20, budget=budget, window=5, lead=0.0)
 
     def recipe(self, profile: str) -> Recipe:
         """The model a step measures: random weights, the same in every process."""

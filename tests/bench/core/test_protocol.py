@@ -42,7 +42,7 @@ class Bench:
         return self.now
 
     def compare(self, **protocol):
-        return compare(self.calls, Protocol(**{"resamples": 50, **protocol}), clock=self.clock)
+        return compare(self.calls, Protocol(**{"resamples": 50, "lead": 0.0, **protocol}), clock=self.clock)
 
 
 def steady(seconds):
@@ -54,6 +54,41 @@ def test_rounds_are_interleaved_in_a_fixed_order():
     comparison = bench.compare(seconds=0.1, samples=20)
     assert comparison.order == ("original", "ort")
     assert bench.called == ["original", "ort"] * (len(bench.called) // 2)
+
+
+def test_each_candidate_runs_untimed_before_its_samples():
+    bench = Bench(original=steady(0.02), ort=steady(0.004))
+    comparison = bench.compare(seconds=0.1, samples=20, lead=0.01)
+    warmup = 2 * comparison.warmup_rounds
+    assert bench.called[warmup:] == (["original"] * 2 + ["ort"] * 4) * (len(bench.called[warmup:]) // 6)
+    assert comparison.timings["ort"].samples == pytest.approx([0.004] * len(comparison.timings["ort"].samples))
+
+
+def test_what_a_neighbour_leaves_behind_is_not_timed():
+    bench = Bench()
+
+    def after_a_neighbour():
+        while True:
+            yield 0.01 if bench.called[-2:] == ["ort", "ort"] else 0.03
+
+    bench.calls = {name: bench._call(name, series) for name, series in
+                   {"original": steady(0.02), "ort": after_a_neighbour()}.items()}  # fmt: skip
+    assert set(np.round(bench.compare(seconds=0.1, samples=20, lead=0.01).timings["ort"].samples, 6)) == {0.01}
+    assert set(np.round(bench.compare(seconds=0.1, samples=20).timings["ort"].samples, 6)) == {0.03}
+
+
+def test_the_lead_is_part_of_the_budget():
+    def rounds(lead):
+        bench = Bench(original=steady(0.1), wild=lognormal(3, 1.0, 0.1))
+        return len(bench.compare(seconds=0.01, samples=5, budget=12, lead=lead).timings["wild"].samples)
+
+    assert FEWEST < rounds(0.01) < 0.7 * rounds(0.0)
+
+
+def test_one_alone_has_no_neighbour():
+    bench = Bench(original=steady(0.02))
+    comparison = bench.compare(seconds=0.1, samples=20, lead=0.01)
+    assert len(bench.called) == comparison.warmup_rounds + len(comparison.timings["original"].samples)
 
 
 def test_no_sample_is_dropped():
@@ -261,7 +296,9 @@ def test_device_seconds_given_now_and_then_are_none():
     assert bench.compare(seconds=0.1, samples=20).timings["original"].device_samples == ()
 
 
-@pytest.mark.parametrize("wrong", [{"seconds": 0}, {"budget": 0}, {"samples": FEWEST - 1}, {"seed": -1}], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [{"seconds": 0}, {"budget": 0}, {"samples": FEWEST - 1}, {"seed": -1}, {"lead": -0.1}], ids=str
+)
 def test_protocols_that_cannot_be_are_refused(wrong):
     with pytest.raises(UsageError) as caught:
         Protocol(**wrong)
