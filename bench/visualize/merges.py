@@ -1,6 +1,6 @@
 """Patches that became one token: the merges of one video, composed from `assign`.
 
-The rules are those of sections 3 and 4 of the specification: clips join with all class tokens first, then all patches
+The rules are those of spec sections 3 and 4: clips join with all class tokens first, then all patches
 clip by clip; a merge sends every token to the row that `assign` names.
 """
 

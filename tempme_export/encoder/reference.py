@@ -46,7 +46,7 @@ class Trace:
 
 
 def attention(h: Tensor, weights: Mapping[str, Tensor], heads: int, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Multi-head attention of spec section 3.2.
+    """Multi-head attention of spec section 3, rule 2.
 
     h     [B, N, D]
     bias  broadcasts to the logits [B, heads, N, N]; None where absent
@@ -89,7 +89,7 @@ def layer_norm(x: Tensor, weights: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def join_clips(x: Tensor, factor: int, n_cls: int) -> Tensor:
-    """factor adjacent clips become one: class tokens clip by clip, then patches clip by clip (spec section 3.1).
+    """factor adjacent clips become one: class tokens clip by clip, then patches clip by clip (spec section 3, rule 1).
 
     x  [B * clips, N, ...] -> [B * clips / factor, factor * N, ...]
     """
