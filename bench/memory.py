@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from tempme_export.runtime.malloc import give_back
+from tempme_export.runtime.malloc import trim_malloc
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ def measured(step: Callable[[], T]) -> tuple[T, Memory | None]:
     torch or ONNX Runtime keep in pools of their own cannot be.
     """
     gc.collect()
-    give_back()
+    trim_malloc()
     try:
         _RESET.write_text("5", encoding="ascii")
         before = _status_mb("VmRSS")

@@ -16,7 +16,7 @@ from tempme_export.runtime.pytorch import TorchRunner
 T = TypeVar("T")
 
 
-class Deciding(nn.Module):
+class WithAssignments(nn.Module):
     """The fast encoder with its decisions as further outputs."""
 
     def __init__(self, encoder: VideoEncoder) -> None:
@@ -41,7 +41,7 @@ def decisions(entry: Entry, frames: NDArray[np.float32]) -> tuple[Tensor, ...] |
         return None
     module, (on_device,) = runner.module, runner.to_device({"frames": frames})
     if isinstance(module, VideoEncoder):
-        _, found = Deciding(module)(on_device)
+        _, found = WithAssignments(module)(on_device)
         return tuple(found)
     with torch.autocast(on_device.device.type, torch.bfloat16, enabled=entry.precision == "bf16"):
         inner = getattr(module, "module", module)

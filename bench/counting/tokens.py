@@ -91,7 +91,7 @@ def tokens_of_artifact(
                 f"{path}: block {number} has no {'attention' if logits is None else 'MLP'} of CLIP's kind."
             )
         names += [logits.name, mlp.name]
-    with load(path, "cpu", expose=names) as runner:
+    with load(path, "cpu", extra_outputs=names) as runner:
         inputs: dict[str, NDArray[np.generic]] = {"frames": frames}
         if "frame_mask" in runner.inputs:
             inputs["frame_mask"] = np.ones(frames.shape[:2], dtype=bool)

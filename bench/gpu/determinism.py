@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tempme_export.bench.candidates import DTYPES
 from tempme_export.bench.core.clocks import capture
-from tempme_export.bench.core.decisions import Deciding
+from tempme_export.bench.core.decisions import WithAssignments
 from tempme_export.bench.kernels.cases import kernel_calls
 from tempme_export.encoder.model import VideoEncoder
 from tempme_export.encoder.recipe import Recipe
@@ -97,7 +97,7 @@ def encoder_rows(recipe: Recipe, batch: int, dtypes: Iterable[str], device: torc
     frames = torch.randn(batch, recipe.profile.frames, 3, size, size, generator=generator, device=device)
     shape = " x ".join(map(str, frames.shape))
     for dtype in dtypes:
-        module = Deciding(VideoEncoder(recipe, DTYPES[dtype]).to(device))
+        module = WithAssignments(VideoEncoder(recipe, DTYPES[dtype]).to(device))
         yield repeat("encoder", dtype, shape, device, partial(module, frames))
         if device.type != "cuda":
             continue

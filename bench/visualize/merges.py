@@ -155,7 +155,7 @@ def _graph_assigns(bundle: Bundle, pixels: NDArray[np.float32]) -> list[NDArray[
     """Every assignment of the video tower for [1, F, 3, S, S]."""
     names = [merge.assign_name for merge in bundle.plan.merges]
     hidden = () if bundle.manifest.get("trace") else names
-    with OrtRunner(bundle.path / VIDEO, expose=hidden) as runner:
+    with OrtRunner(bundle.path / VIDEO, extra_outputs=hidden) as runner:
         found = runner.infer(_inputs(runner, pixels))
     return [found[name].astype(np.int32) for name in names]
 

@@ -21,22 +21,22 @@ class Reveals(Enum):
 
     NOTHING = "nothing"
     DECISIONS = "every merge's decision, in any case"
-    VALUES = "any value inside, opened with `expose`"
+    VALUES = "any value inside, opened with `extra_outputs`"
 
 
 @dataclass(frozen=True)
 class Setting:
     """Settings to run an artifact with.
 
-    threads    of a processor, for one call; None: as many as it has cores
-    max_batch  rows of one call at most, unless the artifact has a limit of its own; None: as many as come
-    expose     values inside to return beside the outputs
+    threads        of a processor, for one call; None: as many as it has cores
+    max_batch      rows of one call at most, unless the artifact has a limit of its own; None: as many as come
+    extra_outputs  values inside to return beside the outputs
     """
 
     device: str
     threads: int | None = None
     max_batch: int | None = None
-    expose: tuple[str, ...] = ()
+    extra_outputs: tuple[str, ...] = ()
 
 
 class Runtime(Protocol):

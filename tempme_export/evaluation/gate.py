@@ -158,7 +158,7 @@ def see_videos(
             embeddings.append(embedding)
             tokens = sum(assign.shape[1] for assign in assigns)
             for trial in trials:
-                trial.see(frames, assigns, gaps)
+                trial.update(frames, assigns, gaps)
     return np.concatenate(embeddings), tokens, unreadable
 
 

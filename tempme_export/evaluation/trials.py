@@ -38,7 +38,7 @@ class Trial:
     changed: list[int] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
 
-    def see(self, frames: Floats, assigns: Sequence[NDArray[np.int32]], gaps: Floats) -> None:
+    def update(self, frames: Floats, assigns: Sequence[NDArray[np.int32]], gaps: Floats) -> None:
         """Encode a batch and compare its decisions with the original path's."""
         inputs: dict[str, NDArray[Any]] = {"frames": frames}
         if "frame_mask" in self.video.inputs:
@@ -95,7 +95,7 @@ def open_trials(
         if backend.reveals is Reveals.NOTHING and names:
             return video, None
         if backend.reveals is Reveals.VALUES and names:
-            return video, stack.enter_context(backend.open(folder, Setting(where, expose=names)))
+            return video, stack.enter_context(backend.open(folder, Setting(where, extra_outputs=names)))
         return video, video
 
     trials, reports = [], []

@@ -39,7 +39,7 @@ _CODE_BYTES = 16 * 2**20
 _THREADS = {"cpp.dynamic_threads": True, "cpp.threads": 16}
 
 
-class _Deciding(nn.Module):
+class _WithAssignments(nn.Module):
     """The encoder with the decisions of its merges as further outputs."""
 
     def __init__(self, encoder: VideoEncoder, names: list[str]) -> None:
@@ -88,7 +88,7 @@ def _example(recipe: Recipe, device: str, frame_mask: bool) -> tuple[tuple[Tenso
 def _trace(recipe: Recipe, precision: str, device: str, frame_mask: bool) -> ExportedProgram:
     inputs, shapes = _example(recipe, device, frame_mask)
     encoder = VideoEncoder(recipe, DTYPES[precision]).to(device)
-    module = _Deciding(encoder, [merge.assign_name for merge in recipe.plan.merges])
+    module = _WithAssignments(encoder, [merge.assign_name for merge in recipe.plan.merges])
     program = torch.export.export(module.eval(), inputs, dynamic_shapes=shapes)
     if torch.device(device).type == "cpu":
         program = program.run_decompositions(ops.DENSE_FORMS)

@@ -204,17 +204,17 @@ def check_video(
     selftest: SelfTest,
     plan: Schedule,
     preprocess: Preprocess,
-    exposing: Runner,
+    with_merges: Runner,
     tolerance: Tolerance,
     with_tokens: bool = True,
 ) -> list[Check]:
     """Judge a video tower on the self-test clips.
 
-    exposing     a Runner whose outputs also hold every merge's `assign_name` and `tokens_name`
+    with_merges  a Runner whose outputs also hold every merge's `assign_name` and `tokens_name`
     with_tokens  False for an artifact that exposes its decisions only
     """
     rows = np.arange(len(selftest.clips))
-    found = exposing.infer(inputs_for(exposing, _frames(selftest, preprocess, rows)))
+    found = with_merges.infer(inputs_for(with_merges, _frames(selftest, preprocess, rows)))
     checks, forked = decision_checks(selftest, plan, found, tolerance, with_tokens)
     embedding = found["video_embedding"]
     checks += embedding_checks(

@@ -40,7 +40,7 @@ class Standard:
     batches: tuple[int, ...]
 
     @property
-    def exposed(self) -> tuple[str, ...]:
+    def extra_outputs(self) -> tuple[str, ...]:
         """Names of the values that every merge exposes: its decision and the tokens it made."""
         return tuple(name for merge in self.plan.merges for name in (merge.assign_name, merge.tokens_name))
 
@@ -111,8 +111,8 @@ def _checks(backend: Backend, folder: Folder, standard: Standard, device: str) -
         with backend.open(folder, setting) as runner:
             checks = check_video(selftest, plan, preprocess, runner, tolerance, with_tokens=False)
             return *checks, *check_batches(selftest, preprocess, runner, batches, tolerance)
-    with backend.open(folder, replace(setting, expose=standard.exposed)) as exposing:
-        checks = check_video(selftest, plan, preprocess, exposing, tolerance)
+    with backend.open(folder, replace(setting, extra_outputs=standard.extra_outputs)) as with_merges:
+        checks = check_video(selftest, plan, preprocess, with_merges, tolerance)
     with backend.open(folder, setting) as runner:
         return *checks, *check_batches(selftest, preprocess, runner, batches, tolerance)
 

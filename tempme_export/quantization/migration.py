@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tempme_export.encoder.model import LayerNorm, Linear, TextBlock, VideoBlock, VideoEncoder
-from tempme_export.quantization.products import Encoder, Seen
+from tempme_export.quantization.products import ActivationStats, Encoder
 
 _SHARE = 0.5  # of the difficulty that goes to the weights, SmoothQuant's alpha
 _FLOOR = 1e-5
@@ -56,7 +56,7 @@ def _steps(tower: Encoder) -> list[_Step]:
     return found
 
 
-def _factors(seen: Seen, weight: Tensor) -> Tensor:
+def _factors(seen: ActivationStats, weight: Tensor) -> Tensor:
     """[I]: powers of two by which the input's channels are divided, with a geometric mean near one."""
     wanted = seen.largest.clamp(min=_FLOOR) ** _SHARE / weight.abs().amax(dim=0).clamp(min=_FLOOR) ** (1 - _SHARE)
     exponent = torch.log2(wanted)
@@ -64,7 +64,7 @@ def _factors(seen: Seen, weight: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def migrate(tower: Encoder, seen: Mapping[str, Seen]) -> dict[str, Seen]:
+def migrate(tower: Encoder, seen: Mapping[str, ActivationStats]) -> dict[str, ActivationStats]:
     """Move outliers of every product whose input allows it, in place.
 
     tower  a VideoEncoder or TextEncoder in float32 that nobody else uses

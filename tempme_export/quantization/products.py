@@ -24,7 +24,7 @@ Calls = Sequence[Tensor]  # one input of the tower each
 
 
 @dataclass(frozen=True)
-class Seen:
+class ActivationStats:
     """The input of a product over the calibration data.
 
     lowest, highest  of each channel, float32 [I]
@@ -40,7 +40,7 @@ class Seen:
     rows: int
 
     @classmethod
-    def of(cls, rows: Tensor) -> "Seen":
+    def of(cls, rows: Tensor) -> "ActivationStats":
         """Statistics of one run's vectors, float32 [R, I] with R >= 1."""
         total = rows.sum(dim=0, dtype=torch.float64)
         # About the mean from the start: in float32, squares of a large mean would drown what is about it.
@@ -57,11 +57,11 @@ class Seen:
         """[I]: the average of each channel."""
         return self.total / self.rows
 
-    def joined(self, other: "Seen") -> "Seen":
+    def joined(self, other: "ActivationStats") -> "ActivationStats":
         """Statistics of both together."""
         rows = self.rows + other.rows
         apart = (self.mean - other.mean).to(self.scatter.dtype)
-        return Seen(
+        return ActivationStats(
             torch.minimum(self.lowest, other.lowest),
             torch.maximum(self.highest, other.highest),
             self.total + other.total,
@@ -69,10 +69,10 @@ class Seen:
             rows,
         )
 
-    def divided(self, factors: Tensor) -> "Seen":
+    def divided(self, factors: Tensor) -> "ActivationStats":
         """Statistics once the channels are divided by `factors` [I] > 0."""
         scatter = self.scatter / torch.outer(factors, factors)
-        return Seen(self.lowest / factors, self.highest / factors, self.total / factors, scatter, self.rows)
+        return ActivationStats(self.lowest / factors, self.highest / factors, self.total / factors, scatter, self.rows)
 
     @property
     def largest(self) -> Tensor:
@@ -154,12 +154,12 @@ def watch(tower: nn.Module, calls: Calls, note: Callable[[str, Tensor], None]) -
             tower(call)
 
 
-def observe(tower: nn.Module, calls: Calls) -> dict[str, Seen]:
+def observe(tower: nn.Module, calls: Calls) -> dict[str, ActivationStats]:
     """Input statistics of each product over the calibration data, at least one call."""
-    seen: dict[str, Seen] = {}
+    seen: dict[str, ActivationStats] = {}
 
     def note(name: str, rows: Tensor) -> None:
-        here = Seen.of(rows)
+        here = ActivationStats.of(rows)
         seen[name] = seen[name].joined(here) if name in seen else here
 
     watch(tower, calls, note)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from tempme_export.errors import UsageError
-from tempme_export.quantization.products import Calls, Range, Seen, watch
+from tempme_export.quantization.products import ActivationStats, Calls, Range, watch
 
 METHODS = ("minmax", "percentile", "entropy")
 DEFAULT_METHOD = "minmax"
@@ -27,7 +27,7 @@ def check_method(method: str) -> None:
         raise UsageError(f"--ranges {method!r} is not one of {', '.join(METHODS)}.")
 
 
-def _whole(seen: Mapping[str, Seen]) -> dict[str, Range]:
+def _whole(seen: Mapping[str, ActivationStats]) -> dict[str, Range]:
     return {name: Range.of(float(one.lowest.min()), float(one.highest.max())) for name, one in seen.items()}
 
 
@@ -53,7 +53,7 @@ def _by_histogram(tower: nn.Module, calls: Calls, method: str) -> dict[str, Rang
     return {name: Range.of(float(one[0]), float(one[1])) for name, one in found.items()}
 
 
-def choose_ranges(tower: nn.Module, seen: Mapping[str, Seen], calls: Calls, method: str) -> dict[str, Range]:
+def choose_ranges(tower: nn.Module, seen: Mapping[str, ActivationStats], calls: Calls, method: str) -> dict[str, Range]:
     """The range of every product's input.
 
     method  "minmax": the whole range; "percentile": without the outermost 0.001 %; "entropy": the range whose 256 steps

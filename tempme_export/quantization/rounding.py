@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tempme_export.encoder.model import Linear
-from tempme_export.quantization.products import WEIGHT_STEPS, Seen, products, weight_scales
+from tempme_export.quantization.products import WEIGHT_STEPS, ActivationStats, products, weight_scales
 
 _DAMPING = 0.01  # of the channels' mean second moment, as in the paper: for directions that no calibration clip shows
 _COLUMNS = 128  # rounded before all columns behind them are corrected at once
@@ -31,7 +31,7 @@ class Rounded:
     bias: Tensor | None
 
 
-def _costs(seen: Seen, centred: bool) -> Tensor:
+def _costs(seen: ActivationStats, centred: bool) -> Tensor:
     """[I, I] float64: what errors in two columns cost together, from the second moments of the input.
 
     centred  about its mean, where a bias makes up for what an error does to that
@@ -74,7 +74,7 @@ def _fit(weight: Tensor, costs: Tensor) -> Tensor:
     return fitted
 
 
-def round_product(product: Linear, seen: Seen) -> Rounded:
+def round_product(product: Linear, seen: ActivationStats) -> Rounded:
     """The weights on 129 steps from -max to max of each output channel, and a bias that takes back their mean error.
 
     An error that has the same sign in every video is no noise but an offset: the mean brightness alone made up half

@@ -16,7 +16,7 @@ from tempme_export.progress import SILENT, Progress
 from tempme_export.quantization.embedding import RoundedEmbedding
 from tempme_export.quantization.migration import migrate
 from tempme_export.quantization.pixels import PIXELS, PixelPatches
-from tempme_export.quantization.products import Calls, Range, Seen, observe, products
+from tempme_export.quantization.products import ActivationStats, Calls, Range, observe, products
 from tempme_export.quantization.ranges import DEFAULT_METHOD, choose_ranges
 from tempme_export.quantization.rounding import Rounded, put, round_product
 from tempme_export.quantization.sensitivity import (
@@ -71,8 +71,8 @@ class Steps:
     embedding_limit  of centred cosine, what the text embedding may cost alone
     """
 
-    migrate: Callable[[Any, dict[str, Seen]], dict[str, Seen]] = migrate
-    round: Callable[[Any, Seen], Rounded] = round_product
+    migrate: Callable[[Any, dict[str, ActivationStats]], dict[str, ActivationStats]] = migrate
+    round: Callable[[Any, ActivationStats], Rounded] = round_product
     choose: Callable[..., tuple[tuple[str, ...], float]] = choose_in_float
     embedding_limit: float = 2e-3
 
@@ -114,7 +114,7 @@ def _prepare(
     return Tower(tower, ranges, sensitivities, in_float, cost)
 
 
-def _finite(seen: dict[str, Seen], source: str) -> dict[str, Seen]:
+def _finite(seen: dict[str, ActivationStats], source: str) -> dict[str, ActivationStats]:
     """Return the statistics if they are finite: 8 bits have no value for anything else."""
     for name, one in seen.items():
         if not one.is_finite:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 
-def give_back(open_library: Callable[[None], Any] = ctypes.CDLL) -> None:
+def trim_malloc(open_library: Callable[[None], Any] = ctypes.CDLL) -> None:
     """Return freed memory to the system, which glibc otherwise keeps for the next allocation; elsewhere, do nothing.
 
     A runtime that has loaded a graph has freed as much again as it uses: a ViT-B/32 under ONNX Runtime keeps 603 MB

@@ -13,7 +13,7 @@ from tempme_export.artifacts.backend import Facts, Setting
 from tempme_export.errors import BackendError, BundleError
 from tempme_export.files import library_path
 from tempme_export.runtime.base import Arrays, Runner, check_threads
-from tempme_export.runtime.malloc import give_back
+from tempme_export.runtime.malloc import trim_malloc
 
 _TELEMETRY = "openvino_telemetry"
 
@@ -102,7 +102,7 @@ class OpenVinoRunner(Runner):
         except RuntimeError as error:
             raise BundleError(f"{self._path} cannot be loaded by OpenVINO: {error}") from error
         request = compiled.create_infer_request()
-        give_back()
+        trim_malloc()
         return request
 
     def _infer(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:

@@ -12,7 +12,7 @@ from tempme_export.artifacts.backend import Facts, Setting
 from tempme_export.errors import BackendError, BundleError, PrecisionError
 from tempme_export.files import library_path
 from tempme_export.runtime.base import Arrays, Runner, check_threads
-from tempme_export.runtime.malloc import give_back
+from tempme_export.runtime.malloc import trim_malloc
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(bool)": np.bool_}
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -70,14 +70,14 @@ def _with_outputs(path: Path, names: Sequence[str]) -> bytes:
 class OrtRunner(Runner):
     """An ONNX file on one execution provider.
 
-    `expose` names values inside the graph to return beside its outputs.
+    `extra_outputs` names values inside the graph to return beside its outputs.
     """
 
     def __init__(
         self,
         path: Path,
         device: str = "cpu",
-        expose: Sequence[str] = (),
+        extra_outputs: Sequence[str] = (),
         threads: int | None = None,
         name: str = "ort",
         max_batch: int | None = None,
@@ -89,7 +89,12 @@ class OrtRunner(Runner):
         cannot run the graph's types, and BundleError for a file that is no ONNX model."""
         check_threads(threads)
         self.name, self.max_batch = name, max_batch
-        self._path, self._device, self._expose, self._threads = path.absolute(), device, tuple(expose), threads
+        self._path, self._device, self._extra_outputs, self._threads = (
+            path.absolute(),
+            device,
+            tuple(extra_outputs),
+            threads,
+        )
         if device != "cpu":
             self.not_after_fork = "CUDA"
         self.opened()
@@ -109,9 +114,9 @@ class OrtRunner(Runner):
         try:
             settings = [(provider, {"device_id": index or "0"})] if kind == "cuda" else [provider]
             with library_path(path) as named:
-                if self._expose:  # bytes have no folder
+                if self._extra_outputs:  # bytes have no folder
                     options.add_session_config_entry(_DATA_FOLDER, str(Path(named).parent))
-                model = _with_outputs(path, self._expose) if self._expose else named
+                model = _with_outputs(path, self._extra_outputs) if self._extra_outputs else named
                 session = ort.InferenceSession(model, options, providers=settings)
         except errors.NotImplemented as error:
             raise PrecisionError(f"ONNX Runtime on {device} cannot run {path.name}: {error}") from error
@@ -138,7 +143,7 @@ class OrtRunner(Runner):
             for value in session.get_inputs()
         }
         self._outputs = [value.name for value in session.get_outputs()]
-        give_back()
+        trim_malloc()
         return session
 
     def _infer(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
@@ -158,4 +163,6 @@ def describe(facts: Facts, device: str) -> str:
 
 def open_runner(path: Path, facts: Facts, setting: Setting) -> OrtRunner:
     """Raises as `OrtRunner`."""
-    return OrtRunner(path, setting.device, expose=setting.expose, threads=setting.threads, max_batch=setting.max_batch)
+    return OrtRunner(
+        path, setting.device, extra_outputs=setting.extra_outputs, threads=setting.threads, max_batch=setting.max_batch
+    )

@@ -566,13 +566,13 @@ class TestComparePaths:
                 found[:, 15] += 0.01
                 return {"video_embedding": found / np.linalg.norm(found, axis=1, keepdims=True)}
 
-        class Deciding(Original):
+        class Reversed(Original):
             def video(self, frames):
                 embedding, assigns, gaps = super().video(frames)
                 return embedding, assigns, np.full_like(gaps, gap)
 
         trial = Trial("video.plan", "TensorRT", PLAN, Turned(), None, Text())
-        found = compared(trial, data_of(9, tmp_path), original=Deciding(None, None))
+        found = compared(trial, data_of(9, tmp_path), original=Reversed(None, None))
         (comparison,), (report,) = found.comparisons, found.reports
         failed = [check.name for check in report.checks if not check.passed]
         assert failed == (["video, safe decisions: 1 - cosine"] if gap == 0.5 else [])
@@ -611,7 +611,7 @@ class TestOpenTrials:
                 return self.real.describe(facts, device)
 
             def open_runner(self, path, facts, setting):
-                opened.append((self.kind, path.name, setting.device, setting.expose))
+                opened.append((self.kind, path.name, setting.device, setting.extra_outputs))
                 if path.name in refused:
                     raise PrecisionError(f"no kernel for {path.name}")
                 return ExitStack()

@@ -76,8 +76,8 @@ def test_a_video_tower(recipe, selftest, tmp_path, export):
     assert outside(tmp_path / "two.onnx") == {name for name, value in two.items() if value.nbytes >= 2**16}
     # What a judge looks at, through a graph with further outputs.
     names = [name for merge in recipe.plan.merges for name in (merge.assign_name, merge.tokens_name)]
-    with OrtRunner(tmp_path / "two.onnx", threads=1, expose=names) as exposing:
-        assert_passed(check_video(selftest, recipe.plan, preprocess_for(recipe), exposing, TOLERANCES["fp32"]))
+    with OrtRunner(tmp_path / "two.onnx", threads=1, extra_outputs=names) as with_merges:
+        assert_passed(check_video(selftest, recipe.plan, preprocess_for(recipe), with_merges, TOLERANCES["fp32"]))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

@@ -184,7 +184,7 @@ def test_values_can_be_exposed_besides(file_of, recipe_of):
     frames = np.random.default_rng(0).standard_normal((2, 4, 3, 48, 48)).astype(np.float32)
     answers = []
     for trace in (False, True):
-        with OrtRunner(file_of(ONE_CLIP, trace), expose=names, threads=1) as runner:
+        with OrtRunner(file_of(ONE_CLIP, trace), extra_outputs=names, threads=1) as runner:
             answers.append(runner.infer({"frames": frames}))
     assert set(answers[0]) == set(answers[1]) == {"video_embedding", *names}
     for name, value in answers[0].items():

@@ -122,14 +122,14 @@ def clips_of(recipe_of):
     return make
 
 
-def exposed(path, names):
+def extra_outputs(path, names):
     proto = onnx.load(path)
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names[1:])
     return proto
 
 
 def run_ort(path, inputs, names, inline=False):
-    proto = exposed(path, names)
+    proto = extra_outputs(path, names)
     if inline:
         proto = onnx.inliner.inline_local_functions(proto)
         assert not proto.functions
@@ -140,12 +140,12 @@ def run_ort(path, inputs, names, inline=False):
 
 
 def run_reference(path, inputs, names):
-    return dict(zip(names, ReferenceEvaluator(exposed(path, names)).run(names, inputs), strict=True))
+    return dict(zip(names, ReferenceEvaluator(extra_outputs(path, names)).run(names, inputs), strict=True))
 
 
 def run_openvino(path, inputs, names):
     openvino = pytest.importorskip("openvino")
-    inlined = onnx.inliner.inline_local_functions(exposed(path, names)).SerializeToString()
+    inlined = onnx.inliner.inline_local_functions(extra_outputs(path, names)).SerializeToString()
     core = openvino.Core()
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     results = core.compile_model(core.read_model(inlined), "CPU", settings)(inputs)

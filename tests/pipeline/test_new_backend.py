@@ -60,8 +60,8 @@ def runner():
             return {**out, "video_embedding": np.roll(out["video_embedding"], module.turn, axis=1)}
 
     def open_runner(path, facts, setting):
-        module.opened.append((path.name, facts["made_by"], setting.device, bool(setting.expose)))
-        return Toy(path, setting.device, setting.expose, setting.threads, max_batch=setting.max_batch)
+        module.opened.append((path.name, facts["made_by"], setting.device, bool(setting.extra_outputs)))
+        return Toy(path, setting.device, setting.extra_outputs, setting.threads, max_batch=setting.max_batch)
 
     module.choose_device = lambda facts, device: device or "cpu"
     module.describe = lambda facts, device: f"Toy by {facts['made_by']}, {device}"
@@ -110,7 +110,7 @@ def test_everything_finds_it(toy, folder, tmp_path, recording):
         assert {one["backend"] for one in ours} == {"Toy by a toy, cpu"}
     blind, seeing = [one for one in bundle.manifest["gate"]["comparisons"] if one["artifact"] == FILE]
     assert blind["decisions"] is None and seeing["decisions"]["videos"] == 0
-    assert {expose for *_, expose in toy[1].opened} == {True, False}
+    assert {extra_outputs for *_, extra_outputs in toy[1].opened} == {True, False}
     assert {one.artifact for one in tempme_export.verify(out)} >= {FILE}
 
     video = np.random.default_rng(0).integers(0, 256, (8, 40, 50, 3), np.uint8)

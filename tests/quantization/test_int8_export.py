@@ -71,12 +71,12 @@ def test_products_compute_what_the_rounded_numbers_give(mini_video, mini_recipe,
     assert len(given) >= 15
     frames = all_kinds(mini_recipe)[[0, 3]]
     model = onnx.load(mini_video.path)
-    exposed = sorted({one for pair in given.values() for one in pair} | {wanted[name] for name in given})
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in exposed)
+    extra_outputs = sorted({one for pair in given.values() for one in pair} | {wanted[name] for name in given})
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra_outputs)
     import onnxruntime
 
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    values = dict(zip(exposed, session.run(exposed, {"frames": frames}), strict=True))
+    values = dict(zip(extra_outputs, session.run(extra_outputs, {"frames": frames}), strict=True))
     for name, (x, steps) in given.items():
         chosen, module = tower.ranges[name], products(tower.module)[name]
         back = (values[steps].astype(np.float64) - chosen.zero_point) * chosen.scale
@@ -164,7 +164,7 @@ def test_merges_can_be_exposed(mini_video, mini_recipe, all_kinds, check_assign)
     merges, blocks = mini_recipe.plan.merges, mini_recipe.plan.blocks
     names = [name for merge in merges for name in (merge.assign_name, merge.tokens_name)]
     frames = all_kinds(mini_recipe)[:3]
-    with OrtRunner(mini_video.path, threads=1, expose=names) as runner:
+    with OrtRunner(mini_video.path, threads=1, extra_outputs=names) as runner:
         found = runner.infer({"frames": frames})
     for merge in merges:
         assign, tokens = found[merge.assign_name], found[merge.tokens_name]

@@ -8,7 +8,7 @@ import torch
 from tempme_export.encoder.model import LayerNorm, Linear, Merges, TextEncoder, VideoEncoder
 from tempme_export.parity.selftest import draw_token_ids
 from tempme_export.quantization.migration import migrate
-from tempme_export.quantization.products import Seen, observe
+from tempme_export.quantization.products import ActivationStats, observe
 
 
 def even(seen):
@@ -103,7 +103,7 @@ def test_dead_channels_stay_finite(video, planted_recipe, video_calls, all_kinds
     encoder.blocks[0].mlp.c_fc.weight[:, 5] = 0.0
     migrated = copy.deepcopy(encoder)
     after = migrate(migrated, observe(migrated, video_calls(planted_recipe)))
-    assert all(isinstance(seen, Seen) and torch.isfinite(seen.largest).all() for seen in after.values())
+    assert all(isinstance(seen, ActivationStats) and torch.isfinite(seen.largest).all() for seen in after.values())
     frames = torch.from_numpy(all_kinds(planted_recipe)[:2])
     with torch.inference_mode():
         assert torch.equal(migrated(frames), encoder(frames))

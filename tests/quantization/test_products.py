@@ -10,8 +10,8 @@ from torch import nn
 from tempme_export.encoder.model import Linear, TextEncoder, VideoEncoder
 from tempme_export.parity.selftest import draw_token_ids
 from tempme_export.quantization.products import (
+    ActivationStats,
     Range,
-    Seen,
     hooked,
     observe,
     products,
@@ -74,7 +74,7 @@ class TestRange:
         torch.testing.assert_close(one.rounded(x), torch.tensor([-1.0, -1.0, 0.0, 0.02, 4.1, 4.1]))
 
 
-class TestSeen:
+class TestActivationStats:
     def test_is_of_all_rows_of_all_calls(self):
         tower = Small()
         calls = [draw(10, 1, 4, 3), draw(11, 2, 3, 3), draw(12, 1, 1, 3)]
@@ -97,13 +97,13 @@ class TestSeen:
     def test_scatter_is_not_drowned_by_a_large_mean(self):
         """Outlier channels are large in every token, by nearly as much."""
         rows = draw(13, 900, 4) + torch.tensor([3e3, 0.0, -1e3, 0.0])
-        parts = [Seen.of(part) for part in rows.split([500, 1, 399])]
+        parts = [ActivationStats.of(part) for part in rows.split([500, 1, 399])]
         found = parts[0].joined(parts[1]).joined(parts[2]).scatter
         expected = torch.cov(rows.double().T, correction=0) * 900
         torch.testing.assert_close(found, expected.float(), rtol=1e-3, atol=0.5)
 
     def test_divided(self):
-        one = Seen(
+        one = ActivationStats(
             torch.tensor([-4.0, 1.0]),
             torch.tensor([2.0, 3.0]),
             torch.tensor([8.0, 4.0]).double(),
@@ -119,9 +119,9 @@ class TestSeen:
     def test_is_not_finite(self, value):
         """1e30 is, and its square is not."""
         rows = draw(10, 4, 3)
-        assert Seen.of(rows).is_finite
+        assert ActivationStats.of(rows).is_finite
         rows[2, 0] = value
-        assert not Seen.of(rows).is_finite
+        assert not ActivationStats.of(rows).is_finite
 
 
 class TestWatch:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tempme_export.encoder.model import Linear
-from tempme_export.quantization.products import Seen, observe
+from tempme_export.quantization.products import ActivationStats, observe
 from tempme_export.quantization.rounding import round_product
 
 STEPS = 64
@@ -69,7 +69,7 @@ def test_by_definition(outputs, inputs, rows, bias):
     product = Linear(draw(4, outputs, inputs), draw(6, outputs) if bias else None)
     about = x.double() - x.double().mean(dim=0) if bias else x.double()
     expected = by_definition(product.weight.double().numpy(), damped((about.T @ about).numpy()))
-    found = round_product(product, Seen.of(x)).weight
+    found = round_product(product, ActivationStats.of(x)).weight
     assert found.dtype == torch.float32
     different = np.abs(found.double().numpy() - expected) > 1e-3 * np.abs(expected).max() / STEPS
     assert different.mean() < 0.02, "what lies between two steps may turn with the last digits"
@@ -81,7 +81,9 @@ def test_on_its_steps_and_the_largest_is_the_last(seed, outputs, inputs):
     rng = np.random.default_rng(seed)
     weight = (rng.standard_normal((outputs, inputs)) * 10.0 ** rng.integers(-4, 4, (outputs, 1))).astype(np.float32)
     product = Linear(torch.from_numpy(weight))
-    steps, _ = in_steps(round_product(product, Seen.of(related(seed % 1000, 9, inputs))).weight, product.weight)
+    steps, _ = in_steps(
+        round_product(product, ActivationStats.of(related(seed % 1000, 9, inputs))).weight, product.weight
+    )
     torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-4)
     assert steps.round().abs().amax(dim=1).tolist() == [STEPS] * outputs
     ends = product.weight.abs() == product.weight.abs().amax(dim=1, keepdim=True)
@@ -91,22 +93,22 @@ def test_on_its_steps_and_the_largest_is_the_last(seed, outputs, inputs):
 def test_what_is_on_its_steps_stays():
     """The file's quantizer, which knows no other rule than the nearest step, gives these very weights."""
     x, product = related(7, 300, 70), Linear(draw(8, 6, 70), draw(9, 6))
-    once = round_product(product, Seen.of(x)).weight
+    once = round_product(product, ActivationStats.of(x)).weight
     torch.testing.assert_close(nearest(once).float(), once, rtol=3e-7, atol=0)
-    again = round_product(Linear(once, product.bias), Seen.of(x)).weight
+    again = round_product(Linear(once, product.bias), ActivationStats.of(x)).weight
     torch.testing.assert_close(again, once, rtol=3e-7, atol=0)
 
 
 def test_channels_that_know_nothing_of_each_other_take_the_nearest_step():
     product = Linear(draw(3, 4, 8), draw(5, 4))
     x = 3.0 * torch.cat([torch.eye(8), -torch.eye(8)])
-    torch.testing.assert_close(round_product(product, Seen.of(x)).weight, nearest(product.weight).float())
+    torch.testing.assert_close(round_product(product, ActivationStats.of(x)).weight, nearest(product.weight).float())
 
 
 def test_a_product_returns_nearer_what_it_did():
     """On vectors that nobody rounded for, too."""
     product, x = Linear(draw(1, 64, 96), draw(2, 64)), related(3, 1000, 96, mean=1.0)
-    seen, fresh = Seen.of(x[:500]), x[500:]
+    seen, fresh = ActivationStats.of(x[:500]), x[500:]
     one = round_product(product, seen)
 
     def error(weight, bias):
@@ -122,10 +124,10 @@ def test_channels_never_seen_and_weights_of_zero():
     x[:, 2] = 0.0
     weight = draw(4, 3, 6)
     weight[1] = 0.0
-    one = round_product(Linear(weight, draw(5, 3)), Seen.of(x))
+    one = round_product(Linear(weight, draw(5, 3)), ActivationStats.of(x))
     assert torch.equal(one.weight[1], torch.zeros(6)) and torch.isfinite(one.weight).all()
     torch.testing.assert_close(one.weight[:, 2].double(), nearest(weight)[:, 2], msg="nothing to make up for")
-    never = round_product(Linear(weight, draw(5, 3)), Seen.of(torch.zeros(4, 6)))
+    never = round_product(Linear(weight, draw(5, 3)), ActivationStats.of(torch.zeros(4, 6)))
     torch.testing.assert_close(never.weight, nearest(weight).float())
 
 
@@ -141,4 +143,4 @@ def test_the_bias_takes_back_the_average_error():
 
 
 def test_no_bias_where_there_is_none():
-    assert round_product(Linear(draw(4, 3, 5)), Seen.of(draw(5, 9, 5))).bias is None
+    assert round_product(Linear(draw(4, 3, 5)), ActivationStats.of(draw(5, 9, 5))).bias is None

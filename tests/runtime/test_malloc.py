@@ -18,7 +18,7 @@ class Library:
 
 def test_the_whole_heap_is_trimmed():
     library = Library()
-    malloc.give_back(lambda name: library)
+    malloc.trim_malloc(lambda name: library)
     assert library.trimmed == [0]
 
 
@@ -32,5 +32,5 @@ def test_another_c_library(found):
             raise found
         return found
 
-    malloc.give_back(load)
+    malloc.trim_malloc(load)
     assert asked == [None]

@@ -125,7 +125,7 @@ class TestOrt:
 
     def test_expose_names_values_inside(self, graph):
         before = graph.read_bytes()
-        with OrtRunner(graph, expose=["middle"]) as runner:
+        with OrtRunner(graph, extra_outputs=["middle"]) as runner:
             found = runner.infer({"x": np.ones((2, 3), np.float32)})
         np.testing.assert_array_equal(found["middle"], np.full((2, 3), 2.0))
         np.testing.assert_array_equal(found["y"], np.full((2, 3), -2.0))
@@ -137,24 +137,24 @@ class TestOrt:
             assert runner.inputs["x"][0] == np.int64
             np.testing.assert_array_equal(runner.infer({"x": np.full((1, 3), 2**40)})["y"], np.full((1, 3), -(2**41)))
 
-    @pytest.mark.parametrize("expose", [(), ("middle",)])
+    @pytest.mark.parametrize("extra_outputs", [(), ("middle",)])
     @pytest.mark.parametrize(
         "content",
         [b"", b"no ONNX at all", b"\x08\x0a" * 40, None, "truncated"],
         ids=["empty", "text", "no graph", "missing", "truncated"],
     )
-    def test_what_is_no_model(self, graph, content, expose):
+    def test_what_is_no_model(self, graph, content, extra_outputs):
         if content is None:
             graph.unlink()
         else:
             graph.write_bytes(graph.read_bytes()[:-40] if content == "truncated" else content)
         with pytest.raises(BundleError, match=r"graph\.onnx cannot be loaded") as caught:
-            OrtRunner(graph, expose=expose)
+            OrtRunner(graph, extra_outputs=extra_outputs)
         assert caught.value.exit_code == 3
 
     def test_a_value_that_is_not_there(self, graph):
         with pytest.raises(BundleError, match=r"graph\.onnx cannot be loaded"):
-            OrtRunner(graph, expose=["assign_00"])
+            OrtRunner(graph, extra_outputs=["assign_00"])
 
     def test_foreign_operator(self, tmp_path):
         path = graph_file(tmp_path / "graph.onnx", operator="MatchTokens", domain="tempme")

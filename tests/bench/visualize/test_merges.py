@@ -268,12 +268,12 @@ class TestTraceVideo:
     def test_a_traced_bundle_is_run_as_it_is(self, traced_bundle, video, monkeypatch):
         seen = []
 
-        class Seen(merges_module.OrtRunner):
-            def __init__(self, path, *, expose):
-                seen.append(tuple(expose))
-                super().__init__(path, expose=expose)
+        class Recording(merges_module.OrtRunner):
+            def __init__(self, path, *, extra_outputs):
+                seen.append(tuple(extra_outputs))
+                super().__init__(path, extra_outputs=extra_outputs)
 
-        monkeypatch.setattr(merges_module, "OrtRunner", Seen)
+        monkeypatch.setattr(merges_module, "OrtRunner", Recording)
         video_merges(open_bundle(traced_bundle), video)
         assert seen == [()]
 
@@ -282,8 +282,8 @@ class TestTraceVideo:
         seen = []
 
         class Masked(merges_module.OrtRunner):
-            def __init__(self, path, *, expose):
-                super().__init__(path, expose=expose)
+            def __init__(self, path, *, extra_outputs):
+                super().__init__(path, extra_outputs=extra_outputs)
                 self.inputs["frame_mask"] = (np.dtype(np.bool_), (None, 4))
 
             def _infer(self, inputs):
