@@ -593,8 +593,8 @@ class _Watched(ReferenceVideo):
 
 @pytest.fixture(scope="session")
 def watched():
-    """`watched(recipe, video, assigns, dtype)`: the oracle that merged by `assigns`, its `feature`, and the `metrics`
-    it would have decided on, each with n_cls and r."""
+    """`watched(recipe, video, assigns, dtype)`: the reference that merged by `assigns`, its `feature`, and the
+    `metrics` it would have decided on, each with n_cls and r."""
     return _Watched
 
 

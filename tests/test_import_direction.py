@@ -51,9 +51,9 @@ KERNEL_CODE = "kernels.jit"  # what runs on a GPU: these modules are triton's, a
 FORBIDDEN = (
     ("runtime", "exporters", "a runtime runs artifacts and knows no exporter"),
     ("parity", "exporters", "parity judges artifacts and knows no exporter"),
-    ("encoder.reference", "encoder.ops", "the oracle stands on definitions alone"),
-    ("encoder.reference", "encoder.model", "the oracle is not checked against itself"),
-    ("encoder.model", "encoder.reference", "the fast encoder is not the oracle"),
+    ("encoder.reference", "encoder.ops", "the reference stands on definitions alone"),
+    ("encoder.reference", "encoder.model", "the reference is not checked against itself"),
+    ("encoder.model", "encoder.reference", "the fast encoder is not the reference"),
     ("encoder.model", "kernels", "ops is the only door between model and kernels"),
 )
 

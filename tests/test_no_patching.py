@@ -20,7 +20,7 @@ LEFT_OUT = ("bench",)
 # File -> the patches that it holds, and why none of the three ways above will do. No number here may grow.
 _FRESH = "what torch does when memory is fresh, a file system full or a process killed cannot be asked for"
 _ENGINE = "TensorRT and a GPU are stood in for at many places; they are to become one object that is passed in"
-_ORACLE = "the oracle itself is spoilt, to see that a comparison with it turns red"
+_REFERENCE = "the reference itself is spoilt, to see that a comparison with it turns red"
 EXCEPTIONS = {
     "conftest.py": (2, "fresh memory holds NaN, so that an output that is not fully written shows"),
     "test_files.py": (2, _FRESH),
@@ -28,7 +28,7 @@ EXCEPTIONS = {
     "acceptance/test_release.py": (2, "a release that is replaced between two steps of opening it"),
     "acceptance/test_threads.py": (2, "what a session of ONNX Runtime was opened with"),
     "encoder/test_ops.py": (1, "what a launcher was called with"),
-    "exporters/test_onnx_trace.py": (1, _ORACLE),
+    "exporters/test_onnx_trace.py": (1, _REFERENCE),
     "exporters/test_pt2.py": (3, "a compiler that crashes, and one that takes two minutes is not called"),
     "exporters/trt/test_plugin_launches.py": (1, "a batch that is many, at every count"),
     "exporters/trt/test_plugins.py": (8, _ENGINE),

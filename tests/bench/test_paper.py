@@ -1,4 +1,4 @@
-"""The table of spec section 9 as oracle values, typed in here so that the code need not hold them."""
+"""The table of spec section 9 as reference values, typed in here so that the code need not hold them."""
 
 import dataclasses
 import itertools

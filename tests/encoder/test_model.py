@@ -1,4 +1,4 @@
-"""The fast encoder against the oracle, and plain CLIP against open_clip itself."""
+"""The fast encoder against the reference, and plain CLIP against open_clip itself."""
 
 import dataclasses
 
@@ -44,7 +44,7 @@ def some_video(recipe, batch, seed=42):
 
 
 @pytest.fixture
-def same_as_oracle(rounding):
+def same_as_reference(rounding):
     """Compares decisions, merged tokens and embeddings of both encoders; returns the fast one's embedding.
 
     In float32 a decision by less than SAFE_GAP may turn with the order of addition, and with it all that follows.
@@ -83,10 +83,10 @@ def text_limit(rounding):
 
 class TestReferenceOutputs:
     @pytest.mark.parametrize("name", [*SMALL, "vit_b32_f12"])
-    def test_video(self, same_as_oracle, golden_case, name):
+    def test_video(self, same_as_reference, golden_case, name):
         case = golden_case(name)
         assert case.video_mask.all()
-        found = same_as_oracle(case.recipe, case.video)
+        found = same_as_reference(case.recipe, case.video)
         assert (one_minus_cosine(found, case.array("video_feat")) <= 1e-8).all()
 
     @pytest.mark.parametrize("name", [*SMALL, "vit_b32_f12"])
@@ -101,9 +101,9 @@ class TestReferenceOutputs:
         torch.testing.assert_close(found.norm(dim=-1), torch.ones(len(found)))
 
     @pytest.mark.parametrize("name", SMALL)
-    def test_float64(self, same_as_oracle, golden_case, name):
+    def test_float64(self, same_as_reference, golden_case, name):
         case = golden_case(name)
-        found = same_as_oracle(case.recipe, case.video.double(), dtype=torch.float64)
+        found = same_as_reference(case.recipe, case.video.double(), dtype=torch.float64)
         expected = unit(case.array("video_feat"))
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
         text = TextEncoder(case.recipe, torch.float64)(case.text_ids.long())
@@ -133,10 +133,12 @@ def letterboxed(video):
 # and be rounded to either side of a step. Float64's last bit is too far below a step for that.
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("tied", [frozen, black, repeated, letterboxed])
-def test_ties_are_decided_as_by_the_oracle(same_as_oracle, golden_case, check_optimal, decided, watched, name, tied):
+def test_ties_are_decided_as_by_the_reference(
+    same_as_reference, golden_case, check_optimal, decided, watched, name, tied
+):
     case = golden_case(name)
     video, trace, merges = tied(case.video), Trace(), Merges()
-    same_as_oracle(case.recipe, video.double(), dtype=torch.float64)
+    same_as_reference(case.recipe, video.double(), dtype=torch.float64)
     expected = unit(ReferenceVideo(case.recipe, torch.float64).video_feature(video, None, trace))
     assigns = [step.assign for step in trace.steps]
     found = decided(VideoEncoder(case.recipe), assigns).encode(video, None, merges)
@@ -148,10 +150,10 @@ def test_ties_are_decided_as_by_the_oracle(same_as_oracle, golden_case, check_op
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
 @pytest.mark.parametrize("name", ["tiny_default", "tiny_schedule"])
-def test_batches(same_as_oracle, video_limit, golden_case, name, batch):
+def test_batches(same_as_reference, video_limit, golden_case, name, batch):
     recipe = golden_case(name).recipe
     video = some_video(recipe, batch, seed=43)  # 42 draws a near tie
-    found = same_as_oracle(recipe, video)
+    found = same_as_reference(recipe, video)
     encoder = VideoEncoder(recipe)
     for i in range(batch):
         alone = encoder(video[i : i + 1])
@@ -173,10 +175,10 @@ def test_neighbours_in_a_batch_do_not_matter(video_limit, tiny_recipe):
 
 class TestPolicies:
     @pytest.mark.parametrize("activation", ["quickgelu", "gelu"])
-    def test_activations(self, same_as_oracle, text_limit, tiny_recipe, activation):
+    def test_activations(self, same_as_reference, text_limit, tiny_recipe, activation):
         recipe = with_activation(tiny_recipe, activation)
         video = some_video(recipe, 2)
-        found = same_as_oracle(recipe, video)
+        found = same_as_reference(recipe, video)
         ids = torch.randint(1, 600, (2, 32), generator=torch.Generator().manual_seed(42))
         text = TextEncoder(recipe)(ids)
         torch.testing.assert_close(text, ReferenceText(recipe)(ids), rtol=0, atol=text_limit(recipe))
@@ -185,10 +187,10 @@ class TestPolicies:
         assert (one_minus_cosine(TextEncoder(other)(ids), text) > 1e-6).all()
 
     @pytest.mark.parametrize("merge", [NONE, TOME, dataclasses.replace(TOME, size_bias=False)])
-    def test_without_clip_layers(self, same_as_oracle, tiny_recipe, merge):
+    def test_without_clip_layers(self, same_as_reference, tiny_recipe, merge):
         recipe = without_clip_positions(tiny_recipe, merge)
         video = some_video(recipe, 2)
-        whole = same_as_oracle(recipe, video)
+        whole = same_as_reference(recipe, video)
         frames = VideoEncoder(dataclasses.replace(recipe, plan=dataclasses.replace(recipe.plan, frames=1)))
         each = frames(video.flatten(0, 1)[:, None]).unflatten(0, (2, 12))
         assert (one_minus_cosine(each.mean(dim=1), whole) <= 1e-6).all(), "frames stay apart"
@@ -204,33 +206,33 @@ class TestPolicies:
             {"cross_percent": 100, "intra_percent": 100},
         ],
     )
-    def test_other_settings(self, same_as_oracle, tiny_recipe, changes):
+    def test_other_settings(self, same_as_reference, tiny_recipe, changes):
         merge = dataclasses.replace(tiny_recipe.profile.merge, **changes)
         profile = dataclasses.replace(tiny_recipe.profile, merge=merge)
         recipe = prepare(tiny_recipe.checkpoint, profile)
-        same_as_oracle(recipe, some_video(recipe, 2))
+        same_as_reference(recipe, some_video(recipe, 2))
 
     @pytest.mark.parametrize("factors", [(12,), (3, 4), (3, 2)])
-    def test_other_joins_of_plain_clip(self, same_as_oracle, tiny_recipe, factors):
+    def test_other_joins_of_plain_clip(self, same_as_reference, tiny_recipe, factors):
         tensors = {n: t for n, t in tiny_recipe.checkpoint.tensors.items() if "TVPt" not in n}
         merge = MergePolicy(1, (4, 9)[: len(factors)], factors, 30, 20)
         profile = dataclasses.replace(tiny_recipe.profile, merge=merge)
         recipe = prepare(from_state_dict(tensors, "plain"), profile)
-        same_as_oracle(recipe, some_video(recipe, 2))
+        same_as_reference(recipe, some_video(recipe, 2))
 
-    def test_joins_without_clip_positions(self, same_as_oracle, tiny_recipe):
+    def test_joins_without_clip_positions(self, same_as_reference, tiny_recipe):
         merge = MergePolicy(1, (0, 5), (2, 3), 30, 20, clip_position=False)
         recipe = without_clip_positions(tiny_recipe, merge)
-        same_as_oracle(recipe, some_video(recipe, 2))
+        same_as_reference(recipe, some_video(recipe, 2))
 
 
 class TestFrameMask:
-    def test_masks(self, same_as_oracle, video_limit, tiny_recipe):
+    def test_masks(self, same_as_reference, video_limit, tiny_recipe):
         video = some_video(tiny_recipe, 4)
         torch.manual_seed(1)
         mask = torch.rand(4, 12) < 0.5
         mask[0], mask[1] = True, False
-        found = same_as_oracle(tiny_recipe, video, mask)
+        found = same_as_reference(tiny_recipe, video, mask)
         assert not found[1].any() and found.isfinite().all()
         torch.testing.assert_close(found[0], VideoEncoder(tiny_recipe)(video)[0], rtol=0, atol=video_limit(tiny_recipe))
 

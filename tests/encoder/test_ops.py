@@ -140,7 +140,7 @@ class EveryOperator(torch.nn.Module):
 
 @every_dtype
 @pytest.mark.parametrize("n_cls", [1, 2])
-def test_they_are_what_the_oracle_is(same_but_for_rounding, dtype, n_cls):
+def test_they_are_what_the_reference_is(same_but_for_rounding, dtype, n_cls):
     given = inputs(dtype, n_cls=n_cls)
     assign = ops.match_tokens(given.x, n_cls, 5)
     equal(assign, given.assign)

@@ -1,4 +1,4 @@
-"""The oracle encoder against outputs of the original implementation, and on videos full of ties."""
+"""The reference encoder against outputs of the original implementation, and on videos full of ties."""
 
 import dataclasses
 
@@ -147,7 +147,7 @@ def test_tokens_are_compared_somewhere(golden_case):
 
 
 def with_rules(match=match_tokens_ref, merge=merge_tokens_ref):
-    """The oracle with other definitions of a match or a merge."""
+    """The reference with other definitions of a match or a merge."""
 
     class Changed(ReferenceVideo):
         def _merge(self, x, size, metric, plan, kind, trace):
@@ -160,8 +160,8 @@ def with_rules(match=match_tokens_ref, merge=merge_tokens_ref):
 class TestOneWrongRule:
     """Each moves the video feature by far more than the bounds: the tests above would fail."""
 
-    def moves(self, case, recipe=None, oracle=ReferenceVideo):
-        feature = oracle(recipe or case.recipe, torch.float64).video_feature(case.video, case.video_mask)
+    def moves(self, case, recipe=None, reference=ReferenceVideo):
+        feature = reference(recipe or case.recipe, torch.float64).video_feature(case.video, case.video_mask)
         moved = one_minus_cosine(feature, case.array("video_feat"))
         assert (moved >= 1.6e-3).all()
 
@@ -177,8 +177,8 @@ class TestOneWrongRule:
 
     def test_the_right_rules_move_nothing(self, case):
         found, expected = (
-            oracle(case.recipe, torch.float64).video_feature(case.video, case.video_mask)
-            for oracle in (with_rules(), ReferenceVideo)
+            reference(case.recipe, torch.float64).video_feature(case.video, case.video_mask)
+            for reference in (with_rules(), ReferenceVideo)
         )
         assert torch.equal(found, expected)
 
@@ -187,7 +187,7 @@ class TestOneWrongRule:
             one_more = torch.cat([metric[:, :1], metric], dim=1)
             return match_tokens_ref(one_more, n_cls + 1, r)[:, 1:] - 1
 
-        self.moves(case, oracle=with_rules(match=shifted))
+        self.moves(case, reference=with_rules(match=shifted))
 
     def test_order_of_the_kept_tokens(self, case):
         def b_first(metric, n_cls, r):
@@ -197,14 +197,14 @@ class TestOneWrongRule:
             patches, n_out = assign[:, n_cls:] - n_cls, n_tokens - r - n_cls
             return torch.cat([assign[:, :n_cls], n_cls + (patches + n_b) % n_out], dim=1).int()
 
-        self.moves(case, oracle=with_rules(match=b_first))
+        self.moves(case, reference=with_rules(match=b_first))
 
     def test_unweighted_average(self, case):
         def unweighted(x, size, assign, n_out):
             merged, _ = merge_tokens_ref(x, torch.ones_like(size), assign, n_out)
             return merged, merge_tokens_ref(x, size, assign, n_out)[1]
 
-        self.moves(case, oracle=with_rules(merge=unweighted))
+        self.moves(case, reference=with_rules(merge=unweighted))
 
     @pytest.mark.parametrize("third", [0, 1, 2], ids=["q", "k", "v"])
     def test_lora_missing_on_one_of(self, case, third):

@@ -32,7 +32,7 @@ def recipe(mini_checkpoint, mini_profile):
 
 
 @pytest.fixture(scope="module")
-def oracle(recipe, noise):
+def reference(recipe, noise):
     """(video [5, E], text [3, E]) of `noise` and `TEXTS`, each encoded alone."""
     preprocess, video, text = preprocess_for(recipe), ReferenceVideo(recipe), ReferenceText(recipe)
     ids = torch.from_numpy(Tokenizer("tempme-mini", 24)(TEXTS))
@@ -61,24 +61,24 @@ class TestEmbeddings:
         assert encoder.name in ("mini.pth", "mini.tempme") and encoder.device == "cpu"
         assert len(encoder.fingerprint) == 64
 
-    def test_videos(self, encoder, oracle, noise):
-        expected = oracle[0]
+    def test_videos(self, encoder, reference, noise):
+        expected = reference[0]
         assert cosine_distance(expected[:1], expected[1:2]) > 1e-4, "an order mixed up would show"
         assert_near(expected, encoder.encode_frames(noise))
         assert_near(expected[2:3], encoder.encode_frames(noise[2:3]))
 
-    def test_texts(self, encoder, oracle):
-        assert cosine_distance(oracle[1][:1], oracle[1][1:2]) > 1e-4
-        assert_near(oracle[1], encoder.encode_text(TEXTS))
-        assert_near(oracle[1][1:], encoder.encode_text(tuple(TEXTS[1:])))
+    def test_texts(self, encoder, reference):
+        assert cosine_distance(reference[1][:1], reference[1][1:2]) > 1e-4
+        assert_near(reference[1], encoder.encode_text(TEXTS))
+        assert_near(reference[1][1:], encoder.encode_text(tuple(TEXTS[1:])))
 
     def test_nothing(self, encoder):
         for found in (encoder.encode_frames(np.zeros((0, 8, 64, 64, 3), np.uint8)), encoder.encode_text([])):
             assert found.shape == (0, 128) and found.dtype == np.float32
 
-    def test_texts_come_in_batches(self, encoder, oracle):
+    def test_texts_come_in_batches(self, encoder, reference):
         """300 are more than one call takes."""
-        assert_near(np.tile(oracle[1], (100, 1)), encoder.encode_text(TEXTS * 100))
+        assert_near(np.tile(reference[1], (100, 1)), encoder.encode_text(TEXTS * 100))
 
     @pytest.mark.parametrize(
         ("make", "words"),

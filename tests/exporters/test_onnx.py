@@ -181,7 +181,7 @@ def run_openvino(path, inputs, names):
 RUN = {"ort": run_ort, "reference": run_reference, "openvino": run_openvino}
 
 
-def oracle_video(recipe, frames, mask=None):
+def reference_video(recipe, frames, mask=None):
     trace = Trace()
     video = ReferenceVideo(recipe)
     mask = None if mask is None else torch.from_numpy(mask)
@@ -190,8 +190,8 @@ def oracle_video(recipe, frames, mask=None):
 
 
 def assert_same_video(recipe, engine, path, frames, mask=None):
-    """Every decision and the embedding are the oracle's; returns the embedding."""
-    expected, trace = oracle_video(recipe, frames, mask)
+    """Every decision and the embedding are the reference's; returns the embedding."""
+    expected, trace = reference_video(recipe, frames, mask)
     assert all(float(step.gap.min()) >= SAFE_GAP for step in trace.steps), "the seed drew an unsafe decision"
     merges = recipe.plan.merges
     assert len(trace.steps) == len(merges)
@@ -286,26 +286,26 @@ def test_no_merge_leaves_no_merge_nodes(video_file):
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_video_equals_the_oracle(engine, batch, video_file, recipe_of, clips_of):
+def test_video_equals_the_reference(engine, batch, video_file, recipe_of, clips_of):
     frames = clips_of(BASE)[np.arange(batch)[::-1] % len(CLIPS)]
     assert_same_video(recipe_of(BASE), engine, video_file(BASE), frames)
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name not in ("base", "frame-mask")])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_variant_equals_the_oracle(engine, name, video_file, recipe_of, clips_of):
+def test_variant_equals_the_reference(engine, name, video_file, recipe_of, clips_of):
     variant = VARIANTS[name]
     for batch in (1, 3):
         assert_same_video(recipe_of(variant), engine, video_file(variant), clips_of(variant)[:batch])
 
 
 def test_variants_differ_from_each_other(recipe_of, clips_of):
-    """The comparisons above would pass a graph without the setting only if the oracle ignored it too."""
+    """The comparisons above would pass a graph without the setting only if the reference ignored it too."""
     plain, gelu, joined = (VARIANTS[name] for name in ("opset-20", "gelu", "joined-unmerged"))
     frames = clips_of(plain)[:1]
-    base = oracle_video(recipe_of(plain), frames)[0]
+    base = reference_video(recipe_of(plain), frames)[0]
     for variant in (gelu, joined):
-        assert cosine_distance(base, oracle_video(recipe_of(variant), frames)[0]) > 5e-6
+        assert cosine_distance(base, reference_video(recipe_of(variant), frames)[0]) > 5e-6
 
 
 @pytest.mark.parametrize("kind", ["static", "black", "repeated"])
@@ -353,12 +353,12 @@ def test_all_frames_masked_in_is_the_graph_without_mask(video_file, recipe_of, c
     found = run_ort(
         video_file(MASKED), {"frames": frames, "frame_mask": np.ones((2, 6), np.bool_)}, ["video_embedding"]
     )
-    assert cosine_distance(oracle_video(recipe_of(MASKED), frames)[0], found["video_embedding"]) <= 1e-6
+    assert cosine_distance(reference_video(recipe_of(MASKED), frames)[0], found["video_embedding"]) <= 1e-6
 
 
 @pytest.mark.parametrize("name", ["base", "opset-20", "opset-23", "gelu"])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_text_equals_the_oracle(engine, name, text_file, recipe_of):
+def test_text_equals_the_reference(engine, name, text_file, recipe_of):
     variant = VARIANTS[name]
     recipe = recipe_of(variant)
     ids = draw_token_ids(recipe, seed=11)
@@ -435,7 +435,7 @@ def test_low_precision_is_within_its_tolerance(precision, engine, video_file, te
     text = RUN[engine](text_file(LOW[precision]), {"token_ids": ids}, ["text_embedding"])["text_embedding"]
     assert video.dtype == text.dtype == np.float32
     expected_text = ReferenceText(recipe)(torch.from_numpy(ids)).numpy()
-    expected = oracle_video(recipe, frames)[0]
+    expected = reference_video(recipe, frames)[0]
     checks = embedding_checks("video", expected, video, tolerance, expected_text)
     checks += embedding_checks("text", expected_text, text, tolerance)
     assert len(checks) == 3

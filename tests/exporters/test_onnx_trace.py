@@ -99,7 +99,7 @@ def described(value):
 
 
 def expected_outputs(recipe, frames):
-    """The oracle's embedding and assignments for float32 frames [B, F, 3, S, S]."""
+    """The reference's embedding and assignments for float32 frames [B, F, 3, S, S]."""
     trace = Trace()
     feature = ReferenceVideo(recipe).video_feature(torch.from_numpy(frames), trace=trace)
     assert all(float(step.gap.min()) >= SAFE_GAP for step in trace.steps), "the seed drew an unsafe decision"
@@ -158,7 +158,7 @@ def test_nothing_else_of_the_graph_changes(file_of):
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("variant", AXES, ids=IDS.get)
 @pytest.mark.parametrize("engine", RUN)
-def test_the_outputs_are_the_oracles(engine, variant, batch, file_of, recipe_of):
+def test_the_outputs_are_the_references(engine, variant, batch, file_of, recipe_of):
     recipe = recipe_of(variant)
     preprocess = preprocess_for(recipe)
     clips = [draw_clip("moving", variant.frames, preprocess.size, seed) for seed in range(batch)]

@@ -1,4 +1,4 @@
-"""Function bodies of the plugin nodes: what four runtimes compute with them, against the oracle."""
+"""Function bodies of the plugin nodes: what four runtimes compute with them, against the reference."""
 
 import functools
 
@@ -115,7 +115,7 @@ def metric_of(rows, n_tokens, width, seed, dtype=torch.float32):
 
 @pytest.mark.parametrize(("n_tokens", "n_cls", "r"), SETS)
 @pytest.mark.parametrize("engine", RUN)
-def test_match_keys_decides_as_the_oracle(engine, n_tokens, n_cls, r):
+def test_match_keys_decides_as_the_reference(engine, n_tokens, n_cls, r):
     keys = metric_of(4, n_tokens, 3 * 8, seed=1)
     tokens = Tokens(4, n_tokens, 3 * 8)
     proto = graph_of(("keys", n_tokens), lambda: plugin_nodes.match_keys(tokens, 3, n_cls, r))
@@ -148,7 +148,7 @@ def joined(x, factor, cls_in):
 
 @pytest.mark.parametrize(("factor", "n_cls", "r"), [(2, 2, 5), (3, 6, 7), (1, 1, 2)])
 @pytest.mark.parametrize("engine", RUN)
-def test_split_clips_and_match_rows_decide_as_the_oracle(engine, factor, n_cls, r):
+def test_split_clips_and_match_rows_decide_as_the_reference(engine, factor, n_cls, r):
     x = metric_of(3 * factor, 9, 16, seed=3)
     delta = metric_of(3 * factor, 9, 16, seed=4)
     tokens = Tokens(3 * factor, 9, 16, factor)
@@ -170,7 +170,7 @@ def test_split_clips_and_match_rows_decide_as_the_oracle(engine, factor, n_cls, 
 
 @pytest.mark.parametrize("path", ["resident", "streamed", "clips"])
 @pytest.mark.parametrize(("precision", "engine"), [("fp16", "ort"), ("fp16", "openvino"), ("bf16", "reference")])
-def test_low_precision_decides_as_the_oracle_of_the_rounded_metric(precision, engine, path):
+def test_low_precision_decides_as_the_reference_of_the_rounded_metric(precision, engine, path):
     dtype = PRECISIONS[precision][1]
     n_tokens = 261 if path == "streamed" else 12
     x = metric_of(4, n_tokens, 16, seed=5, dtype=dtype)
@@ -269,7 +269,7 @@ def merge_case(factor, n_cls, r, positions, dtype, seed=6):
 @pytest.mark.parametrize("kept", ["some", "none"])
 @pytest.mark.parametrize("op_type", MERGES)
 @pytest.mark.parametrize("engine", RUN)
-def test_merge_norm_is_the_oracles_merge(engine, op_type, kept):
+def test_merge_norm_is_the_references_merge(engine, op_type, kept):
     factor, sized, positions = MERGES[op_type]
     n_cls = factor
     n_a = (9 * factor + 1) // 2 - (n_cls + 1) // 2

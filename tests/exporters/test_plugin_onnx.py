@@ -160,7 +160,7 @@ RUN = {
 }
 
 
-def oracle_video(recipe, frames, mask=None):
+def reference_video(recipe, frames, mask=None):
     trace = Trace()
     mask = None if mask is None else torch.from_numpy(mask)
     feature = ReferenceVideo(recipe).video_feature(torch.from_numpy(frames), mask, trace)
@@ -168,8 +168,8 @@ def oracle_video(recipe, frames, mask=None):
 
 
 def assert_same_video(recipe, engine, path, frames, mask=None):
-    """Every decision, every merged token and the embedding are the oracle's; returns the embedding."""
-    expected, trace = oracle_video(recipe, frames, mask)
+    """Every decision, every merged token and the embedding are the reference's; returns the embedding."""
+    expected, trace = reference_video(recipe, frames, mask)
     assert all(float(step.gap.min()) >= SAFE_GAP for step in trace.steps), "the seed drew an unsafe decision"
     merges = recipe.plan.merges
     assert len(trace.steps) == len(merges) > 0
@@ -188,7 +188,7 @@ def assert_same_video(recipe, engine, path, frames, mask=None):
 
 
 @pytest.mark.parametrize("case", GOLDEN)
-def test_reference_cases_equal_the_oracle(case, golden_case, tmp_path):
+def test_reference_cases_equal_the_reference(case, golden_case, tmp_path):
     golden = golden_case(case)
     path = tmp_path / "video.plugin.onnx"
     export_plugin_video(golden.recipe, path)
@@ -199,7 +199,7 @@ def test_reference_cases_equal_the_oracle(case, golden_case, tmp_path):
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("engine", RUN)
-def test_variant_equals_the_oracle(engine, name, file_of, recipe_of, clips_of):
+def test_variant_equals_the_reference(engine, name, file_of, recipe_of, clips_of):
     variant = VARIANTS[name]
     for batch in (1, 3):
         mask = np.ones((batch, variant.frames), np.bool_) if variant.frame_mask else None
@@ -235,7 +235,7 @@ def test_low_precision_is_within_its_tolerance(precision, engine, file_of, recip
     recipe, frames = recipe_of(variant), clips_of(variant)
     found = RUN[engine](file_of(variant), {"frames": frames}, ["video_embedding"])["video_embedding"]
     assert found.dtype == np.float32
-    expected, _ = oracle_video(recipe, frames)
+    expected, _ = reference_video(recipe, frames)
     text = ReferenceText(recipe)(torch.from_numpy(draw_token_ids(recipe, seed=11))).numpy()
     checks = embedding_checks("video", expected, found, TOLERANCES[precision], text)
     assert checks and [check for check in checks if not check.passed] == []

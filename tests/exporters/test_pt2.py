@@ -72,7 +72,7 @@ class TestPackage:
         assert b"#pragma omp parallel" in source
         assert b"num_threads(" not in source
 
-    def test_mask_and_batches_agree_with_the_oracle(self, package, recipe):
+    def test_mask_and_batches_agree_with_the_reference(self, package, recipe):
         """Batch 1 although tracing takes ones for constants, and 5 videos in two parts."""
         generator = torch.Generator().manual_seed(3)
         frames = torch.randn(5, 6, 3, 48, 48, generator=generator)
@@ -103,7 +103,7 @@ class TestPackage:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 class TestCuda:
-    """The kernels are compiled in: a process that never saw this package computes what the oracle does."""
+    """The kernels are compiled in: a process that never saw this package computes what the reference does."""
 
     @pytest.mark.parametrize(("precision", "within"), [("fp32", 1e-6), ("bf16", 5e-3)])
     def test_runs_without_this_package(self, recipe, tmp_path, precision, within):
@@ -126,7 +126,7 @@ class TestCuda:
         for batch, found in enumerate(torch.load(tmp_path / "found.pt"), start=1):
             assert cosine_distance(expected[:batch], found.numpy()) <= within
 
-    def test_decisions_are_the_oracles(self, recipe, tmp_path):
+    def test_decisions_are_the_references(self, recipe, tmp_path):
         pt2.export_video(recipe, tmp_path / "video.pt2", device="cuda", frame_mask=True)
         frames = torch.randn(4, 6, 3, 48, 48, generator=torch.Generator().manual_seed(3))
         trace = Trace()

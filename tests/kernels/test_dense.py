@@ -1,4 +1,4 @@
-"""The CPU and ONNX body against the definition, the oracle, and what any correct merge keeps."""
+"""The CPU and ONNX body against the definition, the reference, and what any correct merge keeps."""
 
 import pytest
 import torch
@@ -66,7 +66,7 @@ class TestMatch:
         check_optimal(metric, assign, n_cls, r)
 
     @every_case
-    def test_the_decisions_of_the_oracle(self, n_tokens, width, n_cls, r):
+    def test_the_decisions_of_the_reference(self, n_tokens, width, n_cls, r):
         torch.manual_seed(42)
         metric = torch.randn(8, n_tokens, width)
         clear = decision_gap_ref(metric, n_cls, r) > 4 * 2**-20
@@ -114,7 +114,7 @@ class TestMatch:
     @pytest.mark.parametrize("width", [64, 768, 1024, 1280])
     @pytest.mark.parametrize("frames", [2, 3])
     @pytest.mark.parametrize("outlier", [1.0, 60.0, 200.0])
-    def test_frozen_frames_follow_the_oracle(self, width, frames, patches, outlier):
+    def test_frozen_frames_follow_the_reference(self, width, frames, patches, outlier):
         torch.manual_seed(42)
         frame = torch.randn(20, patches, width)
         frame[..., 5] *= outlier
@@ -132,7 +132,7 @@ class TestMatch:
     @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 0.0])
     @pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
     @pytest.mark.parametrize("n_cls", [1, 4])
-    def test_broken_tokens_stay_in_bounds_and_follow_the_oracle(self, check_assign, value, share, n_cls):
+    def test_broken_tokens_stay_in_bounds_and_follow_the_reference(self, check_assign, value, share, n_cls):
         torch.manual_seed(42)
         # Well apart in the plane, so that nothing but the broken tokens is in question.
         angle = torch.rand(6, 24, 1) * 6.28
@@ -237,7 +237,7 @@ class TestMerge:
 
     @settings(max_examples=100, deadline=None)
     @given(data=st.data(), seed=st.integers(0, 2**32 - 1), sized=st.booleans())
-    def test_ties_merge_like_the_oracle(self, tied_cases, step_error, data, seed, sized):
+    def test_ties_merge_like_the_reference(self, tied_cases, step_error, data, seed, sized):
         case = data.draw(tied_cases())
         generator = torch.Generator().manual_seed(seed)
         assign = match_tokens_ref(case.metric, case.n_cls, case.r)

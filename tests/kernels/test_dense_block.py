@@ -1,4 +1,4 @@
-"""The fused steps' compositions for the CPU and ONNX against the oracle and float64, step by step as the spec tells."""
+"""The fused steps' compositions for the CPU and ONNX against the reference and float64, step by step."""
 
 import pytest
 import torch

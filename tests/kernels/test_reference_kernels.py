@@ -1,4 +1,4 @@
-"""The oracle against the words of the spec, in whole numbers where there are ties."""
+"""The reference against the words of the spec, in whole numbers where there are ties."""
 
 import pytest
 import torch

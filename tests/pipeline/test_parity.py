@@ -262,7 +262,7 @@ def test_merged_tokens_are_compared_only_before_the_first_other_decision(
 
 
 class TestNearTies:
-    """A clip that the oracle itself decides by a rounding may take the other way, and only there."""
+    """A clip that the reference itself decides by a rounding may take the other way, and only there."""
 
     @pytest.fixture
     def fragile(self, small_selftest):
@@ -303,7 +303,7 @@ class TestNearTies:
         assert failures(checks) == ["decisions changed"]
 
     def test_its_embedding_has_a_limit_too(self, fragile, small_recipe, preprocess, honest):
-        """A strict one while its decisions are the oracle's, a wider one once it has turned."""
+        """A strict one while its decisions are the reference's, a wider one once it has turned."""
 
         def answer(inputs):
             found = honest(inputs)

@@ -37,8 +37,8 @@ def model(small_bundle):
 
 
 @pytest.fixture(scope="module")
-def oracle(small_recipe):
-    """uint8 [F, H, W, 3] -> unit embedding, by the oracle."""
+def reference(small_recipe):
+    """uint8 [F, H, W, 3] -> unit embedding, by the reference."""
     video, preprocess = ReferenceVideo(small_recipe), preprocess_for(small_recipe)
 
     def encode(frames):
@@ -73,26 +73,26 @@ def assert_same(expected, found):
 
 class TestVideo:
     @pytest.mark.parametrize("which", [0, 1], ids=["mp4", "avi"])
-    def test_file(self, model, oracle, videos, which):
-        expected = oracle(read_frames(videos[which], 4))
+    def test_file(self, model, reference, videos, which):
+        expected = reference(read_frames(videos[which], 4))
         for path in (videos[which], str(videos[which])):
             found = model.encode_video(path)
             assert found.shape == (32,)
             assert_same(expected, found)
 
-    def test_pictures_arrays_and_tensors(self, model, oracle, frames):
-        expected = oracle(frames)
+    def test_pictures_arrays_and_tensors(self, model, reference, frames):
+        expected = reference(frames)
         pictures = [Image.fromarray(frame) for frame in frames]
         for video in (frames, frames.copy(order="F"), torch.from_numpy(frames), pictures, tuple(pictures)):
             found = model.encode_video(video)
             assert found.shape == (32,)
             assert_same(expected, found)
 
-    def test_grey_pictures_are_taken_as_rgb(self, model, oracle, frames):
+    def test_grey_pictures_are_taken_as_rgb(self, model, reference, frames):
         grey = [Image.fromarray(frame).convert("L") for frame in frames]
-        assert_same(oracle(np.stack([np.asarray(g.convert("RGB")) for g in grey])), model.encode_video(grey))
+        assert_same(reference(np.stack([np.asarray(g.convert("RGB")) for g in grey])), model.encode_video(grey))
 
-    def test_a_mixed_list_keeps_its_order(self, model, oracle, frames, videos):
+    def test_a_mixed_list_keeps_its_order(self, model, reference, frames, videos):
         """Five videos of four kinds, in two batches of the profile's usual size, three."""
         other = frames[::-1].copy()
         kinds = [
@@ -106,7 +106,7 @@ class TestVideo:
         found = model.encode_video(kinds)
         assert found.shape == (5, 32)
         pixels = [read_frames(videos[0], 4), frames, other, other, read_frames(videos[1], 4)]
-        assert_same(np.stack([oracle(p) for p in pixels]), found)
+        assert_same(np.stack([reference(p) for p in pixels]), found)
         assert cosine_distance(found[:1], found[1:2]) > 1e-4
 
     def test_a_list_of_one_stays_a_list(self, model, frames):
@@ -117,10 +117,10 @@ class TestVideo:
         found = model.encode_video([])
         assert found.shape == (0, 32) and found.dtype == np.float32
 
-    def test_frames_of_one_colour(self, model, oracle):
+    def test_frames_of_one_colour(self, model, reference):
         for value in (0, 255):
             frames = np.full((4, 50, 50, 3), value, np.uint8)
-            assert_same(oracle(frames), model.encode_video(frames))
+            assert_same(reference(frames), model.encode_video(frames))
 
     @pytest.mark.parametrize(
         ("make", "message"),
@@ -170,10 +170,10 @@ def masked_bundle(small_bundle, small_checkpoint, small_profile, tmp_path_factor
     return out
 
 
-def test_bundle_with_frame_mask(masked_bundle, oracle, frames):
+def test_bundle_with_frame_mask(masked_bundle, reference, frames):
     with tempme_export.load(masked_bundle) as model:
         assert model.bundle.manifest["frame_mask"] is True
-        assert_same(oracle(frames), model.encode_video(frames))
+        assert_same(reference(frames), model.encode_video(frames))
     assert [report.status for report in tempme_export.verify(masked_bundle)] == ["passed", "passed"]
 
 
@@ -260,7 +260,7 @@ class TestText:
         with tempme_export.load(worded[0]) as model:
             yield model
 
-    def test_equal_to_the_oracle_on_clips_own_tokens(self, speaking, worded):
+    def test_equal_to_the_reference_on_clips_own_tokens(self, speaking, worded):
         ids = Tokenizer("ViT-B-32-quickgelu", 32)(list(self.TEXTS))
         assert ids.shape == (4, 32) and ids.max() == 49407
         expected = ReferenceText(worded[1])(torch.from_numpy(ids)).numpy()

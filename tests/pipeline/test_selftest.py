@@ -74,7 +74,7 @@ def test_token_ids_of_the_shortest_text(small_recipe):
     assert ids.tolist() == [[small_recipe.backbone.vocab - 2, small_recipe.backbone.vocab - 1]] * TEXTS
 
 
-def test_outputs_are_the_oracles(small_recipe, small_selftest):
+def test_outputs_are_the_references(small_recipe, small_selftest):
     """Clip by clip in another batch, and in float64: no hidden dependence on how it was drawn."""
     test, preprocess = small_selftest, preprocess_for(small_recipe)
     frames = torch.from_numpy(np.stack([preprocess(clip) for clip in test.clips]))

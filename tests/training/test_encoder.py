@@ -1,4 +1,4 @@
-"""The differentiable encoder equals the oracle, trains what it should and writes checkpoints that load."""
+"""The differentiable encoder equals the reference, trains what it should and writes checkpoints that load."""
 
 import dataclasses
 import functools
@@ -61,7 +61,7 @@ def reloaded(model, recipe):
 
 
 @pytest.mark.parametrize("tune", TUNES)
-def test_equals_the_oracle(recipe, inputs, close, tune):
+def test_equals_the_reference(recipe, inputs, close, tune):
     model = away_from_the_start(TrainableModel(recipe, tune))
     trained = reloaded(model, recipe)
     with torch.no_grad():
@@ -130,8 +130,8 @@ def test_the_temperature_trains_where_asked(recipe, tune):
     assert model.counts() == {**kept, "temperature": 1} and "temperature" not in kept
 
 
-class OracleBlock(VideoBlock):
-    """With the oracle's gather-and-scatter merge in place of the products."""
+class ReferenceBlock(VideoBlock):
+    """With the reference's gather-and-scatter merge in place of the products."""
 
     def _merge(self, stream, metric, r):
         x, size = stream
@@ -142,7 +142,7 @@ class OracleBlock(VideoBlock):
         return Stream(*merge_tokens_ref(x, size, assign, x.shape[1] - r))
 
 
-def test_gradients_are_the_oracle_merge_s(recipe, inputs):
+def test_gradients_are_the_reference_merge_s(recipe, inputs):
     def gradients(kind=VideoBlock):
         model = away_from_the_start(TrainableModel(recipe, "lora"))
         for block in model.visual.transformer.resblocks:
@@ -150,7 +150,7 @@ def test_gradients_are_the_oracle_merge_s(recipe, inputs):
         model.video(inputs[0])[:, :7].sum().backward()
         return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
-    found, expected = gradients(), gradients(OracleBlock)
+    found, expected = gradients(), gradients(ReferenceBlock)
     assert found.keys() == expected.keys() and found
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")

@@ -1,4 +1,4 @@
-"""The oracle of these tests is the formula of spec section 9, which counts nothing that runs."""
+"""The reference of these tests is the formula of spec section 9, which counts nothing that runs."""
 
 import dataclasses
 

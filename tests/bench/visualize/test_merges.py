@@ -1,4 +1,4 @@
-"""Patches are followed through all merges exactly: an independent composition and the oracle's sizes agree."""
+"""Patches are followed through all merges exactly: an independent composition and the reference's sizes agree."""
 
 from collections import Counter
 from pathlib import Path
@@ -53,7 +53,7 @@ def traced_bundle(recipe, tiny_bundle, tmp_path_factory):
 
 
 def original(recipe, frames):
-    """What the oracle did with uint8 frames [F, S, S, 3]."""
+    """What the reference did with uint8 frames [F, S, S, 3]."""
     trace = Trace()
     pixels = preprocess_for(recipe).normalise(frames)
     ReferenceVideo(recipe).frame_features(torch.from_numpy(pixels[None]), trace)
@@ -109,7 +109,7 @@ def regions(groups):
 
 
 def assert_followed(recipe, frames, grid):
-    """Every stage is the partition by definition, with the oracle's sizes; returns the stages."""
+    """Every stage is the partition by definition, with the reference's sizes; returns the stages."""
     trace, plan = original(recipe, frames), recipe.plan
     stages = merge_stages(assigns_of(trace), plan, grid)
     expected = by_definition(trace, plan)

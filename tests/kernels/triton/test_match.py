@@ -1,4 +1,4 @@
-"""The match kernels against the oracle, the definition, and what any correct match keeps."""
+"""The match kernels against the reference, the definition, and what any correct match keeps."""
 
 import dataclasses
 
@@ -63,7 +63,7 @@ def draw(*shape, dtype=torch.float32, seed=42):
 
 @pytest.fixture(scope="session")
 def check(check_assign, check_optimal):
-    """Asserts that an assignment is one, is optimal, and is the oracle's wherever that is clear; counts the latter."""
+    """Asserts that an assignment is one, is optimal, and is the reference's where that is clear; counts the latter."""
 
     def check(assign, metric, n_cls, r):
         assign, metric = assign.cpu(), metric.cpu()
@@ -83,7 +83,7 @@ class TestTokens:
         check(match.match_tokens(metric.to(device), n_cls, r), metric, n_cls, r)
 
     @pytest.mark.parametrize("width", [64, 80, 768])
-    def test_the_decisions_of_the_oracle(self, device, check, width):
+    def test_the_decisions_of_the_reference(self, device, check, width):
         metric = draw(6, 61, width)
         assert check(match.match_tokens(metric.to(device), 2, 17), metric, 2, 17) >= 5, "these are meant to be clear"
 
@@ -128,7 +128,7 @@ class TestTokens:
         ("width", "frames", "outlier"),
         [(64, 3, 200.0), (768, 2, 1.0), (768, 3, 60.0), (768, 2, 200.0), (1024, 3, 200.0), (1280, 2, 200.0)],
     )
-    def test_frozen_frames_follow_the_oracle(self, device, width, frames, patches, outlier):
+    def test_frozen_frames_follow_the_reference(self, device, width, frames, patches, outlier):
         frame = draw(4, patches, width)
         frame[..., 5] *= outlier
         metric = torch.cat([draw(4, frames, width, seed=7), frame.repeat(1, frames, 1)], dim=1)
@@ -158,7 +158,7 @@ class TestTokens:
     @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 0.0])
     @pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
     @pytest.mark.parametrize("n_cls, config", [(1, None), (4, STREAMED)], ids=["resident", "streamed"])
-    def test_broken_tokens_stay_in_bounds_and_follow_the_oracle(
+    def test_broken_tokens_stay_in_bounds_and_follow_the_reference(
         self, device, check_assign, value, share, n_cls, config
     ):
         # Well apart in the plane, so that nothing but the broken tokens is in question.
@@ -338,7 +338,7 @@ class TestClips:
 
     @pytest.mark.parametrize("factor", [2, 3])
     @pytest.mark.parametrize("outlier", [1.0, 200.0])
-    def test_a_frozen_video_follows_the_oracle(self, device, joined, factor, outlier):
+    def test_a_frozen_video_follows_the_reference(self, device, joined, factor, outlier):
         frame = draw(2, 18, 768)
         frame[..., 5] *= outlier
         x = frame.repeat_interleave(factor, dim=0)

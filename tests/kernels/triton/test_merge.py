@@ -46,8 +46,8 @@ def draw_sizes(*shape, seed=42):
     return torch.randint(1, 60, shape, generator=torch.Generator().manual_seed(seed)).float()
 
 
-def merged_by_oracle(x, size, assign, n_out):
-    """float64 of what the oracle makes of these numbers."""
+def merged_by_reference(x, size, assign, n_out):
+    """float64 of what the reference makes of these numbers."""
     size = torch.ones(x.shape[:2]) if size is None else size
     return merge_tokens_ref(x.double(), size.double(), assign, n_out)
 
@@ -63,7 +63,7 @@ class TestTokens:
         merged, total = merge.merge_tokens(
             x.to(device), size.to(device) if sized else None, assign.to(device), n_cls, r
         )
-        expected, sizes = merged_by_oracle(x, size, assign, n_tokens - r)
+        expected, sizes = merged_by_reference(x, size, assign, n_tokens - r)
         assert merged.dtype == dtype and total.dtype == torch.float32
         equal(total.double(), sizes)
         check_close(merged, expected)
@@ -384,7 +384,7 @@ class TestTiles:
         n_tokens, n_cls, r = 53, 3, 14
         x, size, assign = draw(1, n_tokens, 80), draw_sizes(1, n_tokens), some_assign(1, n_tokens, n_cls, r)
         merged, total = merge.merge_tokens(x.to(device), size.to(device), assign.to(device), n_cls, r, config)
-        expected, sizes = merged_by_oracle(x, size, assign, n_tokens - r)
+        expected, sizes = merged_by_reference(x, size, assign, n_tokens - r)
         check_close(merged, expected)
         equal(total.double(), sizes)
 
@@ -394,7 +394,7 @@ class TestTiles:
         weight, bias = draw(width, seed=7), draw(width, seed=8)
         tensors = [t.to(device) for t in (size, assign, weight, bias)]
         merged, normed, total, _ = merge.merge_norm(x.to(device), None, *tensors[:2], None, *tensors[2:], 1, 1, 7)
-        expected, sizes = merged_by_oracle(x, size, assign, 14)
+        expected, sizes = merged_by_reference(x, size, assign, 14)
         check_close(merged, expected)
         equal(total.double(), sizes)
         check_close(normed, norm_by_definition(merged, weight, bias))

@@ -52,7 +52,7 @@ def draw(*shape, seed=42):
 
 @pytest.fixture
 def check_match(check_assign, check_optimal):
-    """Asserts that one item's assignment is one, is optimal, and is the oracle's if that is clear."""
+    """Asserts that one item's assignment is one, is optimal, and is the reference's if that is clear."""
 
     def check(assign, metric, n_cls, r):
         assign = assign.cpu()
