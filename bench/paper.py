@@ -1,7 +1,7 @@
 """The paper's GFLOPs, counted anew from its settings (spec section 9).
 
 A `Claim` is a figure the paper prints and the settings it belongs to. Its own number is never typed in: it
-comes from `schedule` and `complexity`, the same that every export uses.
+comes from `build_schedule` and `complexity`, the same that every export uses.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from tempme_export.bench.methods.plans import evit_schedule, within_frames
 from tempme_export.encoder.backbone import Backbone, open_clip_backbone
 from tempme_export.encoder.complexity import Complexity, complexity
 from tempme_export.encoder.profile import FROM_CHECKPOINT, Profile
-from tempme_export.encoder.schedule import MergePolicy, Schedule, schedule
+from tempme_export.encoder.schedule import MergePolicy, Schedule, build_schedule
 from tempme_export.errors import ParityError, ProfileError
 
 TOLERANCE = 0.1
@@ -25,7 +25,7 @@ Counter = Callable[[Schedule, Backbone], Complexity]
 
 def merge_plan(claim: "Claim", backbone: Backbone) -> Schedule:
     """Token counts under the claim's merge policy."""
-    return schedule(
+    return build_schedule(
         claim.merge,
         layers=backbone.layers,
         frames=claim.frames,

@@ -11,7 +11,7 @@ from tempme_export.encoder.checkpoint import Checkpoint, expected_shapes
 from tempme_export.encoder.profile import BatchRange, Profile
 from tempme_export.encoder.random_weights import facts_of
 from tempme_export.encoder.recipe import Recipe
-from tempme_export.encoder.schedule import schedule
+from tempme_export.encoder.schedule import build_schedule
 
 
 def claim_profile(claim: Claim) -> Profile:
@@ -32,7 +32,7 @@ def shape_recipe(
     adapter  inner width of adapters, prompts  tokens in each block; None: without
     LoRA is left out: it is folded before anything runs. Raises ProfileError for settings that do not fit.
     """
-    plan = schedule(
+    plan = build_schedule(
         profile.merge, layers=backbone.layers, frames=profile.frames, tokens_per_frame=backbone.tokens_per_frame
     )
     facts = dataclasses.replace(facts_of(backbone, profile), adapter=adapter, prompts=prompts)

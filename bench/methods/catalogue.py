@@ -12,7 +12,7 @@ from tempme_export.bench.paper import CLAIMS, Counter
 from tempme_export.encoder.backbone import Backbone
 from tempme_export.encoder.complexity import complexity
 from tempme_export.encoder.profile import Profile
-from tempme_export.encoder.schedule import MergePolicy, Schedule, schedule
+from tempme_export.encoder.schedule import MergePolicy, Schedule, build_schedule
 from tempme_export.errors import ProfileError, UsageError
 
 ALL = "all"
@@ -104,7 +104,9 @@ def _evit_plan(profile: Profile, backbone: Backbone) -> Schedule:
 
 def policy_plan(merge: MergePolicy, profile: Profile, backbone: Backbone) -> Schedule:
     """Token counts of a merge policy on the profile's frames. Raises ProfileError where it does not fit."""
-    return schedule(merge, layers=backbone.layers, frames=profile.frames, tokens_per_frame=backbone.tokens_per_frame)
+    return build_schedule(
+        merge, layers=backbone.layers, frames=profile.frames, tokens_per_frame=backbone.tokens_per_frame
+    )
 
 
 def _clip_schedule(key: str, label: str) -> Method:

@@ -7,7 +7,7 @@ from tempme_export.bench.paper import CLAIMS
 from tempme_export.bench.scaling import even_factors
 from tempme_export.encoder.backbone import open_clip_backbone
 from tempme_export.encoder.complexity import complexity
-from tempme_export.encoder.schedule import MergePolicy, schedule
+from tempme_export.encoder.schedule import MergePolicy, build_schedule
 from tempme_export.errors import InputError
 
 FRAMES = (8, 12, 16, 24, 32, 48, 64)
@@ -50,7 +50,7 @@ def costs(frames: Sequence[int] = FRAMES) -> list[Cost]:
         claim = claims[f"{label} B/32"]
         backbone = open_clip_backbone(claim.backbone)
         plans = [
-            schedule(
+            build_schedule(
                 _for_frames(claim.merge, count),
                 layers=backbone.layers,
                 frames=count,

@@ -18,7 +18,7 @@ from tempme_export.artifacts.manifest import misfits
 from tempme_export.artifacts.registry import PACKAGE, TEXT_ONNX, VIDEO_ONNX
 from tempme_export.encoder.conventions import Statement
 from tempme_export.encoder.profile import Profile, parse_profile
-from tempme_export.encoder.schedule import Schedule, schedule
+from tempme_export.encoder.schedule import Schedule, build_schedule
 from tempme_export.errors import BundleError, ExportError, ReleaseError
 from tempme_export.files import file_sha256
 from tempme_export.names import printable
@@ -69,7 +69,7 @@ class Bundle:
         """The schedule it was built with."""
         profile, tokens = self.profile, self.manifest["schedule"]["tokens_per_frame"]
         layers = len(self.manifest["schedule"]["blocks"])
-        return schedule(profile.merge, layers=layers, frames=profile.frames, tokens_per_frame=tokens)
+        return build_schedule(profile.merge, layers=layers, frames=profile.frames, tokens_per_frame=tokens)
 
 
 def folder_of(bundle: Bundle) -> Folder:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tempme_export.encoder.backbone import Backbone, open_clip_backbone
 from tempme_export.encoder.complexity import complexity
-from tempme_export.encoder.schedule import MergePolicy, Schedule, schedule
+from tempme_export.encoder.schedule import MergePolicy, Schedule, build_schedule
 from tempme_export.errors import ProfileError, did_you_mean
 
 FROM_CHECKPOINT = "checkpoint"
@@ -51,7 +51,7 @@ class Profile:
                 f"has {backbone.context} positions. Use {backbone.context} or less."
             )
         try:
-            plan = schedule(
+            plan = build_schedule(
                 self.merge,
                 layers=backbone.layers,
                 frames=self.frames,

@@ -129,7 +129,7 @@ def _check_policy(merge: MergePolicy, layers: int, frames: int) -> None:
         clips //= factor
 
 
-def schedule(merge: MergePolicy, *, layers: int, frames: int, tokens_per_frame: int) -> Schedule:
+def build_schedule(merge: MergePolicy, *, layers: int, frames: int, tokens_per_frame: int) -> Schedule:
     """Count clips, tokens and merges of every block.
 
     merge             the policy

@@ -6,7 +6,7 @@ import pytest
 
 from tempme_export.encoder.backbone import open_clip_backbone
 from tempme_export.encoder.complexity import complexity
-from tempme_export.encoder.schedule import MergePolicy, schedule
+from tempme_export.encoder.schedule import MergePolicy, build_schedule
 
 B32, B16 = "ViT-B-32-quickgelu", "ViT-B-16-quickgelu"
 NONE = MergePolicy(0, (), (), 0, 0)
@@ -38,7 +38,7 @@ ROWS = {
 
 def count(backbone, frames, merge):
     backbone = open_clip_backbone(backbone)
-    plan = schedule(merge, layers=backbone.layers, frames=frames, tokens_per_frame=backbone.tokens_per_frame)
+    plan = build_schedule(merge, layers=backbone.layers, frames=frames, tokens_per_frame=backbone.tokens_per_frame)
     return complexity(plan, backbone)
 
 
@@ -70,7 +70,7 @@ def test_parts_by_hand():
     # Two frames of 1 + 4 patches, one block that joins them: 10 tokens, int(10 * 0.3) = 3 merged before
     # attention (7), int(7 * 0.2) = 1 after it (6).
     small = dataclasses.replace(open_clip_backbone(B32), image_size=8, patch=4, width=128, heads=2, layers=1, embed=32)
-    plan = schedule(MergePolicy(0, (0,), (2,), 30, 20), layers=1, frames=2, tokens_per_frame=5)
+    plan = build_schedule(MergePolicy(0, (0,), (2,), 30, 20), layers=1, frames=2, tokens_per_frame=5)
     counted = complexity(plan, small)
     assert counted.patch_convolution == 2 * 4 * 3 * 16 * 128
     assert counted.attention_projections == 4 * 7 * 128 * 128

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from tempme_export.encoder.schedule import MergePolicy, _percent_of, count_a, schedule
+from tempme_export.encoder.schedule import MergePolicy, _percent_of, build_schedule, count_a
 from tempme_export.errors import ProfileError
 
 B32, B16 = 50, 197
@@ -44,7 +44,7 @@ TABLE = {
 @pytest.mark.parametrize("row", TABLE)
 def test_token_table_of_the_original(row):
     (merge, frames, tokens), expected = TABLE[row]
-    plan = schedule(merge, layers=12, frames=frames, tokens_per_frame=tokens)
+    plan = build_schedule(merge, layers=12, frames=frames, tokens_per_frame=tokens)
     assert [(b.clips, b.tokens_attention, b.tokens_mlp) for b in plan.blocks] == expected
     assert [b.index for b in plan.blocks] == list(range(12))
     assert (plan.final_clips, plan.final_tokens) == (expected[-1][0], expected[-1][2])
@@ -54,7 +54,7 @@ def test_token_table_of_the_original(row):
 def test_counts_and_merges_of_the_reference_outputs(golden_settings, name):
     document, profile = golden_settings(name)
     sizes = document["settings"]
-    plan = schedule(
+    plan = build_schedule(
         profile.merge,
         layers=sizes["layers"],
         frames=sizes["max_frames"],
@@ -86,7 +86,7 @@ def test_counts_and_merges_of_the_reference_outputs(golden_settings, name):
 
 def test_clamps_leave_half_of_the_patch_tokens():
     everything = MergePolicy(0, (1,), (3,), 100, 100)
-    plan = schedule(everything, layers=3, frames=3, tokens_per_frame=10)
+    plan = build_schedule(everything, layers=3, frames=3, tokens_per_frame=10)
     first, joined, last = plan.blocks
     assert (first.r_cross, first.r_intra) == (0, 0)
     assert joined.r_cross == 27 // 2 and joined.tokens_attention == 30 - 13
@@ -96,7 +96,7 @@ def test_clamps_leave_half_of_the_patch_tokens():
 
 def test_the_cross_clamp_multiplies_before_it_halves():
     # ((n - c) * m) // 2 with n - c = 5, m = 3 is 7; m * ((n - c) // 2) would be 6.
-    plan = schedule(MergePolicy(0, (0,), (3,), 50, 0), layers=1, frames=3, tokens_per_frame=6)
+    plan = build_schedule(MergePolicy(0, (0,), (3,), 50, 0), layers=1, frames=3, tokens_per_frame=6)
     assert plan.blocks[0].r_cross == 7
 
 
@@ -113,19 +113,19 @@ def test_percentages_are_rounded_as_doubles(percent):
 @pytest.mark.parametrize("percent, tokens, r", [(29, 100, 28), (35, 180, 62), (41, 300, 122)])
 def test_the_schedule_rounds_as_doubles(percent, tokens, r):
     assert r == tokens * percent // 100 - 1
-    cross = schedule(MergePolicy(0, (0,), (2,), percent, 0), layers=1, frames=2, tokens_per_frame=tokens // 2)
+    cross = build_schedule(MergePolicy(0, (0,), (2,), percent, 0), layers=1, frames=2, tokens_per_frame=tokens // 2)
     assert cross.blocks[0].r_cross == r
-    intra = schedule(MergePolicy(0, (0,), (2,), 0, percent), layers=1, frames=2, tokens_per_frame=tokens // 2)
+    intra = build_schedule(MergePolicy(0, (0,), (2,), 0, percent), layers=1, frames=2, tokens_per_frame=tokens // 2)
     assert intra.blocks[0].r_intra == r
 
 
 def test_fractional_percentages():
-    plan = schedule(MergePolicy(0, (0,), (2,), 12.5, 0), layers=1, frames=2, tokens_per_frame=50)
+    plan = build_schedule(MergePolicy(0, (0,), (2,), 12.5, 0), layers=1, frames=2, tokens_per_frame=50)
     assert plan.blocks[0].r_cross == 12
 
 
 def test_a_factor_of_one_joins_nothing_but_ends_the_image_merges():
-    plan = schedule(MergePolicy(1, (1,), (1,), 30, 20), layers=3, frames=2, tokens_per_frame=20)
+    plan = build_schedule(MergePolicy(1, (1,), (1,), 30, 20), layers=3, frames=2, tokens_per_frame=20)
     assert [(b.clips, b.n_cls, b.r_cross, b.r_intra) for b in plan.blocks] == [
         (2, 1, 0, 1),
         (2, 1, 0, int(19 * 0.2)),
@@ -149,17 +149,17 @@ BASE = MergePolicy(1, (1, 2), (2, 2), 30, 10)
     ],
 )
 def test_policies_that_do_not_fit(changes, message):
-    schedule(BASE, layers=3, frames=4, tokens_per_frame=10)
+    build_schedule(BASE, layers=3, frames=4, tokens_per_frame=10)
     with pytest.raises(ProfileError, match=message):
-        schedule(dataclasses.replace(BASE, **changes), layers=3, frames=4, tokens_per_frame=10)
+        build_schedule(dataclasses.replace(BASE, **changes), layers=3, frames=4, tokens_per_frame=10)
 
 
 def test_image_r_is_checked_in_every_block():
     policy = MergePolicy(4, (), (), 0, 0)
-    schedule(policy, layers=2, frames=1, tokens_per_frame=13)
+    build_schedule(policy, layers=2, frames=1, tokens_per_frame=13)
     message = r"in block 2 than there are to merge: 5 tokens, 2 of them in set A\. Use 2 or less"
     with pytest.raises(ProfileError, match=message):
-        schedule(policy, layers=3, frames=1, tokens_per_frame=13)
+        build_schedule(policy, layers=3, frames=1, tokens_per_frame=13)
 
 
 @given(tokens=st.integers(1, 400), n_cls=st.integers(1, 70))
@@ -187,7 +187,7 @@ def test_what_every_schedule_keeps(policy, image_r):
     merge, layers, frames, tokens = policy
     merge = dataclasses.replace(merge, image_r=image_r)
     try:
-        plan = schedule(merge, layers=layers, frames=frames, tokens_per_frame=tokens)
+        plan = build_schedule(merge, layers=layers, frames=frames, tokens_per_frame=tokens)
     except ProfileError as error:
         assert "merge.image_r" in str(error), "the only setting drawn here that may not fit"
         return
@@ -207,5 +207,5 @@ def test_what_every_schedule_keeps(policy, image_r):
 
 
 def test_the_same_settings_without_merging_keep_every_token():
-    plan = schedule(MergePolicy(0, (1, 2), (2, 3), 0, 0), layers=4, frames=6, tokens_per_frame=7)
+    plan = build_schedule(MergePolicy(0, (1, 2), (2, 3), 0, 0), layers=4, frames=6, tokens_per_frame=7)
     assert [b.clips * b.tokens_mlp for b in plan.blocks] == [42] * 4

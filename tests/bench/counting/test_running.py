@@ -11,7 +11,7 @@ from tempme_export.bench.counting.running import COMPILED, count_candidates
 from tempme_export.bench.entries import on_backends, with_methods
 from tempme_export.encoder.checkpoint import expected_shapes
 from tempme_export.encoder.complexity import complexity
-from tempme_export.encoder.schedule import MergePolicy, schedule
+from tempme_export.encoder.schedule import MergePolicy, build_schedule
 from tempme_export.errors import ParityError
 from tempme_export.exporters import onnx
 
@@ -64,7 +64,7 @@ def test_methods_too(case, clip, tmp_path):
 
 @pytest.mark.parametrize("which", range(4), ids=["original", "torch", "ort", "openvino"])
 def test_another_schedule_is_noticed(case, clip, candidates, which):
-    other = schedule(MergePolicy(1, (2, 3), (2, 2), 30, 10), layers=4, frames=4, tokens_per_frame=17)
+    other = build_schedule(MergePolicy(1, (2, 3), (2, 2), 30, 10), layers=4, frames=4, tokens_per_frame=17)
     of = dataclasses.replace(candidates[which].case, schedule=other)
     wrong = dataclasses.replace(candidates[which], case=of)
     with pytest.raises(ParityError, match=r"does not have the tokens of its schedule: block 0"):

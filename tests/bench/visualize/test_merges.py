@@ -15,7 +15,7 @@ from tempme_export.bench.visualize.merges import drawn_blocks, merge_stages, vid
 from tempme_export.encoder.checkpoint import load_checkpoint
 from tempme_export.encoder.recipe import prepare
 from tempme_export.encoder.reference import ReferenceVideo, Trace
-from tempme_export.encoder.schedule import MergePolicy, schedule
+from tempme_export.encoder.schedule import MergePolicy, build_schedule
 from tempme_export.errors import BundleError, InputError, VideoError
 from tempme_export.media.preprocess import preprocess_for
 from tempme_export.media.render import render_clip
@@ -161,7 +161,7 @@ class TestComposition:
 class TestByHand:
     """Two frames of four patches, two blocks; the second joins them."""
 
-    PLAN = schedule(MergePolicy(1, (1,), (2,), 25, 0), layers=2, frames=2, tokens_per_frame=5)
+    PLAN = build_schedule(MergePolicy(1, (1,), (2,), 25, 0), layers=2, frames=2, tokens_per_frame=5)
 
     def test_plan(self):
         assert [(b.tokens_in, b.r_cross, b.tokens_attention, b.r_intra, b.tokens_mlp) for b in self.PLAN.blocks] == [
@@ -184,7 +184,7 @@ class TestByHand:
         np.testing.assert_array_equal(second.groups, [[[3, 3], [2, 5]], [[5, 4], [5, 5]]])
 
     def test_no_merge_at_all(self):
-        plan = schedule(MergePolicy(0, (), (), 0, 0), layers=3, frames=2, tokens_per_frame=5)
+        plan = build_schedule(MergePolicy(0, (), (), 0, 0), layers=3, frames=2, tokens_per_frame=5)
         (stage,) = merge_stages([], plan, 2)
         assert stage.title == "after block 2: 2 clips of 5 tokens"
         assert len(regions(stage.groups)) == 8
@@ -205,7 +205,7 @@ class TestDrawnBlocks:
         ],
     )
     def test_table(self, image_r, layers, factors, blocks):
-        plan = schedule(MergePolicy(image_r, layers, factors, 30, 10), layers=12, frames=12, tokens_per_frame=50)
+        plan = build_schedule(MergePolicy(image_r, layers, factors, 30, 10), layers=12, frames=12, tokens_per_frame=50)
         assert drawn_blocks(plan) == blocks
 
 
