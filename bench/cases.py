@@ -35,7 +35,7 @@ class Case:
     bundle     the folder whose artifacts are measured; None where they are still to be built
     precision  of the artifacts
     method     what merges; empty: as the profile's merge policy says
-    schedule   the token counts it must have; None: the recipe's
+    own_schedule  the token counts it must have; None: the recipe's
     counter    what its operations are counted by; None: the formula of its checkpoint's additions
     """
 
@@ -43,7 +43,7 @@ class Case:
     bundle: Path | None = None
     precision: str = "fp32"
     method: str = ""
-    schedule: Schedule | None = None
+    own_schedule: Schedule | None = None
     counter: Counter | None = None
 
     @property
@@ -64,7 +64,7 @@ class Case:
     @property
     def plan(self) -> Schedule:
         """The token counts it must have."""
-        return self.recipe.plan if self.schedule is None else self.schedule
+        return self.recipe.plan if self.own_schedule is None else self.own_schedule
 
     def counted(self) -> Complexity:
         """The operations they cost. Raises ProfileError where there is no formula for the checkpoint's additions."""

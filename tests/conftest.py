@@ -583,11 +583,11 @@ class _Watched(ReferenceVideo):
         self.given, self.metrics = iter(assigns), []
         self.feature = self.video_feature(video)
 
-    def _merge(self, x, size, metric, plan, kind, trace):
-        r = plan.r_cross if kind == "cross" else plan.r_intra
+    def _merge(self, x, size, metric, block, kind, trace):
+        r = block.r_cross if kind == "cross" else block.r_intra
         if r == 0:
             return x, size
-        self.metrics.append((metric, plan.n_cls, r))
+        self.metrics.append((metric, block.n_cls, r))
         return merge_tokens_ref(x, size, next(self.given), x.shape[1] - r)
 
 

@@ -23,10 +23,10 @@ class PromptedVideo(ReferenceVideo):
         self.prompts = prompts
 
     def _block(
-        self, x: Tensor, size: Tensor, plan: BlockPlan, merged_before: bool, trace: Trace | None
+        self, x: Tensor, size: Tensor, block: BlockPlan, merged_before: bool, trace: Trace | None
     ) -> tuple[Tensor, Tensor]:
         tokens = x.shape[1]
         x = torch.cat([x, x.new_zeros(len(x), self.prompts, x.shape[2])], dim=1)
         size = torch.cat([size, size.new_ones(len(size), self.prompts)], dim=1)
-        x, size = super()._block(x, size, plan, merged_before, trace)
+        x, size = super()._block(x, size, block, merged_before, trace)
         return x[:, :tokens], size[:, :tokens]

@@ -96,8 +96,8 @@ def _sizes(device: torch.device, rows: int, tokens: int) -> Tensor:
 class _Calls:
     """The calls of one block, for `rows` joined clips of `width` channels."""
 
-    def __init__(self, plan: BlockPlan, batch: int, width: int, heads: int, dtype: torch.dtype) -> None:
-        self.plan, self.rows, self.width, self.heads, self.dtype = plan, batch * plan.clips, width, heads, dtype
+    def __init__(self, block: BlockPlan, batch: int, width: int, heads: int, dtype: torch.dtype) -> None:
+        self.block, self.rows, self.width, self.heads, self.dtype = block, batch * block.clips, width, heads, dtype
         self.e = dtype.itemsize
 
     def _call(
@@ -110,7 +110,7 @@ class _Calls:
         plain: Callable[..., object],
     ) -> KernelCall:
         words = " x ".join(map(str, shape))
-        return KernelCall(self.plan.index, name, sign, words, n_bytes, draw, getattr(ops, name), plain)
+        return KernelCall(self.block.index, name, sign, words, n_bytes, draw, getattr(ops, name), plain)
 
     def _add_norm(self, sign: int, rows: int, tokens: int) -> KernelCall:
         shape, width, dtype = (rows, tokens, self.width), self.width, self.dtype
@@ -123,11 +123,11 @@ class _Calls:
 
     def across(self, *, delta: bool, size: bool, position: bool) -> Iterator[KernelCall]:
         """Joining clips and merging across them, instead of the add + LayerNorm that enters a block."""
-        plan, rows, width, dtype = self.plan, self.rows, self.width, self.dtype
-        factor, n_cls, r = plan.factor, plan.n_cls, plan.r_cross
-        clips, tokens, n_tokens = rows * factor, plan.tokens_in, plan.tokens_in * factor
+        block, rows, width, dtype = self.block, self.rows, self.width, self.dtype
+        factor, n_cls, r = block.factor, block.n_cls, block.r_cross
+        clips, tokens, n_tokens = rows * factor, block.tokens_in, block.tokens_in * factor
         shape = (clips, tokens, width)
-        positions = plan.clips_in if position else 0
+        positions = block.clips_in if position else 0
 
         def draw(device: torch.device) -> Inputs:
             x, added = _draw(device, dtype, shape, shape)
@@ -135,7 +135,7 @@ class _Calls:
 
         def draw_merge(device: torch.device) -> Inputs:
             x, added, *_ = draw(device)
-            place, weight, bias = _draw(device, dtype, (plan.clips_in, width), wide=((width,), (width,)))
+            place, weight, bias = _draw(device, dtype, (block.clips_in, width), wide=((width,), (width,)))
             assign = dense_block.match_clips(x, added if delta else None, factor, n_cls, r)
             sizes = _sizes(device, clips, tokens) if size else None
             return x, added, sizes, assign, place if position else None, weight, bias, factor, n_cls, r
@@ -148,8 +148,8 @@ class _Calls:
 
     def within(self, *, size: bool, bias: bool) -> Iterator[KernelCall]:
         """Merging within clips, instead of attention alone and the add + LayerNorm behind it."""
-        plan, rows, width, heads, dtype = self.plan, self.rows, self.width, self.heads, self.dtype
-        tokens, n_cls, r = plan.tokens_attention, plan.n_cls, plan.r_intra
+        block, rows, width, heads, dtype = self.block, self.rows, self.width, self.heads, self.dtype
+        tokens, n_cls, r = block.tokens_attention, block.n_cls, block.r_intra
         shape, packed = (rows, tokens, width), (rows, tokens, 3 * width)
 
         def draw_attention(device: torch.device) -> Inputs:

@@ -76,14 +76,14 @@ class EvitVideo(ReferenceVideo):
         self.plan = evit_schedule(recipe.profile.frames, recipe.backbone) if plan is None else plan
 
     def _block(
-        self, x: Tensor, size: Tensor, plan: BlockPlan, merged_before: bool, trace: Trace | None
+        self, x: Tensor, size: Tensor, block: BlockPlan, merged_before: bool, trace: Trace | None
     ) -> tuple[Tensor, Tensor]:
-        weights = self.blocks[plan.index]
+        weights = self.blocks[block.index]
         h = layer_norm(x, weights, "ln_1")
         out, keys = attention(h, weights, self.backbone.heads, None)
         x = x + out
-        if plan.r_intra > 0:
-            x, size = keep_attentive(x, size, class_attention(h, keys, weights), plan.tokens_mlp - 2)
+        if block.r_intra > 0:
+            x, size = keep_attentive(x, size, class_attention(h, keys, weights), block.tokens_mlp - 2)
         x = x + mlp(layer_norm(x, weights, "ln_2"), weights, self.backbone.activation)
         if trace is not None:
             trace.tokens.append(x)

@@ -157,11 +157,11 @@ class VideoBlock(nn.Module):
     clip_position: Tensor | None
 
     def __init__(
-        self, weights: Mapping[str, Tensor], plan: BlockPlan, heads: int, activation: str, size_bias: bool
+        self, weights: Mapping[str, Tensor], block: BlockPlan, heads: int, activation: str, size_bias: bool
     ) -> None:
         super().__init__()
-        prefix = f"transformer.resblocks.{plan.index}."
-        self.plan, self.size_bias = plan, size_bias
+        prefix = f"transformer.resblocks.{block.index}."
+        self.block, self.size_bias = block, size_bias
         self.ln_1, self.ln_2 = LayerNorm(weights, prefix + "ln_1"), LayerNorm(weights, prefix + "ln_2")
         self.attn = Projections(weights, prefix, heads)
         self.mlp = Mlp(weights, prefix, activation)
@@ -173,13 +173,13 @@ class VideoBlock(nn.Module):
     ) -> tuple[Stream, Tensor]:
         x, delta, size, _ = stream
         x, h, size, log_size = ops.merge_norm(
-            x, delta, size, assign, position, norm.weight, norm.bias, factor, self.plan.n_cls, r
+            x, delta, size, assign, position, norm.weight, norm.bias, factor, self.block.n_cls, r
         )
         return Stream(x, None, size, log_size), h
 
     def _join(self, stream: Stream, merges: Merges) -> tuple[Stream, Tensor]:
-        """Join clips and merge across them; the stream of plan.clips and its ln_1."""
-        factor, n_cls, r = self.plan.factor, self.plan.n_cls, self.plan.r_cross
+        """Join clips and merge across them; the stream of block.clips and its ln_1."""
+        factor, n_cls, r = self.block.factor, self.block.n_cls, self.block.r_cross
         if r == 0:
             x, delta, size, log_size = stream
             x = ops.join_clips(x if delta is None else x + delta, factor, n_cls)
@@ -193,7 +193,7 @@ class VideoBlock(nn.Module):
 
     def _enter(self, stream: Stream, merges: Merges) -> tuple[Stream, Tensor]:
         """Prepare the attention: join clips where the schedule says so, add up the stream, apply ln_1."""
-        if self.plan.factor > 1:
+        if self.block.factor > 1:
             return self._join(stream, merges)
         if stream.delta is None:
             return stream, self.ln_1(stream.x)
@@ -201,14 +201,14 @@ class VideoBlock(nn.Module):
         return stream._replace(x=x, delta=None), h
 
     def forward(self, stream: Stream, merges: Merges) -> Stream:
-        """The stream of plan.clips_in clips -> that of plan.clips; every merge is appended to `merges`."""
+        """The stream of block.clips_in clips -> that of block.clips; every merge is appended to `merges`."""
         stream, h = self._enter(stream, merges)
         qkv, heads = self.attn.in_proj(h), self.attn.heads
         bias = stream.log_size if self.size_bias else None
-        if self.plan.r_intra > 0:
-            out, assign = ops.attention_match(qkv, bias, heads, self.plan.n_cls, self.plan.r_intra)
+        if self.block.r_intra > 0:
+            out, assign = ops.attention_match(qkv, bias, heads, self.block.n_cls, self.block.r_intra)
             stream = stream._replace(delta=self.attn.out_proj(out))
-            stream, h = self._merge(stream, assign, None, self.ln_2, 1, self.plan.r_intra)
+            stream, h = self._merge(stream, assign, None, self.ln_2, 1, self.block.r_intra)
             merges.append((assign, stream.x))
         else:
             x, h = self.ln_2.add(stream.x, self.attn.out_proj(ops.attention(qkv, bias, heads)))
@@ -233,8 +233,8 @@ class VideoEncoder(nn.Module):
         self.register_buffer("position", position)  # [P, D], the class embedding inside its row 0
         self.ln_pre, self.ln_post = LayerNorm(weights, "ln_pre"), LayerNorm(weights, "ln_post")
         self.blocks = nn.ModuleList(
-            VideoBlock(weights, plan, backbone.heads, backbone.activation, recipe.profile.merge.size_bias)
-            for plan in self.plan.blocks
+            VideoBlock(weights, block, backbone.heads, backbone.activation, recipe.profile.merge.size_bias)
+            for block in self.plan.blocks
         )
         self.proj = Linear(weights["proj"].T)
 

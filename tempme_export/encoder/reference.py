@@ -125,44 +125,44 @@ class ReferenceVideo(nn.Module):
         x: Tensor,
         size: Tensor,
         metric: Tensor,
-        plan: BlockPlan,
+        block: BlockPlan,
         kind: MergeKind,
         trace: Trace | None,
     ) -> tuple[Tensor, Tensor]:
-        r = plan.r_cross if kind == "cross" else plan.r_intra
+        r = block.r_cross if kind == "cross" else block.r_intra
         if r == 0:
             return x, size
-        assign = match_tokens_ref(metric, plan.n_cls, r)
+        assign = match_tokens_ref(metric, block.n_cls, r)
         x, size = merge_tokens_ref(x, size, assign, x.shape[1] - r)
         if trace is not None:
-            gap = decision_gap_ref(metric, plan.n_cls, r)
-            trace.steps.append(MergeStep(plan.index, kind, plan.n_cls, r, assign, gap, x))
+            gap = decision_gap_ref(metric, block.n_cls, r)
+            trace.steps.append(MergeStep(block.index, kind, block.n_cls, r, assign, gap, x))
         return x, size
 
     def _cross_clip(
-        self, x: Tensor, size: Tensor, plan: BlockPlan, weights: Mapping[str, Tensor], trace: Trace | None
+        self, x: Tensor, size: Tensor, block: BlockPlan, weights: Mapping[str, Tensor], trace: Trace | None
     ) -> tuple[Tensor, Tensor]:
         """Step 1 of a clip layer. The metric is x before the clip positions are added."""
-        n_cls = plan.n_cls // plan.factor
-        metric = join_clips(x, plan.factor, n_cls)
-        size = join_clips(size, plan.factor, n_cls)
-        if plan.r_cross == 0:
+        n_cls = block.n_cls // block.factor
+        metric = join_clips(x, block.factor, n_cls)
+        size = join_clips(size, block.factor, n_cls)
+        if block.r_cross == 0:
             return metric, size
         if self.policy.clip_position:
             position = weights["clip_position"]
             x = (x.unflatten(0, (-1, len(position))) + position[:, None]).flatten(0, 1)
-        return self._merge(join_clips(x, plan.factor, n_cls), size, metric, plan, "cross", trace)
+        return self._merge(join_clips(x, block.factor, n_cls), size, metric, block, "cross", trace)
 
     def _block(
-        self, x: Tensor, size: Tensor, plan: BlockPlan, merged_before: bool, trace: Trace | None
+        self, x: Tensor, size: Tensor, block: BlockPlan, merged_before: bool, trace: Trace | None
     ) -> tuple[Tensor, Tensor]:
-        weights = self.blocks[plan.index]
-        if plan.factor > 1:
-            x, size = self._cross_clip(x, size, plan, weights, trace)
-        use_size = self.policy.size_bias and (merged_before or plan.r_cross > 0)
+        weights = self.blocks[block.index]
+        if block.factor > 1:
+            x, size = self._cross_clip(x, size, block, weights, trace)
+        use_size = self.policy.size_bias and (merged_before or block.r_cross > 0)
         bias = size.log().to(x.dtype)[:, None, None, :] if use_size else None
         out, keys = attention(layer_norm(x, weights, "ln_1"), weights, self.backbone.heads, bias)
-        x, size = self._merge(x + out, size, keys.mean(dim=1), plan, "intra", trace)
+        x, size = self._merge(x + out, size, keys.mean(dim=1), block, "intra", trace)
         x = x + mlp(layer_norm(x, weights, "ln_2"), weights, self.backbone.activation)
         if trace is not None:
             trace.tokens.append(x)
@@ -175,9 +175,9 @@ class ReferenceVideo(nn.Module):
         x = self._stem(frames.to(self.dtype))
         size = torch.ones(x.shape[:2], dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
         merged = False
-        for plan in self.plan.blocks:
-            x, size = self._block(x, size, plan, merged, trace)
-            merged = merged or plan.r_cross > 0 or plan.r_intra > 0
+        for block in self.plan.blocks:
+            x, size = self._block(x, size, block, merged, trace)
+            merged = merged or block.r_cross > 0 or block.r_intra > 0
         cls = x[:, : self.plan.blocks[-1].n_cls].reshape(len(frames), self.plan.frames, -1)
         return F.normalize(layer_norm(cls, self.weights, "ln_post") @ self.weights["proj"], dim=-1)
 

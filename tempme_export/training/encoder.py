@@ -35,41 +35,41 @@ class Stream(NamedTuple):
 class VideoBlock(Block):
     """A block of the video tower with its merges (spec section 3)."""
 
-    def __init__(self, plan: BlockPlan, recipe: Recipe, additions: Additions) -> None:
+    def __init__(self, block: BlockPlan, recipe: Recipe, additions: Additions) -> None:
         backbone, merge = recipe.backbone, recipe.profile.merge
         super().__init__(backbone.width, backbone.heads, backbone.activation, additions)
-        self.plan, self.size_bias = plan, merge.size_bias
-        position = nn.Parameter(torch.zeros(1, plan.clips_in, 1, backbone.width))
-        self.register_parameter(CLIP_POSITION, position if merge.clip_position and plan.factor > 1 else None)
+        self.block, self.size_bias = block, merge.size_bias
+        position = nn.Parameter(torch.zeros(1, block.clips_in, 1, backbone.width))
+        self.register_parameter(CLIP_POSITION, position if merge.clip_position and block.factor > 1 else None)
 
     def _merge(self, stream: Stream, metric: Tensor, r: int) -> Stream:
         x, size = stream
         if r == 0:
             return stream
         with torch.autocast(x.device.type, enabled=False):
-            assign = ops.match_tokens(metric.detach().contiguous(), self.plan.n_cls, r)
-            return Stream(*merge_tokens(x.float(), size, assign, self.plan.n_cls, r))
+            assign = ops.match_tokens(metric.detach().contiguous(), self.block.n_cls, r)
+            return Stream(*merge_tokens(x.float(), size, assign, self.block.n_cls, r))
 
     def _join(self, stream: Stream) -> Stream:
         """Step 1: the metric is the stream before the clip positions are added, which are if anything merges."""
-        factor, n_cls = self.plan.factor, self.plan.n_cls // self.plan.factor
+        factor, n_cls = self.block.factor, self.block.n_cls // self.block.factor
         x, size = stream
         if size is not None:
             size = join_clips(size, factor, n_cls)
         metric = join_clips(x, factor, n_cls)
         position = getattr(self, CLIP_POSITION)
-        if self.plan.r_cross == 0 or position is None:
-            return self._merge(Stream(metric, size), metric, self.plan.r_cross)
-        x = (x.unflatten(0, (-1, self.plan.clips_in)) + position).flatten(0, 1)
-        return self._merge(Stream(join_clips(x, factor, n_cls), size), metric, self.plan.r_cross)
+        if self.block.r_cross == 0 or position is None:
+            return self._merge(Stream(metric, size), metric, self.block.r_cross)
+        x = (x.unflatten(0, (-1, self.block.clips_in)) + position).flatten(0, 1)
+        return self._merge(Stream(join_clips(x, factor, n_cls), size), metric, self.block.r_cross)
 
     def forward(self, stream: Stream) -> Stream:
-        """The stream of plan.clips_in clips -> that of plan.clips."""
-        if self.plan.factor > 1:
+        """The stream of block.clips_in clips -> that of block.clips."""
+        if self.block.factor > 1:
             stream = self._join(stream)
         bias = stream.size.log() if self.size_bias and stream.size is not None else None
         out, keys = self.attn(self.ln_1(stream.x), bias, self.ln_1)
-        stream = self._merge(stream._replace(x=stream.x + out), keys.mean(dim=1), self.plan.r_intra)
+        stream = self._merge(stream._replace(x=stream.x + out), keys.mean(dim=1), self.block.r_intra)
         return stream._replace(x=self.feed_forward(stream.x))
 
 
@@ -84,7 +84,7 @@ class VideoTower(nn.Module):
         self.class_embedding = nn.Parameter(torch.empty(b.width))
         self.positional_embedding = nn.Parameter(torch.empty(b.tokens_per_frame, b.width))
         self.ln_pre, self.ln_post = nn.LayerNorm(b.width), nn.LayerNorm(b.width)
-        self.transformer = Transformer(VideoBlock(plan, recipe, additions) for plan in recipe.plan.blocks)
+        self.transformer = Transformer(VideoBlock(block, recipe, additions) for block in recipe.plan.blocks)
         self.proj = nn.Parameter(torch.empty(b.width, b.embed))
 
     def _stem(self, frames: Tensor) -> Tensor:

@@ -150,9 +150,9 @@ def with_rules(match=match_tokens_ref, merge=merge_tokens_ref):
     """The reference with other definitions of a match or a merge."""
 
     class Changed(ReferenceVideo):
-        def _merge(self, x, size, metric, plan, kind, trace):
-            r = plan.r_cross if kind == "cross" else plan.r_intra
-            return merge(x, size, match(metric, plan.n_cls, r), x.shape[1] - r) if r else (x, size)
+        def _merge(self, x, size, metric, block, kind, trace):
+            r = block.r_cross if kind == "cross" else block.r_intra
+            return merge(x, size, match(metric, block.n_cls, r), x.shape[1] - r) if r else (x, size)
 
     return Changed
 
@@ -218,8 +218,8 @@ class TestOneWrongRule:
 
     def test_the_metric_after_the_clip_position(self, case):
         class LateMetric(ReferenceVideo):
-            def _merge(self, x, size, metric, plan, kind, trace):
-                return super()._merge(x, size, x if kind == "cross" else metric, plan, kind, trace)
+            def _merge(self, x, size, metric, block, kind, trace):
+                return super()._merge(x, size, x if kind == "cross" else metric, block, kind, trace)
 
         feature = LateMetric(case.recipe, torch.float64).video_feature(case.video, case.video_mask)
         assert (one_minus_cosine(feature, case.array("video_feat")) > 1e-6).any()

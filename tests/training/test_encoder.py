@@ -137,7 +137,7 @@ class ReferenceBlock(VideoBlock):
         x, size = stream
         if r == 0:
             return stream
-        assign = match_tokens_ref(metric.detach(), self.plan.n_cls, r)
+        assign = match_tokens_ref(metric.detach(), self.block.n_cls, r)
         size = torch.ones(x.shape[:2]) if size is None else size
         return Stream(*merge_tokens_ref(x, size, assign, x.shape[1] - r))
 

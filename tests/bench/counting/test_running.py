@@ -65,7 +65,7 @@ def test_methods_too(case, clip, tmp_path):
 @pytest.mark.parametrize("which", range(4), ids=["original", "torch", "ort", "openvino"])
 def test_another_schedule_is_noticed(case, clip, candidates, which):
     other = build_schedule(MergePolicy(1, (2, 3), (2, 2), 30, 10), layers=4, frames=4, tokens_per_frame=17)
-    of = dataclasses.replace(candidates[which].case, schedule=other)
+    of = dataclasses.replace(candidates[which].case, own_schedule=other)
     wrong = dataclasses.replace(candidates[which], case=of)
     with pytest.raises(ParityError, match=r"does not have the tokens of its schedule: block 0"):
         count_candidates([wrong], clip)
