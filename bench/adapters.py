@@ -13,10 +13,10 @@ video information", and that the generation is left out of the figures. Their ro
 import dataclasses
 from typing import TYPE_CHECKING
 
-from tempme_export.bench.paper import Claim, Counter, merge_plan
+from tempme_export.bench.paper import Claim, Counter, merge_schedule
 from tempme_export.encoder.backbone import Backbone
 from tempme_export.encoder.complexity import Complexity, complexity
-from tempme_export.encoder.schedule import BlockPlan, MergePolicy, Schedule
+from tempme_export.encoder.schedule import BlockSchedule, MergePolicy, Schedule
 from tempme_export.errors import ProfileError
 
 if TYPE_CHECKING:
@@ -29,13 +29,13 @@ PROMPTS = 5
 """Prompts in each block: 76,800 parameters in both towers of ViT-B/32, printed as 0.08 M."""
 
 
-def with_adapters(plan: Schedule, backbone: Backbone) -> Complexity:
-    """Count `plan` with an adapter behind the MLP of each block: two products per token and a ReLU between them.
+def with_adapters(schedule: Schedule, backbone: Backbone) -> Complexity:
+    """Count `schedule` with an adapter behind the MLP of each block: two products per token and a ReLU between them.
 
     Sums are not charged, as for the residuals of the formula (spec section 9).
     """
-    tokens = sum(block.clips * block.tokens_mlp for block in plan.blocks)
-    counted = complexity(plan, backbone)
+    tokens = sum(block.clips * block.tokens_mlp for block in schedule.blocks)
+    counted = complexity(schedule, backbone)
     return dataclasses.replace(
         counted,
         mlp=counted.mlp + 2 * ADAPTER_WIDTH * backbone.width * tokens,
@@ -43,11 +43,11 @@ def with_adapters(plan: Schedule, backbone: Backbone) -> Complexity:
     )
 
 
-def prompted_plan(claim: Claim, backbone: Backbone) -> Schedule:
+def prompted_schedule(claim: Claim, backbone: Backbone) -> Schedule:
     """Token counts with PROMPTS more tokens per clip in every block: they pass its attention and its MLP as any other
     token does, and those of the next block take their place."""
 
-    def prompted(block: BlockPlan) -> BlockPlan:
+    def prompted(block: BlockSchedule) -> BlockSchedule:
         return dataclasses.replace(
             block,
             tokens_in=block.tokens_in + PROMPTS,
@@ -55,17 +55,17 @@ def prompted_plan(claim: Claim, backbone: Backbone) -> Schedule:
             tokens_mlp=block.tokens_mlp + PROMPTS,
         )
 
-    plan = merge_plan(claim, backbone)
-    return dataclasses.replace(plan, blocks=tuple(prompted(block) for block in plan.blocks))
+    schedule = merge_schedule(claim, backbone)
+    return dataclasses.replace(schedule, blocks=tuple(prompted(block) for block in schedule.blocks))
 
 
-def with_key_prompts(plan: Schedule, backbone: Backbone) -> Complexity:
-    """Count `plan` with PROMPTS more keys and values in every block and no more tokens, as `tempme-train --tune prompt`
-    adds them. They are projected once per call, which is charged to the one video counted here."""
+def with_key_prompts(schedule: Schedule, backbone: Backbone) -> Complexity:
+    """Count `schedule` with PROMPTS more keys and values in every block and no more tokens, as `tempme-train --tune
+    prompt` adds them. They are projected once per call, which is charged to the one video counted here."""
     width = backbone.width
-    counted = complexity(plan, backbone)
-    pairs = sum(block.clips * block.tokens_attention * PROMPTS for block in plan.blocks)
-    prompts = len(plan.blocks) * PROMPTS
+    counted = complexity(schedule, backbone)
+    pairs = sum(block.clips * block.tokens_attention * PROMPTS for block in schedule.blocks)
+    prompts = len(schedule.blocks) * PROMPTS
     return dataclasses.replace(
         counted,
         attention_projections=counted.attention_projections + prompts * 2 * width**2,
@@ -117,8 +117,8 @@ def _unknown(label: str, source: str, backbone: str, printed: float, tokens: str
 
 
 ADAPTER_CLAIMS: tuple[Claim, ...] = (
-    Claim("Prompt B/32", "Table 2", _B32, 12, _NONE, 58.2, plan=prompted_plan, settings=_PROMPT),
-    Claim("Prompt B/16", "Table 4", _B16, 12, _NONE, 216.8, plan=prompted_plan, settings=_PROMPT + _TABLE_4),
+    Claim("Prompt B/32", "Table 2", _B32, 12, _NONE, 58.2, schedule=prompted_schedule, settings=_PROMPT),
+    Claim("Prompt B/16", "Table 4", _B16, 12, _NONE, 216.8, schedule=prompted_schedule, settings=_PROMPT + _TABLE_4),
     Claim(
         "Prompt B/32, keys and values only",
         "tempme-train --tune prompt",

@@ -131,8 +131,8 @@ def _max_batch(case: Case, artifact: Path) -> int | None:
     """As `tempme_export.load` has it: an int8 graph takes large batches in parts."""
     if artifact.name != _INT8 and case.precision != INT8:
         return None
-    plan = case.recipe.plan
-    return videos_at_once(plan.frames * plan.tokens_per_frame)
+    schedule = case.recipe.schedule
+    return videos_at_once(schedule.frames * schedule.tokens_per_frame)
 
 
 def _registered(backend: Backend) -> Candidate:

@@ -62,15 +62,15 @@ class Case:
         return self.method or ("tempme" if merge.clip_layers else "tome" if merge.image_r else "none")
 
     @property
-    def plan(self) -> Schedule:
+    def schedule(self) -> Schedule:
         """The token counts it must have."""
-        return self.recipe.plan if self.own_schedule is None else self.own_schedule
+        return self.recipe.schedule if self.own_schedule is None else self.own_schedule
 
     def counted(self) -> Complexity:
         """The operations they cost. Raises ProfileError where there is no formula for the checkpoint's additions."""
         checkpoint = self.recipe.checkpoint
         counter = self.counter or counter_for(checkpoint.facts, checkpoint.source)
-        return counter(self.plan, self.recipe.backbone)
+        return counter(self.schedule, self.recipe.backbone)
 
     @property
     def weights(self) -> str:

@@ -79,7 +79,7 @@ def _with_method(case: Case, method: Method, backend: str, device: str, folder: 
     stage(f"loading {method.key} on {backend}")
     module = encoder(method, case.recipe, device)
     counter = None if method.count is complexity else method.count
-    own = Case(recipe, precision=case.precision, method=method.key, own_schedule=module.plan, counter=counter)
+    own = Case(recipe, precision=case.precision, method=method.key, own_schedule=module.schedule, counter=counter)
     original = Candidate(
         ORIGINAL, lambda one, artifact, device: TorchRunner(module, one.recipe, ORIGINAL, "video", device)
     ).open(own, device, folder)

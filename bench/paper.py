@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tempme_export.bench.methods.plans import evit_schedule, within_frames
+from tempme_export.bench.methods.schedules import evit_schedule, within_frames
 from tempme_export.encoder.backbone import Backbone, open_clip_backbone
 from tempme_export.encoder.complexity import Complexity, complexity
 from tempme_export.encoder.profile import FROM_CHECKPOINT, Profile
@@ -19,11 +19,11 @@ from tempme_export.errors import ParityError, ProfileError
 TOLERANCE = 0.1
 """Largest difference, in GMACs, of a row that claims to reproduce the paper: the paper prints one decimal."""
 
-Planner = Callable[["Claim", Backbone], Schedule]
+ClaimSchedule = Callable[["Claim", Backbone], Schedule]
 Counter = Callable[[Schedule, Backbone], Complexity]
 
 
-def merge_plan(claim: "Claim", backbone: Backbone) -> Schedule:
+def merge_schedule(claim: "Claim", backbone: Backbone) -> Schedule:
     """Token counts under the claim's merge policy."""
     return build_schedule(
         claim.merge,
@@ -33,15 +33,15 @@ def merge_plan(claim: "Claim", backbone: Backbone) -> Schedule:
     )
 
 
-def evit_plan(claim: "Claim", backbone: Backbone) -> Schedule:
+def evit_claim_schedule(claim: "Claim", backbone: Backbone) -> Schedule:
     """Token counts of EViT on the claim's frames."""
     return evit_schedule(claim.frames, backbone)
 
 
-def convolution_of_12_frames(plan: Schedule, backbone: Backbone) -> Complexity:
-    """Count `plan` with the patch convolution of 12 frames only."""
-    counted = complexity(plan, backbone)
-    return dataclasses.replace(counted, patch_convolution=counted.patch_convolution * 12 // plan.frames)
+def convolution_of_12_frames(schedule: Schedule, backbone: Backbone) -> Complexity:
+    """Count `schedule` with the patch convolution of 12 frames only."""
+    counted = complexity(schedule, backbone)
+    return dataclasses.replace(counted, patch_convolution=counted.patch_convolution * 12 // schedule.frames)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Claim:
     merge: MergePolicy
     printed: float | None
     printed_tokens: tuple[int, int] | None = None
-    plan: Planner = merge_plan
+    schedule: ClaimSchedule = merge_schedule
     count: Counter = complexity
     settings: str = ""
     reproduces: bool = True
@@ -121,7 +121,7 @@ CLAIMS: tuple[Claim, ...] = (
         12,
         _NONE,
         37.2,
-        plan=evit_plan,
+        schedule=evit_claim_schedule,
         settings="keep 70 % of the patches at blocks 4, 7, 10, fuse the rest",
     ),
     Claim(
@@ -233,16 +233,16 @@ def in_words(merge: MergePolicy, frames: int) -> str:
 def count(claim: Claim) -> PaperRow:
     """Count one claim."""
     backbone = open_clip_backbone(claim.backbone)
-    plan = claim.plan(claim, backbone)
-    counted = claim.count(plan, backbone)
-    explained = claim.explanation(plan, backbone).gmacs if claim.explanation else None
+    schedule = claim.schedule(claim, backbone)
+    counted = claim.count(schedule, backbone)
+    explained = claim.explanation(schedule, backbone).gmacs if claim.explanation else None
     return PaperRow(
         label=claim.label,
         source=claim.source,
         frames=claim.frames,
         settings=claim.settings or in_words(claim.merge, claim.frames),
-        clips=plan.final_clips,
-        tokens=plan.final_tokens,
+        clips=schedule.final_clips,
+        tokens=schedule.final_tokens,
         complexity=counted,
         printed=claim.printed,
         printed_tokens=claim.printed_tokens,

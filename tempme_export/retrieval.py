@@ -95,8 +95,8 @@ class RetrievalModel(ProcessBound):
         """An int8 graph takes large batches in parts."""
         if self.bundle.manifest["precision"] != INT8:
             return None
-        plan = self.bundle.plan
-        return videos_at_once(plan.frames * plan.tokens_per_frame)
+        schedule = self.bundle.schedule
+        return videos_at_once(schedule.frames * schedule.tokens_per_frame)
 
     def _pixels(self, video: Any, allow_damaged: bool) -> NDArray[np.float32]:
         """One video -> float32 [F, 3, S, S]."""

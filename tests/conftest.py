@@ -114,7 +114,7 @@ class GoldenCase:
         return torch.from_numpy(self.arrays[name])
 
     def with_merge(self, **changes):
-        """The recipe with another merge policy, past every check; the plan stays."""
+        """The recipe with another merge policy, past every check; the schedule stays."""
         merge = dataclasses.replace(self.recipe.profile.merge, **changes)
         profile = dataclasses.replace(self.recipe.profile, merge=merge)
         return dataclasses.replace(self.recipe, profile=profile)

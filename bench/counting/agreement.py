@@ -16,12 +16,12 @@ from tempme_export.bench import paper
 from tempme_export.bench.adapters import (
     ADAPTER_WIDTH,
     PROMPTS,
-    prompted_plan,
+    prompted_schedule,
     with_adapters,
     with_key_prompts,
 )
 from tempme_export.bench.counting.products import PARTS, Parts, Products, parts_of
-from tempme_export.bench.paper import Claim, Counter, Planner
+from tempme_export.bench.paper import Claim, ClaimSchedule, Counter
 from tempme_export.encoder.backbone import Backbone, open_clip_backbone
 from tempme_export.encoder.complexity import Complexity, complexity
 from tempme_export.encoder.schedule import Schedule
@@ -136,22 +136,22 @@ def _prompted(recipe: "Recipe") -> Products:
     return count_eager(PromptedVideo(recipe, PROMPTS, "meta"), shape_frames(recipe))
 
 
-_ENCODERS: Mapping[tuple[Planner, Counter], _Encoder] = MappingProxyType(
+_ENCODERS: Mapping[tuple[ClaimSchedule, Counter], _Encoder] = MappingProxyType(
     {
-        (paper.merge_plan, complexity): _Encoder(_original, exports=True),
-        (paper.evit_plan, complexity): _Encoder(_evit),
-        (paper.merge_plan, with_adapters): _Encoder(_original, adapter=ADAPTER_WIDTH, exports=True),
-        (prompted_plan, complexity): _Encoder(_prompted),
-        (paper.merge_plan, with_key_prompts): _Encoder(_original, prompts=PROMPTS),
+        (paper.merge_schedule, complexity): _Encoder(_original, exports=True),
+        (paper.evit_claim_schedule, complexity): _Encoder(_evit),
+        (paper.merge_schedule, with_adapters): _Encoder(_original, adapter=ADAPTER_WIDTH, exports=True),
+        (prompted_schedule, complexity): _Encoder(_prompted),
+        (paper.merge_schedule, with_key_prompts): _Encoder(_original, prompts=PROMPTS),
     }
 )
 
 
-def _counted(products: Products, plan: Schedule, backbone: Backbone, where: str) -> Parts:
-    """The parts of a count whose tokens are those of the plan. Raises ParityError where they are not."""
+def _counted(products: Products, schedule: Schedule, backbone: Backbone, where: str) -> Parts:
+    """The parts of a count whose tokens are those of the schedule. Raises ParityError where they are not."""
     from tempme_export.bench.counting.tokens import check_tokens
 
-    check_tokens(products.tokens(backbone.width), plan, where)
+    check_tokens(products.tokens(backbone.width), schedule, where)
     return products.parts(backbone.width)
 
 
@@ -164,9 +164,9 @@ def count_claim(claim: Claim, *, graph: bool = False, backbone: Backbone | None 
     is for `check_counts`.
     """
     backbone = open_clip_backbone(claim.backbone) if backbone is None else backbone
-    plan = claim.plan(claim, backbone)
-    formula, method = claim.count(plan, backbone), f"{claim.label} ({claim.source}, {claim.frames} frames)"
-    encoder = _ENCODERS.get((claim.plan, claim.count))
+    schedule = claim.schedule(claim, backbone)
+    formula, method = claim.count(schedule, backbone), f"{claim.label} ({claim.source}, {claim.frames} frames)"
+    encoder = _ENCODERS.get((claim.schedule, claim.count))
     if encoder is None:
         return Counted(method, formula, no_eager=NO_ENCODER, no_graph=NO_ENCODER)
 
@@ -174,7 +174,7 @@ def count_claim(claim: Claim, *, graph: bool = False, backbone: Backbone | None 
 
     profile = claim_profile(claim)
     products = encoder.eager(shape_recipe(profile, backbone, adapter=encoder.adapter, prompts=encoder.prompts))
-    eager = _counted(products, plan, backbone, f"{method}, run eagerly,")
+    eager = _counted(products, schedule, backbone, f"{method}, run eagerly,")
     if not encoder.exports:
         return Counted(method, formula, eager, no_graph=NO_EXPORT)
     if not graph:
@@ -184,4 +184,4 @@ def count_claim(claim: Claim, *, graph: bool = False, backbone: Backbone | None 
     from tempme_export.bench.counting.graph import count_graph
 
     proto = graph_of(shape_recipe(profile, backbone, device="cpu", adapter=encoder.adapter))
-    return Counted(method, formula, eager, _counted(count_graph(proto), plan, backbone, f"the graph of {method}"))
+    return Counted(method, formula, eager, _counted(count_graph(proto), schedule, backbone, f"the graph of {method}"))

@@ -52,8 +52,8 @@ def count_kernels(recipe: Recipe) -> dict[str, int]:
     input and output once."""
     merge, backbone = recipe.profile.merge, recipe.backbone
     options = {"size_bias": merge.size_bias, "clip_position": merge.clip_position}
-    launches = encoder_launches(recipe.plan, backbone.width, 1, torch.float32, **options)
-    calls = kernel_calls(recipe.plan, backbone.width, backbone.heads, 1, torch.float32, **options)
+    launches = encoder_launches(recipe.schedule, backbone.width, 1, torch.float32, **options)
+    calls = kernel_calls(recipe.schedule, backbone.width, backbone.heads, 1, torch.float32, **options)
     moved = sum(call.n_bytes for call in calls if call.sign > 0)
     return {"kernels.launches": len(launches), "kernels.bytes": moved}
 

@@ -16,7 +16,7 @@ def graph_of(recipe: Recipe, precision: str = "fp32") -> "onnx.ModelProto":
 
     Saves the checks of the written file, a third of an export. Raises ExportError for operators that do not belong.
     """
-    merges = [name for merge in recipe.plan.merges for name in (merge.assign_name, merge.tokens_name)]
+    merges = [name for merge in recipe.schedule.merges for name in (merge.assign_name, merge.tokens_name)]
     encoder = TracedVideo(VideoEncoder(recipe, DTYPES[precision]))
     proto = to_proto(encoder, video_inputs(recipe, 1, False), ["video_embedding", *merges], DEFAULT_OPSET)
     check_graph(proto)

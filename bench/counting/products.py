@@ -83,12 +83,12 @@ class BlockTokens:
         return {name: list(counts) for name, counts in dataclasses.asdict(self).items()}
 
 
-def tokens_of_plan(plan: Schedule) -> BlockTokens:
+def tokens_of_schedule(schedule: Schedule) -> BlockTokens:
     """Token counts of every block, by the schedule."""
     return BlockTokens(
-        tuple(block.clips for block in plan.blocks),
-        tuple(block.tokens_attention for block in plan.blocks),
-        tuple(block.tokens_mlp for block in plan.blocks),
+        tuple(block.clips for block in schedule.blocks),
+        tuple(block.tokens_attention for block in schedule.blocks),
+        tuple(block.tokens_mlp for block in schedule.blocks),
     )
 
 

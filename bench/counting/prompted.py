@@ -5,7 +5,7 @@ from torch import Tensor
 
 from tempme_export.encoder.recipe import Recipe
 from tempme_export.encoder.reference import ReferenceVideo, Trace
-from tempme_export.encoder.schedule import BlockPlan
+from tempme_export.encoder.schedule import BlockSchedule
 from tempme_export.errors import ProfileError
 
 
@@ -14,7 +14,7 @@ class PromptedVideo(ReferenceVideo):
 
     def __init__(self, recipe: Recipe, prompts: int, device: torch.device | str = "cpu") -> None:
         """Raises ProfileError for a recipe that merges: prompts would be merged as well."""
-        if recipe.plan.merges:
+        if recipe.schedule.merges:
             raise ProfileError(
                 f"profile {recipe.profile.name} merges tokens, and nothing says how prompts among them would merge. "
                 "Count prompts where nothing merges."
@@ -23,7 +23,7 @@ class PromptedVideo(ReferenceVideo):
         self.prompts = prompts
 
     def _block(
-        self, x: Tensor, size: Tensor, block: BlockPlan, merged_before: bool, trace: Trace | None
+        self, x: Tensor, size: Tensor, block: BlockSchedule, merged_before: bool, trace: Trace | None
     ) -> tuple[Tensor, Tensor]:
         tokens = x.shape[1]
         x = torch.cat([x, x.new_zeros(len(x), self.prompts, x.shape[2])], dim=1)

@@ -99,7 +99,7 @@ def _merging(module: torch.nn.Module) -> Any:
 
 def _checked(found: Running, one: Entry) -> Running:
     if found.tokens is not None:
-        check_tokens(found.tokens, one.case.plan, f"{one.name} ({one.case.profile.name})")
+        check_tokens(found.tokens, one.case.schedule, f"{one.name} ({one.case.profile.name})")
     if found.parts is not None:
         formula = parts_of(one.case.counted())
         if found.parts.products != formula.products:

@@ -15,7 +15,7 @@ from tempme_export.encoder.schedule import build_schedule
 
 
 def claim_profile(claim: Claim) -> Profile:
-    """The profile of a claim's merge policy; of a claim with a plan of its own, the profile that it starts from."""
+    """The profile of a claim's merge policy; of a claim with a schedule of its own, the profile that it starts from."""
     return Profile(claim.label, claim.backbone, claim.frames, 1, claim.merge, BatchRange(1, 1, 1))
 
 
@@ -32,7 +32,7 @@ def shape_recipe(
     adapter  inner width of adapters, prompts  tokens in each block; None: without
     LoRA is left out: it is folded before anything runs. Raises ProfileError for settings that do not fit.
     """
-    plan = build_schedule(
+    schedule = build_schedule(
         profile.merge, layers=backbone.layers, frames=profile.frames, tokens_per_frame=backbone.tokens_per_frame
     )
     facts = dataclasses.replace(facts_of(backbone, profile), adapter=adapter, prompts=prompts)
@@ -41,7 +41,7 @@ def shape_recipe(
         for name, shape in expected_shapes(facts).items()
         if name.startswith("visual.")
     }
-    return Recipe(Checkpoint(f"shapes of {profile.name}", "", tensors, facts), profile, backbone, plan)
+    return Recipe(Checkpoint(f"shapes of {profile.name}", "", tensors, facts), profile, backbone, schedule)
 
 
 def shape_frames(recipe: Recipe, videos: int = 1, device: str = "meta") -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tempme_export.bench.counting.graph import count_graph
-from tempme_export.bench.counting.products import BlockTokens, block_products, tokens_of_plan
+from tempme_export.bench.counting.products import BlockTokens, block_products, tokens_of_schedule
 from tempme_export.encoder.model import VideoEncoder
 from tempme_export.encoder.reference import ReferenceVideo, Trace
 from tempme_export.encoder.schedule import Schedule
@@ -107,12 +107,12 @@ def tokens_of_artifact(
     )
 
 
-def check_tokens(found: BlockTokens, plan: Schedule, where: str) -> None:
-    """Raise ParityError, naming each block that has other clips or tokens than `plan`.
+def check_tokens(found: BlockTokens, schedule: Schedule, where: str) -> None:
+    """Raise ParityError, naming each block that has other clips or tokens than `schedule`.
 
     where  what ran, for the message
     """
-    expected = tokens_of_plan(plan)
+    expected = tokens_of_schedule(schedule)
     if len(found.clips) != len(expected.clips):
         raise ParityError(f"{where} ran {len(found.clips)} blocks, its schedule has {len(expected.clips)}.")
     rows = zip(

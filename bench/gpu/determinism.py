@@ -75,7 +75,7 @@ def kernel_rows(recipe: Recipe, batch: int, dtypes: Iterable[str], device: torch
     for dtype in dtypes:
         seen = set()
         for call in kernel_calls(
-            recipe.plan,
+            recipe.schedule,
             backbone.width,
             backbone.heads,
             batch,

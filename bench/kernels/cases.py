@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tempme_export.bench.kernels import traffic
 from tempme_export.encoder import ops
-from tempme_export.encoder.schedule import BlockPlan, Schedule
+from tempme_export.encoder.schedule import BlockSchedule, Schedule
 from tempme_export.kernels import dense, dense_block
 from tempme_export.kernels.reference import match_tokens_ref, merge_tokens_ref
 
@@ -96,7 +96,7 @@ def _sizes(device: torch.device, rows: int, tokens: int) -> Tensor:
 class _Calls:
     """The calls of one block, for `rows` joined clips of `width` channels."""
 
-    def __init__(self, block: BlockPlan, batch: int, width: int, heads: int, dtype: torch.dtype) -> None:
+    def __init__(self, block: BlockSchedule, batch: int, width: int, heads: int, dtype: torch.dtype) -> None:
         self.block, self.rows, self.width, self.heads, self.dtype = block, batch * block.clips, width, heads, dtype
         self.e = dtype.itemsize
 
@@ -176,7 +176,7 @@ class _Calls:
 
 
 def kernel_calls(
-    plan: Schedule,
+    schedule: Schedule,
     width: int,
     heads: int,
     batch: int,
@@ -193,7 +193,7 @@ def kernel_calls(
     """
     calls: list[KernelCall] = []
     merged = False
-    for block in plan.blocks:
+    for block in schedule.blocks:
         of_block = _Calls(block, batch, width, heads, dtype)
         if block.r_cross:
             calls += of_block.across(delta=block.index > 0, size=merged, position=clip_position)

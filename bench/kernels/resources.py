@@ -70,7 +70,7 @@ def representative_launches(profile: Profile, dtype: torch.dtype) -> list[aot.La
         )
     backbone, merge = open_clip_backbone(profile.backbone), profile.merge
     launches = encoder_launches(
-        profile.plan(backbone),
+        profile.schedule(backbone),
         backbone.width,
         profile.batch.opt,
         dtype,

@@ -4,17 +4,23 @@ import torch
 from torch import Tensor
 
 from tempme_export.encoder.backbone import HEAD_WIDTH
-from tempme_export.encoder.schedule import BlockPlan, Schedule
+from tempme_export.encoder.schedule import BlockSchedule, Schedule
 from tempme_export.kernels import attention, match, merge
 from tempme_export.kernels.aot import Launch, launches_of
 
 
 def encoder_launches(
-    plan: Schedule, width: int, batch: int, dtype: torch.dtype, *, size_bias: bool = True, clip_position: bool = True
+    schedule: Schedule,
+    width: int,
+    batch: int,
+    dtype: torch.dtype,
+    *,
+    size_bias: bool = True,
+    clip_position: bool = True,
 ) -> tuple[Launch, ...]:
     """The launches of one forward of the video tower, in order.
 
-    plan   of the profile
+    schedule   of the profile
     width  D of the backbone, a multiple of 64: heads are 64 wide
     batch  videos per call
     dtype  of the tokens; LayerNorm parameters stay float32
@@ -22,7 +28,7 @@ def encoder_launches(
     Raises ValueError for what the kernels do not take.
     """
     walk = _Walk(width, dtype, size_bias, clip_position)
-    return launches_of(lambda: walk.encode(plan, batch))
+    return launches_of(lambda: walk.encode(schedule, batch))
 
 
 class _Walk:
@@ -36,13 +42,13 @@ class _Walk:
     def _rows(self, *shape: int) -> Tensor:
         return torch.empty(*shape, self.width, dtype=self.dtype, device="meta")
 
-    def encode(self, plan: Schedule, batch: int) -> None:
-        x = self._rows(batch * plan.frames, plan.tokens_per_frame)
+    def encode(self, schedule: Schedule, batch: int) -> None:
+        x = self._rows(batch * schedule.frames, schedule.tokens_per_frame)
         merge.layer_norm(x, self.weight, self.bias)
         delta: Tensor | None = None
         size: Tensor | None = None
         log_size: Tensor | None = None
-        for block in plan.blocks:
+        for block in schedule.blocks:
             if block.factor > 1:
                 x, size, log_size = self._join(block, x, delta, size, log_size)
             elif delta is None:
@@ -52,11 +58,11 @@ class _Walk:
             x, size, log_size = self._block(block, x, size, log_size)
             delta = torch.empty_like(x)
         assert delta is not None, "a schedule has blocks"
-        n_cls = plan.blocks[-1].n_cls
+        n_cls = schedule.blocks[-1].n_cls
         merge.add_norm(x[:, :n_cls], delta[:, :n_cls], self.weight, self.bias)
 
     def _join(
-        self, block: BlockPlan, x: Tensor, delta: Tensor | None, size: Tensor | None, log_size: Tensor | None
+        self, block: BlockSchedule, x: Tensor, delta: Tensor | None, size: Tensor | None, log_size: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         factor, n_cls, r = block.factor, block.n_cls, block.r_cross
         if r == 0:
@@ -73,7 +79,7 @@ class _Walk:
         return x, size, log_size
 
     def _block(
-        self, block: BlockPlan, x: Tensor, size: Tensor | None, log_size: Tensor | None
+        self, block: BlockSchedule, x: Tensor, size: Tensor | None, log_size: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         heads = self.width // HEAD_WIDTH
         qkv = torch.empty(*x.shape[:2], 3 * self.width, dtype=self.dtype, device="meta")

@@ -307,7 +307,7 @@ def profile_rows(
     """
     merge, backbone, device = recipe.profile.merge, recipe.backbone, request.device
     calls = kernel_calls(
-        recipe.plan,
+        recipe.schedule,
         backbone.width,
         backbone.heads,
         batch,

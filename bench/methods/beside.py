@@ -25,7 +25,7 @@ def beside_paper(
     rows = []
     for method in methods:
         found = derive(method, profile, backbone)
-        plan, figures = found.plan, found.figures
+        schedule, figures = found.schedule, found.figures
         rows.append(
             {
                 "profile": profile.name,
@@ -34,7 +34,7 @@ def beside_paper(
                 "key": method.key,
                 "title": method.title,
                 "gmacs": None if found.counted is None else found.counted.gmacs,
-                "tokens": None if plan is None else (plan.final_clips, plan.final_tokens),
+                "tokens": None if schedule is None else (schedule.final_clips, schedule.final_tokens),
                 "videos_per_s": videos_per_s.get(method.key),
                 "paper_gflops": None if figures is None else figures.gflops,
                 "paper_tokens": None if figures is None else figures.tokens,

@@ -7,7 +7,7 @@ percentages are those of the profile, so that every method of a comparison share
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from tempme_export.bench.methods.plans import EVIT_BLOCKS, evit_schedule, within_frames
+from tempme_export.bench.methods.schedules import EVIT_BLOCKS, evit_schedule, within_frames
 from tempme_export.bench.paper import CLAIMS, Counter
 from tempme_export.encoder.backbone import Backbone
 from tempme_export.encoder.complexity import complexity
@@ -19,7 +19,7 @@ ALL = "all"
 _LAYERS = 12  # blocks of the backbones that the papers' schedules are for
 
 PolicyRule = Callable[[Profile, Backbone], MergePolicy]
-PlanRule = Callable[[Profile, Backbone], Schedule]
+MethodSchedule = Callable[[Profile, Backbone], Schedule]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Method:
     source  where the paper prints it
     labels  of the claims in `paper.CLAIMS` that are this method's
     policy  its merge policy; raises ProfileError where the profile has no settings for it
-    plan    its token counts, where no merge policy describes it; raises ProfileError likewise
+    schedule    its token counts, where no merge policy describes it; raises ProfileError likewise
     count   schedule -> operations
     reason  why it has no schedule or, beside one, why it is counted and not run; empty where it runs
     """
@@ -41,7 +41,7 @@ class Method:
     source: str
     labels: tuple[str, ...] = ()
     policy: PolicyRule | None = None
-    plan: PlanRule | None = None
+    schedule: MethodSchedule | None = None
     count: Counter = complexity
     reason: str = ""
 
@@ -89,11 +89,11 @@ def _joined(profile: Profile, backbone: Backbone) -> MergePolicy:
     return replace(_own(profile, backbone), image_r=0, cross_percent=0, intra_percent=0)
 
 
-def _own_plan(profile: Profile, backbone: Backbone) -> Schedule:
-    return policy_plan(_own(profile, backbone), profile, backbone)
+def _own_schedule(profile: Profile, backbone: Backbone) -> Schedule:
+    return policy_schedule(_own(profile, backbone), profile, backbone)
 
 
-def _evit_plan(profile: Profile, backbone: Backbone) -> Schedule:
+def _evit_schedule(profile: Profile, backbone: Backbone) -> Schedule:
     if not EVIT_BLOCKS[0] < backbone.layers <= _LAYERS:
         raise ProfileError(
             f"EViT fuses in blocks {', '.join(str(index + 1) for index in EVIT_BLOCKS)} of {_LAYERS}; "
@@ -102,7 +102,7 @@ def _evit_plan(profile: Profile, backbone: Backbone) -> Schedule:
     return evit_schedule(profile.frames, backbone)
 
 
-def policy_plan(merge: MergePolicy, profile: Profile, backbone: Backbone) -> Schedule:
+def policy_schedule(merge: MergePolicy, profile: Profile, backbone: Backbone) -> Schedule:
     """Token counts of a merge policy on the profile's frames. Raises ProfileError where it does not fit."""
     return build_schedule(
         merge, layers=backbone.layers, frames=profile.frames, tokens_per_frame=backbone.tokens_per_frame
@@ -139,7 +139,7 @@ METHODS: tuple[Method, ...] = (
         "token reduction only: TempMe's tokens, attention within each frame",
         "Table 9",
         ("token reduction only",),
-        plan=_own_plan,
+        schedule=_own_schedule,
         count=within_frames,
         reason="the paper does not say within which frame a token attends that was merged across frames, so it is "
         "counted and not run.",
@@ -151,7 +151,7 @@ METHODS: tuple[Method, ...] = (
     _clip_schedule("layers-7-9-11", "clip layers 7, 9, 11"),
     _clip_schedule("layers-4-7-10", "clip layers 4, 7, 10"),
     _clip_schedule("layers-1-5-9", "clip layers 1, 5, 9"),
-    Method("evit", "EViT", "Table 2", ("EViT B/32",), plan=_evit_plan),
+    Method("evit", "EViT", "Table 2", ("EViT B/32",), schedule=_evit_schedule),
     Method(
         "diffrate",
         "DiffRate",

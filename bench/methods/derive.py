@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tempme_export.bench.methods.catalogue import Method, policy_plan
+from tempme_export.bench.methods.catalogue import Method, policy_schedule
 from tempme_export.bench.methods.figures import PaperFigures, paper_figures
 from tempme_export.bench.paper import TOLERANCE
 from tempme_export.encoder.backbone import Backbone
@@ -16,16 +16,16 @@ from tempme_export.errors import ProfileError
 class Derivation:
     """A method on one profile and backbone, in figures.
 
-    plan     token counts; None where none can be derived
-    counted  operations per video of `plan`
-    policy   the merge policy behind `plan`; None where no merge policy describes it
+    schedule     token counts; None where none can be derived
+    counted  operations per video of `schedule`
+    policy   the merge policy behind `schedule`; None where no merge policy describes it
     figures  what the paper prints for this method, backbone and frame count, unless the profile's settings are
              not the paper's
-    reason   one sentence: why there is no plan or, beside one, why it does not run; empty where it runs
+    reason   one sentence: why there is no schedule or, beside one, why it does not run; empty where it runs
     """
 
     method: Method
-    plan: Schedule | None
+    schedule: Schedule | None
     counted: Complexity | None
     policy: MergePolicy | None
     figures: PaperFigures | None
@@ -46,26 +46,30 @@ class Derivation:
     @property
     def holds(self) -> bool | None:
         """True where count and tokens agree with the paper; None where there is nothing to compare."""
-        if self.plan is None or self.figures is None:
+        if self.schedule is None or self.figures is None:
             return None
         close = self.difference is None or abs(self.difference) <= TOLERANCE
-        return close and self.figures.tokens in (None, (self.plan.final_clips, self.plan.final_tokens))
+        return close and self.figures.tokens in (None, (self.schedule.final_clips, self.schedule.final_tokens))
 
 
 def derive(method: Method, profile: Profile, backbone: Backbone) -> Derivation:
     """Apply a method to the settings of a profile. Never raises: what does not apply says so in `reason`."""
     figures = paper_figures(method, backbone.name, profile.frames)
-    policy, plan = None, None
+    policy, schedule = None, None
     try:
         if method.policy is not None:
             policy = method.policy(profile, backbone)
-            plan = policy_plan(policy, profile, backbone)
-        elif method.plan is not None:
-            plan = method.plan(profile, backbone)
+            schedule = policy_schedule(policy, profile, backbone)
+        elif method.schedule is not None:
+            schedule = method.schedule(profile, backbone)
     except ProfileError as error:
         return Derivation(method, None, None, None, figures, str(error))
-    if plan is None:
+    if schedule is None:
         return Derivation(method, None, None, None, figures, method.reason)
-    if figures is not None and figures.claim is not None and figures.claim.plan(figures.claim, backbone) != plan:
+    if (
+        figures is not None
+        and figures.claim is not None
+        and figures.claim.schedule(figures.claim, backbone) != schedule
+    ):
         figures = None
-    return Derivation(method, plan, method.count(plan, backbone), policy, figures, method.reason)
+    return Derivation(method, schedule, method.count(schedule, backbone), policy, figures, method.reason)

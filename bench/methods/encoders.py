@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tempme_export.bench.methods.catalogue import Method, without_clips
-from tempme_export.bench.methods.plans import evit_schedule
 from tempme_export.bench.methods.recipes import method_recipe, with_policy
+from tempme_export.bench.methods.schedules import evit_schedule
 from tempme_export.encoder.recipe import Recipe
 from tempme_export.encoder.reference import ReferenceVideo, Trace, attention, layer_norm, mlp
-from tempme_export.encoder.schedule import BlockPlan, Schedule
+from tempme_export.encoder.schedule import BlockSchedule, Schedule
 from tempme_export.errors import CheckpointError
 
 
@@ -62,21 +62,21 @@ class EvitVideo(ReferenceVideo):
     def __init__(
         self,
         recipe: Recipe,
-        plan: Schedule | None = None,
+        schedule: Schedule | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        """plan  of `plans.evit_schedule`; None for the method's own. Raises CheckpointError for prompts."""
+        """schedule  of `schedules.evit_schedule`; None for the method's own. Raises CheckpointError for prompts."""
         if recipe.checkpoint.facts.prompts is not None:
             raise CheckpointError(
                 f"{recipe.checkpoint.source} was trained with {recipe.checkpoint.facts.prompts} prompt tokens in each "
                 "block, and EViT does not say whether they take part in the class token's attention. Leave evit out."
             )
         super().__init__(with_policy(recipe, without_clips(recipe.profile.merge, 0), "evit"), dtype, device)
-        self.plan = evit_schedule(recipe.profile.frames, recipe.backbone) if plan is None else plan
+        self.schedule = evit_schedule(recipe.profile.frames, recipe.backbone) if schedule is None else schedule
 
     def _block(
-        self, x: Tensor, size: Tensor, block: BlockPlan, merged_before: bool, trace: Trace | None
+        self, x: Tensor, size: Tensor, block: BlockSchedule, merged_before: bool, trace: Trace | None
     ) -> tuple[Tensor, Tensor]:
         weights = self.blocks[block.index]
         h = layer_norm(x, weights, "ln_1")
@@ -94,7 +94,7 @@ class EvitVideo(ReferenceVideo):
 def encoder(
     method: Method, recipe: Recipe, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> ReferenceVideo:
-    """A method over a recipe's weights on the original path; its `plan` holds the token counts it runs with.
+    """A method over a recipe's weights on the original path; its `schedule` holds the token counts it runs with.
 
     Raises UsageError where the method does not run on the recipe's profile, CheckpointError where EViT meets prompts.
     """

@@ -21,15 +21,15 @@ def with_policy(recipe: Recipe, merge: MergePolicy, name: str) -> Recipe:
     Raises ProfileError where the policy does not fit the backbone.
     """
     profile = dataclasses.replace(recipe.profile, name=name, merge=merge, expect=Expect())
-    plan = profile.plan(recipe.backbone)
+    schedule = profile.schedule(recipe.backbone)
     return dataclasses.replace(
-        recipe, checkpoint=_fitting(recipe.checkpoint, plan), profile=profile, plan=plan, origin="asked"
+        recipe, checkpoint=_fitting(recipe.checkpoint, schedule), profile=profile, schedule=schedule, origin="asked"
     )
 
 
-def _fitting(checkpoint: Checkpoint, plan: Schedule) -> Checkpoint:
-    """The checkpoint without the clip positions that the plan has no place for; its tensors are shared, not copied."""
-    places = {(block.index, block.clips_in) for block in plan.blocks if block.factor > 1}
+def _fitting(checkpoint: Checkpoint, schedule: Schedule) -> Checkpoint:
+    """The checkpoint without the clip positions that the schedule has no place for; its tensors are shared."""
+    places = {(block.index, block.clips_in) for block in schedule.blocks if block.factor > 1}
     odd = {place for place in checkpoint.facts.clip_lengths if place not in places}
     if not odd:
         return checkpoint

@@ -49,7 +49,7 @@ def costs(frames: Sequence[int] = FRAMES) -> list[Cost]:
     for label in LABELS:
         claim = claims[f"{label} B/32"]
         backbone = open_clip_backbone(claim.backbone)
-        plans = [
+        schedules = [
             build_schedule(
                 _for_frames(claim.merge, count),
                 layers=backbone.layers,
@@ -58,7 +58,9 @@ def costs(frames: Sequence[int] = FRAMES) -> list[Cost]:
             )
             for count in frames
         ]
-        counted.append(Cost(label, tuple(frames), tuple(complexity(plan, backbone).gmacs for plan in plans)))
+        counted.append(
+            Cost(label, tuple(frames), tuple(complexity(schedule, backbone).gmacs for schedule in schedules))
+        )
     return counted
 
 

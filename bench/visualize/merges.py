@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tempme_export.artifacts.bundle import VIDEO, Bundle, open_bundle
 from tempme_export.bench.cases import Case
-from tempme_export.encoder.schedule import BlockPlan, PlannedMerge, Schedule
+from tempme_export.encoder.schedule import BlockSchedule, Schedule, ScheduledMerge
 from tempme_export.errors import InputError
 from tempme_export.media.preprocess import preprocess_for, preprocess_in
 from tempme_export.media.video import read_frames
@@ -56,37 +56,37 @@ class VideoMerges:
     origin: str
 
 
-def drawn_blocks(plan: Schedule) -> tuple[int, ...]:
+def drawn_blocks(schedule: Schedule) -> tuple[int, ...]:
     """Blocks after which a stage is drawn: the last one before clips join, every one that joins them, the last one."""
-    joining = [block.index for block in plan.blocks if block.factor > 1]
-    last = len(plan.blocks) - 1
+    joining = [block.index for block in schedule.blocks if block.factor > 1]
+    last = len(schedule.blocks) - 1
     within = range(joining[0]) if joining else ()
-    merged_before = any(plan.blocks[index].r_intra for index in within)
+    merged_before = any(schedule.blocks[index].r_intra for index in within)
     return tuple(sorted({*([joining[0] - 1] if merged_before else []), *joining, last}))
 
 
-def merge_stages(assigns: Sequence[NDArray[np.int32]], plan: Schedule, grid: int) -> list[Stage]:
+def merge_stages(assigns: Sequence[NDArray[np.int32]], schedule: Schedule, grid: int) -> list[Stage]:
     """Follow every patch of one video through all merges.
 
-    assigns  one int32 [clips, N] for every merge of `plan`, in execution order: the row each token goes to
+    assigns  one int32 [clips, N] for every merge of `schedule`, in execution order: the row each token goes to
     grid     patches along one side of a frame
-    Raises InputError where these are not the assignments of one video under this plan.
+    Raises InputError where these are not the assignments of one video under this schedule.
     """
-    if grid**2 + 1 != plan.tokens_per_frame:
+    if grid**2 + 1 != schedule.tokens_per_frame:
         raise InputError(
-            f"found {grid} x {grid} patches a frame; expected {plan.tokens_per_frame - 1}, as in the schedule."
+            f"found {grid} x {grid} patches a frame; expected {schedule.tokens_per_frame - 1}, as in the schedule."
         )
-    if len(assigns) != len(plan.merges):
-        raise InputError(f"found {len(assigns)} assignments; expected {len(plan.merges)}, one for every merge.")
-    frames, patches = plan.frames, grid**2
+    if len(assigns) != len(schedule.merges):
+        raise InputError(f"found {len(assigns)} assignments; expected {len(schedule.merges)}, one for every merge.")
+    frames, patches = schedule.frames, grid**2
     clip = np.repeat(np.arange(frames), patches).reshape(frames, patches)
     row = np.tile(1 + np.arange(patches), (frames, 1))
     of_merge = {
-        (merge.block, merge.kind): _checked(assign, merge, plan)
-        for merge, assign in zip(plan.merges, assigns, strict=True)
+        (merge.block, merge.kind): _checked(assign, merge, schedule)
+        for merge, assign in zip(schedule.merges, assigns, strict=True)
     }
-    drawn, stages = drawn_blocks(plan), []
-    for block in plan.blocks:
+    drawn, stages = drawn_blocks(schedule), []
+    for block in schedule.blocks:
         clip, row = _join(clip, row, block)
         for kind in ("cross", "intra"):
             if (block.index, kind) in of_merge:
@@ -97,9 +97,9 @@ def merge_stages(assigns: Sequence[NDArray[np.int32]], plan: Schedule, grid: int
     return stages
 
 
-def _checked(assign: NDArray[np.int32], merge: PlannedMerge, plan: Schedule) -> NDArray[np.int64]:
+def _checked(assign: NDArray[np.int32], merge: ScheduledMerge, schedule: Schedule) -> NDArray[np.int64]:
     """The assignment as int64. Raises InputError where it is not a map onto all rows that the merge leaves."""
-    block = plan.blocks[merge.block]
+    block = schedule.blocks[merge.block]
     tokens = block.tokens_attention + (merge.r if merge.kind == "cross" else 0)
     if assign.shape != (block.clips, tokens):
         raise InputError(
@@ -116,7 +116,7 @@ def _checked(assign: NDArray[np.int32], merge: PlannedMerge, plan: Schedule) -> 
 
 
 def _join(
-    clip: NDArray[np.int64], row: NDArray[np.int64], block: BlockPlan
+    clip: NDArray[np.int64], row: NDArray[np.int64], block: BlockSchedule
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Position of each patch once `factor` adjacent clips are one, before their merge: behind all class tokens."""
     n_cls = block.n_cls // block.factor
@@ -124,7 +124,7 @@ def _join(
     return clip // block.factor, block.n_cls + before + row - n_cls
 
 
-def _title(block: BlockPlan) -> str:
+def _title(block: BlockSchedule) -> str:
     clips = "1 clip" if block.clips == 1 else f"{block.clips} clips"
     return f"after block {block.index}: {clips} of {block.tokens_mlp} tokens"
 
@@ -140,20 +140,20 @@ def video_merges(model: Case | Bundle, video: Path, allow_damaged: bool = False)
     if isinstance(model, Case) and model.bundle is not None:
         model = open_bundle(model.bundle)
     if isinstance(model, Bundle):
-        patch, plan, preprocess = model.manifest["backbone"]["patch"], model.plan, preprocess_in(model.manifest)
+        patch, schedule, preprocess = model.manifest["backbone"]["patch"], model.schedule, preprocess_in(model.manifest)
         origin = f"{model.path / VIDEO} under ONNX Runtime"
     else:
-        plan, patch, preprocess = model.recipe.plan, model.recipe.backbone.patch, preprocess_for(model.recipe)
+        schedule, patch, preprocess = model.recipe.schedule, model.recipe.backbone.patch, preprocess_for(model.recipe)
         origin = f"the original path with {model.weights}"
-    frames = preprocess.crop(read_frames(video, plan.frames, allow_damaged=allow_damaged))
+    frames = preprocess.crop(read_frames(video, schedule.frames, allow_damaged=allow_damaged))
     pixels = preprocess.normalise(frames)[None]
     assigns = _graph_assigns(model, pixels) if isinstance(model, Bundle) else _original_assigns(model, pixels)
-    return VideoMerges(frames, tuple(merge_stages(assigns, plan, preprocess.size // patch)), origin)
+    return VideoMerges(frames, tuple(merge_stages(assigns, schedule, preprocess.size // patch)), origin)
 
 
 def _graph_assigns(bundle: Bundle, pixels: NDArray[np.float32]) -> list[NDArray[np.int32]]:
     """Every assignment of the video tower for [1, F, 3, S, S]."""
-    names = [merge.assign_name for merge in bundle.plan.merges]
+    names = [merge.assign_name for merge in bundle.schedule.merges]
     hidden = () if bundle.manifest.get("trace") else names
     with OrtRunner(bundle.path / VIDEO, extra_outputs=hidden) as runner:
         found = runner.infer(_inputs(runner, pixels))

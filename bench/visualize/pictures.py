@@ -65,8 +65,8 @@ def draw_merges(model: Case | Bundle, video: Path, out: Path, allow_damaged: boo
     Raises UsageError, before the model runs, for a folder that cannot be written or already holds such pictures;
     otherwise as `video_merges`.
     """
-    plan = model.plan if isinstance(model, Bundle) else model.recipe.plan
-    _free_paths(out, len(drawn_blocks(plan)))
+    schedule = model.schedule if isinstance(model, Bundle) else model.recipe.schedule
+    _free_paths(out, len(drawn_blocks(schedule)))
     merged = video_merges(model, video, allow_damaged)
     paths = save_pictures(merged.frames, merged.stages, out)
     return MergePictures(tuple(paths), merged.stages, merged.origin)

@@ -65,7 +65,7 @@ class Bundle:
         return tuple(Statement(about, **said) for about, said in self.manifest.get("conventions", {}).items())
 
     @property
-    def plan(self) -> Schedule:
+    def schedule(self) -> Schedule:
         """The schedule it was built with."""
         profile, tokens = self.profile, self.manifest["schedule"]["tokens_per_frame"]
         layers = len(self.manifest["schedule"]["blocks"])

@@ -42,7 +42,7 @@ def show_recipe(recipe: "Recipe") -> None:
     """Show what will be built: profile, token schedule, complexity."""
     from tempme_export.encoder.complexity import complexity
 
-    profile, plan, backbone = recipe.profile, recipe.plan, recipe.backbone
+    profile, schedule, backbone = recipe.profile, recipe.schedule, recipe.backbone
     how = _ORIGINS[recipe.origin]
     _line("checkpoint", f"{recipe.checkpoint.source}   sha256 {recipe.checkpoint.sha256[:12]}")
     _line("profile", f"{profile.name} ({how})   {profile.frames} frames, backbone {backbone.name}")
@@ -50,17 +50,17 @@ def show_recipe(recipe: "Recipe") -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("block", "clips", "tokens in", "merged across", "in attention", "merged within", "out"):
         table.add_column(column, justify="right")
-    for b in plan.blocks:
+    for b in schedule.blocks:
         row = (b.clips, b.tokens_in, b.r_cross, b.tokens_attention, b.r_intra, b.tokens_mlp)
         joined = f"{b.index} (joins {b.factor})" if b.factor > 1 else str(b.index)
         table.add_row(joined, *map(str, row))
     STDERR.print(table)
-    cost = complexity(plan, backbone)
-    start = plan.frames * plan.tokens_per_frame
+    cost = complexity(schedule, backbone)
+    start = schedule.frames * schedule.tokens_per_frame
     _line(
         "schedule",
-        f"{start} -> {plan.final_clips * plan.final_tokens} tokens   {cost.gmacs:.1f} GMACs (the paper's GFLOPs), "
-        f"{cost.gflops:.1f} GFLOPs",
+        f"{start} -> {schedule.final_clips * schedule.final_tokens} tokens   "
+        f"{cost.gmacs:.1f} GMACs (the paper's GFLOPs), {cost.gflops:.1f} GFLOPs",
     )
 
 
@@ -220,7 +220,7 @@ def show_bundle(bundle: "Bundle") -> None:
     names = ", ".join([*bundle.manifest["files"], "manifest.json"])
     _line("bundle", f"{bundle.path}   {total / 1e6:.1f} MB: {names}")
     if bundle.manifest.get("trace"):
-        merges = [merge.assign_name for merge in bundle.plan.merges]
+        merges = [merge.assign_name for merge in bundle.schedule.merges]
         _line("trace", f"video.onnx also returns {len(merges)} merges, {merges[0]} to {merges[-1]}")
 
 

@@ -68,7 +68,7 @@ def preview_bundle(spec: ExportSpec, as_json: bool) -> None:
             console.show_file(written)
     files = spec.files(recipe)
     if as_json:
-        document = {"out": str(target), "profile": recipe.profile.to_dict(), "schedule": asdict(recipe.plan)}
+        document = {"out": str(target), "profile": recipe.profile.to_dict(), "schedule": asdict(recipe.schedule)}
         document["conventions"] = {one.about: one.to_dict() for one in recipe.conventions}
         asked = {} if gate is None else {"gate": gate.to_dict()}
         scales = {} if calibration is None else {"calibration": calibration.to_dict()}

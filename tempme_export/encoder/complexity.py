@@ -44,11 +44,11 @@ class Complexity:
         return (2 * self.products + self.elementwise) / 1e9
 
 
-def complexity(plan: Schedule, backbone: Backbone) -> Complexity:
-    """Count the operations of `plan` on the vision tower of `backbone` (formula of spec section 9)."""
-    width, frames, tokens = backbone.width, plan.frames, plan.tokens_per_frame
+def complexity(schedule: Schedule, backbone: Backbone) -> Complexity:
+    """Count the operations of `schedule` on the vision tower of `backbone` (formula of spec section 9)."""
+    width, frames, tokens = backbone.width, schedule.frames, schedule.tokens_per_frame
     projections = products = mlp = elementwise = 0
-    for block in plan.blocks:
+    for block in schedule.blocks:
         n, m = block.tokens_attention, block.tokens_mlp
         projections += block.clips * 4 * n * width**2
         products += block.clips * 2 * n**2 * width

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tempme_export.encoder import ops
 from tempme_export.encoder.checkpoint import ADAPTER
 from tempme_export.encoder.recipe import Recipe, folded_weights
-from tempme_export.encoder.schedule import BlockPlan
+from tempme_export.encoder.schedule import BlockSchedule
 from tempme_export.errors import CheckpointError
 
 
@@ -157,7 +157,7 @@ class VideoBlock(nn.Module):
     clip_position: Tensor | None
 
     def __init__(
-        self, weights: Mapping[str, Tensor], block: BlockPlan, heads: int, activation: str, size_bias: bool
+        self, weights: Mapping[str, Tensor], block: BlockSchedule, heads: int, activation: str, size_bias: bool
     ) -> None:
         super().__init__()
         prefix = f"transformer.resblocks.{block.index}."
@@ -225,7 +225,7 @@ class VideoEncoder(nn.Module):
         super().__init__()
         check_supported(recipe)
         weights, backbone = folded_weights(recipe, "visual.", dtype), recipe.backbone
-        self.plan, self.dtype = recipe.plan, dtype
+        self.schedule, self.dtype = recipe.schedule, dtype
         self.image_size, self.patch = backbone.image_size, backbone.patch
         self.conv1: nn.Module = Linear(weights["conv1.weight"].flatten(1))
         position = weights["positional_embedding"].clone()
@@ -234,7 +234,7 @@ class VideoEncoder(nn.Module):
         self.ln_pre, self.ln_post = LayerNorm(weights, "ln_pre"), LayerNorm(weights, "ln_post")
         self.blocks = nn.ModuleList(
             VideoBlock(weights, block, backbone.heads, backbone.activation, recipe.profile.merge.size_bias)
-            for block in self.plan.blocks
+            for block in self.schedule.blocks
         )
         self.proj = Linear(weights["proj"].T)
 
@@ -247,10 +247,10 @@ class VideoEncoder(nn.Module):
 
     def _pool(self, stream: Stream, frame_mask: Tensor | None) -> Tensor:
         """The last block's stream -> unit embedding [B, E]."""
-        n_cls = self.plan.blocks[-1].n_cls
+        n_cls = self.schedule.blocks[-1].n_cls
         assert stream.delta is not None, "the last MLP's output waits to be added"
         cls = self.ln_post.add(stream.x[:, :n_cls], stream.delta[:, :n_cls])[1]
-        features = self.proj(cls.reshape(-1, self.plan.frames, cls.shape[-1]))
+        features = self.proj(cls.reshape(-1, self.schedule.frames, cls.shape[-1]))
         features = _unit(features.to(_wide(self.dtype)))
         if frame_mask is not None:
             features = features * frame_mask.to(features.dtype).unsqueeze(-1)

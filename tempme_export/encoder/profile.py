@@ -43,7 +43,7 @@ class Profile:
     batch: BatchRange
     expect: Expect = Expect()
 
-    def plan(self, backbone: Backbone) -> Schedule:
+    def schedule(self, backbone: Backbone) -> Schedule:
         """Token counts on `backbone`. Raises ProfileError when they differ from `expect` or do not fit."""
         if self.text_length > backbone.context:
             raise ProfileError(
@@ -51,7 +51,7 @@ class Profile:
                 f"has {backbone.context} positions. Use {backbone.context} or less."
             )
         try:
-            plan = build_schedule(
+            schedule = build_schedule(
                 self.merge,
                 layers=backbone.layers,
                 frames=self.frames,
@@ -60,8 +60,8 @@ class Profile:
         except ProfileError as error:
             raise ProfileError(f"profile {self.name}: {error}") from None
         found = {
-            "final_tokens": plan.final_tokens,
-            "gmacs": round(complexity(plan, backbone).gmacs, 1),
+            "final_tokens": schedule.final_tokens,
+            "gmacs": round(complexity(schedule, backbone).gmacs, 1),
         }
         for key, value in found.items():
             expected = getattr(self.expect, key)
@@ -70,7 +70,7 @@ class Profile:
                     f"profile {self.name}: expect.{key} = {expected}, but its settings give {value} on "
                     f"{backbone.name}. Correct the settings or the expectation."
                 )
-        return plan
+        return schedule
 
     def to_dict(self) -> dict[str, Any]:
         """The profile as the nested dictionary that `parse_profile` reads."""
@@ -201,7 +201,7 @@ def parse_profile(document: dict[str, Any], source: str) -> Profile:
             backbone = open_clip_backbone(profile.backbone)
         except ProfileError as error:
             raise ProfileError(f"{source}: {error}") from None
-        profile.plan(backbone)
+        profile.schedule(backbone)
     return profile
 
 

@@ -25,7 +25,7 @@ LOGIT_SCALE = 4.6052  # log(100), where training clamps it
 
 def facts_of(backbone: Backbone, profile: Profile | None = None, lora_rank: int | None = None) -> Facts:
     """The facts of a CLIP of these sizes: a plain one, or with the clip positions of a profile, or with LoRA too."""
-    blocks = () if profile is None or not profile.merge.clip_position else profile.plan(backbone).blocks
+    blocks = () if profile is None or not profile.merge.clip_position else profile.schedule(backbone).blocks
     return Facts(
         image_size=backbone.image_size,
         patch=backbone.patch,

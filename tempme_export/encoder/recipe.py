@@ -43,7 +43,7 @@ class Recipe:
     checkpoint: Checkpoint
     profile: Profile
     backbone: Backbone
-    plan: Schedule
+    schedule: Schedule
     origin: Origin = "asked"
     conventions: tuple[Statement, ...] = ()
 
@@ -196,7 +196,7 @@ def prepare(
         profile = load_profile(profile)
     overruled = activation is not None or origin == "declared"
     backbone = _backbone_for(profile, checkpoint, known, overruled)
-    plan = profile.plan(backbone)
+    schedule = profile.schedule(backbone)
     found = _contradictions(checkpoint, profile, backbone, known)
     if found:
         told = known.get("activation")
@@ -205,7 +205,7 @@ def prepare(
             f"checkpoint {checkpoint.source} and profile {profile.name} contradict each other: "
             f"{'; '.join(found)}. Choose the profile that the model was trained with (--profile){advice}."
         )
-    return Recipe(checkpoint, profile, backbone, plan, origin, _conventions(profile, backbone, known, origin))
+    return Recipe(checkpoint, profile, backbone, schedule, origin, _conventions(profile, backbone, known, origin))
 
 
 def open_recipe(
@@ -236,7 +236,7 @@ def folded_weights(recipe: Recipe, tower: str, dtype: torch.dtype) -> dict[str, 
                 tensor = tensor.double() + source[block + LORA_B].double() @ source[block + LORA_A].double()
         weights[short] = tensor.to(dtype)
     if tower and recipe.profile.merge.clip_position:
-        for block in recipe.plan.blocks:
+        for block in recipe.schedule.blocks:
             if block.factor > 1:
                 prefix = f"transformer.resblocks.{block.index}."
                 position = source.get(tower + prefix + CLIP_POSITION)

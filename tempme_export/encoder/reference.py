@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tempme_export.encoder.backbone import Activation
 from tempme_export.encoder.checkpoint import ADAPTER, PROMPT
 from tempme_export.encoder.recipe import Recipe, folded_weights
-from tempme_export.encoder.schedule import BlockPlan, MergeKind
+from tempme_export.encoder.schedule import BlockSchedule, MergeKind
 from tempme_export.kernels.reference import decision_gap_ref, match_tokens_ref, merge_tokens_ref
 
 
@@ -107,7 +107,7 @@ class ReferenceVideo(nn.Module):
 
     def __init__(self, recipe: Recipe, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> None:
         super().__init__()
-        self.backbone, self.plan, self.policy = recipe.backbone, recipe.plan, recipe.profile.merge
+        self.backbone, self.schedule, self.policy = recipe.backbone, recipe.schedule, recipe.profile.merge
         self.dtype = dtype
         self.weights = {k: v.to(device) for k, v in folded_weights(recipe, "visual.", dtype).items()}
         self.blocks = [_block_weights(self.weights, i) for i in range(self.backbone.layers)]
@@ -125,7 +125,7 @@ class ReferenceVideo(nn.Module):
         x: Tensor,
         size: Tensor,
         metric: Tensor,
-        block: BlockPlan,
+        block: BlockSchedule,
         kind: MergeKind,
         trace: Trace | None,
     ) -> tuple[Tensor, Tensor]:
@@ -140,7 +140,7 @@ class ReferenceVideo(nn.Module):
         return x, size
 
     def _cross_clip(
-        self, x: Tensor, size: Tensor, block: BlockPlan, weights: Mapping[str, Tensor], trace: Trace | None
+        self, x: Tensor, size: Tensor, block: BlockSchedule, weights: Mapping[str, Tensor], trace: Trace | None
     ) -> tuple[Tensor, Tensor]:
         """Step 1 of a clip layer. The metric is x before the clip positions are added."""
         n_cls = block.n_cls // block.factor
@@ -154,7 +154,7 @@ class ReferenceVideo(nn.Module):
         return self._merge(join_clips(x, block.factor, n_cls), size, metric, block, "cross", trace)
 
     def _block(
-        self, x: Tensor, size: Tensor, block: BlockPlan, merged_before: bool, trace: Trace | None
+        self, x: Tensor, size: Tensor, block: BlockSchedule, merged_before: bool, trace: Trace | None
     ) -> tuple[Tensor, Tensor]:
         weights = self.blocks[block.index]
         if block.factor > 1:
@@ -175,10 +175,10 @@ class ReferenceVideo(nn.Module):
         x = self._stem(frames.to(self.dtype))
         size = torch.ones(x.shape[:2], dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
         merged = False
-        for block in self.plan.blocks:
+        for block in self.schedule.blocks:
             x, size = self._block(x, size, block, merged, trace)
             merged = merged or block.r_cross > 0 or block.r_intra > 0
-        cls = x[:, : self.plan.blocks[-1].n_cls].reshape(len(frames), self.plan.frames, -1)
+        cls = x[:, : self.schedule.blocks[-1].n_cls].reshape(len(frames), self.schedule.frames, -1)
         return F.normalize(layer_norm(cls, self.weights, "ln_post") @ self.weights["proj"], dim=-1)
 
     @torch.inference_mode()

@@ -23,7 +23,7 @@ class MergePolicy:
 
 
 @dataclass(frozen=True)
-class BlockPlan:
+class BlockSchedule:
     """One block, counted per video (`clips`) and per clip (everything else).
 
     `factor` adjacent clips are joined at the start of the block (1: none). `n_cls` class tokens lead
@@ -50,7 +50,7 @@ MergeKind = Literal["cross", "intra"]
 
 
 @dataclass(frozen=True)
-class PlannedMerge:
+class ScheduledMerge:
     """One merge of the schedule; `index` counts them in execution order."""
 
     index: int
@@ -76,16 +76,16 @@ class Schedule:
 
     frames: int
     tokens_per_frame: int
-    blocks: tuple[BlockPlan, ...]
+    blocks: tuple[BlockSchedule, ...]
 
     @property
-    def merges(self) -> tuple[PlannedMerge, ...]:
+    def merges(self) -> tuple[ScheduledMerge, ...]:
         """Every merge, in execution order."""
-        steps: list[tuple[BlockPlan, MergeKind, int]] = []
+        steps: list[tuple[BlockSchedule, MergeKind, int]] = []
         for block in self.blocks:
             steps += [(block, "cross", block.r_cross), (block, "intra", block.r_intra)]
         real = [step for step in steps if step[2] > 0]
-        return tuple(PlannedMerge(k, b.index, kind, b.n_cls, r) for k, (b, kind, r) in enumerate(real))
+        return tuple(ScheduledMerge(k, b.index, kind, b.n_cls, r) for k, (b, kind, r) in enumerate(real))
 
     @property
     def final_tokens(self) -> int:
@@ -164,5 +164,5 @@ def build_schedule(merge: MergePolicy, *, layers: int, frames: int, tokens_per_f
         else:
             r_intra = min(_percent_of(attention, merge.intra_percent), (attention - n_cls) // 2)
         tokens = attention - r_intra
-        blocks.append(BlockPlan(index, factor, clips, n_cls, tokens_in, r_cross, attention, r_intra, tokens))
+        blocks.append(BlockSchedule(index, factor, clips, n_cls, tokens_in, r_cross, attention, r_intra, tokens))
     return Schedule(frames, tokens_per_frame, tuple(blocks))

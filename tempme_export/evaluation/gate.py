@@ -89,7 +89,7 @@ def run_gate(
     """
     present = gate.data.select(gate.present)
     with ExitStack() as stack:
-        trials, reports = open_trials(folder, recipe.plan, device, stack)
+        trials, reports = open_trials(folder, recipe.schedule, device, stack)
         if not trials:
             skipped = absent_files(gate.data, gate.missing)
             return Gate(gate.data.name, gate.sha256, 0, 0, skipped, None, (), tuple(reports))

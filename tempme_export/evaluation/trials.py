@@ -30,7 +30,7 @@ class Trial:
 
     name: str
     backend: str
-    plan: Schedule
+    schedule: Schedule
     video: Runner
     deciding: Runner | None
     text: Runner
@@ -50,7 +50,7 @@ class Trial:
             self.gaps += gaps.min(axis=1, initial=np.inf).tolist()
             return
         decided = found if self.deciding is self.video else self.deciding.infer(inputs)
-        changed, gap = count_changes([decided[merge.assign_name] for merge in self.plan.merges], assigns, gaps)
+        changed, gap = count_changes([decided[merge.assign_name] for merge in self.schedule.merges], assigns, gaps)
         self.changed += changed.tolist()
         self.gaps += gap.tolist()
 
@@ -84,11 +84,11 @@ def count_changes(
 
 
 def open_trials(
-    folder: Folder, plan: Schedule, device: str, stack: ExitStack
+    folder: Folder, schedule: Schedule, device: str, stack: ExitStack
 ) -> tuple[list[Trial], list[ParityReport]]:
     """The video artifacts of a folder on the backends that judge them, and a report on each that cannot be run in the
     folder's precision."""
-    names, text = tuple(merge.assign_name for merge in plan.merges), registry.text_backend()
+    names, text = tuple(merge.assign_name for merge in schedule.merges), registry.text_backend()
 
     def open_video(backend: Backend, where: str) -> tuple[Runner, Runner | None]:
         video = stack.enter_context(backend.open(folder, Setting(where)))
@@ -112,5 +112,5 @@ def open_trials(
                 raise
             reports.append(ParityReport(f"gate {name}", said, (), reason=str(error)))
         else:
-            trials.append(Trial(name, said, plan, video, deciding, reader))
+            trials.append(Trial(name, said, schedule, video, deciding, reader))
     return trials, reports

@@ -212,8 +212,8 @@ def save(
 
 def _merge_axes(recipe: Recipe) -> dict[str, str]:
     """Every merge's assignment and the name of its first axis, which counts the clips of all videos."""
-    clips = {block.index: block.clips for block in recipe.plan.blocks}
-    counts = {merge.assign_name: clips[merge.block] for merge in recipe.plan.merges}
+    clips = {block.index: block.clips for block in recipe.schedule.blocks}
+    counts = {merge.assign_name: clips[merge.block] for merge in recipe.schedule.merges}
     return {name: "batch" if count == 1 else f"batch_times_{count}" for name, count in counts.items()}
 
 
@@ -240,7 +240,7 @@ def export_video(
     Raises ExportError for an untested opset and for operators that do not belong.
     """
     inputs = video_inputs(recipe, TRACED_BATCH, frame_mask)
-    names = [name for merge in recipe.plan.merges for name in (merge.assign_name, merge.tokens_name)]
+    names = [name for merge in recipe.schedule.merges for name in (merge.assign_name, merge.tokens_name)]
     encoder = prepared.encoder if prepared else VideoEncoder(recipe, DTYPES[precision])
     aside = partial(put_aside_above, graph=path, limit=largest_file) if prepared is None else None
     proto = to_proto(TracedVideo(encoder), inputs, ["video_embedding", *names], opset, put_aside=aside)

@@ -169,7 +169,7 @@ class Planned(Protocol):
         """Heads and width."""
 
     @property
-    def plan(self) -> Schedule:
+    def schedule(self) -> Schedule:
         """Merges of every block."""
 
 
@@ -178,7 +178,7 @@ def plugin_nodes(recipe: Planned) -> tuple[PluginNode, ...]:
     heads, width = recipe.backbone.heads, recipe.backbone.width
     nodes: list[PluginNode] = []
     sized = False
-    for block in recipe.plan.blocks:
+    for block in recipe.schedule.blocks:
         if block.r_cross:
             tokens = Tokens(block.clips_in, block.tokens_in, width, block.factor)
             positions = block.clips_in if recipe.profile.merge.clip_position else 0

@@ -144,7 +144,7 @@ def export_plugin_video(
             f"profile {recipe.profile.name} merges no tokens, so its graph has no step that a plugin could take. "
             "Export it without --trt: its video.onnx holds the whole encoder; or choose a profile that merges."
         )
-    names = [name for merge in recipe.plan.merges for name in (merge.assign_name, merge.tokens_name)]
+    names = [name for merge in recipe.schedule.merges for name in (merge.assign_name, merge.tokens_name)]
     encoder = TracedVideo(VideoEncoder(recipe, DTYPES[precision]))
     inputs = video_inputs(recipe, TRACED_BATCH, frame_mask)
     aside = partial(put_aside_above, graph=path, limit=largest_file)

@@ -88,7 +88,7 @@ def _example(recipe: Recipe, device: str, frame_mask: bool) -> tuple[tuple[Tenso
 def _trace(recipe: Recipe, precision: str, device: str, frame_mask: bool) -> ExportedProgram:
     inputs, shapes = _example(recipe, device, frame_mask)
     encoder = VideoEncoder(recipe, DTYPES[precision]).to(device)
-    module = _WithAssignments(encoder, [merge.assign_name for merge in recipe.plan.merges])
+    module = _WithAssignments(encoder, [merge.assign_name for merge in recipe.schedule.merges])
     program = torch.export.export(module.eval(), inputs, dynamic_shapes=shapes)
     if torch.device(device).type == "cpu":
         program = program.run_decompositions(ops.DENSE_FORMS)

@@ -135,7 +135,7 @@ def _per_video(array: NDArray[Any], videos: int) -> NDArray[Any]:
 
 def decision_checks(
     selftest: SelfTest,
-    plan: Schedule,
+    schedule: Schedule,
     found: dict[str, NDArray[Any]],
     tolerance: Tolerance,
     with_tokens: bool = True,
@@ -148,11 +148,11 @@ def decision_checks(
     videos = len(selftest.clips)
     with_tokens = with_tokens and bool(selftest.tokens)
     same, forked = np.ones(videos, bool), np.zeros(videos, bool)  # so far; left at a near tie
-    if not plan.merges:
+    if not schedule.merges:
         return [], forked
     changed = tokens = 0
     worst, compared, margins, first = 0.0, 0, [], ""
-    for k, merge in enumerate(plan.merges):
+    for k, merge in enumerate(schedule.merges):
         expected = _per_video(selftest.assigns[k], videos)
         assign = _per_video(found[merge.assign_name], videos)
         differs = (assign != expected).reshape(videos, -1)
@@ -176,7 +176,7 @@ def decision_checks(
     checks = [Check("decisions changed", changed / tokens, tolerance.changed_decisions, detail=detail)]
     if with_tokens:
         value = worst if compared else float("nan")
-        detail = f"{compared} of {videos * len(plan.merges)} merges compared"
+        detail = f"{compared} of {videos * len(schedule.merges)} merges compared"
         checks.append(Check("merged tokens, relative RMS", value, tolerance.merged_tokens, detail=detail))
     return checks, forked
 
@@ -202,7 +202,7 @@ def inputs_for(runner: Runner, frames: NDArray[np.float32]) -> dict[str, NDArray
 
 def check_video(
     selftest: SelfTest,
-    plan: Schedule,
+    schedule: Schedule,
     preprocess: Preprocess,
     with_merges: Runner,
     tolerance: Tolerance,
@@ -215,7 +215,7 @@ def check_video(
     """
     rows = np.arange(len(selftest.clips))
     found = with_merges.infer(inputs_for(with_merges, _frames(selftest, preprocess, rows)))
-    checks, forked = decision_checks(selftest, plan, found, tolerance, with_tokens)
+    checks, forked = decision_checks(selftest, schedule, found, tolerance, with_tokens)
     embedding = found["video_embedding"]
     checks += embedding_checks(
         f"video, batch {len(rows)}",

@@ -41,7 +41,7 @@ def _draw_safely(kind: str, video: ReferenceVideo, preprocess: Preprocess, seed:
     """The first clip of a kind whose decisions are safe, or the safest of a few."""
     drawn = []
     for attempt in range(drawing.tries):
-        clip, trace = draw_clip(kind, video.plan.frames, preprocess.size, seed + attempt), Trace()
+        clip, trace = draw_clip(kind, video.schedule.frames, preprocess.size, seed + attempt), Trace()
         feature = video.video_feature(torch.from_numpy(preprocess(clip)[None]), trace=trace)
         drawn.append(_Judged(clip, torch.nn.functional.normalize(feature, dim=-1).numpy(), trace.steps))
         if min(drawn[-1].gaps, default=np.inf) >= drawing.safe:
@@ -65,7 +65,7 @@ def make_selftest(recipe: Recipe, seed: int = 0, drawing: Drawing = Drawing()) -
     video, text = ReferenceVideo(recipe), ReferenceText(recipe)
     preprocess, token_ids = preprocess_for(recipe), draw_token_ids(recipe, seed)
     judged = [_draw_safely(kind, video, preprocess, seed + 1600 * i, drawing) for i, kind in enumerate(drawing.kinds)]
-    merges = range(len(recipe.plan.merges))
+    merges = range(len(recipe.schedule.merges))
     return SelfTest(
         clips=np.stack([j.clip for j in judged]),
         token_ids=token_ids,

@@ -125,18 +125,18 @@ def save_selftest(selftest: SelfTest, path: Path) -> None:
     )
 
 
-def check_fits(selftest: SelfTest, plan: Schedule, size: int, embed: int) -> None:
+def check_fits(selftest: SelfTest, schedule: Schedule, size: int, embed: int) -> None:
     """Raises BundleError for a self-test of other sizes than the bundle's: it belongs to another bundle."""
     videos, texts = max(1, len(selftest.clips)), max(1, len(selftest.token_ids))
-    blocks = {block.index: block for block in plan.blocks}
+    blocks = {block.index: block for block in schedule.blocks}
     expected: dict[str, tuple[str, tuple[int, ...]]] = {
-        "clips": ("uint8", (videos, plan.frames, size, size, 3)),
+        "clips": ("uint8", (videos, schedule.frames, size, size, 3)),
         "token_ids": ("int64", (texts, *selftest.token_ids.shape[1:2])),
         "video_embedding": ("float32", (videos, embed)),
         "text_embedding": ("float32", (texts, embed)),
-        "gaps": ("float32", (videos, len(plan.merges))),
+        "gaps": ("float32", (videos, len(schedule.merges))),
     }
-    for merge in plan.merges:
+    for merge in schedule.merges:
         block = blocks[merge.block]
         tokens = block.tokens_attention + (merge.r if merge.kind == "cross" else 0)
         expected[merge.assign_name] = ("int32", (videos * block.clips, tokens))

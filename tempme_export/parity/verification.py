@@ -35,14 +35,14 @@ class Standard:
     """
 
     selftest: SelfTest
-    plan: Schedule
+    schedule: Schedule
     preprocess: Preprocess
     batches: tuple[int, ...]
 
     @property
     def extra_outputs(self) -> tuple[str, ...]:
         """Names of the values that every merge exposes: its decision and the tokens it made."""
-        return tuple(name for merge in self.plan.merges for name in (merge.assign_name, merge.tokens_name))
+        return tuple(name for merge in self.schedule.merges for name in (merge.assign_name, merge.tokens_name))
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,13 @@ def _checks(backend: Backend, folder: Folder, standard: Standard, device: str) -
         batches = embedding_batches(folder.facts_of(backend.artifact).get("batch", standard.batches), selftest)
         with backend.open(folder, setting) as runner:
             return tuple(embedding_checks(replace(standard, batches=batches), runner, tolerance, backend.replays))
-    plan, preprocess, batches = standard.plan, standard.preprocess, standard.batches
+    schedule, preprocess, batches = standard.schedule, standard.preprocess, standard.batches
     if backend.reveals is Reveals.DECISIONS:
         with backend.open(folder, setting) as runner:
-            checks = check_video(selftest, plan, preprocess, runner, tolerance, with_tokens=False)
+            checks = check_video(selftest, schedule, preprocess, runner, tolerance, with_tokens=False)
             return *checks, *check_batches(selftest, preprocess, runner, batches, tolerance)
     with backend.open(folder, replace(setting, extra_outputs=standard.extra_outputs)) as with_merges:
-        checks = check_video(selftest, plan, preprocess, with_merges, tolerance)
+        checks = check_video(selftest, schedule, preprocess, with_merges, tolerance)
     with backend.open(folder, setting) as runner:
         return *checks, *check_batches(selftest, preprocess, runner, batches, tolerance)
 

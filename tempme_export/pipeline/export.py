@@ -82,7 +82,7 @@ def _manifest(spec: ExportSpec, recipe: Recipe, built: Built) -> dict[str, Any]:
         "conventions": {one.about: one.to_dict() for one in recipe.conventions},
         "profile": recipe.profile.to_dict(),
         "backbone": asdict(backbone),
-        "schedule": asdict(recipe.plan),
+        "schedule": asdict(recipe.schedule),
         "precision": spec.precision,
         "frame_mask": spec.frame_mask,
         "trace": spec.expose_merges,
@@ -240,7 +240,7 @@ def build(spec: ExportSpec, progress: Progress = SILENT) -> Bundle:
         facts = _build_artifacts(spec, Making(recipe, spec, work, out, quantization, progress))
         sizes, folder = recipe.profile.batch, Folder(work, spec.precision, facts)
         batches = tuple(sorted({sizes.min, sizes.opt, sizes.max}))
-        standard = Standard(selftest, recipe.plan, preprocess_for(recipe), batches)
+        standard = Standard(selftest, recipe.schedule, preprocess_for(recipe), batches)
         reports = judge(folder, standard, spec.device, progress=progress)
         progress.tell(Parity(tuple(reports)))
         gate = _run_gate(gate_data, reports, recipe, folder, spec, progress)

@@ -70,12 +70,12 @@ def _check_sources(bundle: Bundle, renewed: Sequence[Artifact]) -> Intact:
 
 
 @dataclass(frozen=True)
-class _Planned:
+class _Scheduled:
     """Part of a recipe that a bundle still knows: all but its weights."""
 
     profile: Profile
     backbone: Backbone
-    plan: Schedule
+    schedule: Schedule
 
 
 def _recipe(bundle: Bundle) -> "Recipe":
@@ -83,7 +83,7 @@ def _recipe(bundle: Bundle) -> "Recipe":
     fields: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in bundle.manifest["backbone"].items()
     }
-    return cast("Recipe", _Planned(bundle.profile, Backbone(**fields), bundle.plan))
+    return cast("Recipe", _Scheduled(bundle.profile, Backbone(**fields), bundle.schedule))
 
 
 def _carry_over(folder: Path, names: list[str], work: Path) -> None:
@@ -112,7 +112,7 @@ def _judge(renewed: Sequence[Artifact], built: Folder, bundle: Bundle, device: s
     """Each on the backends that judge it, against the bundle's self-test."""
     sizes, preprocess = bundle.profile.batch, preprocess_in(bundle.manifest)
     batches = (sizes.min, sizes.opt, sizes.max)
-    standard = Standard(load_selftest(built.path / SELFTEST), bundle.plan, preprocess, batches)
+    standard = Standard(load_selftest(built.path / SELFTEST), bundle.schedule, preprocess, batches)
     backends = (one for one in registry.judging(built, device) if one.artifact in renewed)
     return [judge_on(backend, built, standard, device) for backend in backends]
 

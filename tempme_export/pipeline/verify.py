@@ -29,9 +29,9 @@ def _judge_bundle(bundle: Bundle, device: str, progress: Progress) -> list[Parit
         intact = verify_files(bundle)
     progress.tell(intact)
     sizes, preprocess = bundle.profile.batch, preprocess_in(bundle.manifest)
-    selftest, plan = load_selftest(bundle.path / SELFTEST), bundle.plan
-    check_fits(selftest, plan, preprocess.size, bundle.manifest["backbone"]["embed"])
+    selftest, schedule = load_selftest(bundle.path / SELFTEST), bundle.schedule
+    check_fits(selftest, schedule, preprocess.size, bundle.manifest["backbone"]["embed"])
     batches = tuple(sorted({sizes.min, sizes.opt}))
     return judge(
-        folder_of(bundle), Standard(selftest, plan, preprocess, batches), device, elsewhere=True, progress=progress
+        folder_of(bundle), Standard(selftest, schedule, preprocess, batches), device, elsewhere=True, progress=progress
     )

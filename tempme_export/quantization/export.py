@@ -35,7 +35,7 @@ def export_video(
     largest_file: int = LARGEST_FILE,
 ) -> None:
     """Write the video tower in int8; contract and errors are those of `exporters.onnx.export_video`."""
-    largest = recipe.plan.frames * recipe.plan.tokens_per_frame
+    largest = recipe.schedule.frames * recipe.schedule.tokens_per_frame
     prepared = _prepared(tower, largest)
     float_onnx.export_video(
         recipe, path, INT8, opset, frame_mask, expose_merges, prepared=prepared, largest_file=largest_file

@@ -37,7 +37,7 @@ def check(spec: Spec) -> None:
 
 def check_recipe(recipe: Recipe, spec: Spec) -> None:
     """Raises UsageError for the merges of a model that has none."""
-    if spec.expose_merges and not recipe.plan.merges:
+    if spec.expose_merges and not recipe.schedule.merges:
         raise UsageError(
             f"profile {recipe.profile.name} merges no tokens, and every merge is one output. Leave out "
             "--expose-merges, or choose a --profile that merges."

@@ -15,7 +15,7 @@ from tempme_export.encoder import ops
 from tempme_export.encoder.checkpoint import ADAPTER, CLIP_POSITION, LORA_A, LORA_B, PROMPT
 from tempme_export.encoder.recipe import Recipe
 from tempme_export.encoder.reference import join_clips
-from tempme_export.encoder.schedule import BlockPlan
+from tempme_export.encoder.schedule import BlockSchedule
 from tempme_export.errors import CheckpointError
 from tempme_export.kernels.dense import merge_tokens
 from tempme_export.training.blocks import Additions, Block, TextBlock, Transformer
@@ -35,7 +35,7 @@ class Stream(NamedTuple):
 class VideoBlock(Block):
     """A block of the video tower with its merges (spec section 3)."""
 
-    def __init__(self, block: BlockPlan, recipe: Recipe, additions: Additions) -> None:
+    def __init__(self, block: BlockSchedule, recipe: Recipe, additions: Additions) -> None:
         backbone, merge = recipe.backbone, recipe.profile.merge
         super().__init__(backbone.width, backbone.heads, backbone.activation, additions)
         self.block, self.size_bias = block, merge.size_bias
@@ -79,12 +79,12 @@ class VideoTower(nn.Module):
     def __init__(self, recipe: Recipe, additions: Additions) -> None:
         super().__init__()
         b = recipe.backbone
-        self.plan, self.patch, self.grid = recipe.plan, b.patch, b.image_size // b.patch
+        self.schedule, self.patch, self.grid = recipe.schedule, b.patch, b.image_size // b.patch
         self.conv1 = nn.Conv2d(3, b.width, b.patch, b.patch, bias=False)
         self.class_embedding = nn.Parameter(torch.empty(b.width))
         self.positional_embedding = nn.Parameter(torch.empty(b.tokens_per_frame, b.width))
         self.ln_pre, self.ln_post = nn.LayerNorm(b.width), nn.LayerNorm(b.width)
-        self.transformer = Transformer(VideoBlock(block, recipe, additions) for block in recipe.plan.blocks)
+        self.transformer = Transformer(VideoBlock(block, recipe, additions) for block in recipe.schedule.blocks)
         self.proj = nn.Parameter(torch.empty(b.width, b.embed))
 
     def _stem(self, frames: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class VideoTower(nn.Module):
         stream = Stream(self._stem(frames), None)
         for block in self.transformer.resblocks:
             stream = block(stream)
-        cls = stream.x[:, : self.plan.blocks[-1].n_cls].reshape(len(frames), self.plan.frames, -1)
+        cls = stream.x[:, : self.schedule.blocks[-1].n_cls].reshape(len(frames), self.schedule.frames, -1)
         features = F.normalize((self.ln_post(cls) @ self.proj).float(), dim=-1)
         return F.normalize(features.mean(dim=1), dim=-1)
 

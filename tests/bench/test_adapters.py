@@ -10,7 +10,7 @@ from tempme_export.bench.adapters import (
     ADAPTER_WIDTH,
     PROMPTS,
     counter_for,
-    prompted_plan,
+    prompted_schedule,
     with_adapters,
     with_key_prompts,
 )
@@ -34,7 +34,7 @@ SPEC = {
 }
 CLAIMS = {claim.label: claim for claim in ADAPTER_CLAIMS}
 BACKBONE = open_clip_backbone("ViT-B-32-quickgelu")
-PLAIN = paper.merge_plan(CLAIMS["Adapter B/32"], BACKBONE)
+PLAIN = paper.merge_schedule(CLAIMS["Adapter B/32"], BACKBONE)
 
 
 @pytest.mark.parametrize("label", SPEC)
@@ -75,9 +75,9 @@ def test_an_adapter_costs_two_thin_products_per_token():
 
 
 def test_prompts_pass_every_block_as_tokens():
-    plan = prompted_plan(CLAIMS["Prompt B/32"], BACKBONE)
-    assert {(block.clips, block.tokens_attention, block.tokens_mlp) for block in plan.blocks} == {(12, 55, 55)}
-    before, after = complexity(PLAIN, BACKBONE), complexity(plan, BACKBONE)
+    schedule = prompted_schedule(CLAIMS["Prompt B/32"], BACKBONE)
+    assert {(block.clips, block.tokens_attention, block.tokens_mlp) for block in schedule.blocks} == {(12, 55, 55)}
+    before, after = complexity(PLAIN, BACKBONE), complexity(schedule, BACKBONE)
     assert after.mlp - before.mlp == 12 * 12 * 5 * 8 * 768**2
     assert after.attention_products - before.attention_products == 12 * 12 * 2 * (55**2 - 50**2) * 768
     assert after.patch_convolution == before.patch_convolution

@@ -14,9 +14,9 @@ def test_int8_bundles_are_run_as_users_run_them(tiny, tiny_bundle, name, precisi
     """An int8 bundle's large batches go in parts, as `tempme_export.load` has it."""
     checkpoint, profile = tiny
     case = dataclasses.replace(cases.open_case(str(checkpoint), str(profile), None), precision=precision)
-    plan = case.recipe.plan
+    schedule = case.recipe.schedule
     with candidates.known_candidates()[name].load(case, tiny_bundle / "video.onnx", "cpu") as runner:
-        at_once = videos_at_once(plan.frames * plan.tokens_per_frame)
+        at_once = videos_at_once(schedule.frames * schedule.tokens_per_frame)
         assert runner.max_batch == (at_once if precision == "int8" else None)
 
 

@@ -66,7 +66,7 @@ def test_does_not_follow_and_says_why(key):
 def test_convolution_of_12_frames_explains_the_64_frame_column(label):
     claim = next(c for c in paper.CLAIMS if c.label == label and c.frames == 64)
     backbone = open_clip_backbone(claim.backbone)
-    explained = claim.explanation(claim.plan(claim, backbone), backbone).gmacs
+    explained = claim.explanation(claim.schedule(claim, backbone), backbone).gmacs
     assert explained == pytest.approx(claim.printed, abs=paper.TOLERANCE)
     assert f"{explained:.2f}" in ROWS[label, 64].reason
 
@@ -99,9 +99,9 @@ def test_shipped_profiles_are_the_papers_settings(key, profile):
 
 def test_evit_keeps_class_token_seventy_percent_and_one_fused_token():
     claim = next(c for c in paper.CLAIMS if c.label.startswith("EViT"))
-    plan = claim.plan(claim, open_clip_backbone(claim.backbone))
-    assert [block.tokens_mlp for block in plan.blocks] == [50] * 3 + [37] * 3 + [28] * 3 + [21] * 3
-    assert all(a.tokens_mlp == b.tokens_attention for a, b in itertools.pairwise(plan.blocks))
+    schedule = claim.schedule(claim, open_clip_backbone(claim.backbone))
+    assert [block.tokens_mlp for block in schedule.blocks] == [50] * 3 + [37] * 3 + [28] * 3 + [21] * 3
+    assert all(a.tokens_mlp == b.tokens_attention for a, b in itertools.pairwise(schedule.blocks))
 
 
 def test_parts_add_up():

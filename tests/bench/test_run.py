@@ -75,7 +75,7 @@ def test_rows_hold_speed_accuracy_and_counts(case, tmp_path):
     for row in done.rows:
         assert row.videos_per_s == pytest.approx(row.batch / row.p50_ms * 1e3)
         assert row.frames_per_s == pytest.approx(4 * row.videos_per_s)
-        assert (row.final_clips, row.final_tokens) == (1, case.recipe.plan.final_tokens)
+        assert (row.final_clips, row.final_tokens) == (1, case.recipe.schedule.final_tokens)
         assert row.method == "tempme" and row.backend == row.candidate
         assert row.parity and row.one_minus_cosine <= 1e-6 and 0 <= row.centred_loss <= 1e-3
         assert row.load_s > 0 and row.build_s is None and row.artifact_mb is None and row.artifact_sha256 is None

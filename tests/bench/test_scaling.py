@@ -149,7 +149,7 @@ def test_operations_are_a_line_in_the_frames():
     for frames in FRAMES:
         profile = profile_for_frames(load_profile("vit-b-32-12f"), frames)
         backbone = open_clip_backbone(profile.backbone)
-        rows.append(row(frames, gmacs=complexity(profile.plan(backbone), backbone).gmacs))
+        rows.append(row(frames, gmacs=complexity(profile.schedule(backbone), backbone).gmacs))
     fit = only(fits(rows))
     assert fit.r2 > 0.99999
     assert fit.at(64) == pytest.approx(rows[-1].gmacs, rel=2e-3)
@@ -242,7 +242,7 @@ def test_a_count_without_a_shipped_profile_is_derived_and_valid(name, frames):
     assert found.merge == dataclasses.replace(base.merge, clip_factors=found.merge.clip_factors)
     assert (found.text_length, found.batch) == (base.text_length, base.batch)
     assert parse_profile(found.to_dict(), "derived") == found
-    assert found.plan(open_clip_backbone(found.backbone)).final_clips == 1
+    assert found.schedule(open_clip_backbone(found.backbone)).final_clips == 1
 
 
 @pytest.mark.parametrize("frames", [8, 12, 64])
@@ -264,7 +264,7 @@ def test_operations_of_the_sweep_are_the_papers(frames, printed):
     """Within 0.3 %; 8 and 64 lie in the ranges 23.1 to 23.2 and 185.9 to 186.3."""
     profile = profile_for_frames(load_profile("vit-b-32-12f"), frames)
     backbone = open_clip_backbone(profile.backbone)
-    assert complexity(profile.plan(backbone), backbone).gmacs == pytest.approx(printed, rel=3e-3)
+    assert complexity(profile.schedule(backbone), backbone).gmacs == pytest.approx(printed, rel=3e-3)
 
 
 @pytest.mark.parametrize("method", ["none", "tome"])
@@ -274,8 +274,8 @@ def test_baselines_take_any_count(method):
     assert (found.name, found.frames, found.merge) == (f"vit-b-32-13f-{method}", 13, base.merge)
     assert found.expect.gmacs is None
     backbone = open_clip_backbone(found.backbone)
-    each = complexity(base.plan(backbone), backbone).gmacs / 12
-    assert complexity(found.plan(backbone), backbone).gmacs == pytest.approx(13 * each)
+    each = complexity(base.schedule(backbone), backbone).gmacs / 12
+    assert complexity(found.schedule(backbone), backbone).gmacs == pytest.approx(13 * each)
 
 
 @pytest.mark.parametrize(("frames", "near"), [(13, "12, 16, 18"), (4, "8, 12"), (1, "8, 12"), (97, "96, 98, 99")])

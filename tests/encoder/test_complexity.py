@@ -38,8 +38,8 @@ ROWS = {
 
 def count(backbone, frames, merge):
     backbone = open_clip_backbone(backbone)
-    plan = build_schedule(merge, layers=backbone.layers, frames=frames, tokens_per_frame=backbone.tokens_per_frame)
-    return complexity(plan, backbone)
+    schedule = build_schedule(merge, layers=backbone.layers, frames=frames, tokens_per_frame=backbone.tokens_per_frame)
+    return complexity(schedule, backbone)
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -70,8 +70,8 @@ def test_parts_by_hand():
     # Two frames of 1 + 4 patches, one block that joins them: 10 tokens, int(10 * 0.3) = 3 merged before
     # attention (7), int(7 * 0.2) = 1 after it (6).
     small = dataclasses.replace(open_clip_backbone(B32), image_size=8, patch=4, width=128, heads=2, layers=1, embed=32)
-    plan = build_schedule(MergePolicy(0, (0,), (2,), 30, 20), layers=1, frames=2, tokens_per_frame=5)
-    counted = complexity(plan, small)
+    schedule = build_schedule(MergePolicy(0, (0,), (2,), 30, 20), layers=1, frames=2, tokens_per_frame=5)
+    counted = complexity(schedule, small)
     assert counted.patch_convolution == 2 * 4 * 3 * 16 * 128
     assert counted.attention_projections == 4 * 7 * 128 * 128
     assert counted.attention_products == 2 * 49 * 128

@@ -55,7 +55,7 @@ def same_as_reference(rounding):
         expected = unit(ReferenceVideo(recipe, dtype).video_feature(video, mask, trace))
         found = VideoEncoder(recipe, dtype).encode(video, mask, merges)
         limits = rounding(dtype, recipe.backbone.layers, recipe.backbone.width)
-        assert len(merges) == len(trace.steps) == sum((b.r_cross > 0) + (b.r_intra > 0) for b in recipe.plan.blocks)
+        assert len(merges) == len(trace.steps) == sum((b.r_cross > 0) + (b.r_intra > 0) for b in recipe.schedule.blocks)
         for (assign, tokens), step in zip(merges, trace.steps, strict=True):
             assert dtype == torch.float64 or float(step.gap.min()) >= SAFE_GAP, "the seed drew an unsafe decision"
             torch.testing.assert_close(assign, step.assign, rtol=0, atol=0)
@@ -191,7 +191,7 @@ class TestPolicies:
         recipe = without_clip_positions(tiny_recipe, merge)
         video = some_video(recipe, 2)
         whole = same_as_reference(recipe, video)
-        frames = VideoEncoder(dataclasses.replace(recipe, plan=dataclasses.replace(recipe.plan, frames=1)))
+        frames = VideoEncoder(dataclasses.replace(recipe, schedule=dataclasses.replace(recipe.schedule, frames=1)))
         each = frames(video.flatten(0, 1)[:, None]).unflatten(0, (2, 12))
         assert (one_minus_cosine(each.mean(dim=1), whole) <= 1e-6).all(), "frames stay apart"
 
@@ -282,9 +282,9 @@ def test_half_precision_sizes_are_exact(golden_case):
         block.register_forward_hook(lambda module, args, out: sizes.append(out.size))
     encoder.encode(some_video(recipe, 2), None, merges)
     assert len(sizes) == 12
-    for size, plan in zip(sizes, recipe.plan.blocks, strict=True):
+    for size, schedule in zip(sizes, recipe.schedule.blocks, strict=True):
         assert size.dtype == torch.float32
-        assert size.view(2, plan.clips, -1).sum(dim=(1, 2)).tolist() == [12 * 17] * 2
+        assert size.view(2, schedule.clips, -1).sum(dim=(1, 2)).tolist() == [12 * 17] * 2
 
 
 def test_the_state_is_never_changed(tiny_recipe):

@@ -46,14 +46,14 @@ def test_shipped_profile(name):
     profile = load_profile(name)
     assert profile.name == name, "the name is the file's stem"
     assert profile.expect.final_tokens is not None and profile.expect.gmacs is not None
-    plan = profile.plan(open_clip_backbone(profile.backbone))
-    assert plan.final_tokens == profile.expect.final_tokens
+    schedule = profile.schedule(open_clip_backbone(profile.backbone))
+    assert schedule.final_tokens == profile.expect.final_tokens
     if name in FROM_PAPER:
         assert (profile.expect.final_tokens, profile.expect.gmacs) == FROM_PAPER[name]
     if profile.merge.clip_layers:
-        assert plan.final_clips == 1 and profile.merge.size_bias and profile.merge.clip_position
+        assert schedule.final_clips == 1 and profile.merge.size_bias and profile.merge.clip_position
     else:
-        assert plan.final_clips == profile.frames and not profile.merge.clip_position
+        assert schedule.final_clips == profile.frames and not profile.merge.clip_position
     assert profile.text_length == (24 if name.startswith("mini") else 64 if profile.frames == 64 else 32)
     assert f"-{profile.frames}f" in name
 
@@ -265,8 +265,8 @@ def test_a_plain_image_encoder_is_a_profile(document):
     document["frames"] = 1
     document["merge"] |= {"clip_layers": [], "clip_factors": []}
     document["expect"] = {"final_tokens": 26}
-    plan = parse_profile(document, "p").plan(open_clip_backbone("ViT-B-32"))
-    assert (plan.final_clips, plan.final_tokens) == (1, 26)
+    schedule = parse_profile(document, "p").schedule(open_clip_backbone("ViT-B-32"))
+    assert (schedule.final_clips, schedule.final_tokens) == (1, 26)
 
 
 class TestFiles:

@@ -114,7 +114,7 @@ class TestInference:
     def test_takes_the_one_candidate(self, checkpoint_of, facts, name):
         recipe = prepare(checkpoint_of(facts))
         assert recipe.profile == load_profile(name) and recipe.origin == "inferred"
-        assert recipe.plan == recipe.profile.plan(recipe.backbone)
+        assert recipe.schedule == recipe.profile.schedule(recipe.backbone)
         assert recipe.backbone.name == recipe.profile.backbone
 
     @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ class TestInference:
         for profile in ("vit-b-32-12f", profile_folder() / "vit-b-32-12f.toml", load_profile("vit-b-32-12f")):
             recipe = prepare(checkpoint_of(B32), profile)
             assert recipe.origin == "asked" and recipe.profile.name == "vit-b-32-12f"
-            assert recipe.plan.final_tokens == 97
+            assert recipe.schedule.final_tokens == 97
 
     def test_heads_that_shapes_do_not_tell(self, checkpoint_of):
         """ViT-H divides its width by 80, not by 64; both come out even."""
@@ -239,7 +239,7 @@ class TestContradictions:
     def test_the_last_factor_cannot_be_told(self, checkpoint_of):
         facts = dataclasses.replace(B32, clip_lengths=((8, 64), (9, 16), (10, 4)))
         profile = remerged("vit-b-32-64f", clip_factors=(4, 4, 2))
-        assert prepare(checkpoint_of(facts), profile).plan.final_clips == 2
+        assert prepare(checkpoint_of(facts), profile).schedule.final_clips == 2
 
     def test_clip_positions_where_the_profile_has_none(self, checkpoint_of):
         self.contradict(checkpoint_of(B32), "vit-b-32-12f-tome", "in the checkpoint and {} by the profile")
@@ -251,7 +251,7 @@ class TestContradictions:
     def test_activation(self, checkpoint_of):
         message = "activation is gelu by the checkpoint's file and quickgelu in ViT-B-32-quickgelu"
         self.contradict(checkpoint_of(B32, activation="gelu"), "vit-b-32-12f", message)
-        assert prepare(checkpoint_of(B32, activation="quickgelu"), "vit-b-32-12f").plan.final_tokens == 97
+        assert prepare(checkpoint_of(B32, activation="quickgelu"), "vit-b-32-12f").schedule.final_tokens == 97
 
     def test_unknown_profile(self, checkpoint_of):
         with pytest.raises(ProfileError, match="no profile is called 'vit-b-32'"):

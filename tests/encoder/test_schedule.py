@@ -44,17 +44,17 @@ TABLE = {
 @pytest.mark.parametrize("row", TABLE)
 def test_token_table_of_the_original(row):
     (merge, frames, tokens), expected = TABLE[row]
-    plan = build_schedule(merge, layers=12, frames=frames, tokens_per_frame=tokens)
-    assert [(b.clips, b.tokens_attention, b.tokens_mlp) for b in plan.blocks] == expected
-    assert [b.index for b in plan.blocks] == list(range(12))
-    assert (plan.final_clips, plan.final_tokens) == (expected[-1][0], expected[-1][2])
+    schedule = build_schedule(merge, layers=12, frames=frames, tokens_per_frame=tokens)
+    assert [(b.clips, b.tokens_attention, b.tokens_mlp) for b in schedule.blocks] == expected
+    assert [b.index for b in schedule.blocks] == list(range(12))
+    assert (schedule.final_clips, schedule.final_tokens) == (expected[-1][0], expected[-1][2])
 
 
 @pytest.mark.parametrize("name", ["tiny_default", "tiny_schedule", "tiny_clamp", "vit_b32_f12"])
 def test_counts_and_merges_of_the_reference_outputs(golden_settings, name):
     document, profile = golden_settings(name)
     sizes = document["settings"]
-    plan = build_schedule(
+    schedule = build_schedule(
         profile.merge,
         layers=sizes["layers"],
         frames=sizes["max_frames"],
@@ -70,11 +70,11 @@ def test_counts_and_merges_of_the_reference_outputs(golden_settings, name):
             "tokens_out": b.tokens_mlp,
             "cls_out": b.n_cls,
         }
-        for b in plan.blocks
+        for b in schedule.blocks
     ]
     assert told == document["tokens"]
     merges = []
-    for b in plan.blocks:
+    for b in schedule.blocks:
         before = b.tokens_in * b.factor
         for kind, r, tokens in (("cross", b.r_cross, before), ("intra", b.r_intra, b.tokens_attention)):
             if r:
@@ -86,8 +86,8 @@ def test_counts_and_merges_of_the_reference_outputs(golden_settings, name):
 
 def test_clamps_leave_half_of_the_patch_tokens():
     everything = MergePolicy(0, (1,), (3,), 100, 100)
-    plan = build_schedule(everything, layers=3, frames=3, tokens_per_frame=10)
-    first, joined, last = plan.blocks
+    schedule = build_schedule(everything, layers=3, frames=3, tokens_per_frame=10)
+    first, joined, last = schedule.blocks
     assert (first.r_cross, first.r_intra) == (0, 0)
     assert joined.r_cross == 27 // 2 and joined.tokens_attention == 30 - 13
     assert joined.r_intra == (17 - 3) // 2 and last.r_intra == (10 - 3) // 2
@@ -96,8 +96,8 @@ def test_clamps_leave_half_of_the_patch_tokens():
 
 def test_the_cross_clamp_multiplies_before_it_halves():
     # ((n - c) * m) // 2 with n - c = 5, m = 3 is 7; m * ((n - c) // 2) would be 6.
-    plan = build_schedule(MergePolicy(0, (0,), (3,), 50, 0), layers=1, frames=3, tokens_per_frame=6)
-    assert plan.blocks[0].r_cross == 7
+    schedule = build_schedule(MergePolicy(0, (0,), (3,), 50, 0), layers=1, frames=3, tokens_per_frame=6)
+    assert schedule.blocks[0].r_cross == 7
 
 
 @pytest.mark.parametrize("percent", [29, 35, 41, 57, 58, 69, 70, 82, 94])
@@ -120,13 +120,13 @@ def test_the_schedule_rounds_as_doubles(percent, tokens, r):
 
 
 def test_fractional_percentages():
-    plan = build_schedule(MergePolicy(0, (0,), (2,), 12.5, 0), layers=1, frames=2, tokens_per_frame=50)
-    assert plan.blocks[0].r_cross == 12
+    schedule = build_schedule(MergePolicy(0, (0,), (2,), 12.5, 0), layers=1, frames=2, tokens_per_frame=50)
+    assert schedule.blocks[0].r_cross == 12
 
 
 def test_a_factor_of_one_joins_nothing_but_ends_the_image_merges():
-    plan = build_schedule(MergePolicy(1, (1,), (1,), 30, 20), layers=3, frames=2, tokens_per_frame=20)
-    assert [(b.clips, b.n_cls, b.r_cross, b.r_intra) for b in plan.blocks] == [
+    schedule = build_schedule(MergePolicy(1, (1,), (1,), 30, 20), layers=3, frames=2, tokens_per_frame=20)
+    assert [(b.clips, b.n_cls, b.r_cross, b.r_intra) for b in schedule.blocks] == [
         (2, 1, 0, 1),
         (2, 1, 0, int(19 * 0.2)),
         (2, 1, 0, int(16 * 0.2)),
@@ -187,12 +187,12 @@ def test_what_every_schedule_keeps(policy, image_r):
     merge, layers, frames, tokens = policy
     merge = dataclasses.replace(merge, image_r=image_r)
     try:
-        plan = build_schedule(merge, layers=layers, frames=frames, tokens_per_frame=tokens)
+        schedule = build_schedule(merge, layers=layers, frames=frames, tokens_per_frame=tokens)
     except ProfileError as error:
         assert "merge.image_r" in str(error), "the only setting drawn here that may not fit"
         return
     clips, n_cls = frames, 1
-    for b in plan.blocks:
+    for b in schedule.blocks:
         assert b.clips_in == clips and b.tokens_in == tokens
         assert b.clips * b.n_cls == frames, "one class token per frame, always"
         assert b.n_cls == n_cls * b.factor
@@ -207,5 +207,5 @@ def test_what_every_schedule_keeps(policy, image_r):
 
 
 def test_the_same_settings_without_merging_keep_every_token():
-    plan = build_schedule(MergePolicy(0, (1, 2), (2, 3), 0, 0), layers=4, frames=6, tokens_per_frame=7)
-    assert [b.clips * b.tokens_mlp for b in plan.blocks] == [42] * 4
+    schedule = build_schedule(MergePolicy(0, (1, 2), (2, 3), 0, 0), layers=4, frames=6, tokens_per_frame=7)
+    assert [b.clips * b.tokens_mlp for b in schedule.blocks] == [42] * 4

@@ -443,7 +443,7 @@ PLAN = SimpleNamespace(merges=(SimpleNamespace(assign_name="assign_00"),))
 RECIPE = SimpleNamespace(
     profile=SimpleNamespace(frames=2, batch=SimpleNamespace(opt=4)),
     backbone=SimpleNamespace(image_size=4, mean=(0, 0, 0), std=(1 / 255,) * 3, embed=16),
-    plan=PLAN,
+    schedule=PLAN,
 )
 
 
@@ -619,9 +619,9 @@ class TestOpenTrials:
         registering(*(dataclasses.replace(one, runner=Opening(one)) for one in registry.BACKENDS))
         return opened, refused
 
-    def open(self, folder, precision, plan=PLAN):
+    def open(self, folder, precision, schedule=PLAN):
         with ExitStack() as stack:
-            return open_trials(Folder(folder, precision, {KEY: ENGINE_FACTS}), plan, "cpu", stack)
+            return open_trials(Folder(folder, precision, {KEY: ENGINE_FACTS}), schedule, "cpu", stack)
 
     def test_the_graph_as_published_and_its_decisions(self, runners, tmp_path):
         (artifact,), reports = self.open(tmp_path, "fp32")

@@ -75,9 +75,9 @@ def test_a_video_tower(recipe, selftest, tmp_path, export):
         np.testing.assert_array_equal(one[name], two[name])
     assert outside(tmp_path / "two.onnx") == {name for name, value in two.items() if value.nbytes >= 2**16}
     # What a judge looks at, through a graph with further outputs.
-    names = [name for merge in recipe.plan.merges for name in (merge.assign_name, merge.tokens_name)]
+    names = [name for merge in recipe.schedule.merges for name in (merge.assign_name, merge.tokens_name)]
     with OrtRunner(tmp_path / "two.onnx", threads=1, extra_outputs=names) as with_merges:
-        assert_passed(check_video(selftest, recipe.plan, preprocess_for(recipe), with_merges, TOLERANCES["fp32"]))
+        assert_passed(check_video(selftest, recipe.schedule, preprocess_for(recipe), with_merges, TOLERANCES["fp32"]))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -160,7 +160,7 @@ class TestHeads:
         profile = Profile(
             "small", FROM_CHECKPOINT, 1, 8, MergePolicy(0, (), (), 0, 0, False, False), BatchRange(1, 1, 1)
         )
-        export_video(Recipe(checkpoint, profile, backbone, profile.plan(backbone)), tmp_path / "video.onnx")
+        export_video(Recipe(checkpoint, profile, backbone, profile.schedule(backbone)), tmp_path / "video.onnx")
         frames = torch.randn(3, 3, 48, 48, generator=torch.Generator().manual_seed(5))
         with torch.no_grad():
             expected = open_clip_model.encode_image(frames, normalize=True).numpy()

@@ -193,7 +193,7 @@ def assert_same_video(recipe, engine, path, frames, mask=None):
     """Every decision and the embedding are the reference's; returns the embedding."""
     expected, trace = reference_video(recipe, frames, mask)
     assert all(float(step.gap.min()) >= SAFE_GAP for step in trace.steps), "the seed drew an unsafe decision"
-    merges = recipe.plan.merges
+    merges = recipe.schedule.merges
     assert len(trace.steps) == len(merges)
     inputs = {"frames": frames} if mask is None else {"frames": frames, "frame_mask": mask}
     names = ["video_embedding", *(merge.assign_name for merge in merges), *(merge.tokens_name for merge in merges)]
@@ -258,9 +258,9 @@ def test_text_graph_is_plain(name, text_file):
 
 def test_every_merge_leaves_its_named_values(video_file, recipe_of):
     values = {name for node in onnx.load(video_file(BASE)).graph.node for name in node.output}
-    plan = recipe_of(BASE).plan
-    assert [merge.assign_name for merge in plan.merges] == [f"assign_{k:02d}" for k in range(5)]
-    for merge in plan.merges:
+    schedule = recipe_of(BASE).schedule
+    assert [merge.assign_name for merge in schedule.merges] == [f"assign_{k:02d}" for k in range(5)]
+    for merge in schedule.merges:
         assert {merge.assign_name, merge.tokens_name} <= values
 
 
@@ -449,7 +449,7 @@ def test_low_precision_graph_is_the_encoder_of_that_precision(
 ):
     """By the graph's decisions the PyTorch encoder comes as near as two roundings of the same numbers do."""
     recipe, frames, dtype = recipe_of(LOW[precision]), clips_of(LOW[precision])[:1], DTYPES[precision]
-    names = [merge.assign_name for merge in recipe.plan.merges]
+    names = [merge.assign_name for merge in recipe.schedule.merges]
     found = run_reference(video_file(LOW[precision]), {"frames": frames}, ["video_embedding", *names])
     encoder = decided(VideoEncoder(recipe, dtype), [torch.from_numpy(found[name]) for name in names])
     with torch.inference_mode():

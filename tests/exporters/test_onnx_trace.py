@@ -104,7 +104,7 @@ def expected_outputs(recipe, frames):
     feature = ReferenceVideo(recipe).video_feature(torch.from_numpy(frames), trace=trace)
     assert all(float(step.gap.min()) >= SAFE_GAP for step in trace.steps), "the seed drew an unsafe decision"
     embedding = torch.nn.functional.normalize(feature, dim=-1).numpy()
-    names = [merge.assign_name for merge in recipe.plan.merges]
+    names = [merge.assign_name for merge in recipe.schedule.merges]
     return {"video_embedding": embedding} | dict(zip(names, (step.assign.numpy() for step in trace.steps), strict=True))
 
 
@@ -134,13 +134,13 @@ def test_the_outputs_are_declared(variant, file_of, recipe_of):
     """Every merge in execution order, and an axis that counts the clips of all videos."""
     proto = onnx.load(file_of(variant, True))
     onnx.checker.check_model(proto, full_check=True)
-    plan = recipe_of(variant).plan
+    schedule = recipe_of(variant).schedule
     first, *others = map(described, proto.graph.output)
     assert first == ("video_embedding", "FLOAT", ["batch", 32])
-    assert [name for name, _, _ in others] == [f"assign_{k:02d}" for k in range(len(plan.merges))]
+    assert [name for name, _, _ in others] == [f"assign_{k:02d}" for k in range(len(schedule.merges))]
     assert [axes[0] for _, _, axes in others] == AXES[variant]
-    for merge, (_, dtype, axes) in zip(plan.merges, others, strict=True):
-        block = plan.blocks[merge.block]
+    for merge, (_, dtype, axes) in zip(schedule.merges, others, strict=True):
+        block = schedule.blocks[merge.block]
         tokens = block.tokens_attention + (merge.r if merge.kind == "cross" else 0)
         assert (dtype, axes[1:]) == ("INT32", [tokens]), merge
 
@@ -180,7 +180,7 @@ def test_the_outputs_are_the_references(engine, variant, batch, file_of, recipe_
 def test_values_can_be_exposed_besides(file_of, recipe_of):
     """Parity asks for assignments and merged tokens of every bundle, traced or not."""
     recipe = recipe_of(ONE_CLIP)
-    names = [name for merge in recipe.plan.merges for name in (merge.assign_name, merge.tokens_name)]
+    names = [name for merge in recipe.schedule.merges for name in (merge.assign_name, merge.tokens_name)]
     frames = np.random.default_rng(0).standard_normal((2, 4, 3, 48, 48)).astype(np.float32)
     answers = []
     for trace in (False, True):

@@ -171,7 +171,7 @@ def assert_same_video(recipe, engine, path, frames, mask=None):
     """Every decision, every merged token and the embedding are the reference's; returns the embedding."""
     expected, trace = reference_video(recipe, frames, mask)
     assert all(float(step.gap.min()) >= SAFE_GAP for step in trace.steps), "the seed drew an unsafe decision"
-    merges = recipe.plan.merges
+    merges = recipe.schedule.merges
     assert len(trace.steps) == len(merges) > 0
     inputs = {"frames": frames} if mask is None else {"frames": frames, "frame_mask": mask}
     names = ["video_embedding", *(merge.assign_name for merge in merges), *(merge.tokens_name for merge in merges)]
@@ -299,7 +299,7 @@ def test_nothing_else_is_taken_out_of_the_graph(file_of):
 
 def test_every_merge_leaves_its_named_values(file_of, recipe_of):
     values = {name for node in onnx.load(file_of(BASE)).graph.node for name in node.output}
-    for merge in recipe_of(BASE).plan.merges:
+    for merge in recipe_of(BASE).schedule.merges:
         assert {merge.assign_name, merge.tokens_name} <= values
 
 

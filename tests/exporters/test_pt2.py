@@ -94,8 +94,8 @@ class TestPackage:
         with Pt2Runner(package) as runner:
             frames = np.random.default_rng(3).standard_normal((5, 6, 3, 48, 48), np.float32)
             found = runner.infer({"frames": frames, "frame_mask": np.ones((5, 6), np.bool_)})
-        assert list(found) == ["video_embedding", *(merge.assign_name for merge in recipe.plan.merges)]
-        for merge in recipe.plan.merges:
+        assert list(found) == ["video_embedding", *(merge.assign_name for merge in recipe.schedule.merges)]
+        for merge in recipe.schedule.merges:
             assign = found[merge.assign_name]
             assert assign.dtype == np.int32 and len(assign) % 5 == 0 and (assign >= 0).all()
 
@@ -133,7 +133,7 @@ class TestCuda:
         ReferenceVideo(recipe).frame_features(frames, trace)
         with Pt2Runner(tmp_path / "video.pt2") as runner:
             found = runner.infer({"frames": frames.numpy(), "frame_mask": np.ones((4, 6), np.bool_)})
-        for merge, step in zip(recipe.plan.merges, trace.steps, strict=True):
+        for merge, step in zip(recipe.schedule.merges, trace.steps, strict=True):
             np.testing.assert_array_equal(found[merge.assign_name], step.assign.numpy())
 
 

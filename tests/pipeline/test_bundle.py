@@ -100,7 +100,7 @@ class TestWhole:
     def test_open_bundle_knows_profile_and_plan(self, small_bundle, small_recipe):
         bundle = open_bundle(str(small_bundle))
         assert bundle.profile == small_recipe.profile
-        assert bundle.plan == small_recipe.plan
+        assert bundle.schedule == small_recipe.schedule
 
     def test_estimate_is_above_what_it_took(self, small_bundle, small_recipe):
         taken = sum(path.stat().st_size for path in small_bundle.iterdir())

@@ -132,7 +132,7 @@ def test_help(run):
 
 def check_parts(bundle):
     """As many videos in one run as memory says, and no embedding changes by it."""
-    tokens = bundle.plan.frames * bundle.plan.tokens_per_frame
+    tokens = bundle.schedule.frames * bundle.schedule.tokens_per_frame
     with load(bundle) as model:
         assert [model._runner(name).max_batch for name in ("video", "text")] == [videos_at_once(tokens), 256]
     videos = np.stack([model.preprocess(draw_clip("moving", 4, 48, 90 + i)) for i in range(5)])

@@ -389,7 +389,7 @@ class TestLoad:
 def test_what_never_merges_has_no_engine(small_recipe):
     import dataclasses
 
-    blocks = tuple(dataclasses.replace(block, r_cross=0, r_intra=0) for block in small_recipe.plan.blocks)
-    still = dataclasses.replace(small_recipe, plan=dataclasses.replace(small_recipe.plan, blocks=blocks))
+    blocks = tuple(dataclasses.replace(block, r_cross=0, r_intra=0) for block in small_recipe.schedule.blocks)
+    still = dataclasses.replace(small_recipe, schedule=dataclasses.replace(small_recipe.schedule, blocks=blocks))
     with pytest.raises(UsageError, match="merges no tokens"):
         engine_nodes(still)

@@ -311,7 +311,7 @@ model.encode_video(frames)
         with Pt2Runner(package) as runner:
             found = runner.infer({"frames": pixels})
         assert cosine_distance(small_selftest.video_embedding[rows], found["video_embedding"]) < 1e-6
-        first = small_recipe.plan.merges[0].assign_name
+        first = small_recipe.schedule.merges[0].assign_name
         expected = small_selftest.assigns[0].reshape(len(small_selftest.clips), 4, -1)[rows]
         np.testing.assert_array_equal(found[first], expected.reshape(19 * 4, -1))
 

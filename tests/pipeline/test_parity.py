@@ -202,7 +202,7 @@ def honest(small_selftest, small_recipe, preprocess):
         rows = [next(i for i, p in enumerate(pixels) if np.array_equal(p, frames)) for frames in inputs["frames"]]
         found = {"video_embedding": small_selftest.video_embedding[rows].copy()}
         for merge, assign, tokens in zip(
-            small_recipe.plan.merges, small_selftest.assigns, small_selftest.tokens, strict=True
+            small_recipe.schedule.merges, small_selftest.assigns, small_selftest.tokens, strict=True
         ):
             for name, array in ((merge.assign_name, assign), (merge.tokens_name, tokens)):
                 found[name] = array.reshape(6, -1, *array.shape[1:])[rows].reshape(-1, *array.shape[1:]).copy()
@@ -216,7 +216,7 @@ TOKENS = {"token_ids": (np.dtype(np.int64), (None, 8))}
 
 
 def judged(selftest, recipe, preprocess, answer, tolerance=FP32):
-    return check_video(selftest, recipe.plan, preprocess, Fake(answer, FRAMES), tolerance)
+    return check_video(selftest, recipe.schedule, preprocess, Fake(answer, FRAMES), tolerance)
 
 
 def test_a_right_artifact_passes(small_selftest, small_recipe, preprocess, honest):
@@ -397,11 +397,11 @@ def test_the_same_embedding_for_every_clip_fails(small_selftest, small_recipe, p
 
 
 def test_a_plan_without_merges_is_judged_by_its_embedding(small_selftest, small_recipe, preprocess, honest):
-    blocks = tuple(dataclasses.replace(block, r_cross=0, r_intra=0) for block in small_recipe.plan.blocks)
-    plan = dataclasses.replace(small_recipe.plan, blocks=blocks)
-    checks, forked = decision_checks(small_selftest, plan, {}, FP32)
+    blocks = tuple(dataclasses.replace(block, r_cross=0, r_intra=0) for block in small_recipe.schedule.blocks)
+    schedule = dataclasses.replace(small_recipe.schedule, blocks=blocks)
+    checks, forked = decision_checks(small_selftest, schedule, {}, FP32)
     assert checks == [] and not forked.any()
-    checks = check_video(small_selftest, plan, preprocess, Fake(honest, FRAMES), FP32)
+    checks = check_video(small_selftest, schedule, preprocess, Fake(honest, FRAMES), FP32)
     assert [check.name for check in checks] == ["video, batch 6: 1 - cosine", "unit length, video: | length - 1 |"]
 
 
@@ -493,7 +493,7 @@ def test_text_together_and_alone(small_selftest):
 
 def judge(folder, selftest, recipe, precision="fp32"):
     return export.judge(
-        Folder(folder, precision), Standard(selftest, recipe.plan, preprocess_for(recipe), (1, 3)), "cpu"
+        Folder(folder, precision), Standard(selftest, recipe.schedule, preprocess_for(recipe), (1, 3)), "cpu"
     )
 
 
@@ -572,7 +572,7 @@ def test_a_graph_that_skips_a_merge_decision_fails(bundle_copy, small_selftest, 
 def test_wrong_preprocessing_fails(bundle_copy, small_selftest, small_recipe):
     wrong = Preprocess(48, small_recipe.backbone.mean, (0.3, 0.3, 0.3))
     video, _ = export.judge(
-        Folder(bundle_copy, "fp32"), Standard(small_selftest, small_recipe.plan, wrong, (1,)), "cpu"
+        Folder(bundle_copy, "fp32"), Standard(small_selftest, small_recipe.schedule, wrong, (1,)), "cpu"
     )
     assert video.status == "failed"
 
@@ -618,7 +618,7 @@ class TestNotRun:
     def test_a_missing_device_is_an_error(self, small_bundle, small_selftest, small_recipe, precision, device):
         """Whatever the precision: "not run" would publish a bundle that nobody judged."""
         with pytest.raises(BackendError, match=device.split(":")[0]):
-            standard = Standard(small_selftest, small_recipe.plan, preprocess_for(small_recipe), (1,))
+            standard = Standard(small_selftest, small_recipe.schedule, preprocess_for(small_recipe), (1,))
             export.judge(Folder(small_bundle, precision), standard, device)
 
 

@@ -91,11 +91,11 @@ def test_scales(profile):
 def test_checkpoint_names_its_seed_and_runs(profile):
     checkpoint = draw_checkpoint(profile, seed=5)
     assert isinstance(checkpoint, Checkpoint) and checkpoint.source == "random weights (seed 5)"
-    recipe = Recipe(checkpoint, profile, MINI, profile.plan(MINI))
+    recipe = Recipe(checkpoint, profile, MINI, profile.schedule(MINI))
     trace = Trace()
     frames = torch.randn(1, 4, 3, MINI.image_size, MINI.image_size, generator=torch.Generator().manual_seed(1))
     embedding = ReferenceVideo(recipe).video_feature(frames, trace=trace)
-    assert embedding.isfinite().all() and len(trace.steps) == len(recipe.plan.merges) == 6
+    assert embedding.isfinite().all() and len(trace.steps) == len(recipe.schedule.merges) == 6
     assert max(float(tokens.abs().max()) for tokens in trace.tokens) < 100
 
 

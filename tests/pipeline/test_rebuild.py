@@ -239,7 +239,7 @@ class TestJudging:
 
     def test_every_batch_and_the_length_are_judged(self, small_bundle, small_recipe, small_selftest):
         with OrtRunner(small_bundle / VIDEO) as runner:
-            standard = Standard(small_selftest, small_recipe.plan, preprocess_for(small_recipe), (1, 3, 6, 8))
+            standard = Standard(small_selftest, small_recipe.schedule, preprocess_for(small_recipe), (1, 3, 6, 8))
             checks = embedding_checks(standard, runner, TOLERANCES["fp32"])
         assert all(check.passed for check in checks)
         for batch in (1, 3, 6, 8):
@@ -250,13 +250,13 @@ class TestJudging:
     def test_a_replay_is_judged(self, small_bundle, small_recipe, small_selftest, precision):
         stale = Stale(small_bundle / VIDEO)
         for batch in (1, 3, 6, 8):
-            standard = Standard(small_selftest, small_recipe.plan, preprocess_for(small_recipe), (batch,))
+            standard = Standard(small_selftest, small_recipe.schedule, preprocess_for(small_recipe), (batch,))
             checks = embedding_checks(standard, stale, TOLERANCES[precision], find_backend("tensorrt").replays)
             assert not all(check.passed for check in checks), batch
 
     def test_texts_rank_the_clips_as_before(self, small_bundle, small_recipe, small_selftest):
         with OrtRunner(small_bundle / VIDEO) as runner:
-            standard = Standard(small_selftest, small_recipe.plan, preprocess_for(small_recipe), (6, 8))
+            standard = Standard(small_selftest, small_recipe.schedule, preprocess_for(small_recipe), (6, 8))
             checks = embedding_checks(standard, runner, TOLERANCES["fp16"])
         ranked = [check for check in checks if "rank agreement" in check.name]
         assert [check.name for check in ranked] == ["video, batch 6: rank agreement"] and ranked[0].passed
@@ -268,7 +268,7 @@ class TestJudging:
         builder.runtime.runner = Wrong
         facts = dataclasses.replace(FACTS, precision=precision)
         selftest = load_selftest(small_bundle / "selftest.npz")
-        standard = Standard(selftest, small_recipe.plan, preprocess_for(small_recipe), facts.batch)
+        standard = Standard(selftest, small_recipe.schedule, preprocess_for(small_recipe), facts.batch)
         folder = Folder(small_bundle, precision, {KEY: facts.to_dict()})
         report = judge_on(find_backend("tensorrt"), folder, standard, "cuda")
         assert report.status == "failed" and report.artifact == ENGINE

@@ -83,7 +83,7 @@ def test_outputs_are_the_references(small_recipe, small_selftest):
     feature = wide.video_feature(frames.double(), trace=trace)
     expected = torch.nn.functional.normalize(feature, dim=-1).numpy()
     np.testing.assert_allclose(test.video_embedding, expected, atol=1e-6)
-    assert len(test.assigns) == len(test.tokens) == len(trace.steps) == len(small_recipe.plan.merges) == 5
+    assert len(test.assigns) == len(test.tokens) == len(trace.steps) == len(small_recipe.schedule.merges) == 5
     for step, assign, tokens in zip(trace.steps, test.assigns, test.tokens, strict=True):
         np.testing.assert_array_equal(assign, step.assign.numpy())
         np.testing.assert_allclose(tokens, step.tokens.numpy(), atol=1e-4)

@@ -82,7 +82,7 @@ class TestBundle:
         assert open_bundle(tmp_path).manifest.get("trace") is None
 
     def test_its_outputs(self, traced, recipe):
-        names = [merge.assign_name for merge in recipe.plan.merges]
+        names = [merge.assign_name for merge in recipe.schedule.merges]
         assert len(names) == 6, "a merge in each of four blocks, and in two of them before attention too"
         with OrtRunner(traced / VIDEO) as runner:
             found = runner.infer({"frames": np.zeros((2, 8, 3, 64, 64), np.float32)})
@@ -150,7 +150,7 @@ class TestRefused:
         assert not (tmp_path / "out").exists()
 
     def test_only_with_a_trace(self, folder):
-        assert ExportSpec(folder / "mini.pth", UNMERGED).recipe().plan.merges == ()
+        assert ExportSpec(folder / "mini.pth", UNMERGED).recipe().schedule.merges == ()
 
     def test_in_python(self, folder, tmp_path):
         profile = dataclasses.replace(load_profile(UNMERGED), name="other")

@@ -159,8 +159,8 @@ def graphs_of(tmp_path_factory):
 @pytest.fixture(scope="session")
 def mini_video(mini_recipe, mini, graphs_of):
     """The mini model's video tower."""
-    plan = mini_recipe.plan
-    return graphs_of(mini_recipe, mini.video, "video", plan.frames * plan.tokens_per_frame)
+    schedule = mini_recipe.schedule
+    return graphs_of(mini_recipe, mini.video, "video", schedule.frames * schedule.tokens_per_frame)
 
 
 @pytest.fixture(scope="session")

@@ -161,7 +161,7 @@ def test_openvino_agrees(mini_video, mini_text, mini_recipe, scenes):
 
 
 def test_merges_can_be_exposed(mini_video, mini_recipe, all_kinds, check_assign):
-    merges, blocks = mini_recipe.plan.merges, mini_recipe.plan.blocks
+    merges, blocks = mini_recipe.schedule.merges, mini_recipe.schedule.blocks
     names = [name for merge in merges for name in (merge.assign_name, merge.tokens_name)]
     frames = all_kinds(mini_recipe)[:3]
     with OrtRunner(mini_video.path, threads=1, extra_outputs=names) as runner:
@@ -204,7 +204,7 @@ def test_frame_mask_trace_and_outliers(planted_recipe, planted, all_kinds, tmp_p
     with OrtRunner(path, threads=1) as runner:
         found = runner.infer({"frames": frames, "frame_mask": mask})
         assert_alone_as_in_company(runner, "video_embedding", frames=frames, frame_mask=mask)
-    merges = planted_recipe.plan.merges
+    merges = planted_recipe.schedule.merges
     assert list(found) == ["video_embedding", *(merge.assign_name for merge in merges)]
     assert not found["video_embedding"][4].any(), "no frame of it counts"
     with torch.inference_mode():

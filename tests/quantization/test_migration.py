@@ -40,7 +40,7 @@ def test_no_bit_of_a_video_changes(video, planted_recipe, all_kinds):
     expected, found = Merges(), Merges()
     embedding = encoder.encode(frames, None, expected)
     assert torch.equal(migrated.encode(frames, None, found), embedding)
-    assert len(expected) == len(found) == len(planted_recipe.plan.merges) > 0
+    assert len(expected) == len(found) == len(planted_recipe.schedule.merges) > 0
     for (assign, tokens), (other, merged) in zip(expected, found, strict=True):
         assert torch.equal(other, assign) and torch.equal(merged, tokens)
 

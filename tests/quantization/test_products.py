@@ -144,7 +144,7 @@ class TestWatch:
         encoder, calls, rows = VideoEncoder(plain_recipe).eval(), video_calls(plain_recipe)[:2], {}
         watch(encoder, calls, lambda name, x: rows.setdefault(name, []).append(x.shape))
         assert rows.keys() == products(encoder).keys() and all(len(shapes) == 2 for shapes in rows.values())
-        frames, tokens = plain_recipe.plan.frames, plain_recipe.plan.tokens_per_frame
+        frames, tokens = plain_recipe.schedule.frames, plain_recipe.schedule.tokens_per_frame
         assert rows["blocks.0.attn.in_proj"][0] == (frames * tokens, plain_recipe.backbone.width)
 
 

@@ -96,7 +96,7 @@ def test_nothing_but_products_is_quantised(graphs):
 
 def test_merges_keep_their_names(mini_video, mini_recipe):
     names = set(Reading(onnx.load(mini_video.path)).producer)
-    for merge in mini_recipe.plan.merges:
+    for merge in mini_recipe.schedule.merges:
         assert {merge.assign_name, merge.tokens_name} <= names
 
 

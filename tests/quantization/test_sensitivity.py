@@ -132,7 +132,7 @@ def test_nothing_of_one_trial_is_kept_for_the_next(video):
     watched = copy.copy(tower)
     watched.stages = lambda merges: tower.stages(Counting())
     measure(watched, *rest)
-    merges = len(tower.plan.merges)
+    merges = len(tower.schedule.merges)
     assert len(kept) > 5 * merges and max(kept) <= merges
 
 

@@ -56,7 +56,7 @@ def make_bundle(recipe, tmp_path):
             "checkpoint": {"path": "small.pth", "sha256": "0" * 64},
             "profile": profile.to_dict(),
             "backbone": dataclasses.asdict(backbone),
-            "schedule": dataclasses.asdict(recipe.plan),
+            "schedule": dataclasses.asdict(recipe.schedule),
             "precision": "fp32",
             "frame_mask": True,
             "trace": True,

@@ -74,26 +74,26 @@ def test_a_plan_that_no_encoder_runs_is_caught(tiny_recipe, monkeypatch):
     recipe = tiny_recipe("none")
 
     def fewer(claim, backbone):
-        plan = paper.merge_plan(claim, backbone)
-        return dataclasses.replace(plan, blocks=plan.blocks[:-1])
+        schedule = paper.merge_schedule(claim, backbone)
+        return dataclasses.replace(schedule, blocks=schedule.blocks[:-1])
 
-    known = agreement._ENCODERS[paper.merge_plan, agreement.complexity]
+    known = agreement._ENCODERS[paper.merge_schedule, agreement.complexity]
     monkeypatch.setattr(agreement, "_ENCODERS", {(fewer, agreement.complexity): known})
     with pytest.raises(
         ParityError, match=r"tiny \(no table, 4 frames\), run eagerly, ran 3 blocks, its schedule has 2"
     ):
-        count_claim(tiny_claim(recipe, plan=fewer), backbone=recipe.backbone)
+        count_claim(tiny_claim(recipe, schedule=fewer), backbone=recipe.backbone)
 
 
 def test_a_formula_that_is_wrong_in_one_part_is_caught(tiny_recipe, monkeypatch):
     recipe = tiny_recipe("none")
 
-    def wrong(plan, backbone):
-        counted = agreement.complexity(plan, backbone)
+    def wrong(schedule, backbone):
+        counted = agreement.complexity(schedule, backbone)
         return dataclasses.replace(counted, mlp=counted.mlp + 1)
 
-    known = agreement._ENCODERS[paper.merge_plan, agreement.complexity]
-    monkeypatch.setattr(agreement, "_ENCODERS", {(paper.merge_plan, wrong): known})
+    known = agreement._ENCODERS[paper.merge_schedule, agreement.complexity]
+    monkeypatch.setattr(agreement, "_ENCODERS", {(paper.merge_schedule, wrong): known})
     counted = count_claim(tiny_claim(recipe, count=wrong), backbone=recipe.backbone)
     mlp = counted.formula.mlp
     with pytest.raises(ParityError, match=rf"1 count\(s\).*tiny .*, mlp: {mlp - 1} eager against {mlp} by formula"):

@@ -9,7 +9,7 @@ from torch import nn
 
 from tempme_export.bench.counting import flops
 from tempme_export.bench.counting.flops import count_eager
-from tempme_export.bench.counting.products import parts_of, tokens_of_plan
+from tempme_export.bench.counting.products import parts_of, tokens_of_schedule
 from tempme_export.bench.counting.prompted import PromptedVideo
 from tempme_export.bench.counting.shapes import shape_frames
 from tempme_export.encoder.complexity import complexity
@@ -35,16 +35,16 @@ def test_eager_is_the_formula(tiny_recipe, policy, build, videos):
     recipe = tiny_recipe(policy)
     counted = count_eager(build(recipe), shape_frames(recipe, videos))
     width = recipe.backbone.width
-    assert without_merging(counted.parts(width)) == parts_of(complexity(recipe.plan, recipe.backbone))
-    assert counted.tokens(width) == tokens_of_plan(recipe.plan)
-    assert (counted.parts(width).merging > 0) == bool(recipe.plan.merges)
+    assert without_merging(counted.parts(width)) == parts_of(complexity(recipe.schedule, recipe.backbone))
+    assert counted.tokens(width) == tokens_of_schedule(recipe.schedule)
+    assert (counted.parts(width).merging > 0) == bool(recipe.schedule.merges)
 
 
 @pytest.mark.parametrize("build", [original, VideoEncoder], ids=["original", "fast"])
 def test_gelu_is_counted_alike(tiny_recipe, build):
     recipe = tiny_recipe("clips", activation="gelu")
     counted = count_eager(build(recipe), shape_frames(recipe)).parts(recipe.backbone.width)
-    assert without_merging(counted) == parts_of(complexity(recipe.plan, recipe.backbone))
+    assert without_merging(counted) == parts_of(complexity(recipe.schedule, recipe.backbone))
 
 
 def test_meta_counts_what_the_processor_runs(tiny_recipe, frames):
@@ -58,8 +58,8 @@ def test_merging_of_the_original_path_is_its_scores(tiny_recipe):
     recipe = tiny_recipe("clips")
     counted = count_eager(original(recipe), shape_frames(recipe)).parts(recipe.backbone.width)
     expected = 0
-    for merge in recipe.plan.merges:
-        block = recipe.plan.blocks[merge.block]
+    for merge in recipe.schedule.merges:
+        block = recipe.schedule.blocks[merge.block]
         tokens = block.tokens_in * block.factor if merge.kind == "cross" else block.tokens_attention
         channels = recipe.backbone.width if merge.kind == "cross" else 64
         a, b = split_ab(tokens, merge.n_cls)
@@ -82,13 +82,13 @@ def test_matching_on_meta_has_the_shape_of_an_assignment():
 
 def test_a_dropped_block_a_doubled_mlp_and_a_dropped_token_are_seen(tiny_recipe):
     recipe = tiny_recipe("none")
-    width, formula = recipe.backbone.width, parts_of(complexity(recipe.plan, recipe.backbone))
+    width, formula = recipe.backbone.width, parts_of(complexity(recipe.schedule, recipe.backbone))
 
     short = original(recipe)
-    short.plan = dataclasses.replace(short.plan, blocks=short.plan.blocks[:-1])
+    short.schedule = dataclasses.replace(short.schedule, blocks=short.schedule.blocks[:-1])
     counted = count_eager(short, shape_frames(recipe))
     assert counted.parts(width).mlp == formula.mlp * 2 // 3
-    assert counted.tokens(width) != tokens_of_plan(recipe.plan)
+    assert counted.tokens(width) != tokens_of_schedule(recipe.schedule)
 
     class Twice(nn.Module):
         def __init__(self, mlp):
@@ -121,11 +121,11 @@ def test_prompts_as_tokens_go_through_every_product(tiny_recipe):
     recipe = tiny_recipe("none")
     blocks = tuple(
         dataclasses.replace(block, tokens_attention=block.tokens_attention + 3, tokens_mlp=block.tokens_mlp + 3)
-        for block in recipe.plan.blocks
+        for block in recipe.schedule.blocks
     )
-    plan = dataclasses.replace(recipe.plan, blocks=blocks)
+    schedule = dataclasses.replace(recipe.schedule, blocks=blocks)
     counted = count_eager(PromptedVideo(recipe, 3, "meta"), shape_frames(recipe))
-    assert counted.parts(recipe.backbone.width) == parts_of(complexity(plan, recipe.backbone))
+    assert counted.parts(recipe.backbone.width) == parts_of(complexity(schedule, recipe.backbone))
 
 
 def test_prompted_video_returns_the_plain_tokens_and_refuses_to_merge(tiny_recipe, frames):

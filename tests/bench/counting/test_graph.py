@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tempme_export.bench.counting.exported import graph_of
 from tempme_export.bench.counting.flops import count_eager
 from tempme_export.bench.counting.graph import count_graph
-from tempme_export.bench.counting.products import parts_of, tokens_of_plan
+from tempme_export.bench.counting.products import parts_of, tokens_of_schedule
 from tempme_export.bench.counting.shapes import shape_frames
 from tempme_export.encoder.complexity import complexity
 from tempme_export.encoder.model import VideoEncoder
@@ -23,15 +23,15 @@ from tempme_export.errors import InputError
 def test_the_exported_graph_is_the_formula(tiny_recipe, artifact, policy, precision, videos):
     recipe = tiny_recipe(policy)
     counted, width = count_graph(artifact(policy, precision), videos), recipe.backbone.width
-    formula = parts_of(complexity(recipe.plan, recipe.backbone))
+    formula = parts_of(complexity(recipe.schedule, recipe.backbone))
     assert dataclasses.replace(counted.parts(width), merging=0) == formula
-    assert counted.tokens(width) == tokens_of_plan(recipe.plan)
+    assert counted.tokens(width) == tokens_of_schedule(recipe.schedule)
 
 
 def test_merging_of_the_graph_is_that_of_the_fast_encoder(tiny_recipe, artifact):
     """But for the sizes after the last merge, which nothing reads and the exporter leaves out."""
     recipe = tiny_recipe("clips")
-    width, last = recipe.backbone.width, recipe.plan.blocks[-1]
+    width, last = recipe.backbone.width, recipe.schedule.blocks[-1]
     eager = count_eager(VideoEncoder(recipe), shape_frames(recipe)).parts(width).merging
     graph = count_graph(artifact("clips")).parts(width).merging
     unread = last.clips * (last.tokens_mlp - last.n_cls) * (last.tokens_attention - last.n_cls)
@@ -154,7 +154,7 @@ def test_a_file_that_is_no_graph(tmp_path):
 
 def test_a_graph_that_does_a_product_twice_is_not_the_formula(tiny_recipe, artifact):
     recipe, proto = tiny_recipe("clips"), onnx.load(str(artifact("clips")))
-    width, formula = recipe.backbone.width, parts_of(complexity(recipe.plan, recipe.backbone))
+    width, formula = recipe.backbone.width, parts_of(complexity(recipe.schedule, recipe.backbone))
     mlp = next(one for one in count_graph(proto).items if one.columns == 4 * width)
     node = next(node for node in proto.graph.node if mlp.name in node.output)
     again = onnx.NodeProto()

@@ -39,7 +39,7 @@ def candidates(case, tiny_bundle, tmp_path, monkeypatch):
 def test_every_backend_has_the_tokens_of_the_schedule(case, clip, candidates):
     counted = count_candidates(candidates, clip)
     assert [one.candidate for one in counted] == ["original", "torch", "ort", "openvino"]
-    blocks = case.recipe.plan.blocks
+    blocks = case.recipe.schedule.blocks
     for one in counted:
         assert one.tokens.clips == tuple(block.clips for block in blocks)
         assert one.tokens.attention == tuple(block.tokens_attention for block in blocks)
@@ -76,7 +76,7 @@ def test_another_formula_is_noticed(clip, candidates, which):
     one = candidates[which]
     counted = one.case.counted()
     more = dataclasses.replace(counted, mlp=counted.mlp + 1)
-    of = dataclasses.replace(one.case, counter=lambda plan, backbone: more)
+    of = dataclasses.replace(one.case, counter=lambda schedule, backbone: more)
     with pytest.raises(ParityError, match="what runs is not what the formula describes"):
         count_candidates([dataclasses.replace(one, case=of)], clip)
 
@@ -101,6 +101,6 @@ def test_adapters_are_counted_with_their_own_formula(case, clip, tiny, tmp_path)
     adapted = open_case(str(tmp_path / "a.pt"), str(tiny[1]), None)
     found, _ = on_backends(adapted, ("torch",), "cpu", tmp_path, lambda _: None)
     original, _ = count_candidates(found, clip)
-    tokens = sum(block.clips * block.tokens_mlp for block in adapted.recipe.plan.blocks)
-    plain = complexity(adapted.recipe.plan, adapted.recipe.backbone)
+    tokens = sum(block.clips * block.tokens_mlp for block in adapted.recipe.schedule.blocks)
+    plain = complexity(adapted.recipe.schedule, adapted.recipe.backbone)
     assert original.parts.mlp == plain.mlp + 2 * 8 * 64 * tokens

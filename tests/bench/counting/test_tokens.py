@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tempme_export.bench.counting import tokens
-from tempme_export.bench.counting.products import BlockTokens, tokens_of_plan
+from tempme_export.bench.counting.products import BlockTokens, tokens_of_schedule
 from tempme_export.bench.counting.tokens import (
     check_tokens,
     tokens_of_artifact,
@@ -19,21 +19,21 @@ from tempme_export.errors import InputError, ParityError
 @pytest.mark.parametrize("policy", ["none", "image", "clips", "joined", "no-bias"])
 def test_original_and_fast_encoder_have_the_tokens_of_the_schedule(tiny_recipe, frames, policy):
     recipe = tiny_recipe(policy, "cpu")
-    expected = tokens_of_plan(recipe.plan)
+    expected = tokens_of_schedule(recipe.schedule)
     assert tokens_of_original(ReferenceVideo(recipe), frames(3)) == expected
     assert tokens_of_encoder(VideoEncoder(recipe), frames(3)) == expected
-    check_tokens(expected, recipe.plan, policy)
+    check_tokens(expected, recipe.schedule, policy)
 
 
 @pytest.mark.parametrize(("policy", "precision"), [("none", "fp32"), ("clips", "fp32"), ("clips", "int8")])
 def test_the_artifact_has_them_as_it_runs(tiny_recipe, artifact, frames, policy, precision):
     found = tokens_of_artifact(artifact(policy, precision), frames(2).numpy())
-    assert found == tokens_of_plan(tiny_recipe(policy).plan)
+    assert found == tokens_of_schedule(tiny_recipe(policy).schedule)
 
 
 def test_tokens_of_the_schedule_by_hand(tiny_recipe):
     """17 - 2 tokens; 2 x 15 - 30 % - 10 %; 2 x 19 - 30 % - 10 %, each rounded down."""
-    assert tokens_of_plan(tiny_recipe("clips").plan) == BlockTokens((4, 2, 1), (17, 21, 27), (15, 19, 25))
+    assert tokens_of_schedule(tiny_recipe("clips").schedule) == BlockTokens((4, 2, 1), (17, 21, 27), (15, 19, 25))
 
 
 def test_hooks_are_gone_afterwards(tiny_recipe, frames):
@@ -58,7 +58,7 @@ def test_an_encoder_that_drops_a_token_is_caught(tiny_recipe, frames):
     found = tokens_of_encoder(encoder, frames(1))
     said = "the encoder does not have .*: block 1: 4 clips, 16 tokens in attention, 16 in the MLP instead of 4, 17, 17"
     with pytest.raises(ParityError, match=f"{said}; block 2"):
-        check_tokens(found, recipe.plan, "the encoder")
+        check_tokens(found, recipe.schedule, "the encoder")
 
 
 def test_an_encoder_that_skips_or_repeats_a_block_is_caught(tiny_recipe, frames):
@@ -77,10 +77,10 @@ def test_an_encoder_that_skips_or_repeats_a_block_is_caught(tiny_recipe, frames)
 def test_an_original_that_runs_fewer_blocks_is_caught(tiny_recipe, frames):
     recipe = tiny_recipe("none", "cpu")
     short = ReferenceVideo(recipe)
-    short.plan = dataclasses.replace(short.plan, blocks=short.plan.blocks[:-1])
+    short.schedule = dataclasses.replace(short.schedule, blocks=short.schedule.blocks[:-1])
     found = tokens_of_original(short, frames(1))
     with pytest.raises(ParityError, match="the original ran 2 blocks, its schedule has 3"):
-        check_tokens(found, recipe.plan, "the original")
+        check_tokens(found, recipe.schedule, "the original")
 
 
 def test_the_artifact_of_another_schedule_is_caught(tiny_recipe, artifact, frames):
@@ -88,7 +88,7 @@ def test_the_artifact_of_another_schedule_is_caught(tiny_recipe, artifact, frame
     with pytest.raises(
         ParityError, match=r"block 0: 4 clips, 17 tokens in attention, 15 in the MLP instead of 4, 17, 17"
     ):
-        check_tokens(found, tiny_recipe("none").plan, "video.onnx")
+        check_tokens(found, tiny_recipe("none").schedule, "video.onnx")
 
 
 def test_an_artifact_that_mixes_clips_up_is_caught(artifact, frames):

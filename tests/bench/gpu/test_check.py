@@ -77,7 +77,7 @@ def test_candidates_are_timed_beside_their_accuracy(rows):
 
 def test_a_row_counts_the_products_of_the_schedule(rows):
     recipe = rehearsal_recipe()
-    products = complexity(recipe.plan, recipe.backbone).products
+    products = complexity(recipe.schedule, recipe.backbone).products
     for row in rows.rows["encoder"]:
         assert row["tflop_s"] == pytest.approx(2 * products * row["batch"] / (row["p50_ms"] / 1e3) / 1e12)
         assert row["peak_tflop_s"] > 0 and row["clock"] == "wall"

@@ -45,7 +45,7 @@ def test_the_walk_launches_what_the_encoder_calls(tiny_recipe, monkeypatch):
     recipe, batch = tiny_recipe, 2
     size = recipe.backbone.image_size
     VideoEncoder(recipe)(torch.randn(batch, recipe.profile.frames, 3, size, size))
-    shapes.encoder_launches(recipe.plan, recipe.backbone.width, batch, torch.float32)
+    shapes.encoder_launches(recipe.schedule, recipe.backbone.width, batch, torch.float32)
     assert {name for name, *_ in called} == set(LAUNCHERS) - {"attention"}
     assert walked == called
 
@@ -55,11 +55,11 @@ def test_the_walk_launches_what_the_encoder_calls(tiny_recipe, monkeypatch):
 def test_every_merge_of_every_shipped_profile_is_launched(name, dtype):
     profile = load_profile(name)
     backbone = open_clip_backbone(profile.backbone)
-    plan, batch = profile.plan(backbone), profile.batch.opt
-    launches = shapes.encoder_launches(plan, backbone.width, batch, dtype)
+    schedule, batch = profile.schedule(backbone), profile.batch.opt
+    launches = shapes.encoder_launches(schedule, backbone.width, batch, dtype)
     merged = [one.outputs[0].shape for one in launches if one.variant.name == "merge_kernel"]
     expected = []
-    for block in plan.blocks:
+    for block in schedule.blocks:
         if block.r_cross:
             expected.append((batch * block.clips, block.tokens_attention, backbone.width))
         if block.r_intra:
@@ -72,7 +72,7 @@ def test_without_size_bias_and_positions_they_are_compiled_out():
     profile = load_profile("vit-b-32-12f")
     backbone = open_clip_backbone(profile.backbone)
     launches = shapes.encoder_launches(
-        profile.plan(backbone), backbone.width, 1, torch.float32, size_bias=False, clip_position=False
+        profile.schedule(backbone), backbone.width, 1, torch.float32, size_bias=False, clip_position=False
     )
     inputs = {(one.variant.name, operand.name) for one in launches for operand in one.inputs}
     assert ("attention_match_kernel", "bias") not in inputs and ("merge_kernel", "position") not in inputs

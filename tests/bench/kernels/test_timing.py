@@ -28,7 +28,7 @@ def recipe(one_thread):
 @pytest.fixture(scope="module")
 def calls(recipe):
     """Every call of the tiny encoder in bfloat16."""
-    return cases.kernel_calls(recipe.plan, 128, 2, BATCH, torch.bfloat16)
+    return cases.kernel_calls(recipe.schedule, 128, 2, BATCH, torch.bfloat16)
 
 
 def tensors(value):
@@ -65,7 +65,7 @@ def test_the_calls_are_the_encoders(recipe, calls):
     across = ["match_clips", "merge_norm", "add_norm"]
     within = ["attention_match", "merge_norm", "attention", "add_norm"]
     expected = []
-    for block in recipe.plan.blocks:
+    for block in recipe.schedule.blocks:
         expected += [(block.index, name) for name in (across if block.r_cross else []) + within]
     assert [(call.block, call.name) for call in calls] == expected
     assert {call.name for call in calls if call.sign < 0} == {"add_norm", "attention"}
@@ -75,9 +75,9 @@ def test_the_calls_are_the_encoders(recipe, calls):
 
 
 def test_nothing_merges_without_merging(recipe):
-    blocks = tuple(dataclasses.replace(block, r_cross=0, r_intra=0) for block in recipe.plan.blocks)
-    plan = dataclasses.replace(recipe.plan, blocks=blocks)
-    assert cases.kernel_calls(plan, 128, 2, 1, torch.float32) == []
+    blocks = tuple(dataclasses.replace(block, r_cross=0, r_intra=0) for block in recipe.schedule.blocks)
+    schedule = dataclasses.replace(recipe.schedule, blocks=blocks)
+    assert cases.kernel_calls(schedule, 128, 2, 1, torch.float32) == []
 
 
 def fake(seconds):

@@ -91,7 +91,7 @@ def test_our_count_is_the_papers(key, profile):
     assert row.difference == row.counted.gmacs - PRINTED[key, profile][0]
     assert row.holds and not row.figures.note
     printed = PRINTED[key, profile][1]
-    assert printed in (None, (row.plan.final_clips, row.plan.final_tokens))
+    assert printed in (None, (row.schedule.final_clips, row.schedule.final_tokens))
 
 
 def test_total_tokens_are_those_of_table_4():
@@ -129,7 +129,7 @@ def test_misprinted_figures_say_why():
 @pytest.mark.parametrize("key", NOT_DERIVED)
 def test_what_cannot_be_derived_has_no_schedule_and_says_why(key):
     row = derived(key)
-    assert (row.plan, row.policy, row.counted, row.difference, row.holds) == (None,) * 5
+    assert (row.schedule, row.policy, row.counted, row.difference, row.holds) == (None,) * 5
     assert row.reason.endswith(".")
     assert "the paper prints" in row.reason
     assert not row.runs and not row.method.runs and not row.method.exports
@@ -137,7 +137,7 @@ def test_what_cannot_be_derived_has_no_schedule_and_says_why(key):
 
 def test_token_reduction_is_counted_and_does_not_run():
     row = derived("reduction")
-    assert row.plan == derived("tempme").plan
+    assert row.schedule == derived("tempme").schedule
     assert row.policy is None
     assert row.counted.products < derived("tempme").counted.products
     assert not row.runs and not row.method.exports
@@ -153,7 +153,7 @@ def test_which_methods_run_where():
 def test_table_10_is_for_12_frames_and_12_blocks(key):
     for profile in ("vit-b-32-8f", "vit-b-32-64f", "vit-l-14-12f"):
         row = derived(key, profile)
-        assert row.plan is None and not row.runs
+        assert row.schedule is None and not row.runs
         assert "for 12 frames and 12 blocks" in row.reason
     assert derived(key, "vit-b-16-12f").runs
 
@@ -161,35 +161,35 @@ def test_table_10_is_for_12_frames_and_12_blocks(key):
 @pytest.mark.parametrize("key", ["tempme", "temporal", "reduction", *TABLE_10])
 def test_profile_without_clips_has_nothing_of_tempme(key):
     row = derived(key, "vit-b-32-12f-tome")
-    assert row.plan is None
+    assert row.schedule is None
     assert "vit-b-32-12f-tome joins no clips" in row.reason
 
 
 def test_factors_of_one_join_nothing():
-    assert derived("tempme", clip_factors=(1, 1, 1)).plan is None
+    assert derived("tempme", clip_factors=(1, 1, 1)).schedule is None
 
 
 def test_profile_without_a_rate_has_no_tome():
     row = derived("tome", "vit-b-32-12f-none")
-    assert row.plan is None
+    assert row.schedule is None
     assert "image_r = 0" in row.reason
     assert row.figures.gflops == 40.2
 
 
 def test_rate_that_runs_out_of_tokens_is_a_reason():
     row = derived("tome", image_r=3, clip_layers=(2, 9, 10))
-    assert row.plan is not None
+    assert row.schedule is not None
     row = derived("tome", image_r=12, clip_layers=(2, 9, 10))
-    assert (row.plan, row.counted, row.policy) == (None, None, None)
+    assert (row.schedule, row.counted, row.policy) == (None, None, None)
     assert "merge.image_r = 12" in row.reason
 
 
 def test_evit_places_its_blocks_in_twelve():
     row = derived("evit", "vit-l-14-12f")
-    assert row.plan is None
+    assert row.schedule is None
     assert "blocks 4, 7, 10 of 12" in row.reason
     backbone = dataclasses.replace(open_clip_backbone("ViT-B-32-quickgelu"), layers=3)
-    assert derive(chosen("evit")[0], load_profile("vit-b-32-12f"), backbone).plan is None
+    assert derive(chosen("evit")[0], load_profile("vit-b-32-12f"), backbone).schedule is None
 
 
 def test_no_figures_without_a_printed_setting():

@@ -10,8 +10,8 @@ import torch
 from tempme_export.bench.methods.catalogue import METHODS, chosen
 from tempme_export.bench.methods.derive import derive
 from tempme_export.bench.methods.encoders import EvitVideo, class_attention, encoder, keep_attentive
-from tempme_export.bench.methods.plans import evit_schedule
 from tempme_export.bench.methods.recipes import with_policy
+from tempme_export.bench.methods.schedules import evit_schedule
 from tempme_export.encoder.checkpoint import expected_shapes, from_state_dict
 from tempme_export.encoder.recipe import folded_weights, prepare
 from tempme_export.encoder.reference import ReferenceVideo, Trace
@@ -28,12 +28,12 @@ def traced(module, frames):
     return trace
 
 
-def assert_tokens(module, plan, frames):
-    """The running encoder has the plan's tokens after every block, and the plan's merges."""
+def assert_tokens(module, schedule, frames):
+    """The running encoder has the schedule's tokens after every block, and the schedule's merges."""
     trace, batch = traced(module, frames), len(frames)
-    assert [tuple(x.shape[:2]) for x in trace.tokens] == [(batch * b.clips, b.tokens_mlp) for b in plan.blocks]
+    assert [tuple(x.shape[:2]) for x in trace.tokens] == [(batch * b.clips, b.tokens_mlp) for b in schedule.blocks]
     assert all(x.shape[:2] == size.shape for x, size in zip(trace.tokens, trace.sizes, strict=True))
-    originals = plan.frames * plan.tokens_per_frame
+    originals = schedule.frames * schedule.tokens_per_frame
     for size in trace.sizes:
         torch.testing.assert_close(size.view(batch, -1).sum(1), torch.full((batch,), float(originals)))
     return trace
@@ -42,17 +42,19 @@ def assert_tokens(module, plan, frames):
 @pytest.mark.parametrize("key", RUNNING)
 def test_running_tokens_are_the_schedules(deep, frames_for, key):
     (method,) = chosen(key)
-    plan, module = derive(method, deep.profile, deep.backbone).plan, encoder(method, deep)
-    assert module.plan == plan
-    trace = assert_tokens(module, plan, frames_for(deep))
+    schedule, module = derive(method, deep.profile, deep.backbone).schedule, encoder(method, deep)
+    assert module.schedule == schedule
+    trace = assert_tokens(module, schedule, frames_for(deep))
     if method.exports:
-        assert [(s.block, s.kind, s.r) for s in trace.steps] == [(m.block, m.kind, m.r) for m in plan.merges]
+        assert [(s.block, s.kind, s.r) for s in trace.steps] == [(m.block, m.kind, m.r) for m in schedule.merges]
 
 
 @pytest.mark.parametrize("key", ["none", "tome", "tempme", "temporal", "evit"])
 def test_running_tokens_of_another_depth(shallow, frames_for, key):
     (method,) = chosen(key)
-    assert_tokens(encoder(method, shallow), derive(method, shallow.profile, shallow.backbone).plan, frames_for(shallow))
+    assert_tokens(
+        encoder(method, shallow), derive(method, shallow.profile, shallow.backbone).schedule, frames_for(shallow)
+    )
 
 
 @pytest.mark.parametrize("key", RUNNING)

@@ -76,10 +76,10 @@ def test_prepare_still_refuses_what_with_policy_allows(deep):
 @pytest.mark.parametrize("key", EXPORTED)
 def test_weights_are_shared_and_nothing_is_mutated(deep, key):
     before = copy.deepcopy(dict(deep.checkpoint.tensors))
-    profile, plan, facts = deep.profile, deep.plan, deep.checkpoint.facts
+    profile, schedule, facts = deep.profile, deep.schedule, deep.checkpoint.facts
     recipe = method_recipe(chosen(key)[0], deep)
     ReferenceVideo(recipe)
-    assert (deep.profile, deep.plan, deep.checkpoint.facts) == (profile, plan, facts)
+    assert (deep.profile, deep.schedule, deep.checkpoint.facts) == (profile, schedule, facts)
     assert list(deep.checkpoint.tensors) == list(before)
     assert all(torch.equal(deep.checkpoint.tensors[name], tensor) for name, tensor in before.items())
     assert recipe.checkpoint.sha256 == deep.checkpoint.sha256
@@ -87,9 +87,9 @@ def test_weights_are_shared_and_nothing_is_mutated(deep, key):
 
 
 def test_the_profiles_expectation_does_not_bind_another_policy(deep):
-    expecting = dataclasses.replace(deep.profile, expect=Expect(final_tokens=deep.plan.final_tokens))
+    expecting = dataclasses.replace(deep.profile, expect=Expect(final_tokens=deep.schedule.final_tokens))
     recipe = with_policy(dataclasses.replace(deep, profile=expecting), MergePolicy(0, (), (), 0, 0), "plain")
-    assert recipe.plan.final_tokens == 26
+    assert recipe.schedule.final_tokens == 26
     assert recipe.profile.expect == Expect()
     assert recipe.origin == "asked"
 
@@ -101,7 +101,7 @@ def test_policy_that_does_not_fit_is_refused(deep):
 
 def test_recipe_of_evit_merges_nothing(deep):
     recipe = method_recipe(chosen("evit")[0], deep)
-    assert not recipe.plan.merges
+    assert not recipe.schedule.merges
     assert recipe.profile.name == "deep-evit"
 
 

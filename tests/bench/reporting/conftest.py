@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tempme_export.bench.methods.catalogue import METHODS, policy_plan
+from tempme_export.bench.methods.catalogue import METHODS, policy_schedule
 from tempme_export.encoder.backbone import open_clip_backbone
 from tempme_export.encoder.complexity import complexity
 from tempme_export.encoder.profile import load_profile
@@ -38,22 +38,22 @@ class Bench:
         shown = f"{profile.name}-{next(iter(candidates))}" if by_method else profile.name
         for position, (name, (method, backend, ms)) in enumerate(candidates.items()):
             policy = next(one for one in METHODS if one.key == method).policy(profile, backbone)
-            plan = policy_plan(policy, profile, backbone)
-            counted = complexity(plan, backbone)
+            schedule = policy_schedule(policy, profile, backbone)
+            counted = complexity(schedule, backbone)
             own = f"{profile.name}-{method}" if by_method else profile.name
             taken[name] = batch * ms / 1e3 * self.generator.lognormal(0, 0.03, ROUNDS)
             row = self._row(profile, name, method, backend, batch, taken[name], next(iter(taken.values())))
             row |= {"profile": own, "gmacs": counted.gmacs, "gflops": counted.gflops}
-            row |= {"final_clips": plan.final_clips, "final_tokens": plan.final_tokens}
+            row |= {"final_clips": schedule.final_clips, "final_tokens": schedule.final_tokens}
             self.document["rows"].append(row | changes.get(name, {}))
             self.document["tokens"].append(
                 {
                     "profile": own,
                     "method": method,
                     "frames": profile.frames,
-                    "clips": [block.clips for block in plan.blocks],
-                    "attention": [block.tokens_attention for block in plan.blocks],
-                    "mlp": [block.tokens_mlp for block in plan.blocks],
+                    "clips": [block.clips for block in schedule.blocks],
+                    "attention": [block.tokens_attention for block in schedule.blocks],
+                    "mlp": [block.tokens_mlp for block in schedule.blocks],
                 }
             )
             self.samples += [(shown, batch, i, position, name, s) for i, s in enumerate(taken[name].tolist())]

@@ -46,7 +46,7 @@ def traced_bundle(recipe, tiny_bundle, tmp_path_factory):
     """The tiny bundle with its merges as outputs, as `tempme-export --expose-merges` declares them. Its path."""
     folder = tmp_path_factory.mktemp("merged.tempme")
     proto = onnx.load(tiny_bundle / VIDEO)
-    proto.graph.output.extend(onnx.ValueInfoProto(name=merge.assign_name) for merge in recipe.plan.merges)
+    proto.graph.output.extend(onnx.ValueInfoProto(name=merge.assign_name) for merge in recipe.schedule.merges)
     onnx.save(proto, folder / VIDEO)
     write_manifest(folder, export._manifest(ExportSpec("", expose_merges=True), recipe, export.Built()))
     return folder
@@ -64,14 +64,16 @@ def assigns_of(trace):
     return [step.assign.numpy() for step in trace.steps]
 
 
-def by_definition(trace, plan):
+def by_definition(trace, schedule):
     """After each block, {token: the original patches in it}, by the words of the spec: lists that join and merge.
 
     A token is (clip, row), an original patch (frame, patch); class tokens hold none.
     """
-    clips = [[{("class", f)}, *({(f, p)} for p in range(plan.tokens_per_frame - 1))] for f in range(plan.frames)]
+    clips = [
+        [{("class", f)}, *({(f, p)} for p in range(schedule.tokens_per_frame - 1))] for f in range(schedule.frames)
+    ]
     n_cls, steps, after = 1, iter(trace.steps), []
-    for block in plan.blocks:
+    for block in schedule.blocks:
         joined = []
         for start in range(0, len(clips), block.factor):
             together = clips[start : start + block.factor]
@@ -110,19 +112,19 @@ def regions(groups):
 
 def assert_followed(recipe, frames, grid):
     """Every stage is the partition by definition, with the reference's sizes; returns the stages."""
-    trace, plan = original(recipe, frames), recipe.plan
-    stages = merge_stages(assigns_of(trace), plan, grid)
-    expected = by_definition(trace, plan)
-    assert len(stages) == len(drawn_blocks(plan)) > 0
-    for stage, index in zip(stages, drawn_blocks(plan), strict=True):
-        block = plan.blocks[index]
-        assert stage.groups.shape == (plan.frames, grid, grid) and stage.groups.dtype == np.int64
+    trace, schedule = original(recipe, frames), recipe.schedule
+    stages = merge_stages(assigns_of(trace), schedule, grid)
+    expected = by_definition(trace, schedule)
+    assert len(stages) == len(drawn_blocks(schedule)) > 0
+    for stage, index in zip(stages, drawn_blocks(schedule), strict=True):
+        block = schedule.blocks[index]
+        assert stage.groups.shape == (schedule.frames, grid, grid) and stage.groups.dtype == np.int64
         assert regions(stage.groups) == {frozenset(token) for token in expected[index].values() if token}
         assert (stage.clips, stage.tokens) == (block.clips, block.clips * block.tokens_mlp)
         sizes = trace.sizes[index].numpy().copy()
         sizes[:, : block.n_cls] -= 1  # class tokens never merge and are not drawn
         np.testing.assert_array_equal(np.bincount(stage.groups.ravel(), minlength=stage.tokens), sizes.ravel())
-        assert stage.patch_tokens == stage.tokens - plan.frames
+        assert stage.patch_tokens == stage.tokens - schedule.frames
     return stages
 
 
@@ -136,7 +138,7 @@ class TestComposition:
         """Twelve blocks and clip layers as in the paper, elsewhere, and with clamped merges."""
         recipe = golden_case(name).recipe
         size, patch = recipe.backbone.image_size, recipe.backbone.patch
-        assert_followed(recipe, draw_clip("moving", recipe.plan.frames, size, seed=2), size // patch)
+        assert_followed(recipe, draw_clip("moving", recipe.schedule.frames, size, seed=2), size // patch)
 
     def test_frozen_video_merges_across_frames(self, recipe):
         """Every frame merges as its equals do, and what lies in one token at the end lies in several frames."""
@@ -152,7 +154,7 @@ class TestComposition:
 
     def test_another_video_has_other_groups(self, recipe):
         one, other = (
-            merge_stages(assigns_of(original(recipe, draw_clip("moving", 4, 64, seed))), recipe.plan, GRID)
+            merge_stages(assigns_of(original(recipe, draw_clip("moving", 4, 64, seed))), recipe.schedule, GRID)
             for seed in (1, 2)
         )
         assert regions(one[-1].groups) != regions(other[-1].groups)
@@ -184,8 +186,8 @@ class TestByHand:
         np.testing.assert_array_equal(second.groups, [[[3, 3], [2, 5]], [[5, 4], [5, 5]]])
 
     def test_no_merge_at_all(self):
-        plan = build_schedule(MergePolicy(0, (), (), 0, 0), layers=3, frames=2, tokens_per_frame=5)
-        (stage,) = merge_stages([], plan, 2)
+        schedule = build_schedule(MergePolicy(0, (), (), 0, 0), layers=3, frames=2, tokens_per_frame=5)
+        (stage,) = merge_stages([], schedule, 2)
         assert stage.title == "after block 2: 2 clips of 5 tokens"
         assert len(regions(stage.groups)) == 8
 
@@ -205,8 +207,10 @@ class TestDrawnBlocks:
         ],
     )
     def test_table(self, image_r, layers, factors, blocks):
-        plan = build_schedule(MergePolicy(image_r, layers, factors, 30, 10), layers=12, frames=12, tokens_per_frame=50)
-        assert drawn_blocks(plan) == blocks
+        schedule = build_schedule(
+            MergePolicy(image_r, layers, factors, 30, 10), layers=12, frames=12, tokens_per_frame=50
+        )
+        assert drawn_blocks(schedule) == blocks
 
 
 class TestRefused:
@@ -215,31 +219,31 @@ class TestRefused:
         return assigns_of(original(recipe, draw_clip("moving", 4, 64, seed=1)))
 
     def test_number_of_assignments(self, assigns, recipe):
-        count = len(recipe.plan.merges)
+        count = len(recipe.schedule.merges)
         with pytest.raises(InputError, match=f"found {count - 1} assignments; expected {count}"):
-            merge_stages(assigns[:-1], recipe.plan, GRID)
+            merge_stages(assigns[:-1], recipe.schedule, GRID)
 
     def test_grid(self, assigns, recipe):
         with pytest.raises(InputError, match="found 5 x 5 patches a frame; expected 16"):
-            merge_stages(assigns, recipe.plan, 5)
+            merge_stages(assigns, recipe.schedule, 5)
 
     def test_two_videos(self, assigns, recipe):
         """The first axis counts the clips of all videos; one is drawn at a time."""
         doubled = [np.concatenate([assign, assign]) for assign in assigns]
         with pytest.raises(InputError, match=r"assign_00: found shape \[8, 17\]; expected \[4, 17\]"):
-            merge_stages(doubled, recipe.plan, GRID)
+            merge_stages(doubled, recipe.schedule, GRID)
 
     @pytest.mark.parametrize("row", [-1, 99])
     def test_rows_out_of_range(self, assigns, recipe, row):
         assigns[1] = assigns[1].copy()
         assigns[1][0, -1] = row
         with pytest.raises(InputError, match=r"assign_01: found rows .* expected every row from 0 to"):
-            merge_stages(assigns, recipe.plan, GRID)
+            merge_stages(assigns, recipe.schedule, GRID)
 
     def test_a_row_that_nothing_goes_to(self, assigns, recipe):
         assigns[0] = np.where(assigns[0] == 3, 4, assigns[0])
         with pytest.raises(InputError, match=r"assign_00: .* in every clip"):
-            merge_stages(assigns, recipe.plan, GRID)
+            merge_stages(assigns, recipe.schedule, GRID)
 
 
 class TestTraceVideo:

@@ -659,6 +659,6 @@ def test_a_real_engine(tiny_recipe, tmp_path, precision):
     assert sum(facts.plugins.values()) == len(nodes) and set(facts.products) == {precision}
     assert facts.engine_plugins == len(nodes) and (tmp_path / "out.timing").stat().st_size > 0
     selftest, preprocess = make_selftest(tiny_recipe), preprocess_for(tiny_recipe)
-    standard = Standard(selftest, tiny_recipe.plan, preprocess, facts.batch)
+    standard = Standard(selftest, tiny_recipe.schedule, preprocess, facts.batch)
     folder = Folder(tmp_path, precision, {KEY: facts.to_dict()})
     assert judge_on(find_backend("tensorrt"), folder, standard, "cuda").status == "passed"

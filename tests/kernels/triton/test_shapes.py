@@ -15,7 +15,7 @@ def merges_of(name):
     """(clips that are joined, tokens of each, class tokens of the joined, r) of every merge of a profile."""
     profile = load_profile(name)
     found = []
-    for block in profile.plan(open_clip_backbone(profile.backbone)).blocks:
+    for block in profile.schedule(open_clip_backbone(profile.backbone)).blocks:
         if block.r_cross:
             found.append((block.factor, block.tokens_in, block.n_cls, block.r_cross))
         if block.r_intra:

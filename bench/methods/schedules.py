@@ -5,7 +5,7 @@ import math
 
 from tempme_export.encoder.backbone import Backbone
 from tempme_export.encoder.complexity import Complexity, complexity
-from tempme_export.encoder.schedule import BlockPlan, Schedule
+from tempme_export.encoder.schedule import BlockSchedule, Schedule
 
 EVIT_BLOCKS = (3, 6, 9)
 """Blocks that fuse, zero-based: 4, 7 and 10 of the EViT paper."""
@@ -25,7 +25,7 @@ def evit_schedule(frames: int, backbone: Backbone, keep: float = EVIT_KEEP) -> S
         left_over = tokens - 1 - math.ceil(keep * (tokens - 1)) if index in EVIT_BLOCKS else 0
         r_intra = max(left_over - 1, 0)
         blocks.append(
-            BlockPlan(
+            BlockSchedule(
                 index=index,
                 factor=1,
                 clips=frames,
@@ -41,16 +41,16 @@ def evit_schedule(frames: int, backbone: Backbone, keep: float = EVIT_KEEP) -> S
     return Schedule(frames, backbone.tokens_per_frame, tuple(blocks))
 
 
-def within_frames(plan: Schedule, backbone: Backbone) -> Complexity:
-    """Count `plan` with tokens attending within their own frame: n^2 / frames per clip in place of n^2.
+def within_frames(schedule: Schedule, backbone: Backbone) -> Complexity:
+    """Count `schedule` with tokens attending within their own frame: n^2 / frames per clip in place of n^2.
 
     That is the least it can be, when a clip's tokens are spread evenly over its frames.
     """
     saved = 0
-    for block in plan.blocks:
+    for block in schedule.blocks:
         n = block.tokens_attention
         saved += block.clips * (n**2 - n**2 // block.n_cls)
-    counted = complexity(plan, backbone)
+    counted = complexity(schedule, backbone)
     return dataclasses.replace(
         counted,
         attention_products=counted.attention_products - 2 * backbone.width * saved,
