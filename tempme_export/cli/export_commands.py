@@ -72,9 +72,9 @@ def preview_bundle(spec: ExportSpec, as_json: bool) -> None:
         document["conventions"] = {one.about: one.to_dict() for one in recipe.conventions}
         asked = {} if gate is None else {"gate": gate.to_dict()}
         scales = {} if calibration is None else {"calibration": calibration.to_dict()}
-        planned = {one.name: one.to_dict() for one in previews}
+        previewed = {one.name: one.to_dict() for one in previews}
         written_to = {"written": ", ".join(map(str, drafts.values()))} if drafts else {}
-        write_json({**document, "files": files, **asked, **scales, **planned, **written_to})
+        write_json({**document, "files": files, **asked, **scales, **previewed, **written_to})
     wrote = f"wrote {', '.join(map(str, drafts.values()))} and nothing else" if drafts else "nothing written"
     console.show_done(
         f"dry run: {wrote}. {target} would take about {needed / 1e6:.0f} MB: {', '.join(files)}, manifest.json"

@@ -12,10 +12,10 @@ from tempme_export.progress import Progress
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tempme_export.training.facts import Evaluated, Opened
+    from tempme_export.training.events import Evaluated, Opened
     from tempme_export.training.memory import MemoryAccount
-    from tempme_export.training.plan import Plan, TrainResult
     from tempme_export.training.preview import Preview
+    from tempme_export.training.run import RunLength, TrainResult
     from tempme_export.training.skipped import Skipped
     from tempme_export.training.state import Position
 
@@ -64,11 +64,11 @@ def _show_model(counts: dict[str, int]) -> None:
     _line("trains", f"{sum(counts.values()):,} parameters: {parts}")
 
 
-def show_plan(plan: "Plan", position: "Position") -> None:
+def show_length(length: "RunLength", position: "Position") -> None:
     """Show the length of a run."""
-    epochs = len(plan.lengths)
-    left_out = f"; at most {plan.dropped} captions sit out an epoch" if plan.dropped else ""
-    _line("plan", f"{plan.steps} steps in {epochs} epochs, batches of {plan.batch}{left_out}")
+    epochs = len(length.lengths)
+    left_out = f"; at most {length.dropped} captions sit out an epoch" if length.dropped else ""
+    _line("run", f"{length.steps} steps in {epochs} epochs, batches of {length.batch}{left_out}")
     if position.step:
         _line("resumed", f"after step {position.step}, in epoch {min(position.epoch + 1, epochs)} of {epochs}")
 
@@ -90,7 +90,7 @@ def show_preview(found: "Preview", out: "Path") -> None:
     from tempme_export.training.state import Position
 
     _show_model(found.counts)
-    show_plan(found.plan, Position())
+    show_length(found.length, Position())
     _show_memory(found.memory)
     for name, count in found.missing.items():
         if count:
@@ -127,7 +127,7 @@ def show_result(result: "TrainResult") -> None:
 SHOWS: Mapping[str, Callable[[Any], None]] = {
     "Opened": _show_data,
     "Trains": lambda fact: _show_model(fact.counts),
-    "Planned": lambda fact: show_plan(fact.plan, fact.position),
+    "Started": lambda fact: show_length(fact.length, fact.position),
     "LeftOut": lambda fact: show_skipped(fact.videos),
     "Evaluated": _show_evaluation,
     "Note": lambda fact: show_note(fact.text),

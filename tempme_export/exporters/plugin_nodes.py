@@ -157,7 +157,7 @@ def merge_norm(tokens: Tokens, n_cls: int, r: int, *, sized: bool, positions: in
     return PluginNode(name, attributes, tuple(inputs), tuple(outputs))
 
 
-class Planned(Protocol):
+class Weightless(Protocol):
     """Part of a recipe that the nodes depend on: all but its weights."""
 
     @property
@@ -173,7 +173,7 @@ class Planned(Protocol):
         """Merges of every block."""
 
 
-def plugin_nodes(recipe: Planned) -> tuple[PluginNode, ...]:
+def plugin_nodes(recipe: Weightless) -> tuple[PluginNode, ...]:
     """Every node of ours in the video graph of a recipe, in execution order; empty for one that never merges."""
     heads, width = recipe.backbone.heads, recipe.backbone.width
     nodes: list[PluginNode] = []

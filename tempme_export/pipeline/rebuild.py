@@ -70,7 +70,7 @@ def _check_sources(bundle: Bundle, renewed: Sequence[Artifact]) -> Intact:
 
 
 @dataclass(frozen=True)
-class _Scheduled:
+class _Weightless:
     """Part of a recipe that a bundle still knows: all but its weights."""
 
     profile: Profile
@@ -83,7 +83,7 @@ def _recipe(bundle: Bundle) -> "Recipe":
     fields: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in bundle.manifest["backbone"].items()
     }
-    return cast("Recipe", _Scheduled(bundle.profile, Backbone(**fields), bundle.schedule))
+    return cast("Recipe", _Weightless(bundle.profile, Backbone(**fields), bundle.schedule))
 
 
 def _carry_over(folder: Path, names: list[str], work: Path) -> None:

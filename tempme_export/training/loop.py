@@ -20,7 +20,7 @@ from tempme_export.training.batches import share
 from tempme_export.training.config import TrainConfig
 from tempme_export.training.distributed import World, join_world
 from tempme_export.training.encoder import TrainableModel
-from tempme_export.training.facts import Evaluated, LeftOut, Opened, Planned, Saved, Trains
+from tempme_export.training.events import Evaluated, LeftOut, Opened, Saved, Started, Trains
 from tempme_export.training.files import save_model
 from tempme_export.training.folder import (
     BEST,
@@ -35,9 +35,9 @@ from tempme_export.training.folder import (
 )
 from tempme_export.training.log import MetricsLog, Row, read_rows
 from tempme_export.training.optimizer import clamp_scale, make_optimizer
-from tempme_export.training.plan import TrainResult, plan_for
 from tempme_export.training.plot import draw_curves
 from tempme_export.training.prefetch import prefetch
+from tempme_export.training.run import TrainResult, deal
 from tempme_export.training.schedule import rate_at
 from tempme_export.training.skipped import Skipped, SkippedLog
 from tempme_export.training.split import Batch, Split, fingerprint, open_split, tokenizer_for
@@ -92,7 +92,7 @@ class Run:
         self.skipped = SkippedLog(self.files[SKIPPED])
         self.train = self._open("train", train_data)
         self.val = None if val_data is None else self._open("val", val_data)
-        self.deck, self.plan = plan_for(config, self.train.owner, self.train.token_ids)
+        self.deck, self.length = deal(config, self.train.owner, self.train.token_ids)
         settings[_TRAIN_DATA] = fingerprint(self.train.data)
         settings[_VAL_DATA] = None if self.val is None else fingerprint(self.val.data)
         self.settings = settings
@@ -119,7 +119,7 @@ class Run:
         self.saved = self.position.step
         self._open_logs()
         self.progress.tell(Trains(self.model.counts()))
-        self.progress.tell(Planned(self.plan, self.position))
+        self.progress.tell(Started(self.length, self.position))
         if saved is None:
             self._save()
 
@@ -211,7 +211,7 @@ class Run:
         training.advance(step, f"loss {outcome.loss:.3f}, {speed:.0f} pairs/s, waiting {waiting:.0%}")
 
     def _check_outcome(self, outcome: Outcome, step: int, rate: float) -> None:
-        where = f"step {step} of {self.plan.steps} (epoch {self.position.epoch + 1}, learning rate {rate:.3g})"
+        where = f"step {step} of {self.length.steps} (epoch {self.position.epoch + 1}, learning rate {rate:.3g})"
         if outcome.pairs == 0:
             skipped = self.skipped.found
             first = skipped[-1].reason if skipped else "no reason is on record"
@@ -238,7 +238,9 @@ class Run:
                 began = time.monotonic()
                 batch = next(feed)
                 waited = time.monotonic() - began
-                rate = rate_at(self.position.step, self.plan.steps, config.warmup, config.rate, config.warmup_from_zero)
+                rate = rate_at(
+                    self.position.step, self.length.steps, config.warmup, config.rate, config.warmup_from_zero
+                )
                 self._step(training, batch, rate, waited, began)
                 if left == 1:
                     break
@@ -289,7 +291,7 @@ class Run:
     def go(self) -> TrainResult:
         """Train to the end, or until the time is up."""
         finished = True
-        with self.progress.step("training", self.plan.steps, "steps", self.position.step) as training:
+        with self.progress.step("training", self.length.steps, "steps", self.position.step) as training:
             while finished and self.position.epoch < self.config.epochs:
                 finished = self._epoch(training)
                 if finished:
@@ -303,7 +305,7 @@ class Run:
             out=self.config.out,
             finished=finished,
             steps=self.position.step,
-            total=self.plan.steps,
+            total=self.length.steps,
             best=self.best,
             files=written,
             skipped=tuple(self.skipped.found),
@@ -322,7 +324,7 @@ def train(
 
     recipe    the initial checkpoint with its profile; its backbone has a tokenizer
     val_data  judged after every epoch; the best epoch by text-to-video R@1 becomes best.pth, the last one without
-    progress  hears of the steps and of the facts of `training.facts`
+    progress  hears of the steps and of the events of `training.events`
 
     Files: best.pth and final.pth (checkpoints), last.pt (state), metrics.jsonl, metrics.parquet, curves.png,
     skipped.jsonl. The same settings, data and machine give the same weights, interrupted or not. Under torchrun

@@ -15,7 +15,7 @@ from tempme_export.training.config import TrainConfig
 from tempme_export.training.encoder import TrainableModel
 from tempme_export.training.folder import bytes_needed, check_folder
 from tempme_export.training.memory import MemoryAccount, account
-from tempme_export.training.plan import Plan, plan_for
+from tempme_export.training.run import RunLength, deal
 from tempme_export.training.split import tokenize, tokenizer_for
 from tempme_export.training.step import resolve_precision
 
@@ -30,7 +30,7 @@ class Preview:
     memory          of a training step, in each process
     """
 
-    plan: Plan
+    length: RunLength
     counts: dict[str, int]
     missing: dict[str, int]
     disk: int
@@ -40,8 +40,8 @@ class Preview:
     def to_dict(self) -> dict[str, Any]:
         """Values for JSON."""
         return {
-            "steps": self.plan.steps,
-            "batches_per_epoch": list(self.plan.lengths),
+            "steps": self.length.steps,
+            "batches_per_epoch": list(self.length.lengths),
             "trained": self.counts,
             "missing": self.missing,
             "bytes": {"out": self.disk, "cache": self.on_cache},
@@ -81,13 +81,13 @@ def preview(
         )
     kept = train_data.select(keep)
     token_ids, _ = tokenize(tokenizer, kept.captions)
-    _, plan = plan_for(config, np.array(kept.owner, np.int64), token_ids)
+    _, length = deal(config, np.array(kept.owner, np.int64), token_ids)
     tune: Any = config.tune
     model = TrainableModel(recipe, tune, config.rank, config.seed, config.train_temperature)
     frames, size = recipe.profile.frames, recipe.backbone.image_size
     clips = 0 if config.cache is None else sum(len(data.paths) for data in splits.values())
     return Preview(
-        plan=plan,
+        length=length,
         counts=model.counts(),
         missing={name: len(found) for name, found in absent.items()},
         disk=bytes_needed(config, model),

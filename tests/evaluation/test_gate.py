@@ -439,11 +439,11 @@ class Text:
         return {"text_embedding": Original(None, None).text(inputs["token_ids"])}
 
 
-PLAN = SimpleNamespace(merges=(SimpleNamespace(assign_name="assign_00"),))
+SCHEDULE = SimpleNamespace(merges=(SimpleNamespace(assign_name="assign_00"),))
 RECIPE = SimpleNamespace(
     profile=SimpleNamespace(frames=2, batch=SimpleNamespace(opt=4)),
     backbone=SimpleNamespace(image_size=4, mean=(0, 0, 0), std=(1 / 255,) * 3, embed=16),
-    schedule=PLAN,
+    schedule=SCHEDULE,
 )
 
 
@@ -469,7 +469,7 @@ class TestSeeVideos:
     @pytest.mark.parametrize("videos", [8, 9])
     def test_batches_and_order(self, videos, recording):
         original, told = Original(None, None), recording()
-        artifact = Trial("video.onnx", "ort", PLAN, Video(), Video(other=(3, 9)), Text())
+        artifact = Trial("video.onnx", "ort", SCHEDULE, Video(), Video(other=(3, 9)), Text())
         embedding, tokens, unreadable = see_videos(RECIPE, Frames(videos), original, [artifact], told)
         assert original.batches == ([4, 4] if videos == 8 else [4, 4, 1])
         np.testing.assert_array_equal(embedding.argmax(axis=1), np.arange(1, videos + 1))
@@ -491,7 +491,7 @@ class TestSeeVideos:
 
     def test_a_graph_with_a_mask_gets_one(self):
         video = Video(mask=True)
-        artifact = Trial("video.onnx", "ort", PLAN, video, video, Text())
+        artifact = Trial("video.onnx", "ort", SCHEDULE, video, video, Text())
         see_videos(RECIPE, Frames(8), Original(None, None), [artifact], SILENT)
         assert len(video.seen) == 2, "one call where the runner tells its decisions itself"
         mask = video.seen[0]["frame_mask"]
@@ -501,7 +501,7 @@ class TestSeeVideos:
 def compared(trial, data, missing=(), torn=(), tolerance=FP32, original=None):
     """The gate of one trial whose texts are right; `torn` videos cannot be read."""
     if not isinstance(trial, Trial):
-        trial = Trial("video.onnx", "ort", PLAN, trial, trial, Text())
+        trial = Trial("video.onnx", "ort", SCHEDULE, trial, trial, Text())
     gate = GateData(data, np.array([[owner + 1] for owner in data.owner]), tuple(missing))
     source = Frames(len(data.paths), torn, missing)
     return compare_paths(RECIPE, gate, source, original or Original(None, None), [trial], tolerance)
@@ -571,7 +571,7 @@ class TestComparePaths:
                 embedding, assigns, gaps = super().video(frames)
                 return embedding, assigns, np.full_like(gaps, gap)
 
-        trial = Trial("video.plan", "TensorRT", PLAN, Turned(), None, Text())
+        trial = Trial("video.plan", "TensorRT", SCHEDULE, Turned(), None, Text())
         found = compared(trial, data_of(9, tmp_path), original=Reversed(None, None))
         (comparison,), (report,) = found.comparisons, found.reports
         failed = [check.name for check in report.checks if not check.passed]
@@ -619,7 +619,7 @@ class TestOpenTrials:
         registering(*(dataclasses.replace(one, runner=Opening(one)) for one in registry.BACKENDS))
         return opened, refused
 
-    def open(self, folder, precision, schedule=PLAN):
+    def open(self, folder, precision, schedule=SCHEDULE):
         with ExitStack() as stack:
             return open_trials(Folder(folder, precision, {KEY: ENGINE_FACTS}), schedule, "cpu", stack)
 

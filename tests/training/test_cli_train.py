@@ -182,7 +182,7 @@ def test_a_run(tempme_train, arguments, clips, tmp_path):
         ("train data ", "9 videos, 13 captions"),
         ("val data ", "3 videos, 4 captions"),
         ("trains ", "lora"),
-        ("plan ", "6 steps in 2 epochs, batches of 4; at most 1 captions sit out an epoch"),
+        ("run ", "6 steps in 2 epochs, batches of 4; at most 1 captions sit out an epoch"),
         ("epoch 1 ", "text-to-video R@1 "),
         ("epoch 2 ", "video-to-text R@1 "),
         ("done ", "6 steps in "),

@@ -26,7 +26,7 @@ from tempme_export.training import loop, plot
 from tempme_export.training.config import TrainConfig
 from tempme_export.training.distributed import World
 from tempme_export.training.encoder import Tune
-from tempme_export.training.facts import Evaluated, LeftOut, Opened, Planned, Saved, Trains
+from tempme_export.training.events import Evaluated, LeftOut, Opened, Saved, Started, Trains
 from tempme_export.training.folder import check_room
 from tempme_export.training.log import read_rows
 from tempme_export.training.loop import Run
@@ -410,7 +410,7 @@ class TestInterrupted:
         while not result.finished:
             before = result.steps
             result, told = run(max_minutes=1e-9, resume=True)
-            assert told.of(Planned)[0].position.step == before
+            assert told.of(Started)[0].position.step == before
             taken.append(result.steps)
         assert taken == [2, 3, 4, 5, 6]
         assert_same_weights(result.out / "final.pth", whole[0].out / "final.pth")
@@ -498,7 +498,7 @@ class TestUnreadable:
     def test_during_the_run(self, config, recipe, clips, tmp_path, recording):
         """A file vanishes once it was looked at: its pair does not count, and it is listed once."""
         own = copied(clips, tmp_path)
-        told = recording(lambda fact: own.paths[3].unlink() if isinstance(fact, Planned) else None)
+        told = recording(lambda fact: own.paths[3].unlink() if isinstance(fact, Started) else None)
         result = loop.train(dataclasses.replace(config, cache=None), recipe, own, None, told)
         pairs = [row["pairs"] for row in read_rows(result.out / "metrics.jsonl") if row["kind"] == "step"]
         assert result.finished and sum(pairs) < 4 * 6 and set(pairs) <= {3, 4}
@@ -515,7 +515,7 @@ class TestUnreadable:
         listed = []
 
         def vanish(fact):
-            if isinstance(fact, Planned):
+            if isinstance(fact, Started):
                 own.paths[3].unlink()
             if isinstance(fact, LeftOut):
                 listed.extend(fact.videos)
@@ -533,7 +533,7 @@ class TestUnreadable:
         own = copied(clips, tmp_path)
 
         def vanish(fact):
-            if isinstance(fact, Planned):
+            if isinstance(fact, Started):
                 for path in own.paths:
                     path.unlink()
 
@@ -545,7 +545,7 @@ class TestUnreadable:
         own = copied(clips, tmp_path, "val.csv")
 
         def vanish(fact):
-            if isinstance(fact, Planned):
+            if isinstance(fact, Started):
                 own.paths[1].unlink()
 
         result = loop.train(dataclasses.replace(config, cache=None), recipe, data, own, recording(vanish))
@@ -556,7 +556,7 @@ class TestUnreadable:
         own = copied(clips, tmp_path, "val.csv")
 
         def vanish(fact):
-            if isinstance(fact, Planned):
+            if isinstance(fact, Started):
                 for path in own.paths:
                     path.unlink()
 
@@ -768,7 +768,7 @@ class TestPreview:
         found = preview(config, recipe, data, val)
         assert not config.out.exists()
         result, told = run()
-        assert found.plan == told.of(Planned)[0].plan and found.counts == told.of(Trains)[0].counts
+        assert found.length == told.of(Started)[0].length and found.counts == told.of(Trains)[0].counts
         assert found.missing == {"train": 0, "val": 0}
         written = sum((result.out / name).stat().st_size for name in ("last.pt", "best.pth", "final.pth"))
         assert written < found.disk < 3 * written

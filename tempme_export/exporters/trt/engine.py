@@ -10,8 +10,8 @@ from tempme_export.errors import BackendError, UsageError
 from tempme_export.exporters.common import tower_bytes
 from tempme_export.exporters.plugin_nodes import PluginNode, plugin_nodes
 from tempme_export.exporters.trt import builder, requirements
-from tempme_export.exporters.trt.plan import EnginePlan, engine_plan
 from tempme_export.exporters.trt.plugin_builds import ptx_target
+from tempme_export.exporters.trt.preview import EnginePreview, preview_engine
 from tempme_export.exporters.trt.requirements import Missing
 from tempme_export.progress import Progress
 from tempme_export.runtime.engine_facts import SOURCE, EngineFacts
@@ -56,15 +56,15 @@ def scratch(artifact: Artifact, recipe: Recipe, spec: Spec) -> int:
     return builder.needed_bytes(tower_bytes(recipe, "video", spec.precision))
 
 
-def preview(recipe: Recipe, spec: Spec, missing: Missing = requirements.missing_for_engine) -> EnginePlan:
-    """The plan of the engine, and what this machine lacks for it. Raises UsageError as building it would."""
+def preview(recipe: Recipe, spec: Spec, missing: Missing = requirements.missing_for_engine) -> EnginePreview:
+    """The preview of the engine, and what this machine lacks for it. Raises UsageError as building it would."""
     nodes = engine_nodes(recipe)
     requirements.check_options(spec.precision)
     try:
         target = ptx_target(find_gpu(engine_device(spec.device)).compute)
     except BackendError:  # told among what is missing
         target = None
-    return engine_plan(recipe, spec.precision, nodes, spec.frame_mask, target, missing(spec.device))
+    return preview_engine(recipe, spec.precision, nodes, spec.frame_mask, target, missing(spec.device))
 
 
 def build(artifact: Artifact, making: Making, make: Make = builder.build) -> dict[str, Any]:

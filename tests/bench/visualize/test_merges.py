@@ -163,10 +163,12 @@ class TestComposition:
 class TestByHand:
     """Two frames of four patches, two blocks; the second joins them."""
 
-    PLAN = build_schedule(MergePolicy(1, (1,), (2,), 25, 0), layers=2, frames=2, tokens_per_frame=5)
+    SCHEDULE = build_schedule(MergePolicy(1, (1,), (2,), 25, 0), layers=2, frames=2, tokens_per_frame=5)
 
     def test_plan(self):
-        assert [(b.tokens_in, b.r_cross, b.tokens_attention, b.r_intra, b.tokens_mlp) for b in self.PLAN.blocks] == [
+        assert [
+            (b.tokens_in, b.r_cross, b.tokens_attention, b.r_intra, b.tokens_mlp) for b in self.SCHEDULE.blocks
+        ] == [
             (5, 0, 5, 1, 4),
             (4, 2, 6, 0, 6),
         ]
@@ -176,7 +178,7 @@ class TestByHand:
         within = np.array([[0, 2, 2, 3, 1], [0, 2, 1, 3, 3]], np.int32)
         # Joined: two class tokens, then the rows 1 to 3 of each frame, tokens 2 to 7. Tokens 2 and 6 join 7.
         across = np.array([[0, 1, 5, 3, 2, 4, 5, 5]], np.int32)
-        first, second = merge_stages([within, across], self.PLAN, 2)
+        first, second = merge_stages([within, across], self.SCHEDULE, 2)
         assert [(stage.clips, stage.tokens, stage.patch_tokens) for stage in (first, second)] == [(2, 8, 6), (1, 6, 4)]
         assert (first.title, second.title) == (
             "after block 0: 2 clips of 4 tokens",

@@ -1,4 +1,4 @@
-"""Plan of the engine that `--trt` would build, as data: from a recipe alone, without TensorRT and without a GPU."""
+"""Preview of the engine that `--trt` would build, as data: from a recipe alone, without TensorRT and without a GPU."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -21,8 +21,8 @@ class Node(Protocol):
 
 
 @dataclass(frozen=True)
-class EnginePlan:
-    """The plan of one engine.
+class EnginePreview:
+    """The preview of one engine.
 
     tensorrt   versions that can build it
     precision  of the strongly typed graph
@@ -67,15 +67,15 @@ class EnginePlan:
         return asdict(self)
 
 
-def engine_plan(
+def preview_engine(
     recipe: Recipe,
     precision: str,
     nodes: Iterable[Node],
     frame_mask: bool = False,
     target: str | None = None,
     missing: Iterable[str] = (),
-) -> EnginePlan:
-    """The plan of a recipe's engine.
+) -> EnginePreview:
+    """The preview of a recipe's engine.
 
     nodes    what `plugin_nodes` describes
     target   of the GPU at hand
@@ -85,7 +85,7 @@ def engine_plan(
     shapes: dict[str, tuple[int, ...]] = {"frames": (frames, 3, backbone.image_size, backbone.image_size)}
     if frame_mask:
         shapes["frame_mask"] = (frames,)
-    return EnginePlan(
+    return EnginePreview(
         tensorrt=WANTED,
         precision=precision,
         batch=(sizes.min, sizes.opt, sizes.max),

@@ -1,9 +1,9 @@
-"""Facts that a run tells its listener while it goes on."""
+"""Events that a run tells its listener while it goes on."""
 
 from dataclasses import dataclass
 
 from tempme_export.training.log import Row
-from tempme_export.training.plan import Plan
+from tempme_export.training.run import RunLength
 from tempme_export.training.skipped import Skipped
 from tempme_export.training.split import Split
 from tempme_export.training.state import Position
@@ -25,10 +25,10 @@ class Trains:
 
 
 @dataclass(frozen=True)
-class Planned:
+class Started:
     """The steps of the run, and where it begins."""
 
-    plan: Plan
+    length: RunLength
     position: Position
 
 

@@ -12,7 +12,7 @@ from tempme_export.training.state import Best
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunLength:
     """Length of a run. `lengths`: batches of each epoch; `dropped`: captions that an epoch leaves out at most."""
 
     lengths: tuple[int, ...]
@@ -25,14 +25,14 @@ class Plan:
         return sum(self.lengths)
 
 
-def plan_for(config: TrainConfig, owner: Ints, token_ids: Ints) -> tuple[Deck, Plan]:
+def deal(config: TrainConfig, owner: Ints, token_ids: Ints) -> tuple[Deck, RunLength]:
     """Deal the captions into batches and count the steps; owner [T], token_ids [T, L].
 
     Raises InputError where no batch can be filled.
     """
     deck = Deck(owner, equal_rows(token_ids), config.batch, config.seed)
     lengths = deck.lengths(config.epochs)
-    return deck, Plan(lengths, len(token_ids) - min(lengths) * config.batch, config.batch)
+    return deck, RunLength(lengths, len(token_ids) - min(lengths) * config.batch, config.batch)
 
 
 @dataclass(frozen=True)
