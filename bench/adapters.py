@@ -20,7 +20,7 @@ from tempme_export.encoder.schedule import BlockSchedule, MergePolicy, Schedule
 from tempme_export.errors import ProfileError
 
 if TYPE_CHECKING:
-    from tempme_export.encoder.checkpoint import Facts
+    from tempme_export.encoder.checkpoint import CheckpointFacts
 
 ADAPTER_WIDTH = 8
 """Inner width of an adapter: the dimension that Section 4.1 gives for all experiments."""
@@ -74,7 +74,7 @@ def with_key_prompts(schedule: Schedule, backbone: Backbone) -> Complexity:
     )
 
 
-def counter_for(facts: "Facts", source: str) -> Counter:
+def counter_for(facts: "CheckpointFacts", source: str) -> Counter:
     """The formula of a checkpoint's own additions.
 
     source  names the checkpoint. Raises ProfileError for adapters or prompts of other sizes than the formulas have.

@@ -17,7 +17,7 @@ from tempme_export.encoder.complexity import Complexity
 from tempme_export.encoder.profile import Profile, shipped_profiles
 from tempme_export.encoder.random_weights import draw_checkpoint
 from tempme_export.encoder.recipe import Recipe, open_recipe, prepare
-from tempme_export.encoder.reference import ReferenceVideo, Trace
+from tempme_export.encoder.reference import MergeLog, ReferenceVideo
 from tempme_export.encoder.schedule import Schedule
 from tempme_export.errors import BundleError, CheckpointError, ParityError, UsageError
 from tempme_export.media.preprocess import preprocess_for
@@ -159,6 +159,6 @@ def benchmark_clips(recipes: Sequence[Recipe], seed: int, *, safe: bool = True) 
 
 
 def _is_safe(reference: ReferenceVideo, clip: NDArray[np.float32]) -> bool:
-    trace = Trace()
-    reference.frame_features(torch.from_numpy(clip[None]), trace)
-    return all(float(step.gap.min()) >= SAFE_GAP for step in trace.steps)
+    log = MergeLog()
+    reference.frame_features(torch.from_numpy(clip[None]), log)
+    return all(float(step.gap.min()) >= SAFE_GAP for step in log.steps)

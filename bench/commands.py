@@ -131,17 +131,17 @@ def time_kernels(
     device = timing.require_gpu()
     profiles = tuple(load_profile(name) for name in timing.PROFILES) if asked is None else (asked,)
     with _progress(_console(stderr=True)) as progress:
-        request = timing.KernelRequest(profiles, batches, dtypes, device, timing.PROTOCOL)
-        report = timing.time_kernels(request, progress)
+        settings = timing.KernelSettings(profiles, batches, dtypes, device, timing.PROTOCOL)
+        report = timing.time_kernels(settings, progress)
     document = {**_on_gpu(), "machine": dataclasses.asdict(machine("cuda")), **report.to_dict()}
     _deliver(document, json, kernel_tables(document["kernels"], document["marginals"]))
 
 
 def _on_gpu() -> dict[str, Any]:
     """The device and the versions that a measurement on it depends on."""
-    from tempme_export.bench.gpu.facts import gpu_facts, versions
+    from tempme_export.bench.gpu.state import gpu_state, versions
 
-    facts = gpu_facts()
+    facts = gpu_state()
     return {"gpu": None if facts is None else dataclasses.asdict(facts), "versions": versions()}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineRecord:
     """Machine and versions of a measurement.
 
     threads       what every backend may use for one operator on the CPU
@@ -31,16 +31,16 @@ class Machine:
     commit: str | None
 
 
-def machine(device: str = "cpu") -> Machine:
+def machine(device: str = "cpu") -> MachineRecord:
     """The facts of this process, and of the GPU that `device` names."""
     import torch
 
     facts = None
     if device.startswith("cuda"):
-        from tempme_export.bench.gpu.facts import gpu_facts
+        from tempme_export.bench.gpu.state import gpu_state
 
-        facts = gpu_facts()
-    return Machine(
+        facts = gpu_state()
+    return MachineRecord(
         cpu=_cpu(),
         threads=torch.get_num_threads(),
         load_average=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tempme_export.bench.core.row import KINDS, SCHEMA_VERSION, Row
-from tempme_export.bench.core.timing import Comparison
+from tempme_export.bench.core.timing import TimingComparison
 from tempme_export.errors import ParityError, UsageError
 from tempme_export.files import write_file
 from tempme_export.names import printable
@@ -41,7 +41,7 @@ class Measured:
     profile: str
     frames: int
     batch: int
-    comparison: Comparison
+    comparison: TimingComparison
 
     @property
     def title(self) -> str:

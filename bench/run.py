@@ -18,11 +18,11 @@ from tempme_export.bench.core.clocks import DeviceCall, Work, matrix_work
 from tempme_export.bench.core.decisions import changed_share, decisions, in_float32
 from tempme_export.bench.core.protocol import Clock, Progress, compare
 from tempme_export.bench.core.row import Row
-from tempme_export.bench.core.timing import Comparison
+from tempme_export.bench.core.timing import TimingComparison
 from tempme_export.bench.machine import machine
 from tempme_export.bench.memory import device_peak_mb, is_out_of_memory, measured
 from tempme_export.bench.report import Measured, Report
-from tempme_export.bench.request import Request, check_slowdowns
+from tempme_export.bench.run_settings import RunSettings, check_slowdowns
 from tempme_export.errors import BackendError
 from tempme_export.parity.checks import Floats, centred_cosine, cosine_distance, embedding_checks
 from tempme_export.parity.tolerance import TOLERANCES
@@ -81,8 +81,8 @@ class _Distance(NamedTuple):
 class Bench:
     """Candidates that are still in, and the videos they are shown."""
 
-    def __init__(self, entries: Sequence[Entry], request: Request, stage: Progress, progress: Progress) -> None:
-        self.entries, self.request = list(entries), request
+    def __init__(self, entries: Sequence[Entry], settings: RunSettings, stage: Progress, progress: Progress) -> None:
+        self.entries, self.settings = list(entries), settings
         self.stage, self.progress = stage, progress
         self.failed: dict[str, str] = {}
         self.passed: dict[str, bool] = {}
@@ -90,10 +90,10 @@ class Bench:
         self.memory = {one.name: _Memory() for one in entries}
         stage("choosing clips")
         recipes = [one.case.recipe for one in entries]
-        self.clips = benchmark_clips(recipes, request.protocol.seed, safe=not request.on_device)
+        self.clips = benchmark_clips(recipes, settings.protocol.seed, safe=not settings.on_device)
         self.expected: dict[Embed, Floats] = {}
-        self.device = torch_device(request.device)
-        self.peak = matrix_work(self.device) if request.on_device else (Work(()), 0)
+        self.device = torch_device(settings.device)
+        self.peak = matrix_work(self.device) if settings.on_device else (Work(()), 0)
 
     def _expect(self, embed: Embed) -> Floats:
         """Expected embeddings [DISTINCT, E]. It depends on no batch size, which parity tests with it."""
@@ -102,12 +102,12 @@ class Bench:
             def all_clips() -> Floats:
                 return np.concatenate([embed(clip[None]) for clip in self.clips])
 
-            self.expected[embed] = in_float32(all_clips) if self.request.on_device else all_clips()
+            self.expected[embed] = in_float32(all_clips) if self.settings.on_device else all_clips()
         return self.expected[embed]
 
     def _changed(self) -> dict[str, float | None]:
         """Share of tokens that a merge sends elsewhere than the original path in float32 does, by entry."""
-        if not self.request.on_device:
+        if not self.settings.on_device:
             return {}
         expected = in_float32(lambda: decisions(self.entries[0], self.clips)) or ()
         return {one.name: changed_share(expected, decisions(one, self.clips)) for one in self.entries}
@@ -120,7 +120,7 @@ class Bench:
         memory = self.memory[one.name]
         try:
             first, took = measured(lambda: one.embed(inputs[0]))
-            memory.device_peak = device_peak_mb(lambda: one.embed(inputs[0]), self.request.device)
+            memory.device_peak = device_peak_mb(lambda: one.embed(inputs[0]), self.settings.device)
             rest = [one.embed(x) for x in inputs[1:]]
         except Exception as error:  # every runtime says it in its own way
             if is_out_of_memory(error):
@@ -146,7 +146,7 @@ class Bench:
             distances[one.name] = _Distance(cosine_distance(expected, found), 1 - centred_cosine(expected, found))
             wrong = disagreement(expected, found, one.precision)
             self.passed[one.name] = not wrong
-            if wrong and not self.request.on_device:
+            if wrong and not self.settings.on_device:
                 self.failed[one.name] = f"batch {batch}: {wrong}"
                 self.entries.remove(one)
         if first.name in self.failed:
@@ -163,7 +163,7 @@ class Bench:
         self.stage(f"batch {batch}: timing {', '.join(one.name for one in self.entries)}")
         comparison = compare(
             self._calls(inputs[0]),
-            self.request.protocol,
+            self.settings.protocol,
             judged=[one.name for one in self.entries],
             progress=self.progress,
         )
@@ -173,22 +173,22 @@ class Bench:
 
     def _calls(self, videos: NDArray[np.float32]) -> dict[str, Callable[[], object]]:
         """One call of every candidate and, on a GPU, another of those that can encode what already lies there."""
-        slowdowns = dict(self.request.slowdowns)
+        slowdowns = dict(self.settings.slowdowns)
         calls: dict[str, Callable[[], object]] = {}
         for one in self.entries:
             call: Callable[[], object] = partial(one.embed, videos)
             resident = one.timed_on_gpu(videos)
-            if self.request.on_device:
+            if self.settings.on_device:
                 calls[one.name] = resident or call
                 continue
             calls[one.name] = slowed(call, slowdowns[one.name]) if one.name in slowdowns else call
             if resident is not None:
                 calls[one.name + RESIDENT] = resident
-        if self.request.on_device:
+        if self.settings.on_device:
             calls[PEAK] = DeviceCall(self.peak[0], self.device)
         return calls
 
-    def _row(self, one: Entry, batch: int, distance: _Distance, comparison: Comparison) -> Row:
+    def _row(self, one: Entry, batch: int, distance: _Distance, comparison: TimingComparison) -> Row:
         timing, profile, memory = comparison.timings[one.name], one.case.profile, self.memory[one.name]
         counted = one.case.counted()
         resident = comparison.timings.get(one.name + RESIDENT)
@@ -205,7 +205,7 @@ class Bench:
             frames=profile.frames,
             batch=batch,
             precision=one.precision,
-            device=self.request.device,
+            device=self.settings.device,
             videos_per_s=batch / timing.p50,
             frames_per_s=batch * profile.frames / timing.p50,
             ratio=timing.ratio.value,
@@ -237,15 +237,15 @@ class Bench:
             tflop_s=tflop_s,
             peak_tflop_s=None if peak is None else self.peak[1] / peak.p50 / 1e12,
             parity=self.passed[one.name],
-            slowdown_percent=dict(self.request.slowdowns).get(one.name, 0.0),
+            slowdown_percent=dict(self.settings.slowdowns).get(one.name, 0.0),
             **dataclasses.asdict(one.costs),
-            **dataclasses.asdict(machine(self.request.device)),
+            **dataclasses.asdict(machine(self.settings.device)),
             time=datetime.now(UTC).isoformat(timespec="seconds"),
-            command=self.request.command,
+            command=self.settings.command,
         )
 
 
-def run(entries: Sequence[Entry], request: Request, *, stage: Progress, progress: Progress) -> Report:
+def run(entries: Sequence[Entry], settings: RunSettings, *, stage: Progress, progress: Progress) -> Report:
     """Compare entries of one frame count on the same videos: each is judged, then timed beside the others.
 
     stage     is told what begins
@@ -258,9 +258,9 @@ def run(entries: Sequence[Entry], request: Request, *, stage: Progress, progress
     Raises UsageError for slowdowns of what is not measured, BackendError where not even the smallest batch fits.
     """
     profile = entries[0].case.profile
-    check_slowdowns(request.slowdowns, [one.name for one in entries])
-    bench = Bench(entries, request, stage, progress)
-    report, queue, done = Report(), list(request.batches), list[int]()
+    check_slowdowns(settings.slowdowns, [one.name for one in entries])
+    bench = Bench(entries, settings, stage, progress)
+    report, queue, done = Report(), list(settings.batches), list[int]()
     best: dict[str, float] = {}
     no_faster = 0
     try:
@@ -280,7 +280,7 @@ def run(entries: Sequence[Entry], request: Request, *, stage: Progress, progress
             gains = [row.videos_per_s / best.get(row.candidate, 1e-12) for row in one.rows]
             best |= {row.candidate: max(row.videos_per_s, best.get(row.candidate, 0.0)) for row in one.rows}
             no_faster = 0 if any(gain >= _GAIN for gain in gains) else no_faster + 1
-            if request.until_saturated and no_faster == 2 and queue:
+            if settings.until_saturated and no_faster == 2 and queue:
                 left = ", ".join(map(str, queue))
                 report += Report(notes=(f"{profile.name}: past saturation, batches {left} are left out",))
                 break

@@ -13,13 +13,13 @@ from tempme_export.bench.core.candidate import Entry
 from tempme_export.bench.core.protocol import Progress, Protocol
 from tempme_export.bench.counting.running import count_candidates
 from tempme_export.bench.entries import on_backends, with_methods
-from tempme_export.bench.gpu.facts import gpu_now
+from tempme_export.bench.gpu.state import gpu_now
 from tempme_export.bench.machine import machine
 from tempme_export.bench.methods.beside import beside_paper
 from tempme_export.bench.methods.catalogue import chosen
 from tempme_export.bench.report import Report
-from tempme_export.bench.request import Request, check_batches, sweep
 from tempme_export.bench.run import Bench, run
+from tempme_export.bench.run_settings import RunSettings, check_batches, sweep
 from tempme_export.bench.scaling import fits, profile_for_frames, saturations
 from tempme_export.bench.stages import measure_stages, rendered_clip, source_for
 from tempme_export.encoder.conventions import in_words
@@ -93,15 +93,15 @@ def _cases(config: BenchmarkConfig, stage: Progress) -> Iterator[Case]:
 def _measure_case(
     case: Case, config: BenchmarkConfig, protocol: Protocol, stage: Progress, progress: Progress
 ) -> Report:
-    request = _request(case, config, protocol)
-    check_batches(case.profile, request.batches)
+    settings = _settings(case, config, protocol)
+    check_batches(case.profile, settings.batches)
     with _candidates(case, config, stage) as (candidates, missing):
         if config.mode == END_TO_END:
-            return Report(missing=missing) + _whole_way(case, candidates, config, request, stage, progress)
+            return Report(missing=missing) + _whole_way(case, candidates, config, settings, stage, progress)
         stage("counting tokens and operations")
         counted = count_candidates(candidates, benchmark_clips([case.recipe], config.seed)[:1])
         report = Report(tokens=tuple(one.to_dict() for one in counted))
-        report += run(candidates, request, stage=stage, progress=progress)
+        report += run(candidates, settings, stage=stage, progress=progress)
     if config.methods is None:
         return Report(missing=missing) + report
     speeds = {row.method or "": row.videos_per_s for row in reversed(report.rows)}
@@ -123,10 +123,10 @@ def _candidates(case: Case, config: BenchmarkConfig, stage: Progress) -> Iterato
         yield candidates, missing
 
 
-def _request(case: Case, config: BenchmarkConfig, protocol: Protocol) -> Request:
+def _settings(case: Case, config: BenchmarkConfig, protocol: Protocol) -> RunSettings:
     limits, throughput = case.profile.batch, config.mode == THROUGHPUT
     usual = sweep(limits.max, limits.min) if throughput else (limits.min,)
-    return Request(
+    return RunSettings(
         batches=config.batches or usual,
         device=config.device,
         protocol=protocol,
@@ -137,11 +137,16 @@ def _request(case: Case, config: BenchmarkConfig, protocol: Protocol) -> Request
 
 
 def _whole_way(
-    case: Case, candidates: list[Entry], config: BenchmarkConfig, request: Request, stage: Progress, progress: Progress
+    case: Case,
+    candidates: list[Entry],
+    config: BenchmarkConfig,
+    settings: RunSettings,
+    stage: Progress,
+    progress: Progress,
 ) -> Report:
     """From file to embedding on every backend that computes what the original does."""
-    (batch,) = request.batches
-    bench = Bench(candidates, request, stage, progress)
+    (batch,) = settings.batches
+    bench = Bench(candidates, settings, stage, progress)
     distances, _ = bench.judge(batch)
     tables = []
     with ExitStack() as stack:
@@ -154,7 +159,7 @@ def _whole_way(
                 source_for(case.recipe, config.allow_damaged),
                 videos,
                 batch,
-                request.protocol,
+                settings.protocol,
                 candidate=one.name,
                 transfer=transfer,
                 progress=progress,

@@ -583,7 +583,7 @@ class _Watched(ReferenceVideo):
         self.given, self.metrics = iter(assigns), []
         self.feature = self.video_feature(video)
 
-    def _merge(self, x, size, metric, block, kind, trace):
+    def _merge(self, x, size, metric, block, kind, log):
         r = block.r_cross if kind == "cross" else block.r_intra
         if r == 0:
             return x, size

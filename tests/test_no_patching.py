@@ -28,7 +28,7 @@ EXCEPTIONS = {
     "acceptance/test_release.py": (2, "a release that is replaced between two steps of opening it"),
     "acceptance/test_threads.py": (2, "what a session of ONNX Runtime was opened with"),
     "encoder/test_ops.py": (1, "what a launcher was called with"),
-    "exporters/test_onnx_trace.py": (1, _REFERENCE),
+    "exporters/test_onnx_merges.py": (1, _REFERENCE),
     "exporters/test_pt2.py": (3, "a compiler that crashes, and one that takes two minutes is not called"),
     "exporters/trt/test_plugin_launches.py": (1, "a batch that is many, at every count"),
     "exporters/trt/test_plugins.py": (8, _ENGINE),

@@ -14,12 +14,12 @@ HOME = ("tempme_export/exporters/", "tempme_export/runtime/", "tempme_export/art
 # What still names one, and why. The list shrinks: an entry that names nothing any more fails.
 EXCEPTIONS = {
     "tempme_export/artifacts/bundle.py": "what makes a folder a bundle: the files that every one has",
-    "tempme_export/cli/console.py": "says which file a trace is in",
+    "tempme_export/cli/console.py": "says which file returns the merges",
     "tempme_export/cli/export.py": "spells the options and their help",
     "tempme_export/doctor/machine.py": "parts of a machine, which have names of their own",
     "tempme_export/doctor/probes.py": "loads parts for real, OpenVINO without its telemetry",
     "tempme_export/pipeline/export.py": "the facade's keywords",
-    "tempme_export/serving/repository.py": "says which file a trace is in",
+    "tempme_export/serving/repository.py": "says which file returns the merges",
     "bench/core/candidate.py": "an engine is timed by its own device events",
     "bench/comparing.py": "versions of packages in a row",
     "bench/counting/tokens.py": "counts tokens in the graph itself",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tempme_export.bench.core.candidate import Entry
 from tempme_export.encoder.model import Merges, VideoEncoder
-from tempme_export.encoder.reference import ReferenceVideo, Trace
+from tempme_export.encoder.reference import MergeLog, ReferenceVideo
 from tempme_export.runtime.pytorch import TorchRunner
 
 T = TypeVar("T")
@@ -47,9 +47,9 @@ def decisions(entry: Entry, frames: NDArray[np.float32]) -> tuple[Tensor, ...] |
         inner = getattr(module, "module", module)
         if not isinstance(inner, ReferenceVideo):
             return None
-        trace = Trace()
-        inner.video_feature(on_device, trace=trace)
-    return tuple(step.assign for step in trace.steps)
+        log = MergeLog()
+        inner.video_feature(on_device, log=log)
+    return tuple(step.assign for step in log.steps)
 
 
 def changed_share(expected: Sequence[Tensor], found: Sequence[Tensor] | None) -> float | None:

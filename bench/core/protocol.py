@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from tempme_export.bench.core.bootstrap import Estimate, Ratio, estimate
 from tempme_export.bench.core.row import HALF_WIDTH
-from tempme_export.bench.core.timing import Comparison, Timing, shortfall
+from tempme_export.bench.core.timing import Timing, TimingComparison, shortfall
 from tempme_export.errors import UsageError
 
 Call = Callable[[], object]
@@ -281,7 +281,7 @@ def compare(
     judged: Collection[str] | None = None,
     clock: Clock = time.perf_counter,
     progress: Progress = lambda _: None,
-) -> Comparison:
+) -> TimingComparison:
     """Time `calls` side by side; the first is what the others are compared with.
 
     calls     name -> what does the whole work of one sample
@@ -297,7 +297,7 @@ def compare(
     taken = _Taken(names, names if judged is None else judged, protocol)
     interrupted = _measure(calls, taken, clock, progress)
     timings = {name: _timing(name, taken, steady=calm) for name, calm in zip(names, steady, strict=True)}
-    return Comparison(
+    return TimingComparison(
         order=tuple(names),
         timings=timings,
         warmup_windows=tuple(len(window) for window in windows),

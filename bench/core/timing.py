@@ -68,7 +68,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class TimingComparison:
     """Backends measured side by side.
 
     order           the backends within each round, in the order called

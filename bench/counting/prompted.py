@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tempme_export.encoder.recipe import Recipe
-from tempme_export.encoder.reference import ReferenceVideo, Trace
+from tempme_export.encoder.reference import MergeLog, ReferenceVideo
 from tempme_export.encoder.schedule import BlockSchedule
 from tempme_export.errors import ProfileError
 
@@ -23,10 +23,10 @@ class PromptedVideo(ReferenceVideo):
         self.prompts = prompts
 
     def _block(
-        self, x: Tensor, size: Tensor, block: BlockSchedule, merged_before: bool, trace: Trace | None
+        self, x: Tensor, size: Tensor, block: BlockSchedule, merged_before: bool, log: MergeLog | None
     ) -> tuple[Tensor, Tensor]:
         tokens = x.shape[1]
         x = torch.cat([x, x.new_zeros(len(x), self.prompts, x.shape[2])], dim=1)
         size = torch.cat([size, size.new_ones(len(size), self.prompts)], dim=1)
-        x, size = super()._block(x, size, block, merged_before, trace)
+        x, size = super()._block(x, size, block, merged_before, log)
         return x[:, :tokens], size[:, :tokens]

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from tempme_export.bench.counting.graph import count_graph
 from tempme_export.bench.counting.products import BlockTokens, block_products, tokens_of_schedule
 from tempme_export.encoder.model import VideoEncoder
-from tempme_export.encoder.reference import ReferenceVideo, Trace
+from tempme_export.encoder.reference import MergeLog, ReferenceVideo
 from tempme_export.encoder.schedule import Schedule
 from tempme_export.errors import InputError, ParityError
 from tempme_export.runtime.ort import OrtRunner
@@ -25,17 +25,17 @@ def _whole(rows: int, videos: int, block: int) -> int:
 
 
 def tokens_of_original(reference: ReferenceVideo, frames: Tensor) -> BlockTokens:
-    """Run the original path (or a method on it) and read its trace.
+    """Run the original path (or a method on it) and read its merge log.
 
     frames  [B, F, 3, S, S] normalised pixels, with values: merges are decided by them
     A block without an intra merge hands on the tokens that attended; one that drops tokens in another way than by a
     merge (EViT) leaves no steps, and is counted by `count_eager(...).tokens`.
     """
-    trace = Trace()
-    reference.frame_features(frames, trace)
-    entering = {step.block: step.assign.shape[1] for step in trace.steps if step.kind == "intra"}
-    clips = tuple(_whole(len(after), len(frames), block) for block, after in enumerate(trace.tokens))
-    mlp = tuple(after.shape[1] for after in trace.tokens)
+    log = MergeLog()
+    reference.frame_features(frames, log)
+    entering = {step.block: step.assign.shape[1] for step in log.steps if step.kind == "intra"}
+    clips = tuple(_whole(len(after), len(frames), block) for block, after in enumerate(log.tokens))
+    mlp = tuple(after.shape[1] for after in log.tokens)
     return BlockTokens(clips, tuple(entering.get(block, tokens) for block, tokens in enumerate(mlp)), mlp)
 
 

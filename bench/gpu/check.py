@@ -57,10 +57,10 @@ def _commit(checkout: Path | None) -> str | None:
 
 
 def _facts(checkout: Path | None) -> dict[str, Any]:
-    from tempme_export.bench.gpu.facts import gpu_facts, versions
+    from tempme_export.bench.gpu.state import gpu_state, versions
     from tempme_export.bench.machine import machine
 
-    gpu = gpu_facts()
+    gpu = gpu_state()
     return {
         "gpu": None if gpu is None else dataclasses.asdict(gpu),
         "versions": versions(),

@@ -2,12 +2,12 @@
 
 import torch
 
-from tempme_export.encoder.checkpoint import Facts, expected_shapes, from_state_dict
+from tempme_export.encoder.checkpoint import CheckpointFacts, expected_shapes, from_state_dict
 from tempme_export.encoder.profile import FROM_CHECKPOINT, BatchRange, Profile
 from tempme_export.encoder.recipe import Recipe, prepare
 from tempme_export.encoder.schedule import MergePolicy
 
-_SMALL = Facts(
+_SMALL = CheckpointFacts(
     image_size=64,
     patch=16,
     width=128,

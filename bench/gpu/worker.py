@@ -23,10 +23,10 @@ from tempme_export.bench.cases import Case
 from tempme_export.bench.core.candidate import Candidate, Entry
 from tempme_export.bench.core.clocks import timer
 from tempme_export.bench.core.protocol import Protocol
-from tempme_export.bench.gpu.facts import gpu_facts, versions
 from tempme_export.bench.gpu.rehearsal import rehearsal_recipe
-from tempme_export.bench.request import Request
+from tempme_export.bench.gpu.state import gpu_state, versions
 from tempme_export.bench.run import run as compare
+from tempme_export.bench.run_settings import RunSettings
 from tempme_export.encoder.profile import load_profile
 from tempme_export.encoder.recipe import Recipe, prepare
 from tempme_export.files import scratch_folder, write_file
@@ -60,7 +60,7 @@ class Record:
 
     def look(self, when: str) -> None:
         """Keep what the device says of itself now."""
-        facts = gpu_facts()
+        facts = gpu_state()
         if facts is not None:
             self.gpu[when] = dataclasses.asdict(facts)
         self.save()
@@ -144,29 +144,29 @@ def _encoder(run: Run, profile: str, names: Sequence[str]) -> None:
         for one in entries:
             stack.enter_context(one.runner)
         for batch in run.batches():
-            request = Request(
+            settings = RunSettings(
                 batches=(batch,),
                 device=run.device,
                 protocol=run.protocol(run.seconds / 6),
                 command=command("tempme-bench", "gpu-check"),
                 on_device=True,
             )
-            report = compare(entries, request, stage=run.say, progress=lambda _: None)
+            report = compare(entries, settings, stage=run.say, progress=lambda _: None)
             run.record.notes += report.remarks()
             run.record.add("encoder", *report.rows)
     run.record.look("after the encoder")
 
 
 def kernels(run: Run) -> None:
-    from tempme_export.bench.kernels.timing import KernelRequest, profile_rows
+    from tempme_export.bench.kernels.timing import KernelSettings, profile_rows
 
     recipe, device = run.recipe(B_32), torch.device(run.device)
     # torch.compile took 85 s for one reference's attention and match.
-    request = KernelRequest((), (), (), device, run.protocol(run.seconds / 100), compiled=())
+    settings = KernelSettings((), (), (), device, run.protocol(run.seconds / 100), compiled=())
     for batch in run.batches()[: 1 if run.dry_run else None]:
-        take = timer(device, request.protocol, 0.0 if run.dry_run else 2e-3)
+        take = timer(device, settings.protocol, 0.0 if run.dry_run else 2e-3)
         keep = partial(run.record.add, "kernels")
-        _, marginal = profile_rows(recipe, batch, "bf16", request, take, run.say, keep)
+        _, marginal = profile_rows(recipe, batch, "bf16", settings, take, run.say, keep)
         run.record.add("marginals", *([] if marginal is None else [marginal]))
 
 

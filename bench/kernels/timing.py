@@ -100,7 +100,7 @@ class MarginalRow:
 
 
 @dataclass(frozen=True)
-class KernelRequest:
+class KernelSettings:
     """Timing asked for. Blocks of `compiled` go through torch.compile too, seconds per call; None: one of each kind."""
 
     profiles: tuple[Profile, ...]
@@ -296,7 +296,7 @@ def profile_rows(
     recipe: Recipe,
     batch: int,
     dtype: str,
-    request: KernelRequest,
+    settings: KernelSettings,
     take: Timer,
     progress: Progress,
     found: Callable[[KernelRow], None] = lambda _: None,
@@ -305,7 +305,7 @@ def profile_rows(
 
     found  is given each row as soon as it is there
     """
-    merge, backbone, device = recipe.profile.merge, recipe.backbone, request.device
+    merge, backbone, device = recipe.profile.merge, recipe.backbone, settings.device
     calls = kernel_calls(
         recipe.schedule,
         backbone.width,
@@ -315,7 +315,7 @@ def profile_rows(
         size_bias=merge.size_bias,
         clip_position=merge.clip_position,
     )
-    chosen = one_of_each_kind(calls) if request.compiled is None else request.compiled
+    chosen = one_of_each_kind(calls) if settings.compiled is None else settings.compiled
     copied = copy_gb_s(device, take)
     rows = []
     for call in calls:
@@ -329,21 +329,21 @@ def profile_rows(
     return rows, marginal_row(rows, encode_s(recipe, batch, dtype, device, take))
 
 
-def time_kernels(request: KernelRequest, progress: Progress, take: Timer | None = None) -> KernelReport:
+def time_kernels(settings: KernelSettings, progress: Progress, take: Timer | None = None) -> KernelReport:
     """Time every fused call of the profiles, with random weights; `progress` is told what is being timed.
 
     take  None: by the device's events
     Raises ProfileError for a profile that takes its sizes from a checkpoint.
     """
-    take = take or timer(request.device, request.protocol)
+    take = take or timer(settings.device, settings.protocol)
     rows: list[KernelRow] = []
     marginals: list[MarginalRow] = []
-    for profile in request.profiles:
+    for profile in settings.profiles:
         progress(f"{profile.name}: drawing weights")
         recipe = prepare(draw_checkpoint(profile, 0), profile)
-        for batch in request.batches:
-            for dtype in request.dtypes:
-                timed, marginal = profile_rows(recipe, batch, dtype, request, take, progress)
+        for batch in settings.batches:
+            for dtype in settings.dtypes:
+                timed, marginal = profile_rows(recipe, batch, dtype, settings, take, progress)
                 rows += timed
                 marginals += [] if marginal is None else [marginal]
     return KernelReport(tuple(rows), tuple(marginals))

@@ -10,7 +10,7 @@ from tempme_export.bench.methods.catalogue import Method, without_clips
 from tempme_export.bench.methods.recipes import method_recipe, with_policy
 from tempme_export.bench.methods.schedules import evit_schedule
 from tempme_export.encoder.recipe import Recipe
-from tempme_export.encoder.reference import ReferenceVideo, Trace, attention, layer_norm, mlp
+from tempme_export.encoder.reference import MergeLog, ReferenceVideo, attention, layer_norm, mlp
 from tempme_export.encoder.schedule import BlockSchedule, Schedule
 from tempme_export.errors import CheckpointError
 
@@ -55,7 +55,7 @@ class EvitVideo(ReferenceVideo):
     """EViT over the reference's blocks, frame by frame: after the attention of the blocks of the schedule, the class
     token, the patches that it attends to most and one fused token remain.
 
-    Its trace has tokens and sizes after every block, and no merge steps: nothing is matched. Attention takes no
+    Its merge log has tokens and sizes after every block, and no merge steps: nothing is matched. Attention takes no
     account of sizes.
     """
 
@@ -76,7 +76,7 @@ class EvitVideo(ReferenceVideo):
         self.schedule = evit_schedule(recipe.profile.frames, recipe.backbone) if schedule is None else schedule
 
     def _block(
-        self, x: Tensor, size: Tensor, block: BlockSchedule, merged_before: bool, trace: Trace | None
+        self, x: Tensor, size: Tensor, block: BlockSchedule, merged_before: bool, log: MergeLog | None
     ) -> tuple[Tensor, Tensor]:
         weights = self.blocks[block.index]
         h = layer_norm(x, weights, "ln_1")
@@ -85,9 +85,9 @@ class EvitVideo(ReferenceVideo):
         if block.r_intra > 0:
             x, size = keep_attentive(x, size, class_attention(h, keys, weights), block.tokens_mlp - 2)
         x = x + mlp(layer_norm(x, weights, "ln_2"), weights, self.backbone.activation)
-        if trace is not None:
-            trace.tokens.append(x)
-            trace.sizes.append(size)
+        if log is not None:
+            log.tokens.append(x)
+            log.sizes.append(size)
         return x, size
 
 

@@ -20,13 +20,13 @@ ORIGIN = (
 """Columns that rows of one origin share."""
 
 
-Traced = Row | Mapping[str, Any]
+WithOrigin = Row | Mapping[str, Any]
 """A source of numbers that names its origin: a row, or a table of stages."""
 
 
-def value_of(traced: Traced, column: str) -> Any:
+def value_of(row: WithOrigin, column: str) -> Any:
     """A column of either; None where it does not have it."""
-    return getattr(traced, column) if isinstance(traced, Row) else traced.get(column)
+    return getattr(row, column) if isinstance(row, Row) else row.get(column)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Origin:
 
     number: int
     results: Results
-    rows: tuple[Traced, ...]
+    rows: tuple[WithOrigin, ...]
 
     @property
     def name(self) -> str:
@@ -70,11 +70,11 @@ class Origin:
 
 def origins(every: Iterable[Results]) -> list[Origin]:
     """The origins of all rows, in the order they come."""
-    found: dict[tuple[object, ...], list[Traced]] = {}
+    found: dict[tuple[object, ...], list[WithOrigin]] = {}
     source: dict[tuple[object, ...], Results] = {}
     for position, results in enumerate(every):
-        traced: tuple[Traced, ...] = (*results.rows, *results.traced_stages)
-        for row in traced:
+        named: tuple[WithOrigin, ...] = (*results.rows, *results.stages_with_origin)
+        for row in named:
             key = (position, *(value_of(row, column) for column in ORIGIN))
             found.setdefault(key, []).append(row)
             source[key] = results

@@ -61,7 +61,7 @@ class Results:
         return self.document[name]
 
     @property
-    def traced_stages(self) -> Sequence[Mapping[str, Any]]:
+    def stages_with_origin(self) -> Sequence[Mapping[str, Any]]:
         """Tables of stages that say which command made them."""
         return [table for table in self.entries("stages") if table.get("command") is not None]
 

@@ -171,8 +171,8 @@ def _original_assigns(case: Case, pixels: NDArray[np.float32]) -> list[NDArray[n
     """As `_graph_assigns`, by the original path."""
     import torch
 
-    from tempme_export.encoder.reference import ReferenceVideo, Trace
+    from tempme_export.encoder.reference import MergeLog, ReferenceVideo
 
-    trace = Trace()
-    ReferenceVideo(case.recipe).frame_features(torch.from_numpy(pixels), trace)
-    return [step.assign.numpy() for step in trace.steps]
+    log = MergeLog()
+    ReferenceVideo(case.recipe).frame_features(torch.from_numpy(pixels), log)
+    return [step.assign.numpy() for step in log.steps]

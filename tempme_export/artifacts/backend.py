@@ -13,7 +13,7 @@ from tempme_export.errors import BackendError, making
 if TYPE_CHECKING:
     from tempme_export.runtime.base import Runner
 
-Facts = Mapping[str, Any]
+ArtifactFacts = Mapping[str, Any]
 
 
 class Reveals(Enum):
@@ -42,19 +42,19 @@ class Setting:
 class Runtime(Protocol):
     """Opener of runners; modules are the usual ones. `facts` is what the manifest says of the artifact."""
 
-    def choose_device(self, facts: Facts, device: str | None) -> str:
+    def choose_device(self, facts: ArtifactFacts, device: str | None) -> str:
         """The device asked for, or the usual one. Raises BackendError for one that is not there."""
         ...
 
-    def check_fit(self, path: Path, facts: Facts, device: str) -> None:
+    def check_fit(self, path: Path, facts: ArtifactFacts, device: str) -> None:
         """Raise BackendError for an artifact of another machine, before it is loaded. Of bound artifacts only."""
         ...
 
-    def describe(self, facts: Facts, device: str) -> str:
+    def describe(self, facts: ArtifactFacts, device: str) -> str:
         """The runtime and the device, for a report."""
         ...
 
-    def open_runner(self, path: Path, facts: Facts, setting: Setting) -> "Runner":
+    def open_runner(self, path: Path, facts: ArtifactFacts, setting: Setting) -> "Runner":
         """Raises BackendError without the runtime or device, BundleError for a file that cannot be loaded."""
         ...
 
@@ -69,7 +69,7 @@ class Folder:
 
     path: Path
     precision: str
-    facts: Mapping[str, Facts] = field(default_factory=dict)
+    facts: Mapping[str, ArtifactFacts] = field(default_factory=dict)
     files: frozenset[str] | None = None
 
     def has(self, artifact: Artifact) -> bool:
@@ -82,7 +82,7 @@ class Folder:
         """True where a file that not every bundle has is in it."""
         return (self.path / file).is_file() if self.files is None else file in self.files
 
-    def facts_of(self, artifact: Artifact) -> Facts:
+    def facts_of(self, artifact: Artifact) -> ArtifactFacts:
         """Facts of an artifact; none for one that says nothing."""
         return (self.facts.get(artifact.option) if artifact.option else None) or {}
 

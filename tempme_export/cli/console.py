@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tempme_export.artifacts.bundle import Bundle, Intact
     from tempme_export.encoder.conventions import Statement
     from tempme_export.encoder.recipe import Recipe
-    from tempme_export.evaluation.agreement import Comparison, Part
+    from tempme_export.evaluation.agreement import Part, RetrievalComparison
     from tempme_export.evaluation.gate import Gate
     from tempme_export.evaluation.gate_data import GateData
     from tempme_export.parity.checks import ParityReport
@@ -151,7 +151,7 @@ def show_gate(gate: "Gate") -> None:
     show_parity(gate.reports)
 
 
-def _show_retrieval(gate: "Gate", found: "Comparison") -> None:
+def _show_retrieval(gate: "Gate", found: "RetrievalComparison") -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("gate", "", "original", found.artifact, "change"):
         table.add_column(column, justify="right" if column in ("original", found.artifact, "change") else "left")
@@ -168,7 +168,7 @@ def _show_retrieval(gate: "Gate", found: "Comparison") -> None:
     _line("agreement", f"smallest centred cosine: {cosines}")
 
 
-def _show_causes(found: "Comparison", videos: int) -> None:
+def _show_causes(found: "RetrievalComparison", videos: int) -> None:
     def part(label: str, one: "Part") -> None:
         change = ", ".join(f"{name} {value:+.2f}" for name, value in one.r1_change.items())
         distance = f"1 - cosine {one.largest:.2g} at most, {one.mean:.2g} on average; " if one.videos else ""
@@ -221,7 +221,7 @@ def show_bundle(bundle: "Bundle") -> None:
     _line("bundle", f"{bundle.path}   {total / 1e6:.1f} MB: {names}")
     if bundle.manifest.get("trace"):
         merges = [merge.assign_name for merge in bundle.schedule.merges]
-        _line("trace", f"video.onnx also returns {len(merges)} merges, {merges[0]} to {merges[-1]}")
+        _line("merges", f"video.onnx also returns {len(merges)} merges, {merges[0]} to {merges[-1]}")
 
 
 def show_repository(written: Sequence[Path]) -> None:

@@ -45,7 +45,7 @@ class Disk:
 
 
 @dataclass(frozen=True)
-class Gpu:
+class ListedGpu:
     """One GPU: its name and generation, such as sm_90."""
 
     name: str
@@ -73,7 +73,7 @@ class Machine:
 
     host: Host
     disks: tuple[Disk, ...]
-    gpus: tuple[Gpu, ...]
+    gpus: tuple[ListedGpu, ...]
     parts: tuple[Part, ...]
 
     def part(self, name: str) -> Part | None:
@@ -274,4 +274,4 @@ def examine(source: Source | None = None) -> Machine:
         found |= {name: _part(name, future.result()) for name, future in tools.items()}
         parts = [*found.values(), *_gpu_parts(found, asked), *providers, tensorrt.result()[0]]
     gpus = driver.get("report", {}).get("gpus", ())
-    return Machine(host, probe_disks(), tuple(Gpu(gpu["name"], gpu["capability"]) for gpu in gpus), tuple(parts))
+    return Machine(host, probe_disks(), tuple(ListedGpu(gpu["name"], gpu["capability"]) for gpu in gpus), tuple(parts))

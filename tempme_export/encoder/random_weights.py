@@ -12,7 +12,7 @@ from tempme_export.encoder.checkpoint import (
     LORA_A,
     LORA_B,
     Checkpoint,
-    Facts,
+    CheckpointFacts,
     expected_shapes,
     from_state_dict,
 )
@@ -23,10 +23,10 @@ LORA_RANK = 8
 LOGIT_SCALE = 4.6052  # log(100), where training clamps it
 
 
-def facts_of(backbone: Backbone, profile: Profile | None = None, lora_rank: int | None = None) -> Facts:
+def facts_of(backbone: Backbone, profile: Profile | None = None, lora_rank: int | None = None) -> CheckpointFacts:
     """The facts of a CLIP of these sizes: a plain one, or with the clip positions of a profile, or with LoRA too."""
     blocks = () if profile is None or not profile.merge.clip_position else profile.schedule(backbone).blocks
-    return Facts(
+    return CheckpointFacts(
         image_size=backbone.image_size,
         patch=backbone.patch,
         width=backbone.width,
@@ -41,7 +41,7 @@ def facts_of(backbone: Backbone, profile: Profile | None = None, lora_rank: int 
     )
 
 
-def _facts(profile: Profile) -> Facts:
+def _facts(profile: Profile) -> CheckpointFacts:
     if profile.backbone == FROM_CHECKPOINT:
         raise ProfileError(
             f"profile {profile.name} takes its sizes from a checkpoint, so none can be drawn for it. "

@@ -37,7 +37,7 @@ class MergeStep:
 
 
 @dataclass
-class Trace:
+class MergeLog:
     """Merge log of the encoder: every merge, and tokens and sizes after every block."""
 
     steps: list[MergeStep] = field(default_factory=list)
@@ -127,20 +127,20 @@ class ReferenceVideo(nn.Module):
         metric: Tensor,
         block: BlockSchedule,
         kind: MergeKind,
-        trace: Trace | None,
+        log: MergeLog | None,
     ) -> tuple[Tensor, Tensor]:
         r = block.r_cross if kind == "cross" else block.r_intra
         if r == 0:
             return x, size
         assign = match_tokens_ref(metric, block.n_cls, r)
         x, size = merge_tokens_ref(x, size, assign, x.shape[1] - r)
-        if trace is not None:
+        if log is not None:
             gap = decision_gap_ref(metric, block.n_cls, r)
-            trace.steps.append(MergeStep(block.index, kind, block.n_cls, r, assign, gap, x))
+            log.steps.append(MergeStep(block.index, kind, block.n_cls, r, assign, gap, x))
         return x, size
 
     def _cross_clip(
-        self, x: Tensor, size: Tensor, block: BlockSchedule, weights: Mapping[str, Tensor], trace: Trace | None
+        self, x: Tensor, size: Tensor, block: BlockSchedule, weights: Mapping[str, Tensor], log: MergeLog | None
     ) -> tuple[Tensor, Tensor]:
         """Step 1 of a clip layer. The metric is x before the clip positions are added."""
         n_cls = block.n_cls // block.factor
@@ -151,44 +151,44 @@ class ReferenceVideo(nn.Module):
         if self.policy.clip_position:
             position = weights["clip_position"]
             x = (x.unflatten(0, (-1, len(position))) + position[:, None]).flatten(0, 1)
-        return self._merge(join_clips(x, block.factor, n_cls), size, metric, block, "cross", trace)
+        return self._merge(join_clips(x, block.factor, n_cls), size, metric, block, "cross", log)
 
     def _block(
-        self, x: Tensor, size: Tensor, block: BlockSchedule, merged_before: bool, trace: Trace | None
+        self, x: Tensor, size: Tensor, block: BlockSchedule, merged_before: bool, log: MergeLog | None
     ) -> tuple[Tensor, Tensor]:
         weights = self.blocks[block.index]
         if block.factor > 1:
-            x, size = self._cross_clip(x, size, block, weights, trace)
+            x, size = self._cross_clip(x, size, block, weights, log)
         use_size = self.policy.size_bias and (merged_before or block.r_cross > 0)
         bias = size.log().to(x.dtype)[:, None, None, :] if use_size else None
         out, keys = attention(layer_norm(x, weights, "ln_1"), weights, self.backbone.heads, bias)
-        x, size = self._merge(x + out, size, keys.mean(dim=1), block, "intra", trace)
+        x, size = self._merge(x + out, size, keys.mean(dim=1), block, "intra", log)
         x = x + mlp(layer_norm(x, weights, "ln_2"), weights, self.backbone.activation)
-        if trace is not None:
-            trace.tokens.append(x)
-            trace.sizes.append(size)
+        if log is not None:
+            log.tokens.append(x)
+            log.sizes.append(size)
         return x, size
 
     @torch.inference_mode()
-    def frame_features(self, frames: Tensor, trace: Trace | None = None) -> Tensor:
+    def frame_features(self, frames: Tensor, log: MergeLog | None = None) -> Tensor:
         """Unit feature of every frame: [B, F, 3, S, S] -> [B, F, E] (spec sections 2, 3 and 5)."""
         x = self._stem(frames.to(self.dtype))
         size = torch.ones(x.shape[:2], dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
         merged = False
         for block in self.schedule.blocks:
-            x, size = self._block(x, size, block, merged, trace)
+            x, size = self._block(x, size, block, merged, log)
             merged = merged or block.r_cross > 0 or block.r_intra > 0
         cls = x[:, : self.schedule.blocks[-1].n_cls].reshape(len(frames), self.schedule.frames, -1)
         return F.normalize(layer_norm(cls, self.weights, "ln_post") @ self.weights["proj"], dim=-1)
 
     @torch.inference_mode()
-    def video_feature(self, frames: Tensor, frame_mask: Tensor | None = None, trace: Trace | None = None) -> Tensor:
+    def video_feature(self, frames: Tensor, frame_mask: Tensor | None = None, log: MergeLog | None = None) -> Tensor:
         """Mean of the unit frame features whose mask is 1, not normalised again: [B, E]; zeros where none is.
 
         frames      [B, F, 3, S, S] normalised pixels
         frame_mask  [B, F]; None counts all frames
         """
-        features = self.frame_features(frames, trace)
+        features = self.frame_features(frames, log)
         if frame_mask is None:
             return features.mean(dim=1)
         mask = frame_mask.to(features.dtype).unsqueeze(-1)

@@ -88,7 +88,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RetrievalComparison:
     """One artifact beside the original path.
 
     metrics         the artifact's
@@ -185,7 +185,7 @@ def _r1(metrics: Metrics, before: Metrics) -> dict[str, float]:
 
 def compare(
     name: str, original: Embedded, artifact: Embedded, truth: Truth, decisions: Decisions, tolerance: Tolerance
-) -> tuple[Comparison, tuple[Check, ...]]:
+) -> tuple[RetrievalComparison, tuple[Check, ...]]:
     """Judge an artifact's embeddings beside the original path's.
 
     Raises InputError where there is nothing to retrieve.
@@ -205,7 +205,7 @@ def compare(
             (VIDEO_TO_TEXT, original.video, original.text, artifact.video, artifact.text),
         )
     }
-    comparison = Comparison(
+    comparison = RetrievalComparison(
         artifact=name,
         metrics=after,
         top10_overlap={direction: overlap.value for direction, (overlap, _) in agreement.items()},

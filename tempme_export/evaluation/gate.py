@@ -16,7 +16,7 @@ from tempme_export.artifacts.backend import Folder
 from tempme_export.data.clip_batches import readable_batches
 from tempme_export.data.frames import FrameFiles, FrameSource
 from tempme_export.encoder.recipe import Recipe
-from tempme_export.evaluation.agreement import Comparison, Embedded, Floats, Metrics, Truth, compare
+from tempme_export.evaluation.agreement import Embedded, Floats, Metrics, RetrievalComparison, Truth, compare
 from tempme_export.evaluation.gate_data import GateData, absent_files, check_enough
 from tempme_export.evaluation.original import Original
 from tempme_export.evaluation.trials import Trial, open_trials
@@ -45,7 +45,7 @@ class Gate:
     captions: int
     skipped: dict[str, str]
     original: Metrics | None
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[RetrievalComparison, ...]
     reports: tuple[ParityReport, ...]
 
     def to_dict(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from tempme_export.encoder.recipe import Recipe
-from tempme_export.encoder.reference import ReferenceText, ReferenceVideo, Trace
+from tempme_export.encoder.reference import MergeLog, ReferenceText, ReferenceVideo
 from tempme_export.evaluation.agreement import Floats
 
 
@@ -34,11 +34,11 @@ class Original:
 
     def video(self, frames: Floats) -> tuple[Floats, list[NDArray[np.int32]], Floats]:
         """[B, F, 3, S, S] -> unit [B, E], the assignments [B, clips * N] and the gaps [B, merges]."""
-        trace = Trace()
+        log = MergeLog()
         with _full_float32():
-            feature = self._video.video_feature(torch.from_numpy(frames).to(self._device), trace=trace)
-        assigns = [step.assign.reshape(len(frames), -1).cpu().numpy() for step in trace.steps]
-        gaps = [step.gap.reshape(len(frames), -1).amin(dim=1).cpu().numpy() for step in trace.steps]
+            feature = self._video.video_feature(torch.from_numpy(frames).to(self._device), log=log)
+        assigns = [step.assign.reshape(len(frames), -1).cpu().numpy() for step in log.steps]
+        gaps = [step.gap.reshape(len(frames), -1).amin(dim=1).cpu().numpy() for step in log.steps]
         stacked = np.stack(gaps, axis=1) if gaps else np.zeros((len(frames), 0), np.float32)
         return F.normalize(feature, dim=-1).cpu().numpy(), assigns, stacked
 

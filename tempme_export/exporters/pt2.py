@@ -31,7 +31,7 @@ from tempme_export.exporters.common import DTYPES, tower_bytes, video_inputs
 from tempme_export.files import library_path
 from tempme_export.parity.tolerance import INT8
 from tempme_export.runtime.devices import capability, quiet_torch, torch_device
-from tempme_export.runtime.pt2 import PackageFacts, check_unpacking, read_facts
+from tempme_export.runtime.pt2 import PackageFacts, check_unpacking, read_package_facts
 
 _MESSAGE_LINES = 8
 _CODE_BYTES = 16 * 2**20
@@ -244,4 +244,4 @@ def build(artifact: Artifact, making: Making) -> dict[str, Any]:
     """Raises as `export_video`."""
     spec, path = making.spec, making.folder / artifact.file
     export_video(making.recipe, path, spec.precision, spec.device, spec.frame_mask)
-    return read_facts(path).to_dict()
+    return read_package_facts(path).to_dict()

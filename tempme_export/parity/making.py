@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from tempme_export.encoder.recipe import Recipe
-from tempme_export.encoder.reference import MergeStep, ReferenceText, ReferenceVideo, Trace
+from tempme_export.encoder.reference import MergeLog, MergeStep, ReferenceText, ReferenceVideo
 from tempme_export.media.preprocess import Preprocess, preprocess_for
 from tempme_export.media.token_ids import TextTruncatedWarning
 from tempme_export.media.tokenizer import Tokenizer
@@ -41,9 +41,9 @@ def _draw_safely(kind: str, video: ReferenceVideo, preprocess: Preprocess, seed:
     """The first clip of a kind whose decisions are safe, or the safest of a few."""
     drawn = []
     for attempt in range(drawing.tries):
-        clip, trace = draw_clip(kind, video.schedule.frames, preprocess.size, seed + attempt), Trace()
-        feature = video.video_feature(torch.from_numpy(preprocess(clip)[None]), trace=trace)
-        drawn.append(_Judged(clip, torch.nn.functional.normalize(feature, dim=-1).numpy(), trace.steps))
+        clip, log = draw_clip(kind, video.schedule.frames, preprocess.size, seed + attempt), MergeLog()
+        feature = video.video_feature(torch.from_numpy(preprocess(clip)[None]), log=log)
+        drawn.append(_Judged(clip, torch.nn.functional.normalize(feature, dim=-1).numpy(), log.steps))
         if min(drawn[-1].gaps, default=np.inf) >= drawing.safe:
             return drawn[-1]
     return max(drawn, key=lambda judged: min(judged.gaps))

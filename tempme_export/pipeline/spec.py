@@ -38,7 +38,7 @@ def default_output(source: str) -> Path:
 
 @dataclass(frozen=True)
 class ExportSpec:
-    """Request for an export. `pipeline.export.export` says what each field means.
+    """Settings of an export. `pipeline.export.export` says what each field means.
 
     options  of the artifacts that not every bundle has, as `Artifact.option` names them
     """

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tempme_export.artifacts.backend import Facts, Setting
+from tempme_export.artifacts.backend import ArtifactFacts, Setting
 from tempme_export.errors import BackendError, BundleError
 from tempme_export.files import library_path
 from tempme_export.runtime.base import Arrays, Runner, check_threads
@@ -112,18 +112,18 @@ class OpenVinoRunner(Runner):
         return {name: tensor.data.copy() for name, tensor in zip(self._outputs, tensors, strict=True)}
 
 
-def choose_device(facts: Facts, device: str | None) -> str:
+def choose_device(facts: ArtifactFacts, device: str | None) -> str:
     """The CPU. Raises BackendError for another device, or without OpenVINO."""
     import_openvino()
     _check_device(device or "cpu")
     return "cpu"
 
 
-def describe(facts: Facts, device: str) -> str:
+def describe(facts: ArtifactFacts, device: str) -> str:
     """Words for a report."""
     return f"OpenVINO, {device}"
 
 
-def open_runner(path: Path, facts: Facts, setting: Setting) -> OpenVinoRunner:
+def open_runner(path: Path, facts: ArtifactFacts, setting: Setting) -> OpenVinoRunner:
     """Raises as `OpenVinoRunner`."""
     return OpenVinoRunner(path, setting.device, threads=setting.threads, max_batch=setting.max_batch)

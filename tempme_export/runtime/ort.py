@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tempme_export.artifacts.backend import Facts, Setting
+from tempme_export.artifacts.backend import ArtifactFacts, Setting
 from tempme_export.errors import BackendError, BundleError, PrecisionError
 from tempme_export.files import library_path
 from tempme_export.runtime.base import Arrays, Runner, check_threads
@@ -150,18 +150,18 @@ class OrtRunner(Runner):
         return dict(zip(self._outputs, self.opened().run(self._outputs, dict(inputs)), strict=True))
 
 
-def choose_device(facts: Facts, device: str | None) -> str:
+def choose_device(facts: ArtifactFacts, device: str | None) -> str:
     """The CPU unless a GPU is asked for. Raises BackendError as `check_device`."""
     check_device(device or "cpu")
     return device or "cpu"
 
 
-def describe(facts: Facts, device: str) -> str:
+def describe(facts: ArtifactFacts, device: str) -> str:
     """Words for a report."""
     return f"ONNX Runtime, {device}"
 
 
-def open_runner(path: Path, facts: Facts, setting: Setting) -> OrtRunner:
+def open_runner(path: Path, facts: ArtifactFacts, setting: Setting) -> OrtRunner:
     """Raises as `OrtRunner`."""
     return OrtRunner(
         path, setting.device, extra_outputs=setting.extra_outputs, threads=setting.threads, max_batch=setting.max_batch

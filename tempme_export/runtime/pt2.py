@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch.torch_version import TorchVersion
 
-from tempme_export.artifacts.backend import Facts, Setting
+from tempme_export.artifacts.backend import ArtifactFacts, Setting
 from tempme_export.errors import BackendError, BundleError, UsageError
 from tempme_export.files import library_path
 from tempme_export.runtime.base import Arrays, Runner
@@ -64,7 +64,7 @@ def _stored(archive: zipfile.ZipFile) -> str | None:
     return None
 
 
-def read_facts(path: Path) -> PackageFacts:
+def read_package_facts(path: Path) -> PackageFacts:
     """Read the facts without loading any of the code.
 
     Raises BundleError for a file that is no package, or none of this tool.
@@ -156,7 +156,7 @@ class Pt2Runner(Runner):
                 f"threads: found {threads!r}, and {path.name} runs on torch's threads, which all of a process shares. "
                 "Leave it out, and call torch.set_num_threads or set OMP_NUM_THREADS."
             )
-        facts = read_facts(path)
+        facts = read_package_facts(path)
         self.name, self._path, self._device = name, path.absolute(), torch_device(device or facts.device)
         self.max_batch = facts.max_batch
         self.inputs = {key: (np.dtype(dtype), shape) for key, (dtype, shape) in facts.inputs.items()}
@@ -164,7 +164,7 @@ class Pt2Runner(Runner):
 
     def _open(self) -> Any:
         """The package's code and weights."""
-        check_package(read_facts(self._path), self._device, self._path.name)
+        check_package(read_package_facts(self._path), self._device, self._path.name)
         check_unpacking(self._path.name, self._path.stat().st_size)
         index = -1 if self._device.index is None else self._device.index
         try:
@@ -194,22 +194,22 @@ class Pt2Runner(Runner):
         return found
 
 
-def choose_device(facts: Facts, device: str | None) -> str:
+def choose_device(facts: ArtifactFacts, device: str | None) -> str:
     """Device that it was compiled for unless another is asked for. Raises BackendError for one that is not there."""
     return str(torch_device(device or facts["device"]))
 
 
-def check_fit(path: Path, facts: Facts, device: str) -> None:
+def check_fit(path: Path, facts: ArtifactFacts, device: str) -> None:
     """Raises BackendError as `check_package`, and where its code may not be unpacked."""
-    check_package(read_facts(path), torch_device(device), path.name)
+    check_package(read_package_facts(path), torch_device(device), path.name)
     check_unpacking(path.name, path.stat().st_size)
 
 
-def describe(facts: Facts, device: str) -> str:
+def describe(facts: ArtifactFacts, device: str) -> str:
     """Words for a report."""
     return f"AOTInductor, {device}"
 
 
-def open_runner(path: Path, facts: Facts, setting: Setting) -> Pt2Runner:
+def open_runner(path: Path, facts: ArtifactFacts, setting: Setting) -> Pt2Runner:
     """Raises as `Pt2Runner`."""
     return Pt2Runner(path, setting.device, threads=setting.threads)

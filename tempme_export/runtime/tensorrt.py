@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tempme_export.artifacts.backend import Facts, Setting
+from tempme_export.artifacts.backend import ArtifactFacts, Setting
 from tempme_export.errors import BackendError, BundleError
 from tempme_export.names import command
 from tempme_export.runtime.base import Arrays, Runner
@@ -305,24 +305,24 @@ class TensorRtRunner(Runner):
         return timed(lambda: self.run_tensors(*tensors), device, self._host.cuda)
 
 
-def choose_device(facts: Facts, device: str | None) -> str:
+def choose_device(facts: ArtifactFacts, device: str | None) -> str:
     """The first GPU unless another is asked for. Raises BackendError for what is no GPU or not there."""
     chosen = device or "cuda"
     gpu_index(chosen)
     return str(torch_device(chosen))
 
 
-def check_fit(path: Path, facts: Facts, device: str) -> None:
+def check_fit(path: Path, facts: ArtifactFacts, device: str) -> None:
     """Raises BackendError as `find_engine_gpu`."""
     find_engine_gpu(path, EngineFacts.from_dict(facts), device)
 
 
-def describe(facts: Facts, device: str) -> str:
+def describe(facts: ArtifactFacts, device: str) -> str:
     """Words for a report."""
     engine = EngineFacts.from_dict(facts)
     return f"TensorRT {engine.tensorrt}, {engine.gpu}"
 
 
-def open_runner(path: Path, facts: Facts, setting: Setting) -> TensorRtRunner:
+def open_runner(path: Path, facts: ArtifactFacts, setting: Setting) -> TensorRtRunner:
     """Raises as `TensorRtRunner`."""
     return TensorRtRunner(path, EngineFacts.from_dict(facts), setting.device)

@@ -1,8 +1,9 @@
 """Configuration of each model for Triton Inference Server: its `config.pbtxt`, as text.
 
 The schema is `ModelConfig` of the server's published `model_config.proto`. The server's ONNX Runtime backend computes
-and returns the outputs that are listed and no others, so the decisions of a traced graph are left out: their first axis
-counts clips, and the server batches along a first axis of requests. Its TensorRT backend wants every output listed.
+and returns the outputs that are listed and no others, so the decisions of a graph with merge outputs are
+left out: their first axis counts clips, and the server batches along a first axis of requests. Its TensorRT backend
+wants every output listed.
 """
 
 import json

@@ -92,7 +92,7 @@ def _whole(name: str) -> int:
     return int(text)
 
 
-class Machine:
+class TorchHost:
     """Devices and process groups that torch offers here."""
 
     def has_gpu(self) -> bool:
@@ -114,11 +114,11 @@ class Machine:
         dist.destroy_process_group()
 
 
-_MACHINE = Machine()
+_MACHINE = TorchHost()
 
 
 @contextmanager
-def join_world(device: str, machine: Machine = _MACHINE) -> Iterator[World]:
+def join_world(device: str, machine: TorchHost = _MACHINE) -> Iterator[World]:
     """Take part in the training that torchrun started, or train alone where none did.
 
     device  auto (CUDA where torch sees it), cpu, cuda or cuda:N; under torchrun, cuda means one GPU a process

@@ -5,7 +5,7 @@ import torch
 
 from tempme_export.artifacts.bundle import VIDEO, write_manifest
 from tempme_export.bench import cli
-from tempme_export.encoder.checkpoint import Facts, expected_shapes, load_checkpoint
+from tempme_export.encoder.checkpoint import CheckpointFacts, expected_shapes, load_checkpoint
 from tempme_export.encoder.recipe import prepare
 from tempme_export.exporters.onnx import export_video
 from tempme_export.pipeline import export
@@ -29,7 +29,7 @@ clip_position = true
 [shapes]
 batch = [1, 2, 4]
 """
-FACTS = Facts(
+FACTS = CheckpointFacts(
     image_size=64,
     patch=16,
     width=64,

@@ -8,7 +8,7 @@ from rich.console import Console
 from tempme_export.bench import report
 from tempme_export.bench.core.bootstrap import Ratio
 from tempme_export.bench.core.row import Row
-from tempme_export.bench.core.timing import Comparison, Timing
+from tempme_export.bench.core.timing import Timing, TimingComparison
 from tempme_export.bench.machine import machine
 from tempme_export.bench.report import Measured, Report, frame, prepare_folder
 from tempme_export.bench.terminal.speeds import bench_tables
@@ -85,7 +85,9 @@ def comparison(converged=True):
         name: Timing(name, samples, True, Ratio(1.0, 1.0, 1.0), 0.0 if converged else 0.081, converged)
         for name, samples in (("original", (0.1, 0.2, 0.3)), ("ort", (0.01, 0.02, 0.03)))
     }
-    return Comparison(("original", "ort"), timings, warmup_windows=(3, 3, 3), notes=("3 samples, fewer than 200",))
+    return TimingComparison(
+        ("original", "ort"), timings, warmup_windows=(3, 3, 3), notes=("3 samples, fewer than 200",)
+    )
 
 
 def measured(**changes):

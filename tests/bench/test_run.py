@@ -11,9 +11,9 @@ from tempme_export.bench.cases import benchmark_clips, open_case
 from tempme_export.bench.core.candidate import Candidate
 from tempme_export.bench.core.protocol import Protocol
 from tempme_export.bench.entries import on_backends
-from tempme_export.bench.request import Request, check_batches, sweep
 from tempme_export.bench.run import batches_of, run, slowed
-from tempme_export.encoder.reference import ReferenceVideo, Trace
+from tempme_export.bench.run_settings import RunSettings, check_batches, sweep
+from tempme_export.encoder.reference import MergeLog, ReferenceVideo
 from tempme_export.errors import BackendError, ParityError, UsageError
 from tempme_export.parity.selftest import SAFE_GAP
 from tempme_export.runtime.pytorch import TorchRunner
@@ -27,7 +27,7 @@ def case(tiny):
 
 def request(**changes):
     protocol = Protocol(seconds=0.05, samples=5, budget=0.2, resamples=20)
-    plain = Request(batches=(1,), device="cpu", protocol=protocol, command="tempme-bench")
+    plain = RunSettings(batches=(1,), device="cpu", protocol=protocol, command="tempme-bench")
     return dataclasses.replace(plain, **changes)
 
 
@@ -316,9 +316,9 @@ def test_clips_are_seeded_and_different_and_hang_on_no_near_tie(case):
     assert not np.array_equal(clips, benchmark_clips([case.recipe], seed=4))
     patches = clips.reshape(4, 4, 3, 4, 16, 4, 16).transpose(0, 1, 3, 5, 2, 4, 6).reshape(256, -1)
     assert len(np.unique(patches, axis=0)) == 256
-    trace = Trace()
-    ReferenceVideo(case.recipe).frame_features(torch.from_numpy(clips), trace)
-    assert min(float(step.gap.min()) for step in trace.steps) >= SAFE_GAP
+    log = MergeLog()
+    ReferenceVideo(case.recipe).frame_features(torch.from_numpy(clips), log)
+    assert min(float(step.gap.min()) for step in log.steps) >= SAFE_GAP
 
 
 def test_features_without_differences_offer_no_clips(case, monkeypatch):

@@ -25,7 +25,7 @@ from tempme_export.media.render import render_clip
 PROTOCOL = Protocol(seconds=1.0, samples=20, window=5, resamples=200)
 
 
-class Machine:
+class StageCosts:
     """A clock that only the stages move, and the stages. `costs`: seconds of a call to each; `jitter` multiplies."""
 
     def __init__(self, costs, jitter=0.0):
@@ -79,7 +79,7 @@ COSTS = {DECODE: 0.030, PREPROCESS: 0.020, TRANSFER: 0.004, ENCODE: 0.040}
 class TestTable:
     def test_milliseconds_shares_and_rates_are_those_of_one_video(self):
         """Batch of 4: decode and preprocess are paid per video, transfer and encode once per batch."""
-        table = measure(Machine(COSTS), videos=("0.mp4", "1.mp4", "2.mp4"), batch=4, transfer=True)
+        table = measure(StageCosts(COSTS), videos=("0.mp4", "1.mp4", "2.mp4"), batch=4, transfer=True)
         assert [row.stage for row in table.rows] == [DECODE, PREPROCESS, TRANSFER, ENCODE]
         per_video = np.array([30, 20, 1, 10])
         np.testing.assert_allclose([row.p50_ms for row in table.rows], per_video)
@@ -93,18 +93,18 @@ class TestTable:
 
     @pytest.mark.parametrize("slow", [DECODE, PREPROCESS, TRANSFER, ENCODE])
     def test_the_limit_is_the_slowest_stage(self, slow):
-        assert measure(Machine({**COSTS, slow: 0.1}), transfer=True).limit == slow
+        assert measure(StageCosts({**COSTS, slow: 0.1}), transfer=True).limit == slow
 
     def test_percentiles_keep_every_sample(self):
         """One round in five takes ten times as long: the 90th percentile and the mean see it, the median does not."""
         rounds = iter(range(10**6))
-        machine = Machine({**COSTS, DECODE: lambda *_: 0.3 if next(rounds) % 5 == 0 else 0.03})
+        machine = StageCosts({**COSTS, DECODE: lambda *_: 0.3 if next(rounds) % 5 == 0 else 0.03})
         table = measure(machine)
         assert table.rows[0].p50_ms == pytest.approx(30) and table.rows[0].p90_ms == pytest.approx(300)
         assert any(note.startswith("decode takes 84 ms in the mean and 30 ms in the median") for note in table.notes)
 
     def test_plain_values(self):
-        table = replace(measure(Machine(COSTS)), candidate="ort")
+        table = replace(measure(StageCosts(COSTS)), candidate="ort")
         document = table.to_dict()
         assert document["candidate"] == "ort" and document["limit"] == ENCODE and document["notes"] == [*table.notes]
         assert set(document["rows"][0]) == {"stage", "p50_ms", "p90_ms", "share", "videos_per_s"}
@@ -113,7 +113,7 @@ class TestTable:
 
 class TestOrder:
     def test_every_batch_passes_all_stages_before_the_next(self):
-        machine = Machine(COSTS)
+        machine = StageCosts(COSTS)
         measure(machine, videos=("0.mp4", "1.mp4", "2.mp4"), batch=2, transfer=True)
         expected = []
         for first, second in ((0, 1), (2, 0), (1, 2)):
@@ -122,40 +122,40 @@ class TestOrder:
         assert machine.log[: len(expected)] == expected
 
     def test_without_transfer_the_encoder_gets_the_batch_itself(self):
-        machine = Machine(COSTS)
+        machine = StageCosts(COSTS)
         table = measure(machine)
         assert {what for stage, what in machine.log if stage == ENCODE} == {"float32"}
         assert TRANSFER not in [row.stage for row in table.rows]
         assert any(note.startswith("no transfer") for note in table.notes)
 
     def test_a_file_named_twice_counts_once(self):
-        assert measure(Machine(COSTS), videos=("0.mp4", "0.mp4")).videos == 1
+        assert measure(StageCosts(COSTS), videos=("0.mp4", "0.mp4")).videos == 1
 
 
 class TestProtocol:
     def test_warm_up_comes_first_and_does_not_count(self):
         """The first five calls of the encoder are slow: none of them is in the table."""
         calls = iter(range(10**6))
-        table = measure(Machine({**COSTS, ENCODE: lambda *_: 0.06 if next(calls) < 5 else 0.04}))
+        table = measure(StageCosts({**COSTS, ENCODE: lambda *_: 0.06 if next(calls) < 5 else 0.04}))
         assert table.rows[-1].p90_ms == pytest.approx(40)
 
     def test_it_stops_at_the_samples(self):
-        machine = Machine(dict.fromkeys(COSTS, 0.001))
+        machine = StageCosts(dict.fromkeys(COSTS, 0.001))
         measure(machine)
         assert sum(stage == ENCODE for stage, _ in machine.log) == 3 * PROTOCOL.window + PROTOCOL.samples
 
     def test_it_stops_at_the_seconds(self):
         """3 stages of 0.2 s: 1 s for each of them is 5 rounds."""
-        table = measure(Machine(dict.fromkeys(COSTS, 0.2)))
+        table = measure(StageCosts(dict.fromkeys(COSTS, 0.2)))
         assert table.notes[-1].startswith("5 rounds of 1;")
 
     def test_one_round_longer_than_every_limit_is_still_taken_five_times(self):
-        table = measure(Machine(dict.fromkeys(COSTS, 60.0)))
+        table = measure(StageCosts(dict.fromkeys(COSTS, 60.0)))
         assert table.notes[-1].startswith(f"{FEWEST} rounds of 1;")
 
     def test_every_video_is_measured(self):
         """30 videos are more than 20 samples; each is read in the warm-up and again after it."""
-        machine = Machine(COSTS)
+        machine = StageCosts(COSTS)
         videos = [f"{i}.mp4" for i in range(30)]
         table = measure(machine, videos=videos)
         read = [what for stage, what in machine.log if stage == DECODE]
@@ -164,19 +164,19 @@ class TestProtocol:
         assert not any("not reached" in note or "not read" in note for note in table.notes)
 
     def test_videos_beyond_the_limits_are_said(self):
-        table = measure(Machine(dict.fromkeys(COSTS, 1.0)), videos=[f"{i}.mp4" for i in range(100)])
+        table = measure(StageCosts(dict.fromkeys(COSTS, 1.0)), videos=[f"{i}.mp4" for i in range(100)])
         assert any("91 of 100 videos were not read in the warm-up" in note for note in table.notes)
         assert any("videos were not reached at all" in note for note in table.notes)
 
     def test_a_drifting_machine_is_said(self):
         calls = iter(range(10**6))
-        table = measure(Machine({**COSTS, ENCODE: lambda *_: 0.04 + 0.01 * next(calls)}))
+        table = measure(StageCosts({**COSTS, ENCODE: lambda *_: 0.04 + 0.01 * next(calls)}))
         assert any("did not converge within 5%" in note for note in table.notes)
 
     def test_the_first_read_is_told_apart(self):
         seen = set()
         cost = lambda path, _: seen.add(path) or 0.5 if path not in seen else 0.03  # noqa: E731
-        table = measure(Machine({**COSTS, DECODE: cost}), videos=("0.mp4", "1.mp4"))
+        table = measure(StageCosts({**COSTS, DECODE: cost}), videos=("0.mp4", "1.mp4"))
         assert any(
             "the first read of a file took 500 ms, the median of those measured is 30 ms" in n for n in table.notes
         )
@@ -184,7 +184,7 @@ class TestProtocol:
 
     def test_progress_is_told(self):
         told = []
-        machine = Machine(COSTS)
+        machine = StageCosts(COSTS)
         measure_stages(
             machine.embed, machine.source, [Path("0.mp4")], 1, PROTOCOL, clock=machine.clock, progress=told.append
         )
@@ -193,32 +193,32 @@ class TestProtocol:
 
 class TestUncertainty:
     def test_two_stages_alike_leave_the_limit_uncertain(self):
-        table = measure(Machine({DECODE: 0.0401, PREPROCESS: 0.001, ENCODE: 0.04}, jitter=0.2))
+        table = measure(StageCosts({DECODE: 0.0401, PREPROCESS: 0.001, ENCODE: 0.04}, jitter=0.2))
         assert table.limit in (DECODE, ENCODE)
         (note,) = [note for note in table.notes if "uncertain" in note]
         assert "decode" in note and "encode" in note and "preprocess" not in note
 
     def test_five_rounds_tell_stages_apart_that_are_far_apart(self):
-        table = measure(Machine({DECODE: 5.0, PREPROCESS: 0.2, ENCODE: 0.6}, jitter=0.1))
+        table = measure(StageCosts({DECODE: 5.0, PREPROCESS: 0.2, ENCODE: 0.6}, jitter=0.1))
         assert table.notes[-1].startswith("5 rounds") and not any("uncertain" in note for note in table.notes)
 
     def test_two_stages_apart_do_not(self):
-        table = measure(Machine({DECODE: 0.08, PREPROCESS: 0.001, ENCODE: 0.04}, jitter=0.1))
+        table = measure(StageCosts({DECODE: 0.08, PREPROCESS: 0.001, ENCODE: 0.04}, jitter=0.1))
         assert table.limit == DECODE and not any("uncertain" in note for note in table.notes)
 
 
 class TestRefusals:
     def test_no_video(self):
         with pytest.raises(UsageError, match="no video to measure with"):
-            measure(Machine(COSTS), videos=())
+            measure(StageCosts(COSTS), videos=())
 
     def test_no_batch(self):
         with pytest.raises(UsageError, match="batch of 0"):
-            measure(Machine(COSTS), batch=0)
+            measure(StageCosts(COSTS), batch=0)
 
     def test_a_clock_that_cannot_tell(self):
         with pytest.raises(UnstableError, match="the stage transfer took less than the clock can tell"):
-            measure(Machine({**COSTS, TRANSFER: 0.0}), transfer=True)
+            measure(StageCosts({**COSTS, TRANSFER: 0.0}), transfer=True)
 
 
 @pytest.fixture(scope="module")

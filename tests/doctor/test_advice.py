@@ -3,10 +3,10 @@
 import pytest
 
 from tempme_export.doctor.advice import Advice, advise
-from tempme_export.doctor.machine import Gpu, Host, Machine
+from tempme_export.doctor.machine import Host, ListedGpu, Machine
 from tempme_export.doctor.rules import Capability, Diagnosis, names
 
-H200 = Gpu("NVIDIA H200", "sm_90")
+H200 = ListedGpu("NVIDIA H200", "sm_90")
 
 
 def machine(gpus=()):

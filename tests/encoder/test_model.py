@@ -9,7 +9,7 @@ from tempme_export.encoder.checkpoint import from_state_dict
 from tempme_export.encoder.model import Merges, TextEncoder, VideoEncoder
 from tempme_export.encoder.profile import BatchRange, Profile
 from tempme_export.encoder.recipe import prepare
-from tempme_export.encoder.reference import ReferenceText, ReferenceVideo, Trace
+from tempme_export.encoder.reference import MergeLog, ReferenceText, ReferenceVideo
 from tempme_export.encoder.schedule import MergePolicy
 from tempme_export.kernels import SNAP_STEPS
 from tempme_export.parity.selftest import SAFE_GAP
@@ -51,12 +51,12 @@ def same_as_reference(rounding):
     """
 
     def check(recipe, video, mask=None, dtype=torch.float32):
-        trace, merges = Trace(), Merges()
-        expected = unit(ReferenceVideo(recipe, dtype).video_feature(video, mask, trace))
+        log, merges = MergeLog(), Merges()
+        expected = unit(ReferenceVideo(recipe, dtype).video_feature(video, mask, log))
         found = VideoEncoder(recipe, dtype).encode(video, mask, merges)
         limits = rounding(dtype, recipe.backbone.layers, recipe.backbone.width)
-        assert len(merges) == len(trace.steps) == sum((b.r_cross > 0) + (b.r_intra > 0) for b in recipe.schedule.blocks)
-        for (assign, tokens), step in zip(merges, trace.steps, strict=True):
+        assert len(merges) == len(log.steps) == sum((b.r_cross > 0) + (b.r_intra > 0) for b in recipe.schedule.blocks)
+        for (assign, tokens), step in zip(merges, log.steps, strict=True):
             assert dtype == torch.float64 or float(step.gap.min()) >= SAFE_GAP, "the seed drew an unsafe decision"
             torch.testing.assert_close(assign, step.assign, rtol=0, atol=0)
             assert ((tokens - step.tokens).norm(dim=-1) <= limits.difference * step.tokens.norm(dim=-1)).all()
@@ -137,10 +137,10 @@ def test_ties_are_decided_as_by_the_reference(
     same_as_reference, golden_case, check_optimal, decided, watched, name, tied
 ):
     case = golden_case(name)
-    video, trace, merges = tied(case.video), Trace(), Merges()
+    video, log, merges = tied(case.video), MergeLog(), Merges()
     same_as_reference(case.recipe, video.double(), dtype=torch.float64)
-    expected = unit(ReferenceVideo(case.recipe, torch.float64).video_feature(video, None, trace))
-    assigns = [step.assign for step in trace.steps]
+    expected = unit(ReferenceVideo(case.recipe, torch.float64).video_feature(video, None, log))
+    assigns = [step.assign for step in log.steps]
     found = decided(VideoEncoder(case.recipe), assigns).encode(video, None, merges)
     assert (one_minus_cosine(found, expected) <= 1e-12).all()
     metrics = watched(case.recipe, video, assigns, torch.float64).metrics

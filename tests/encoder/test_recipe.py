@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from tempme_export.encoder.checkpoint import Facts, expected_shapes, from_state_dict, read_facts
+from tempme_export.encoder.checkpoint import CheckpointFacts, expected_shapes, from_state_dict, read_facts
 from tempme_export.encoder.profile import BatchRange, Expect, Profile, load_profile, profile_folder, shipped_profiles
 from tempme_export.encoder.recipe import folded_weights, infer_profile, prepare
 from tempme_export.encoder.schedule import MergePolicy
 from tempme_export.errors import CheckpointError, ProfileError
 
 CLIP_12 = ((8, 12), (9, 6), (10, 3))
-B32 = Facts(
+B32 = CheckpointFacts(
     image_size=224,
     patch=32,
     width=768,

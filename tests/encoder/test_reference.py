@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tempme_export.encoder.recipe import folded_weights
-from tempme_export.encoder.reference import ReferenceText, ReferenceVideo, Trace
+from tempme_export.encoder.reference import MergeLog, ReferenceText, ReferenceVideo
 from tempme_export.kernels import SNAP_STEPS
 from tempme_export.kernels.reference import match_tokens_ref, merge_tokens_ref
 
@@ -23,7 +23,7 @@ class Run:
     video: torch.Tensor
     text: torch.Tensor
     logits: torch.Tensor
-    trace: Trace
+    log: MergeLog
 
 
 def one_minus_cosine(a, b):
@@ -31,15 +31,15 @@ def one_minus_cosine(a, b):
 
 
 def run(case, dtype):
-    trace = Trace()
+    log = MergeLog()
     video, text = ReferenceVideo(case.recipe, dtype), ReferenceText(case.recipe, dtype)
-    frames = video.frame_features(case.video, trace)
+    frames = video.frame_features(case.video, log)
     mask = case.video_mask.to(dtype).unsqueeze(-1)
     feature = (frames * mask).sum(1) / mask.sum(1)
     torch.testing.assert_close(feature, video.video_feature(case.video, case.video_mask), rtol=0, atol=1e-6)
     scale = case.recipe.checkpoint.tensors["logit_scale"].to(dtype).exp()
     similarity = text(case.text_ids) @ torch.nn.functional.normalize(feature, dim=-1).mT
-    return Run(frames, feature, text.text_feature(case.text_ids), scale * similarity, trace)
+    return Run(frames, feature, text.text_feature(case.text_ids), scale * similarity, log)
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +71,10 @@ def test_the_inputs_are_the_ones_the_original_had(golden_case, name):
 def test_every_decision_is_the_original_s(runs, name, dtype):
     case, done = runs(name, dtype)
     steps = case.document["steps"]
-    assert [(s.block, s.kind, s.n_cls, s.r) for s in done.trace.steps] == [
+    assert [(s.block, s.kind, s.n_cls, s.r) for s in done.log.steps] == [
         (s["layer"], s["kind"], s["cls"], s["r"]) for s in steps
     ]
-    for index, (step, told) in enumerate(zip(done.trace.steps, steps, strict=True)):
+    for index, (step, told) in enumerate(zip(done.log.steps, steps, strict=True)):
         src, dst, unm = (case.array(f"step{index:02}_{part}").long() for part in ("src", "dst", "unm"))
         first_a, first_b = told["cls"] + told["cls"] % 2, told["cls"] + 1 - told["cls"] % 2
         first_b_row = told["cls"] + told["n_a"] - told["r"]
@@ -92,15 +92,15 @@ def test_every_decision_is_the_original_s(runs, name, dtype):
 @every_dtype
 def test_every_size_is_the_original_s(runs, name, dtype):
     case, done = runs(name, dtype)
-    assert len(done.trace.sizes) == case.recipe.backbone.layers
-    for block, sizes in enumerate(done.trace.sizes):
+    assert len(done.log.sizes) == case.recipe.backbone.layers
+    for block, sizes in enumerate(done.log.sizes):
         torch.testing.assert_close(sizes.double(), case.array(f"size{block:02}").double(), rtol=0, atol=0)
 
 
 @every_case
 def test_the_margin_of_the_decisions(runs, name):
     case, done = runs(name, torch.float64)
-    smallest = min(step.gap.min().item() for step in done.trace.steps)
+    smallest = min(step.gap.min().item() for step in done.log.steps)
     assert smallest == pytest.approx(case.document["smallest_decision_gap"], abs=2**-20)
 
 
@@ -118,7 +118,7 @@ def test_float64_is_the_original(runs, name):
     for found, key in ((done.video, "video_feat"), (done.text, "text_feat"), (done.logits, "logits")):
         assert case.array(key).dtype == torch.float64
         is_original(found, case.array(key))
-    for block, tokens in enumerate(done.trace.tokens):
+    for block, tokens in enumerate(done.log.tokens):
         if f"tokens{block:02}" in case.arrays:
             is_original(tokens, case.array(f"tokens{block:02}"))
 
@@ -135,7 +135,7 @@ def test_float32_is_within_the_bounds(runs, name):
         assert found.dtype == torch.float32
         torch.testing.assert_close(found.double(), case.array(key).double(), rtol=0, atol=BOUND[bound])
     assert (one_minus_cosine(done.video, case.array("video_feat")) <= BOUND["one_minus_cosine"]).all()
-    for block, tokens in enumerate(done.trace.tokens):
+    for block, tokens in enumerate(done.log.tokens):
         if f"tokens{block:02}" in case.arrays:
             expected = case.array(f"tokens{block:02}")
             torch.testing.assert_close(tokens.double(), expected.double(), rtol=0, atol=BOUND["tokens"])
@@ -150,7 +150,7 @@ def with_rules(match=match_tokens_ref, merge=merge_tokens_ref):
     """The reference with other definitions of a match or a merge."""
 
     class Changed(ReferenceVideo):
-        def _merge(self, x, size, metric, block, kind, trace):
+        def _merge(self, x, size, metric, block, kind, log):
             r = block.r_cross if kind == "cross" else block.r_intra
             return merge(x, size, match(metric, block.n_cls, r), x.shape[1] - r) if r else (x, size)
 
@@ -218,8 +218,8 @@ class TestOneWrongRule:
 
     def test_the_metric_after_the_clip_position(self, case):
         class LateMetric(ReferenceVideo):
-            def _merge(self, x, size, metric, block, kind, trace):
-                return super()._merge(x, size, x if kind == "cross" else metric, block, kind, trace)
+            def _merge(self, x, size, metric, block, kind, log):
+                return super()._merge(x, size, x if kind == "cross" else metric, block, kind, log)
 
         feature = LateMetric(case.recipe, torch.float64).video_feature(case.video, case.video_mask)
         assert (one_minus_cosine(feature, case.array("video_feat")) > 1e-6).any()
@@ -292,9 +292,9 @@ TIED = [frozen, black, repeated, letterboxed]
 @pytest.mark.parametrize("tied", TIED)
 def test_ties_are_decided_alike_in_every_precision(golden_case, check_optimal, watched, name, tied):
     case = golden_case(name)
-    video, trace = tied(case.video).double(), Trace()
-    expected = ReferenceVideo(case.recipe, torch.float64).video_feature(video, None, trace)
-    assigns = [step.assign for step in trace.steps]
+    video, log = tied(case.video).double(), MergeLog()
+    expected = ReferenceVideo(case.recipe, torch.float64).video_feature(video, None, log)
+    assigns = [step.assign for step in log.steps]
     wide = watched(case.recipe, video, assigns, torch.float64)
     for scale in (1.0, 1 + 1e-6):
         narrow = watched(case.recipe, video * scale, assigns)

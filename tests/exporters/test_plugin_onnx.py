@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from tempme_export.encoder.checkpoint import from_state_dict
 from tempme_export.encoder.profile import FROM_CHECKPOINT, BatchRange, Profile
 from tempme_export.encoder.recipe import prepare
-from tempme_export.encoder.reference import ReferenceText, ReferenceVideo, Trace
+from tempme_export.encoder.reference import MergeLog, ReferenceText, ReferenceVideo
 from tempme_export.encoder.schedule import MergePolicy
 from tempme_export.errors import ExportError
 from tempme_export.exporters.plugin_onnx import check_plugin_graph, export_plugin_video, plugin_nodes
@@ -161,22 +161,22 @@ RUN = {
 
 
 def reference_video(recipe, frames, mask=None):
-    trace = Trace()
+    log = MergeLog()
     mask = None if mask is None else torch.from_numpy(mask)
-    feature = ReferenceVideo(recipe).video_feature(torch.from_numpy(frames), mask, trace)
-    return torch.nn.functional.normalize(feature, dim=-1).numpy(), trace
+    feature = ReferenceVideo(recipe).video_feature(torch.from_numpy(frames), mask, log)
+    return torch.nn.functional.normalize(feature, dim=-1).numpy(), log
 
 
 def assert_same_video(recipe, engine, path, frames, mask=None):
     """Every decision, every merged token and the embedding are the reference's; returns the embedding."""
-    expected, trace = reference_video(recipe, frames, mask)
-    assert all(float(step.gap.min()) >= SAFE_GAP for step in trace.steps), "the seed drew an unsafe decision"
+    expected, log = reference_video(recipe, frames, mask)
+    assert all(float(step.gap.min()) >= SAFE_GAP for step in log.steps), "the seed drew an unsafe decision"
     merges = recipe.schedule.merges
-    assert len(trace.steps) == len(merges) > 0
+    assert len(log.steps) == len(merges) > 0
     inputs = {"frames": frames} if mask is None else {"frames": frames, "frame_mask": mask}
     names = ["video_embedding", *(merge.assign_name for merge in merges), *(merge.tokens_name for merge in merges)]
     found = RUN[engine](path, inputs, names)
-    for merge, step in zip(merges, trace.steps, strict=True):
+    for merge, step in zip(merges, log.steps, strict=True):
         np.testing.assert_array_equal(found[merge.assign_name], step.assign.numpy(), err_msg=str(merge))
         difference = found[merge.tokens_name] - step.tokens.numpy()
         rms = float(np.sqrt((difference**2).mean() / (step.tokens.numpy() ** 2).mean()))

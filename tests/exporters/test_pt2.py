@@ -13,12 +13,12 @@ import torch
 from tempme_export.encoder.checkpoint import from_state_dict
 from tempme_export.encoder.profile import FROM_CHECKPOINT, BatchRange, Profile
 from tempme_export.encoder.recipe import prepare
-from tempme_export.encoder.reference import ReferenceVideo, Trace
+from tempme_export.encoder.reference import MergeLog, ReferenceVideo
 from tempme_export.encoder.schedule import MergePolicy
 from tempme_export.errors import BackendError, ExportError
 from tempme_export.exporters import pt2
 from tempme_export.parity.checks import cosine_distance
-from tempme_export.runtime.pt2 import KEY, Pt2Runner, read_facts
+from tempme_export.runtime.pt2 import KEY, Pt2Runner, read_package_facts
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ class TestPackage:
         assert [path.name for path in package.parent.iterdir()] == ["video.pt2"]
 
     def test_facts(self, package, recipe):
-        facts = read_facts(package)
+        facts = read_package_facts(package)
         assert facts.inputs == {"frames": ("float32", (None, 6, 3, 48, 48)), "frame_mask": ("bool", (None, 6))}
         assert (facts.device, facts.precision, facts.max_batch) == ("cpu", "bf16", 4)
         assert facts.torch == torch.__version__
@@ -129,11 +129,11 @@ class TestCuda:
     def test_decisions_are_the_references(self, recipe, tmp_path):
         pt2.export_video(recipe, tmp_path / "video.pt2", device="cuda", frame_mask=True)
         frames = torch.randn(4, 6, 3, 48, 48, generator=torch.Generator().manual_seed(3))
-        trace = Trace()
-        ReferenceVideo(recipe).frame_features(frames, trace)
+        log = MergeLog()
+        ReferenceVideo(recipe).frame_features(frames, log)
         with Pt2Runner(tmp_path / "video.pt2") as runner:
             found = runner.infer({"frames": frames.numpy(), "frame_mask": np.ones((4, 6), np.bool_)})
-        for merge, step in zip(recipe.schedule.merges, trace.steps, strict=True):
+        for merge, step in zip(recipe.schedule.merges, log.steps, strict=True):
             np.testing.assert_array_equal(found[merge.assign_name], step.assign.numpy())
 
 

@@ -17,7 +17,7 @@ from tempme_export.data.annotations import open_data
 from tempme_export.data.clip import Clip
 from tempme_export.encoder.backbone import open_clip_backbone
 from tempme_export.encoder.recipe import prepare
-from tempme_export.encoder.reference import ReferenceVideo, Trace
+from tempme_export.encoder.reference import MergeLog, ReferenceVideo
 from tempme_export.errors import BackendError, InputError, ParityError, PrecisionError, UsageError
 from tempme_export.evaluation.gate import run_gate
 from tempme_export.evaluation.gate_data import MIN_VIDEOS, open_gate
@@ -213,17 +213,17 @@ class TestRefuses:
         tensors[name] = tensors[name] + 1e-2 * noise
         nudged = dataclasses.replace(recipe, checkpoint=dataclasses.replace(recipe.checkpoint, tensors=tensors))
         data = open_data(folder / "data.csv", "test")
-        preprocess, traces = preprocess_for(recipe), (Trace(), Trace())
+        preprocess, logs = preprocess_for(recipe), (MergeLog(), MergeLog())
         frames = torch.from_numpy(np.stack([preprocess(read_frames(path, 8)) for path in data.paths]))
-        for one, trace in zip((recipe, nudged), traces, strict=True):
-            ReferenceVideo(one).video_feature(frames, trace=trace)
-        gaps = [step.gap.reshape(CLIPS, -1).amin(dim=1) for trace in traces for step in trace.steps]
+        for one, log in zip((recipe, nudged), logs, strict=True):
+            ReferenceVideo(one).video_feature(frames, log=log)
+        gaps = [step.gap.reshape(CLIPS, -1).amin(dim=1) for log in logs for step in log.steps]
         smallest = torch.stack(gaps).amin(dim=0)
         kept = smallest.argsort(descending=True)[:MIN_VIDEOS].sort().values  # the ninth hangs on a processor's rounding
         assert smallest[kept].min() > SAFE_GAP / 2
         asked = open_gate(data.select(kept.tolist()), None, recipe.profile)
         (comparison,) = run_gate(nudged, Folder(gated, "bf16"), asked).comparisons
-        steps = list(zip(*(trace.steps for trace in traces), strict=True))
+        steps = list(zip(*(log.steps for log in logs), strict=True))
         differs = torch.cat([(a.assign != b.assign).reshape(CLIPS, -1)[kept] for a, b in steps], dim=1)
         assert 0 < differs.any(dim=1).sum() < len(kept)
         assert comparison.decisions.videos == differs.any(dim=1).sum()

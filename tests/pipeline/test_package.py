@@ -21,8 +21,8 @@ from tempme_export.bench.candidates import known_candidates
 from tempme_export.bench.cases import Case
 from tempme_export.bench.core.protocol import Protocol
 from tempme_export.bench.entries import on_backends
-from tempme_export.bench.request import Request
 from tempme_export.bench.run import run
+from tempme_export.bench.run_settings import RunSettings
 from tempme_export.cli import export as export_cli
 from tempme_export.errors import BackendError, BundleError, ExportError, ParityError, UsageError
 from tempme_export.exporters import pt2
@@ -30,7 +30,7 @@ from tempme_export.files import file_sha256
 from tempme_export.media.preprocess import preprocess_for
 from tempme_export.parity.checks import cosine_distance
 from tempme_export.pipeline import export, verify
-from tempme_export.runtime.pt2 import Here, Pt2Runner, check_package, read_facts
+from tempme_export.runtime.pt2 import Here, Pt2Runner, check_package, read_package_facts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -56,7 +56,7 @@ class Compiled:
         spec = making.spec
         self.asked.append((spec.precision, spec.device, spec.frame_mask))
         (making.folder / artifact.file).write_bytes(self.package.read_bytes())
-        return read_facts(self.package).to_dict()
+        return read_package_facts(self.package).to_dict()
 
 
 class Elsewhere:
@@ -69,7 +69,7 @@ class Elsewhere:
         return getattr(self.real, name)
 
     def check_fit(self, path, facts, device):
-        check_package(read_facts(path), torch.device(device), path.name, Here(torch.__version__, "another"))
+        check_package(read_package_facts(path), torch.device(device), path.name, Here(torch.__version__, "another"))
 
 
 @pytest.fixture
@@ -345,7 +345,7 @@ class TestBench:
     def test_measured_beside_the_original(self, bundle, small_recipe, tmp_path):
         candidates, _ = self.candidates(Case(small_recipe, bundle), ("pt2",), tmp_path)
         protocol = Protocol(seconds=0.05, samples=5, budget=0.2, resamples=20)
-        request = Request(batches=(1, 3), device="cpu", protocol=protocol, command="tempme-bench")
+        request = RunSettings(batches=(1, 3), device="cpu", protocol=protocol, command="tempme-bench")
         done = run(candidates, request, stage=self.quiet, progress=self.quiet)
         assert [(row.backend, row.batch) for row in done.rows] == [
             ("original", 1),

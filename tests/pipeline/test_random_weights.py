@@ -10,7 +10,7 @@ from tempme_export.encoder.checkpoint import Checkpoint, from_state_dict
 from tempme_export.encoder.profile import load_profile
 from tempme_export.encoder.random_weights import LOGIT_SCALE, LORA_RANK, draw_checkpoint, draw_state_dict
 from tempme_export.encoder.recipe import Recipe
-from tempme_export.encoder.reference import ReferenceVideo, Trace
+from tempme_export.encoder.reference import MergeLog, ReferenceVideo
 from tempme_export.errors import ProfileError
 
 MINI = open_clip_backbone("tempme-mini")
@@ -92,11 +92,11 @@ def test_checkpoint_names_its_seed_and_runs(profile):
     checkpoint = draw_checkpoint(profile, seed=5)
     assert isinstance(checkpoint, Checkpoint) and checkpoint.source == "random weights (seed 5)"
     recipe = Recipe(checkpoint, profile, MINI, profile.schedule(MINI))
-    trace = Trace()
+    log = MergeLog()
     frames = torch.randn(1, 4, 3, MINI.image_size, MINI.image_size, generator=torch.Generator().manual_seed(1))
-    embedding = ReferenceVideo(recipe).video_feature(frames, trace=trace)
-    assert embedding.isfinite().all() and len(trace.steps) == len(recipe.schedule.merges) == 6
-    assert max(float(tokens.abs().max()) for tokens in trace.tokens) < 100
+    embedding = ReferenceVideo(recipe).video_feature(frames, log=log)
+    assert embedding.isfinite().all() and len(log.steps) == len(recipe.schedule.merges) == 6
+    assert max(float(tokens.abs().max()) for tokens in log.tokens) < 100
 
 
 def test_profile_without_sizes_is_refused(small_profile):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tempme_export.encoder.reference import ReferenceText, ReferenceVideo, Trace
+from tempme_export.encoder.reference import MergeLog, ReferenceText, ReferenceVideo
 from tempme_export.errors import BundleError
 from tempme_export.media.preprocess import preprocess_for
 from tempme_export.parity.making import Drawing, make_selftest
@@ -78,13 +78,13 @@ def test_outputs_are_the_references(small_recipe, small_selftest):
     """Clip by clip in another batch, and in float64: no hidden dependence on how it was drawn."""
     test, preprocess = small_selftest, preprocess_for(small_recipe)
     frames = torch.from_numpy(np.stack([preprocess(clip) for clip in test.clips]))
-    trace = Trace()
+    log = MergeLog()
     wide = ReferenceVideo(small_recipe, torch.float64)
-    feature = wide.video_feature(frames.double(), trace=trace)
+    feature = wide.video_feature(frames.double(), log=log)
     expected = torch.nn.functional.normalize(feature, dim=-1).numpy()
     np.testing.assert_allclose(test.video_embedding, expected, atol=1e-6)
-    assert len(test.assigns) == len(test.tokens) == len(trace.steps) == len(small_recipe.schedule.merges) == 5
-    for step, assign, tokens in zip(trace.steps, test.assigns, test.tokens, strict=True):
+    assert len(test.assigns) == len(test.tokens) == len(log.steps) == len(small_recipe.schedule.merges) == 5
+    for step, assign, tokens in zip(log.steps, test.assigns, test.tokens, strict=True):
         np.testing.assert_array_equal(assign, step.assign.numpy())
         np.testing.assert_allclose(tokens, step.tokens.numpy(), atol=1e-4)
     text = ReferenceText(small_recipe, torch.float64)(torch.from_numpy(test.token_ids)).numpy()
@@ -126,9 +126,9 @@ def test_tied_clips_fall_back_to_the_safest_of_a_few(small_recipe):
     """Behind exact ties lie tokens that differ by next to nothing, whatever is drawn."""
     video, preprocess, gaps = ReferenceVideo(small_recipe), preprocess_for(small_recipe), []
     for seed in range(40, 43):
-        trace = Trace()
-        video.video_feature(torch.from_numpy(preprocess(draw_clip("repeated", 4, 48, seed))[None]), trace=trace)
-        gaps.append(min(float(step.gap.min()) for step in trace.steps))
+        log = MergeLog()
+        video.video_feature(torch.from_numpy(preprocess(draw_clip("repeated", 4, 48, seed))[None]), log=log)
+        gaps.append(min(float(step.gap.min()) for step in log.steps))
     drawn = make_selftest(small_recipe, seed=40, drawing=Drawing(("repeated",), tries=3, safe=3.0))
     np.testing.assert_array_equal(drawn.clips[0], draw_clip("repeated", 4, 48, 40 + int(np.argmax(gaps))))
     assert drawn.gaps.min() == pytest.approx(max(gaps)) and max(gaps) < 3.0

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tempme_export.errors import BackendError, BundleError
-from tempme_export.runtime.pt2 import KEY, Here, PackageFacts, Pt2Runner, check_package, read_facts
+from tempme_export.runtime.pt2 import KEY, Here, PackageFacts, Pt2Runner, check_package, read_package_facts
 
 CPU = torch.device("cpu")
 FACTS = PackageFacts(
@@ -37,22 +37,25 @@ def changed(**changes):
 
 class TestFacts:
     def test_round_trip(self, tmp_path):
-        assert read_facts(write(tmp_path / "video.pt2", {"AOTI_DEVICE_KEY": "cpu", **FACTS.to_metadata()})) == FACTS
+        assert (
+            read_package_facts(write(tmp_path / "video.pt2", {"AOTI_DEVICE_KEY": "cpu", **FACTS.to_metadata()}))
+            == FACTS
+        )
 
     def test_a_package_of_another_tool(self, tmp_path):
         with pytest.raises(BundleError, match="was not written by tempme-export"):
-            read_facts(write(tmp_path / "video.pt2", {"AOTI_DEVICE_KEY": "cpu"}))
+            read_package_facts(write(tmp_path / "video.pt2", {"AOTI_DEVICE_KEY": "cpu"}))
 
     @pytest.mark.parametrize(
         "stored", ["no json", "[]", "{}", json.dumps({**FACTS.to_dict(), "colour": "red"}), json.dumps({"inputs": {}})]
     )
     def test_facts_of_another_kind(self, tmp_path, stored):
         with pytest.raises(BundleError, match="Export the bundle again"):
-            read_facts(write(tmp_path / "video.pt2", {KEY: stored}))
+            read_package_facts(write(tmp_path / "video.pt2", {KEY: stored}))
 
     def test_no_package(self, tmp_path):
         with pytest.raises(BundleError, match="no package that can be read"):
-            read_facts(tmp_path / "missing.pt2")
+            read_package_facts(tmp_path / "missing.pt2")
         (tmp_path / "text.pt2").write_text("no archive")
         with pytest.raises(BundleError, match="no package that can be read"):
             Pt2Runner(tmp_path / "text.pt2")

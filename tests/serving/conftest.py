@@ -28,7 +28,7 @@ def recipe(checkpoint_maker):
 
 @pytest.fixture(scope="session")
 def graphs(recipe, tmp_path_factory):
-    """Folder with video.onnx (frame mask, trace) and text.onnx. Do not write there."""
+    """Folder with video.onnx (frame mask, merge outputs) and text.onnx. Do not write there."""
     folder = tmp_path_factory.mktemp("graphs")
     export_video(recipe, folder / VIDEO, frame_mask=True, expose_merges=True)
     export_text(recipe, folder / TEXT)
@@ -37,7 +37,7 @@ def graphs(recipe, tmp_path_factory):
 
 @pytest.fixture
 def make_bundle(recipe, tmp_path):
-    """Write a bundle, with a frame mask and a trace: files by name, other manifest entries, another batch range.
+    """Write a bundle, with a frame mask and merge outputs: files by name, other manifest entries, another batch range.
 
     The graphs are stand-ins unless a folder of real ones is given.
     """

@@ -119,7 +119,7 @@ class TestConfig:
         bundle = make_bundle(graphs=graphs)
         config = parse(model_config(served_models(bundle)[0]))
         session = ort.InferenceSession(str(bundle.path / VIDEO), providers=["CPUExecutionProvider"])
-        assert len(session.get_outputs()) > 1, "the graph was exported with its trace"
+        assert len(session.get_outputs()) > 1, "the graph was exported with its merges"
         dtypes = {schema.DataType.Value("TYPE_FP32"): np.float32, schema.DataType.Value("TYPE_BOOL"): np.bool_}
         binding = session.io_binding()
         for tensor in config.input:

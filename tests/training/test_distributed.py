@@ -15,7 +15,7 @@ import torch
 
 from tempme_export.errors import BackendError, InputError, UsageError
 from tempme_export.progress import SILENT
-from tempme_export.training.distributed import Machine, World, join_world
+from tempme_export.training.distributed import TorchHost, World, join_world
 from tempme_export.training.log import read_rows
 from tempme_export.training.loop import Run
 from tempme_export.training.state import load_state
@@ -187,7 +187,7 @@ class TestRun:
         assert [len(load_state(folder / f"out-{n}" / "last.pt").rng) for n in SIZES] == [1, 2]
 
 
-class Elsewhere(Machine):
+class Elsewhere(TorchHost):
     """A machine with or without GPUs, whose group has nobody in it."""
 
     def __init__(self, gpu):

@@ -6,7 +6,7 @@ from tempme_export.encoder.checkpoint.facts import (
     LORA_A,
     LORA_B,
     PROMPT,
-    Facts,
+    CheckpointFacts,
     expected_shapes,
     read_facts,
 )
@@ -19,7 +19,7 @@ __all__ = [
     "LORA_B",
     "PROMPT",
     "Checkpoint",
-    "Facts",
+    "CheckpointFacts",
     "expected_shapes",
     "from_state_dict",
     "load_checkpoint",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tempme_export.encoder.backbone import HEAD_WIDTH
-from tempme_export.encoder.checkpoint.facts import Facts
+from tempme_export.encoder.checkpoint.facts import CheckpointFacts
 from tempme_export.encoder.conventions import About, Statement, activation_named, statistic
 from tempme_export.errors import CheckpointError
 
@@ -45,7 +45,7 @@ def _table(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _check_sizes(source: str, table: Mapping[str, Any], names: Mapping[str, str], facts: Facts) -> None:
+def _check_sizes(source: str, table: Mapping[str, Any], names: Mapping[str, str], facts: CheckpointFacts) -> None:
     for key, fact in names.items():
         if key in table and table[key] != getattr(facts, fact):
             raise CheckpointError(
@@ -60,7 +60,7 @@ def _number(source: str, key: str, value: Any) -> float:
     return float(value)
 
 
-def _hugging_face(config: Mapping[str, Any], source: str, facts: Facts) -> Iterator[Statement]:
+def _hugging_face(config: Mapping[str, Any], source: str, facts: CheckpointFacts) -> Iterator[Statement]:
     if config.get("model_type", "clip") != "clip" or not (_table(config.get("vision_config"))):
         return
     _check_sizes(source, config, {"projection_dim": "embed"}, facts)
@@ -80,7 +80,7 @@ def _hugging_face(config: Mapping[str, Any], source: str, facts: Facts) -> Itera
         yield Statement(heads, count, of("num_attention_heads"))
 
 
-def _hugging_face_pixels(config: Mapping[str, Any], source: str, facts: Facts) -> Iterator[Statement]:
+def _hugging_face_pixels(config: Mapping[str, Any], source: str, facts: CheckpointFacts) -> Iterator[Statement]:
     config = _table(config.get("image_processor")) or config
     if "image_mean" not in config and "image_std" not in config:
         return
@@ -100,7 +100,7 @@ def _hugging_face_pixels(config: Mapping[str, Any], source: str, facts: Facts) -
         yield Statement("resize", "shortest" if "shortest_edge" in size else "squash", f"{source} (size)")
 
 
-def _open_clip(config: Mapping[str, Any], source: str, facts: Facts) -> Iterator[Statement]:
+def _open_clip(config: Mapping[str, Any], source: str, facts: CheckpointFacts) -> Iterator[Statement]:
     model, pixels = _table(config.get("model_cfg")), _table(config.get("preprocess_cfg"))
     if not model:
         return
@@ -127,7 +127,7 @@ def pixel_statements(pixels: Mapping[str, Any], source: str) -> Iterator[Stateme
         yield Statement("resize", resize, source)
 
 
-_Reader = Callable[[Mapping[str, Any], str, Facts], Iterator[Statement]]
+_Reader = Callable[[Mapping[str, Any], str, CheckpointFacts], Iterator[Statement]]
 _READERS: tuple[tuple[str, _Reader], ...] = (
     ("config.json", _hugging_face),
     ("preprocessor_config.json", _hugging_face_pixels),
@@ -136,7 +136,7 @@ _READERS: tuple[tuple[str, _Reader], ...] = (
 )
 
 
-def stated_beside(checkpoint: Path, facts: Facts) -> tuple[Statement, ...]:
+def stated_beside(checkpoint: Path, facts: CheckpointFacts) -> tuple[Statement, ...]:
     """Statements about a checkpoint in the configurations of its folder.
 
     Raises CheckpointError for one that cannot be read, or is of a model of other sizes.

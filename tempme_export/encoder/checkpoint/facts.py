@@ -22,7 +22,7 @@ _LISTED = 8
 
 
 @dataclass(frozen=True)
-class Facts:
+class CheckpointFacts:
     """Facts that shapes alone tell. `clip_lengths` maps a block to the clips that enter it, where the checkpoint has
     clip positional embeddings; `lora_rank`, `adapter` (its inner width) and `prompts` (tokens in each block) are None
     where there are none."""
@@ -88,7 +88,7 @@ def _rows(tensors: Mapping[str, Tensor], ending: str, what: str) -> int | None:
     return next(iter(rows), None)
 
 
-def read_facts(tensors: Mapping[str, Tensor]) -> Facts:
+def read_facts(tensors: Mapping[str, Tensor]) -> CheckpointFacts:
     """Infer every size from shapes. Raises CheckpointError where an anchor tensor is missing or odd."""
     width, _, patch, _ = _shape_of(tensors, "visual.conv1.weight", 4)
     positions, _ = _shape_of(tensors, "visual.positional_embedding", 2)
@@ -103,7 +103,7 @@ def read_facts(tensors: Mapping[str, Tensor]) -> Facts:
         for name, tensor in tensors.items()
         if (m := re.fullmatch(rf"visual\.transformer\.resblocks\.(\d+)\.{CLIP_POSITION}", name)) and tensor.ndim == 4
     )
-    return Facts(
+    return CheckpointFacts(
         image_size=grid * patch,
         patch=patch,
         width=width,
@@ -120,7 +120,7 @@ def read_facts(tensors: Mapping[str, Tensor]) -> Facts:
     )
 
 
-def _block_shapes(prefix: str, width: int, facts: Facts) -> dict[str, tuple[int, ...]]:
+def _block_shapes(prefix: str, width: int, facts: CheckpointFacts) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {
         "attn.in_proj_weight": (3 * width, width),
         "attn.in_proj_bias": (3 * width,),
@@ -143,7 +143,7 @@ def _block_shapes(prefix: str, width: int, facts: Facts) -> dict[str, tuple[int,
     return {prefix + name: shape for name, shape in shapes.items()}
 
 
-def expected_shapes(facts: Facts) -> dict[str, tuple[int, ...]]:
+def expected_shapes(facts: CheckpointFacts) -> dict[str, tuple[int, ...]]:
     """Every tensor a checkpoint of these facts holds, with its shape (spec section 7)."""
     f = facts
     shapes: dict[str, tuple[int, ...]] = {

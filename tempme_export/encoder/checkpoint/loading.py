@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tempme_export.encoder.backbone import OPEN_CLIP, Activation, open_clip_backbone
 from tempme_export.encoder.checkpoint.configs import stated_beside
-from tempme_export.encoder.checkpoint.facts import Facts, expected_shapes, is_dense, listing, read_facts
+from tempme_export.encoder.checkpoint.facts import CheckpointFacts, expected_shapes, is_dense, listing, read_facts
 from tempme_export.encoder.checkpoint.files import read_file
 from tempme_export.encoder.checkpoint.layouts import Weights, read_layout
 from tempme_export.encoder.checkpoint.open_clip_weights import read_open_clip
@@ -38,7 +38,7 @@ class Checkpoint:
     source: str
     sha256: str
     tensors: Mapping[str, Tensor]
-    facts: Facts
+    facts: CheckpointFacts
     statements: tuple[Statement, ...] = ()
     profile: Profile | None = None
     remarks: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ def _declared_profile(documents: tuple[Mapping[Any, Any], ...], source: str) -> 
     return parse_profile(declared, source=f"{source}: profile")
 
 
-def _check_jit_facts(tensors: dict[str, Tensor], facts: Facts, source: str) -> None:
+def _check_jit_facts(tensors: dict[str, Tensor], facts: CheckpointFacts, source: str) -> None:
     """Take the three scalars of OpenAI's files out, once they are seen to agree with the shapes."""
     told = dict(zip(_JIT_FACTS, (facts.image_size, facts.context, facts.vocab), strict=True))
     for name, expected in told.items():
@@ -75,7 +75,7 @@ def _is_dense_float(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and is_dense(tensor)
 
 
-def _validated(tensors: dict[str, Tensor], source: str) -> tuple[dict[str, Tensor], Facts]:
+def _validated(tensors: dict[str, Tensor], source: str) -> tuple[dict[str, Tensor], CheckpointFacts]:
     """Every tensor is known, has the shape that the others ask for, and is finite; float32, or CheckpointError."""
     try:
         facts = read_facts(tensors)

@@ -26,7 +26,7 @@ _DRIVERS = {(12, 0): 525, (12, 2): 535, (12, 8): 570, (13, 0): 580}  # the first
 _NO_CUDA = re.compile(r"^cuda\b.*=\s*None\s*$", re.MULTILINE)
 
 
-class Machine:
+class EngineHost:
     """This machine, as far as an engine depends on it. Imports TensorRT at most."""
 
     def gpu(self, device: str) -> Gpu:
@@ -47,7 +47,7 @@ class Machine:
         return None if spec is None or spec.origin is None else Path(spec.origin)
 
 
-_HERE = Machine()
+_HERE = EngineHost()
 
 
 def check_options(precision: str, workspace_gib: float | None = None) -> None:
@@ -90,7 +90,7 @@ def refuse(missing: tuple[str, ...], otherwise: str = _ONNX_STAYS) -> None:
         raise BackendError(f"no engine can be built here. {otherwise}{listed}")
 
 
-def missing_for_engine(device: str, machine: Machine = _HERE) -> tuple[str, ...]:
+def missing_for_engine(device: str, machine: EngineHost = _HERE) -> tuple[str, ...]:
     """Errors that `check_builder` would raise, in words; each with what to do."""
     missing, gpu, version = [], None, ""
     try:
@@ -124,7 +124,7 @@ def _lacks_cuda(torch: Path | None) -> bool:
     return version.is_file() and _NO_CUDA.search(version.read_text()) is not None
 
 
-def unfit_for_engine(gpu: Gpu, version: str, machine: Machine = _HERE) -> Iterator[str]:
+def unfit_for_engine(gpu: Gpu, version: str, machine: EngineHost = _HERE) -> Iterator[str]:
     """Requirements that the GPU or its driver is too old for; `version` is TensorRT's, empty where there is none."""
     if gpu.compute < _LEAST_COMPUTE:
         yield f"{gpu.name} has compute capability {gpu.compute[0]}.{gpu.compute[1]}; the plugins need 8.0 or newer."

@@ -132,10 +132,10 @@ def test_cold_inputs_push_one_another_out(calls, monkeypatch):
 
 def test_a_run_from_request_to_rows(recipe, monkeypatch):
     monkeypatch.setattr(timing, "draw_checkpoint", lambda profile, seed: recipe.checkpoint)
-    request = timing.KernelRequest((recipe.profile,), (1, 2), ("bf16", "fp32"), CPU, Protocol(), compiled=())
+    settings = timing.KernelSettings((recipe.profile,), (1, 2), ("bf16", "fp32"), CPU, Protocol(), compiled=())
     names = ("warm", "cold", "plain", "plain cold")
     take = fake({**dict.fromkeys(names, 1e-6), "copy": 1e-3, "encode": 2e-3})
-    report = timing.time_kernels(request, lambda _: None, take)
+    report = timing.time_kernels(settings, lambda _: None, take)
     assert [(one.batch, one.dtype) for one in report.marginals] == [(1, "bf16"), (1, "fp32"), (2, "bf16"), (2, "fp32")]
     assert all(one.encode_ms == pytest.approx(2) for one in report.marginals)
     assert len(report.rows) == 4 * 22
@@ -206,9 +206,9 @@ def test_a_gpu_is_required(monkeypatch):
 def test_on_a_gpu(recipe):
     device = timing.require_gpu()
     protocol = Protocol(seconds=1e-4, samples=5, budget=2.0, window=3)
-    request = timing.KernelRequest((), (), (), device, protocol, compiled=(1,))
+    settings = timing.KernelSettings((), (), (), device, protocol, compiled=(1,))
     take = timer(device, protocol, 1e-4)
-    rows, cost = timing.profile_rows(recipe, 2, "bf16", request, take, lambda _: None)
+    rows, cost = timing.profile_rows(recipe, 2, "bf16", settings, take, lambda _: None)
     assert len(rows) == 22 and cost is not None and cost.encode_ms > 0
     assert all(0 < row.warm_p20_us <= row.warm_us <= row.warm_p80_us for row in rows)
     assert {row.block for row in rows if row.compiled_us is not None} == {1}

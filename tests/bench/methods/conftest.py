@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from tempme_export.encoder.checkpoint import Facts, expected_shapes, from_state_dict, load_checkpoint
+from tempme_export.encoder.checkpoint import CheckpointFacts, expected_shapes, from_state_dict, load_checkpoint
 from tempme_export.encoder.profile import BatchRange, Profile
 from tempme_export.encoder.recipe import Recipe, prepare
 from tempme_export.encoder.schedule import MergePolicy
 
 # Twelve blocks and frames, so that the paper's schedules apply; 25 patches, so that percentages do not come out even.
-DEEP = Facts(
+DEEP = CheckpointFacts(
     image_size=80,
     patch=16,
     width=128,

@@ -14,7 +14,7 @@ from tempme_export.bench.methods.recipes import with_policy
 from tempme_export.bench.methods.schedules import evit_schedule
 from tempme_export.encoder.checkpoint import expected_shapes, from_state_dict
 from tempme_export.encoder.recipe import folded_weights, prepare
-from tempme_export.encoder.reference import ReferenceVideo, Trace
+from tempme_export.encoder.reference import MergeLog, ReferenceVideo
 from tempme_export.encoder.schedule import MergePolicy
 from tempme_export.errors import CheckpointError, UsageError
 
@@ -22,21 +22,21 @@ RUNNING = [method.key for method in METHODS if method.runs]
 NOTHING = MergePolicy(0, (), (), 0, 0)
 
 
-def traced(module, frames):
-    trace = Trace()
-    module.frame_features(frames, trace)
-    return trace
+def logged(module, frames):
+    log = MergeLog()
+    module.frame_features(frames, log)
+    return log
 
 
 def assert_tokens(module, schedule, frames):
     """The running encoder has the schedule's tokens after every block, and the schedule's merges."""
-    trace, batch = traced(module, frames), len(frames)
-    assert [tuple(x.shape[:2]) for x in trace.tokens] == [(batch * b.clips, b.tokens_mlp) for b in schedule.blocks]
-    assert all(x.shape[:2] == size.shape for x, size in zip(trace.tokens, trace.sizes, strict=True))
+    log, batch = logged(module, frames), len(frames)
+    assert [tuple(x.shape[:2]) for x in log.tokens] == [(batch * b.clips, b.tokens_mlp) for b in schedule.blocks]
+    assert all(x.shape[:2] == size.shape for x, size in zip(log.tokens, log.sizes, strict=True))
     originals = schedule.frames * schedule.tokens_per_frame
-    for size in trace.sizes:
+    for size in log.sizes:
         torch.testing.assert_close(size.view(batch, -1).sum(1), torch.full((batch,), float(originals)))
-    return trace
+    return log
 
 
 @pytest.mark.parametrize("key", RUNNING)
@@ -44,9 +44,9 @@ def test_running_tokens_are_the_schedules(deep, frames_for, key):
     (method,) = chosen(key)
     schedule, module = derive(method, deep.profile, deep.backbone).schedule, encoder(method, deep)
     assert module.schedule == schedule
-    trace = assert_tokens(module, schedule, frames_for(deep))
+    log = assert_tokens(module, schedule, frames_for(deep))
     if method.exports:
-        assert [(s.block, s.kind, s.r) for s in trace.steps] == [(m.block, m.kind, m.r) for m in schedule.merges]
+        assert [(s.block, s.kind, s.r) for s in log.steps] == [(m.block, m.kind, m.r) for m in schedule.merges]
 
 
 @pytest.mark.parametrize("key", ["none", "tome", "tempme", "temporal", "evit"])
@@ -127,14 +127,14 @@ def numpy_evit_block(x, w, heads, fuses):
 @pytest.mark.parametrize("index", [3, 6, 9, 4])
 def test_evit_block_is_its_rule_in_numpy(deep, frames_for, index):
     """Two heads, so that their mean matters; a block that fuses nothing; from block 6 on a fused token comes in."""
-    trace = traced(encoder(chosen("evit")[0], deep, dtype=torch.float64), frames_for(deep, 1, torch.float64))
+    log = logged(encoder(chosen("evit")[0], deep, dtype=torch.float64), frames_for(deep, 1, torch.float64))
     prefix = f"transformer.resblocks.{index}."
     weights = {
         name.removeprefix(prefix): tensor.numpy()
         for name, tensor in folded_weights(deep, "visual.", torch.float64).items()
         if name.startswith(prefix)
     }
-    for before, after in zip(trace.tokens[index - 1], trace.tokens[index], strict=True):
+    for before, after in zip(log.tokens[index - 1], log.tokens[index], strict=True):
         expected = numpy_evit_block(before.numpy(), weights, 2, index in (3, 6, 9))
         np.testing.assert_allclose(after.numpy(), expected, rtol=0, atol=1e-10)
 

@@ -14,7 +14,7 @@ from tempme_export.bench.visualize import merges as merges_module
 from tempme_export.bench.visualize.merges import drawn_blocks, merge_stages, video_merges
 from tempme_export.encoder.checkpoint import load_checkpoint
 from tempme_export.encoder.recipe import prepare
-from tempme_export.encoder.reference import ReferenceVideo, Trace
+from tempme_export.encoder.reference import MergeLog, ReferenceVideo
 from tempme_export.encoder.schedule import MergePolicy, build_schedule
 from tempme_export.errors import BundleError, InputError, VideoError
 from tempme_export.media.preprocess import preprocess_for
@@ -42,7 +42,7 @@ def video(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def traced_bundle(recipe, tiny_bundle, tmp_path_factory):
+def merges_bundle(recipe, tiny_bundle, tmp_path_factory):
     """The tiny bundle with its merges as outputs, as `tempme-export --expose-merges` declares them. Its path."""
     folder = tmp_path_factory.mktemp("merged.tempme")
     proto = onnx.load(tiny_bundle / VIDEO)
@@ -54,17 +54,17 @@ def traced_bundle(recipe, tiny_bundle, tmp_path_factory):
 
 def original(recipe, frames):
     """What the reference did with uint8 frames [F, S, S, 3]."""
-    trace = Trace()
+    log = MergeLog()
     pixels = preprocess_for(recipe).normalise(frames)
-    ReferenceVideo(recipe).frame_features(torch.from_numpy(pixels[None]), trace)
-    return trace
+    ReferenceVideo(recipe).frame_features(torch.from_numpy(pixels[None]), log)
+    return log
 
 
-def assigns_of(trace):
-    return [step.assign.numpy() for step in trace.steps]
+def assigns_of(log):
+    return [step.assign.numpy() for step in log.steps]
 
 
-def by_definition(trace, schedule):
+def by_definition(log, schedule):
     """After each block, {token: the original patches in it}, by the words of the spec: lists that join and merge.
 
     A token is (clip, row), an original patch (frame, patch); class tokens hold none.
@@ -72,7 +72,7 @@ def by_definition(trace, schedule):
     clips = [
         [{("class", f)}, *({(f, p)} for p in range(schedule.tokens_per_frame - 1))] for f in range(schedule.frames)
     ]
-    n_cls, steps, after = 1, iter(trace.steps), []
+    n_cls, steps, after = 1, iter(log.steps), []
     for block in schedule.blocks:
         joined = []
         for start in range(0, len(clips), block.factor):
@@ -112,16 +112,16 @@ def regions(groups):
 
 def assert_followed(recipe, frames, grid):
     """Every stage is the partition by definition, with the reference's sizes; returns the stages."""
-    trace, schedule = original(recipe, frames), recipe.schedule
-    stages = merge_stages(assigns_of(trace), schedule, grid)
-    expected = by_definition(trace, schedule)
+    log, schedule = original(recipe, frames), recipe.schedule
+    stages = merge_stages(assigns_of(log), schedule, grid)
+    expected = by_definition(log, schedule)
     assert len(stages) == len(drawn_blocks(schedule)) > 0
     for stage, index in zip(stages, drawn_blocks(schedule), strict=True):
         block = schedule.blocks[index]
         assert stage.groups.shape == (schedule.frames, grid, grid) and stage.groups.dtype == np.int64
         assert regions(stage.groups) == {frozenset(token) for token in expected[index].values() if token}
         assert (stage.clips, stage.tokens) == (block.clips, block.clips * block.tokens_mlp)
-        sizes = trace.sizes[index].numpy().copy()
+        sizes = log.sizes[index].numpy().copy()
         sizes[:, : block.n_cls] -= 1  # class tokens never merge and are not drawn
         np.testing.assert_array_equal(np.bincount(stage.groups.ravel(), minlength=stage.tokens), sizes.ravel())
         assert stage.patch_tokens == stage.tokens - schedule.frames
@@ -248,17 +248,17 @@ class TestRefused:
             merge_stages(assigns, recipe.schedule, GRID)
 
 
-class TestTraceVideo:
+class TestVideoMerges:
     def test_frames_are_what_the_encoder_saw(self, recipe, video):
         merged = video_merges(Case(recipe), video)
         np.testing.assert_array_equal(merged.frames, preprocess_for(recipe).crop(read_frames(video, 4)))
         assert merged.frames.shape == (4, 64, 64, 3) and merged.frames.dtype == np.uint8
 
-    def test_all_ways_agree(self, recipe, tiny_bundle, traced_bundle, video):
+    def test_all_ways_agree(self, recipe, tiny_bundle, merges_bundle, video):
         """The original path, a bundle, and one with its merges as outputs."""
         case = Case(recipe)
         expected = assert_followed(recipe, preprocess_for(recipe).crop(read_frames(video, 4)), GRID)
-        plain, merged = open_bundle(tiny_bundle), open_bundle(traced_bundle)
+        plain, merged = open_bundle(tiny_bundle), open_bundle(merges_bundle)
         for model in (case, plain, merged, open_case(str(tiny_bundle), None, None)):
             stages = video_merges(model, video).stages
             assert [stage.title for stage in stages] == [stage.title for stage in expected]
@@ -271,7 +271,7 @@ class TestTraceVideo:
         assert video_merges(Case(recipe, tiny_bundle), video).origin == expected
         assert video_merges(open_bundle(tiny_bundle), video).origin == expected
 
-    def test_a_traced_bundle_is_run_as_it_is(self, traced_bundle, video, monkeypatch):
+    def test_a_bundle_with_merge_outputs_is_run_as_it_is(self, merges_bundle, video, monkeypatch):
         seen = []
 
         class Recording(merges_module.OrtRunner):
@@ -280,7 +280,7 @@ class TestTraceVideo:
                 super().__init__(path, extra_outputs=extra_outputs)
 
         monkeypatch.setattr(merges_module, "OrtRunner", Recording)
-        video_merges(open_bundle(traced_bundle), video)
+        video_merges(open_bundle(merges_bundle), video)
         assert seen == [()]
 
     def test_every_frame_counts(self, tiny_bundle, video, monkeypatch):

@@ -289,7 +289,7 @@ def contains(pixels, part):
     return top_of(pixels, part) is not None
 
 
-class TestDrawTrace:
+class TestDrawMerges:
     @pytest.fixture(scope="class")
     def video(self, tmp_path_factory):
         path = tmp_path_factory.mktemp("video") / "clip.mp4"

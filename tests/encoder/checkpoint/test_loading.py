@@ -20,7 +20,7 @@ from tempme_export.encoder.checkpoint import (
     LORA_A,
     LORA_B,
     PROMPT,
-    Facts,
+    CheckpointFacts,
     from_state_dict,
     load_checkpoint,
 )
@@ -42,7 +42,7 @@ SMALL = {
     "merge_frame_num": "2-3",
     "max_frames": 6,
 }
-FACTS = Facts(
+FACTS = CheckpointFacts(
     image_size=16,
     patch=8,
     width=64,

@@ -469,7 +469,7 @@ class TestRefusals:
         assert caught.value.exit_code == 4 and machine.registered == []
 
 
-class FakeMachine(requirements.Machine):
+class FakeMachine(requirements.EngineHost):
     """A machine that lacks nothing, with parts to take away or to spoil."""
 
     def __init__(self, folder):

@@ -36,7 +36,7 @@ UNMERGED = "mini-8f-none"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Eight clips with a caption each in `data.csv`, and the checkpoint `mini.pth`. Do not write there."""
-    folder = tmp_path_factory.mktemp("trace")
+    folder = tmp_path_factory.mktemp("source")
     with (folder / "data.csv").open("w", newline="") as stream:
         rows = csv.writer(stream)
         rows.writerow(["video", "caption"])
@@ -54,9 +54,9 @@ def recipe(folder):
 
 
 @pytest.fixture(scope="module")
-def traced(one_thread, folder, tmp_path_factory):
+def with_merges(one_thread, folder, tmp_path_factory):
     """Path of a bundle that was built with its merges as outputs, judged and gated for real. Do not write there."""
-    out = tmp_path_factory.mktemp("traced") / "mini.tempme"
+    out = tmp_path_factory.mktemp("with_merges") / "mini.tempme"
     tempme_export.export(
         folder / "mini.pth", "mini-8f", out, batch=(1, 2, 3), expose_merges=True, gate=f"{folder / 'data.csv'}"
     )
@@ -70,54 +70,54 @@ def command(tempme_export, folder, tmp_path):
 
 
 class TestBundle:
-    def test_manifest(self, traced):
-        bundle = open_bundle(traced)
+    def test_manifest(self, with_merges):
+        bundle = open_bundle(with_merges)
         verify_files(bundle)
         assert bundle.manifest["trace"] is True
 
-    def test_a_manifest_without_the_word_is_read(self, traced, tmp_path):
-        """Bundles of earlier versions have no trace."""
-        rest = {key: value for key, value in open_bundle(traced).manifest.items() if key != "trace"}
+    def test_a_manifest_without_the_word_is_read(self, with_merges, tmp_path):
+        """Bundles of earlier versions do not say."""
+        rest = {key: value for key, value in open_bundle(with_merges).manifest.items() if key != "trace"}
         write_manifest(tmp_path, {key: rest[key] for key in rest.keys() - {"format", "files", "sha256"}})
         assert open_bundle(tmp_path).manifest.get("trace") is None
 
-    def test_its_outputs(self, traced, recipe):
+    def test_its_outputs(self, with_merges, recipe):
         names = [merge.assign_name for merge in recipe.schedule.merges]
         assert len(names) == 6, "a merge in each of four blocks, and in two of them before attention too"
-        with OrtRunner(traced / VIDEO) as runner:
+        with OrtRunner(with_merges / VIDEO) as runner:
             found = runner.infer({"frames": np.zeros((2, 8, 3, 64, 64), np.float32)})
         assert list(found) == ["video_embedding", *names]
         assert {found[name].dtype for name in names} == {np.dtype(np.int32)}
 
-    def test_parity_looked_at_everything(self, traced):
-        reports = open_bundle(traced).manifest["parity"]
+    def test_parity_looked_at_everything(self, with_merges):
+        reports = open_bundle(with_merges).manifest["parity"]
         statuses = [(report["artifact"], report["status"]) for report in reports]
         assert statuses == [(name, "passed") for name in (VIDEO, TEXT, TOKENIZER)]
         named = {check["name"] for check in reports[0]["checks"]}
         assert {"decisions changed", "merged tokens, relative RMS"} <= named
-        assert [report["status"] for report in open_bundle(traced).manifest["gate"]["reports"]] == ["passed"]
+        assert [report["status"] for report in open_bundle(with_merges).manifest["gate"]["reports"]] == ["passed"]
 
-    def test_it_verifies(self, traced):
-        assert [report.status for report in tempme_export.verify(traced)] == ["passed"] * 3
+    def test_it_verifies(self, with_merges):
+        assert [report.status for report in tempme_export.verify(with_merges)] == ["passed"] * 3
 
-    def test_it_encodes_as_the_original_path(self, traced, folder, recipe):
+    def test_it_encodes_as_the_original_path(self, with_merges, folder, recipe):
         videos = [str(folder / f"{i}.mp4") for i in range(3)]
         frames = np.stack([preprocess_for(recipe)(read_frames(video, 8)) for video in videos])
         expected = ReferenceVideo(recipe)(torch.from_numpy(frames)).numpy()
-        with tempme_export.load(traced) as model:
+        with tempme_export.load(with_merges) as model:
             found = model.encode_video(videos)
         assert found.shape == expected.shape
         assert cosine_distance(expected, found) <= TOLERANCES["fp32"].cosine_distance
 
 
 class TestWords:
-    def test_the_bundle_is_shown_with_it(self, traced, capsys):
-        console.show_bundle(open_bundle(traced))
+    def test_the_bundle_is_shown_with_it(self, with_merges, capsys):
+        console.show_bundle(open_bundle(with_merges))
         assert "video.onnx also returns 6 merges, assign_00 to assign_05" in capsys.readouterr().err
 
     @pytest.mark.parametrize("change", [{"trace": False}, {}])
-    def test_and_without_it_where_there_is_none(self, traced, change, capsys):
-        bundle = open_bundle(traced)
+    def test_and_without_it_where_there_is_none(self, with_merges, change, capsys):
+        bundle = open_bundle(with_merges)
         manifest = {key: value for key, value in bundle.manifest.items() if key != "trace"} | change
         console.show_bundle(Bundle(bundle.path, manifest))
         err = capsys.readouterr().err
@@ -130,9 +130,9 @@ class TestWords:
         (spec,) = specs
         assert spec.expose_merges is bool(arguments)
 
-    def test_json(self, command, traced, builds):
+    def test_json(self, command, with_merges, builds):
         for artifact in (VIDEO_ONNX, TEXT_ONNX):
-            builds.copying(artifact, traced)
+            builds.copying(artifact, with_merges)
         code, out, _ = command("--profile", "mini-8f", "--batch-range", "1:2:3", "--expose-merges", "--json")
         assert code == 0 and json.loads(out)["manifest"]["trace"] is True
 
@@ -149,7 +149,7 @@ class TestRefused:
         assert "profile mini-8f-none merges no tokens" in err and "Leave out --expose-merges" in err
         assert not (tmp_path / "out").exists()
 
-    def test_only_with_a_trace(self, folder):
+    def test_only_with_merge_outputs(self, folder):
         assert ExportSpec(folder / "mini.pth", UNMERGED).recipe().schedule.merges == ()
 
     def test_in_python(self, folder, tmp_path):

@@ -14,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from tempme_export.encoder.checkpoint import from_state_dict
 from tempme_export.encoder.profile import FROM_CHECKPOINT, BatchRange, Profile
 from tempme_export.encoder.recipe import prepare
-from tempme_export.encoder.reference import ReferenceVideo, Trace
+from tempme_export.encoder.reference import MergeLog, ReferenceVideo
 from tempme_export.encoder.schedule import MergePolicy
 from tempme_export.exporters import onnx as to_onnx
 from tempme_export.exporters.onnx import export_video
@@ -73,11 +73,11 @@ def recipe_of(checkpoint_maker):
 
 @pytest.fixture(scope="module")
 def file_of(recipe_of, tmp_path_factory):
-    """Variant, traced or not -> path of its video tower. A model is turned into a graph once, which takes seconds."""
+    """Variant, with its merges or without -> path of its video tower; a model is exported once."""
     to_proto, graphs = to_onnx.to_proto, {}
 
     @functools.cache
-    def export(variant, trace):
+    def export(variant, with_merges):
         def once(*args, **options):
             if variant not in graphs:
                 graphs[variant] = to_proto(*args, **options)
@@ -86,7 +86,7 @@ def file_of(recipe_of, tmp_path_factory):
         path = tmp_path_factory.mktemp("video") / "video.onnx"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(to_onnx, "to_proto", once)
-            export_video(recipe_of(variant), path, frame_mask=variant.frame_mask, expose_merges=trace)
+            export_video(recipe_of(variant), path, frame_mask=variant.frame_mask, expose_merges=with_merges)
         return path
 
     return export
@@ -100,12 +100,12 @@ def described(value):
 
 def expected_outputs(recipe, frames):
     """The reference's embedding and assignments for float32 frames [B, F, 3, S, S]."""
-    trace = Trace()
-    feature = ReferenceVideo(recipe).video_feature(torch.from_numpy(frames), trace=trace)
-    assert all(float(step.gap.min()) >= SAFE_GAP for step in trace.steps), "the seed drew an unsafe decision"
+    log = MergeLog()
+    feature = ReferenceVideo(recipe).video_feature(torch.from_numpy(frames), log=log)
+    assert all(float(step.gap.min()) >= SAFE_GAP for step in log.steps), "the seed drew an unsafe decision"
     embedding = torch.nn.functional.normalize(feature, dim=-1).numpy()
     names = [merge.assign_name for merge in recipe.schedule.merges]
-    return {"video_embedding": embedding} | dict(zip(names, (step.assign.numpy() for step in trace.steps), strict=True))
+    return {"video_embedding": embedding} | dict(zip(names, (step.assign.numpy() for step in log.steps), strict=True))
 
 
 def run_ort(path, inputs):
@@ -150,9 +150,9 @@ def test_without_it_no_output_is_added(file_of):
 
 
 def test_nothing_else_of_the_graph_changes(file_of):
-    plain, traced = (onnx.load(file_of(ONE_CLIP, trace)) for trace in (False, True))
-    del traced.graph.output[1:]
-    assert traced.SerializeToString(deterministic=True) == plain.SerializeToString(deterministic=True)
+    plain, merging = (onnx.load(file_of(ONE_CLIP, with_merges)) for with_merges in (False, True))
+    del merging.graph.output[1:]
+    assert merging.SerializeToString(deterministic=True) == plain.SerializeToString(deterministic=True)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -178,13 +178,13 @@ def test_the_outputs_are_the_references(engine, variant, batch, file_of, recipe_
 
 
 def test_values_can_be_exposed_besides(file_of, recipe_of):
-    """Parity asks for assignments and merged tokens of every bundle, traced or not."""
+    """Parity asks for assignments and merged tokens of every bundle, with merge outputs or without."""
     recipe = recipe_of(ONE_CLIP)
     names = [name for merge in recipe.schedule.merges for name in (merge.assign_name, merge.tokens_name)]
     frames = np.random.default_rng(0).standard_normal((2, 4, 3, 48, 48)).astype(np.float32)
     answers = []
-    for trace in (False, True):
-        with OrtRunner(file_of(ONE_CLIP, trace), extra_outputs=names, threads=1) as runner:
+    for with_merges in (False, True):
+        with OrtRunner(file_of(ONE_CLIP, with_merges), extra_outputs=names, threads=1) as runner:
             answers.append(runner.infer({"frames": frames}))
     assert set(answers[0]) == set(answers[1]) == {"video_embedding", *names}
     for name, value in answers[0].items():

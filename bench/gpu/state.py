@@ -15,7 +15,7 @@ _QUERY = "driver_version,clocks.sm,clocks.mem,power.draw,power.limit,temperature
 
 
 @dataclass(frozen=True)
-class GpuFacts:
+class GpuState:
     """One device at one moment: clocks in MHz, power in W, temperature in degrees C, memory in 1e9 bytes.
 
     throttle  the driver's bit mask of reasons for which clocks are held down; 0 and 1 (idle) are none
@@ -97,13 +97,13 @@ def _by_smi(index: int) -> dict[str, Any]:
     }
 
 
-def gpu_facts() -> GpuFacts | None:
+def gpu_state() -> GpuState | None:
     """The current CUDA device as it is now; None without one."""
     if not torch.cuda.is_available():
         return None
     index = torch.cuda.current_device()
     properties = torch.cuda.get_device_properties(index)
-    return GpuFacts(
+    return GpuState(
         name=properties.name,
         capability=f"sm_{properties.major}{properties.minor}",
         memory_gb=properties.total_memory / 1e9,
@@ -125,5 +125,5 @@ def versions() -> dict[str, str | None]:
 
 def gpu_now(device: str) -> tuple[dict[str, Any], ...]:
     """Clocks, throttling and power of the GPU as it is; empty on a CPU."""
-    facts = gpu_facts() if device.startswith("cuda") else None
+    facts = gpu_state() if device.startswith("cuda") else None
     return () if facts is None else (dataclasses.asdict(facts),)

@@ -9,7 +9,7 @@ from tempme_export.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Request:
+class RunSettings:
     """Settings of a measurement. The seed of the videos is the protocol's.
 
     batches          videos per call, rising, each measured on its own
