@@ -15,8 +15,8 @@ from tempme_export.bench.counting.running import count_candidates
 from tempme_export.bench.entries import on_backends, with_methods
 from tempme_export.bench.gpu.state import gpu_now
 from tempme_export.bench.machine import machine
-from tempme_export.bench.methods.beside import beside_paper
 from tempme_export.bench.methods.catalogue import chosen
+from tempme_export.bench.methods.paper_comparison import paper_comparison
 from tempme_export.bench.report import Report
 from tempme_export.bench.run import Bench, run
 from tempme_export.bench.run_settings import RunSettings, check_batches, sweep
@@ -105,7 +105,7 @@ def _measure_case(
     if config.methods is None:
         return Report(missing=missing) + report
     speeds = {row.method or "": row.videos_per_s for row in reversed(report.rows)}
-    rows = beside_paper(chosen(config.methods), case.profile, case.recipe.backbone, speeds, missing)
+    rows = paper_comparison(chosen(config.methods), case.profile, case.recipe.backbone, speeds, missing)
     return report + Report(methods=tuple(rows))
 
 

@@ -10,7 +10,7 @@ from tempme_export.kernels.launch import (
     check_rows,
     check_tensor,
     launch,
-    matches_beside_attention,
+    match_overlaps_attention,
     power_of_two,
 )
 from tempme_export.kernels.match import match_keys
@@ -63,7 +63,7 @@ def attention_match(
     bias = _check(qkv, bias, heads)
     items, n_tokens, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     n_a = check_counts(n_tokens, n_cls, r)
-    if not matches_beside_attention(n_a, width // heads):
+    if not match_overlaps_attention(n_a, width // heads):
         return attention(qkv, bias, heads, config), match_keys(qkv, heads, n_cls, r)
     out = torch.empty(items, n_tokens, width, dtype=qkv.dtype, device=qkv.device)
     assign = torch.empty(items, n_tokens, dtype=torch.int32, device=qkv.device)

@@ -109,7 +109,7 @@ def attention_config(n_tokens: int, dtype: torch.dtype) -> AttentionConfig:
     return AttentionConfig(min(64, power_of_two(n_tokens, 16)), 32, num_warps=4)
 
 
-def matches_beside_attention(n_a: int, head_width: int) -> bool:
+def match_overlaps_attention(n_a: int, head_width: int) -> bool:
     """True for a match that fits the tiles and warps of an attention program; larger ones take their own launch."""
     return n_a <= 64 and head_width <= 64
 
@@ -147,9 +147,10 @@ def check_tensor(name: str, x: Tensor, shape: Sequence[int], dtype: torch.dtype 
     """x; raise ValueError unless it has this shape, dtype (None: any the kernels take) and the device of `like`."""
     dtypes = DTYPES if dtype is None else (dtype,)
     if tuple(x.shape) != tuple(shape) or x.dtype not in dtypes or x.device != like.device:
-        wanted = " or ".join(str(one).removeprefix("torch.") for one in dtypes)
+        accepted = " or ".join(str(one).removeprefix("torch.") for one in dtypes)
         raise ValueError(
-            f"{name} must be {tuple(shape)} {wanted} on {like.device}, found {tuple(x.shape)} {x.dtype} on {x.device}."
+            f"{name} must be {tuple(shape)} {accepted} on {like.device}, "
+            f"found {tuple(x.shape)} {x.dtype} on {x.device}."
         )
     return x
 

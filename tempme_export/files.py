@@ -48,11 +48,11 @@ def write_file(path: Path, content: Content) -> None:
                 _fill(stream, content)
             return
         place = path.resolve()
-        with _unfinished(place) as beside:
-            with beside.open("xb") as stream:
+        with _unfinished(place) as unfinished:
+            with unfinished.open("xb") as stream:
                 _fill(stream, content)
                 os.fsync(stream.fileno())
-            beside.replace(place)
+            unfinished.replace(place)
             _sync_folder(place.parent)
     except (OSError, RuntimeError) as error:  # torch.save turns some failed writes into a RuntimeError
         where = next(folder for folder in path.absolute().parents if folder.exists())
@@ -153,20 +153,20 @@ def discard_unfinished() -> None:
 
 @contextmanager
 def _unfinished(place: Path) -> Iterator[Path]:
-    beside = _hidden_sibling(place)
-    _UNFINISHED.add(beside)
+    unfinished = _hidden_sibling(place)
+    _UNFINISHED.add(unfinished)
     try:
-        yield beside
+        yield unfinished
     finally:
         try:
-            _delete(beside)
+            _delete(unfinished)
         except BaseException:  # a signal
-            _delete(beside)
+            _delete(unfinished)
             raise
-        _UNFINISHED.discard(beside)
-        if os.path.lexists(beside):
+        _UNFINISHED.discard(unfinished)
+        if os.path.lexists(unfinished):
             warnings.warn(
-                f"{beside} could not be deleted. It is of no more use; delete it by hand.",
+                f"{unfinished} could not be deleted. It is of no more use; delete it by hand.",
                 LeftBehindWarning,
                 stacklevel=3,
             )

@@ -63,8 +63,8 @@ class RetrievalModel(ProcessBound):
 
     def _open(self) -> dict[str, Any]:
         """Both towers by their names, and the tokenizer where the bundle has one."""
-        beside = self.device if self._text.runner == self._video.runner else None
-        devices = {"video": self.device, "text": self._text.choose_device(self._folder, beside)}
+        device = self.device if self._text.runner == self._video.runner else None
+        devices = {"video": self.device, "text": self._text.choose_device(self._folder, device)}
         towers = {one.artifact.tower: one for one in (self._video, self._text)}
         limits = {"video": self._most_videos(), "text": _TEXTS}
         words = [TOKENIZER] if self._folder.holds(TOKENIZER) else []

@@ -33,7 +33,7 @@ from tempme_export.progress import Progress
 from tempme_export.runtime.base import Runner
 
 HERE = Path(__file__).parent / "golden"
-BESIDE = Path(__file__).parents[2] / "shared" / "golden"
+SHARED_GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 
 # Shared cores stand still for longer than Hypothesis's deadline; speed is no test's concern.
 settings.register_profile("no deadline", deadline=None)
@@ -146,7 +146,7 @@ def _profile_of(document, text_length):
 
 
 def _golden_folder(name):
-    folder = next((f for f in (HERE, BESIDE) if (f / f"{name}.json").is_file()), None)
+    folder = next((f for f in (HERE, SHARED_GOLDEN) if (f / f"{name}.json").is_file()), None)
     if folder is None:
         pytest.skip(f"{name} is not in tests/golden, and ../shared/golden is not beside this repository")
     return folder

@@ -114,7 +114,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
-    wanted = {
+    expected = {
         f"{package.replace('.', '/')}/{file.name}"
         for package in PACKAGES
         for pattern in ("*.py", "*.toml", "*.css", "py.typed")
@@ -123,8 +123,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
         licences = {Path(name).name: archive.read(name).decode() for name in names if ".dist-info/licenses/" in name}
-    assert {name for name in names if ".dist-info/" not in name} == wanted
-    assert "tempme_export/profiles/vit-b-32-12f.toml" in wanted
+    assert {name for name in names if ".dist-info/" not in name} == expected
+    assert "tempme_export/profiles/vit-b-32-12f.toml" in expected
     assert sorted(licences) == sorted(PROJECT["license-files"])
     assert "Apache License" in licences["LICENSE"]
     assert "tempme-export contributors" in licences["NOTICE"]
@@ -163,12 +163,14 @@ def test_the_editable_install_exposes_every_module_and_no_bare_name(tmp_path: Pa
         "specs = {name: find_spec(name) for name in sys.argv[1:]}\n"
         "print(json.dumps({name: spec and spec.origin for name, spec in specs.items()}))\n"
     )
-    wanted = {name: str(path) for name, path in modules_on_disk().items()}
+    expected = {name: str(path) for name, path in modules_on_disk().items()}
     bare = [*BARE, "tests"]
-    origins: dict[str, str | None] = json.loads(output_of(sys.executable, "-c", program, *wanted, *bare, cwd=tmp_path))
+    origins: dict[str, str | None] = json.loads(
+        output_of(sys.executable, "-c", program, *expected, *bare, cwd=tmp_path)
+    )
     leaked = [name for name in bare if (origin := origins.pop(name)) and Path(origin).is_relative_to(ROOT)]
     assert leaked == []
-    assert origins == wanted
+    assert origins == expected
 
 
 def test_the_installed_commands_are_those_of_pyproject() -> None:

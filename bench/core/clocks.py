@@ -72,7 +72,7 @@ def capture(calls: Sequence[Callable[[], T]], *, keep: bool = False) -> tuple[to
 class DeviceCall:
     """A work as one call that returns the device's seconds for it, or the clock's on a CPU.
 
-    The first call warms it up and settles how often a sample repeats it. Holds the graph and its memory until closed.
+    The first call warms it up and fixes how often a sample repeats it. Holds the graph and its memory until closed.
     """
 
     def __init__(self, work: Work, device: torch.device, sample_s: float = SAMPLE_S) -> None:
@@ -84,10 +84,10 @@ class DeviceCall:
     def __call__(self) -> float:
         """Seconds of one of the work's calls."""
         if self._repeat == 0:
-            self._settle()
+            self._choose_repeats()
         return self._elapsed() / (self._repeat * len(self._work.calls))
 
-    def _settle(self) -> None:
+    def _choose_repeats(self) -> None:
         if self._work.graph and self._cuda:
             self._graph, self._results = capture(self._work.calls, keep=self._work.keep)
         else:

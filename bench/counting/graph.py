@@ -133,14 +133,14 @@ class _Graph:
         self,
         start: Iterable["onnx.NodeProto"],
         step: Callable[["onnx.NodeProto"], Iterable["onnx.NodeProto"]],
-        wanted: Collection[str],
+        operators: Collection[str],
         goes_on: Callable[[str], bool],
     ) -> bool:
-        """True where a walk from `start` meets an operator of `wanted`, going on behind those that `goes_on` names."""
+        """True where a walk from `start` meets one of `operators`, going on behind those that `goes_on` names."""
         waiting, seen = list(start), set()
         while waiting:
             node = waiting.pop()
-            if node.op_type in wanted:
+            if node.op_type in operators:
                 return True
             if node.output[0] not in seen and goes_on(node.op_type):
                 seen.add(node.output[0])

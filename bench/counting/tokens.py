@@ -121,10 +121,10 @@ def check_tokens(found: BlockTokens, schedule: Schedule, where: str) -> None:
         strict=True,
     )
     wrong = [
-        f"block {number}: {has[0]} clips, {has[1]} tokens in attention, {has[2]} in the MLP instead of {wanted[0]}, "
-        f"{wanted[1]}, {wanted[2]}"
-        for number, (has, wanted) in enumerate(rows)
-        if has != wanted
+        f"block {number}: {has[0]} clips, {has[1]} tokens in attention, {has[2]} in the MLP instead of {needed[0]}, "
+        f"{needed[1]}, {needed[2]}"
+        for number, (has, needed) in enumerate(rows)
+        if has != needed
     ]
     if wrong:
         raise ParityError(f"{where} does not have the tokens of its schedule: {'; '.join(wrong)}.")

@@ -182,13 +182,13 @@ def chosen(names: Iterable[str] | str | None) -> tuple[Method, ...]:
 
     Raises UsageError for unknown names, and for none at all.
     """
-    wanted = [ALL] if names is None else [names] if isinstance(names, str) else list(names)
+    asked = [ALL] if names is None else [names] if isinstance(names, str) else list(names)
     known = {method.key: method for method in METHODS}
-    unknown = [name for name in wanted if name not in known and name != ALL]
-    if unknown or not wanted:
+    unknown = [name for name in asked if name not in known and name != ALL]
+    if unknown or not asked:
         raise UsageError(
             f"found {', '.join(map(repr, unknown)) or 'no name'} for a method; expected some of: "
             f"{', '.join(known)}, or {ALL}."
         )
-    keys = dict.fromkeys(key for name in wanted for key in (known if name == ALL else (name,)))
+    keys = dict.fromkeys(key for name in asked for key in (known if name == ALL else (name,)))
     return tuple(known[key] for key in keys)

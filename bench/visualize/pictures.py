@@ -203,11 +203,11 @@ def token_colours(groups: NDArray[np.int64]) -> NDArray[np.uint8]:
         if counts[token] > 1:
             window = slice(first[token], first[token] + _CANDIDATES)
             candidates = walk[window]
-            beside, around = (
+            touched, around = (
                 _distance(candidates, colours[sorted(tokens[token] & done)]) for tokens in (touching, near)
             )
-            beside[used[window]] = -np.inf
-            around[beside < min(_APART, beside.max())] = -np.inf
+            touched[used[window]] = -np.inf
+            around[touched < min(_APART, touched.max())] = -np.inf
             far = np.flatnonzero(around >= _APART_IN_FRAME)
             chosen = far[0] if len(far) else around.argmax()
             colours[token], used[window][chosen] = candidates[chosen], True

@@ -159,7 +159,7 @@ class Backend:
         """True where it runs on this kind of device."""
         return device.partition(":")[0] in self.devices
 
-    def device_beside(self, device: str) -> str:
+    def device_or_usual(self, device: str) -> str:
         """Device to run on when other artifacts run on `device`: the same, or its usual one where that is the CPU."""
         return self.devices[0] if device == "cpu" and not self.runs_on(device) else device
 

@@ -40,20 +40,20 @@ def _batch(source: FrameSource, ready: Sequence[tuple[int, NDArray[np.uint8]]], 
 
 
 def _nobody(done: int) -> None:
-    """No progress wanted."""
+    """No progress."""
 
 
 def readable_batches(
-    source: FrameSource, wanted: Sequence[int], size: int, workers: int = 0, seen: Callable[[int], None] = _nobody
+    source: FrameSource, selected: Sequence[int], size: int, workers: int = 0, seen: Callable[[int], None] = _nobody
 ) -> ClipBatches:
     """Batches of `size` clips that can be read; the last one holds what is left: fewer, or none.
 
     Those that cannot be read take no place; the next batch names them.
-    seen  called with how many of the wanted clips are done
+    seen  called with how many of the selected clips are done
     """
     failed: dict[int, str] = {}
     ready: list[tuple[int, NDArray[np.uint8]]] = []
-    with closing(source.stream(wanted, workers)) as clips:
+    with closing(source.stream(selected, workers)) as clips:
         for done, (i, clip) in enumerate(clips, 1):
             if isinstance(clip, VideoError):
                 failed[i] = str(clip)
@@ -76,8 +76,8 @@ def placed_batches(
 
     changes  one for each clip of all groups, as the source takes them
     """
-    wanted = [i for group in groups for i in group]
-    with closing(source.stream(wanted, workers, changes)) as clips:
+    selected = [i for group in groups for i in group]
+    with closing(source.stream(selected, workers, changes)) as clips:
         for group in groups:
             pixels, failed = _black(source, len(group)), dict[int, str]()
             for row, (i, clip) in enumerate(islice(clips, len(group))):

@@ -61,10 +61,10 @@ class FrameCache:
         with self.rows.locked():
             todo = self.rows.todo(retry_failed)
             done = len(self) - len(todo)
-            wanted = [self.clips[i] for i in todo]
+            selected = [self.clips[i] for i in todo]
             with (
                 progress.step("decoding videos", len(self), "videos", done) as step,
-                closing(decode(wanted, self.frames, self.preprocess, workers, self.allow_damaged)) as answers,
+                closing(decode(selected, self.frames, self.preprocess, workers, self.allow_damaged)) as answers,
             ):
                 for place, answer in answers:
                     if isinstance(answer, VideoError):
@@ -96,13 +96,13 @@ class FrameCache:
             raise VideoError(self.failures[i])
         raise InputError(f"{self.clips[i]}: found no frames in {self.rows.folder} yet; expected them; fill it first")
 
-    def stream(self, wanted: Sequence[int], workers: int = 0, changes: Sequence[Change] | None = None) -> Decoded:
-        """Copies of the wanted clips' frames, or why they could not be read. Takes no changes: it holds them resized.
+    def stream(self, selected: Sequence[int], workers: int = 0, changes: Sequence[Change] | None = None) -> Decoded:
+        """Copies of the selected clips' frames, or why they could not be read. Takes no changes: it holds them resized.
 
         Raises InputError for an empty clip, IndexError.
         """
         assert changes is None, "refused by the settings"
-        for i in wanted:
+        for i in selected:
             yield i, self._answer(i)
 
     def _answer(self, i: int) -> NDArray[np.uint8] | VideoError:

@@ -28,8 +28,8 @@ class FrameSource(Protocol):
     def __len__(self) -> int:
         """Number of clips."""
 
-    def stream(self, wanted: Sequence[int], workers: int = 0, changes: Sequence[Change] | None = None) -> Decoded:
-        """The frames of the wanted clips in order, copies, each with its number; a VideoError where there are none.
+    def stream(self, selected: Sequence[int], workers: int = 0, changes: Sequence[Change] | None = None) -> Decoded:
+        """The frames of the selected clips in order, copies, each with its number; a VideoError where there are none.
 
         workers  processes, where files are decoded; 0: this one
         changes  what is done to each one's frames before they are resized
@@ -53,9 +53,9 @@ class FrameFiles:
     def __len__(self) -> int:
         return len(self.clips)
 
-    def stream(self, wanted: Sequence[int], workers: int = 0, changes: Sequence[Change] | None = None) -> Decoded:
-        """Decode the wanted clips, in order. Raises what `decode` raises, and IndexError."""
-        clips = [self.clips[i] for i in wanted]
+    def stream(self, selected: Sequence[int], workers: int = 0, changes: Sequence[Change] | None = None) -> Decoded:
+        """Decode the selected clips, in order. Raises what `decode` raises, and IndexError."""
+        clips = [self.clips[i] for i in selected]
         if changes is not None:
             clips = [
                 ChangedClip(clip.path, clip.start, clip.end, change=change)
@@ -63,4 +63,4 @@ class FrameFiles:
             ]
         with closing(decode(clips, self.frames, self.preprocess, workers, self.allow_damaged)) as decoded:
             for place, answer in decoded:
-                yield wanted[place], answer
+                yield selected[place], answer

@@ -169,9 +169,9 @@ class RowStore:
             )
         names = [name for name in {**self._key, **found} if found.get(name) != self._key.get(name)]
         if names:
-            was, wanted = (", ".join(f"{name} {side.get(name)}" for name in names) for side in (found, self._key))
+            was, expected = (", ".join(f"{name} {side.get(name)}" for name in names) for side in (found, self._key))
             raise InputError(
-                f"{self.folder}: found rows kept for {was}; expected {wanted}; "
+                f"{self.folder}: found rows kept for {was}; expected {expected}; "
                 f"delete {self.folder} or choose another folder"
             )
 

@@ -44,18 +44,18 @@ def read_columns(
     empty, or there is no row.
     """
     frame = _read(path, required)
-    wanted = [column for column in (*required, *optional, *numeric) if column in frame.columns]
+    used = [column for column in (*required, *optional, *numeric) if column in frame.columns]
     found = f"{path}: found the columns {', '.join(map(repr, frame.columns)) or 'none'}"
-    absent = [column for column in required if column not in wanted]
+    absent = [column for column in required if column not in used]
     if absent:
         may = f" (and may have {', '.join((*optional, *numeric))})" if optional or numeric else ""
         raise InputError(
             f"{found}; expected {', '.join(required)}{may}; add {', '.join(absent)}, or rename the column that is meant"
         )
-    again = [column for column in wanted if f"{column}_duplicated_0" in frame.columns]
+    again = [column for column in used if f"{column}_duplicated_0" in frame.columns]
     if again:
         raise InputError(f"{found}, so {', '.join(again)} is there twice; expected each once; rename one of them")
-    texts = [column for column in wanted if column not in numeric]
+    texts = [column for column in used if column not in numeric]
     for column in texts:
         kind = frame.schema[column]
         if not (isinstance(kind, _TEXT) or (column in optional and kind.is_integer())):
@@ -68,8 +68,8 @@ def read_columns(
         empty = [place for place, value in zip(places, values, strict=True) if not value.strip()]
         if empty:
             raise InputError(f"{path}: found an empty {name} at {some(empty)}; expected text; fill or remove the rows")
-    numbers = {column: _numbers(path, frame[column], places) for column in wanted if column in numeric}
-    return Table(columns, places, numbers, tuple(column for column in frame.columns if column not in wanted))
+    numbers = {column: _numbers(path, frame[column], places) for column in used if column in numeric}
+    return Table(columns, places, numbers, tuple(column for column in frame.columns if column not in used))
 
 
 def _numbers(path: Path, column: pl.Series, places: Sequence[str]) -> list[float | None]:

@@ -89,13 +89,13 @@ def find_videos(folder: Path, search: Path, expected: Mapping[str, Sequence[str]
     index = index_files(search) if search.is_dir() else Index({}, {}, {})
     paths, ambiguous = {}, []
     for video_id, names in expected.items():
-        wanted = [PurePosixPath(name) for name in names]
-        exact = [[path] for path in wanted if path in index.names.get(path.name, ())]
-        named = [index.names.get(path.name, ()) for path in wanted]
-        alike = [index.stems.get(without_suffix(path.name), ()) for path in wanted]
+        given = [PurePosixPath(name) for name in names]
+        exact = [[path] for path in given if path in index.names.get(path.name, ())]
+        named = [index.names.get(path.name, ()) for path in given]
+        alike = [index.stems.get(without_suffix(path.name), ()) for path in given]
         files = next((files for files in (*exact, *named, *alike) if files), ())
         if not files:
-            others = [path for name in wanted for path in index.others.get(without_suffix(name.name), ())]
+            others = [path for name in given for path in index.others.get(without_suffix(name.name), ())]
             files = [path for path in others if is_video(search / path)]
         if len(files) > 1:
             ambiguous.append(f"{video_id} ({some([str(file) for file in files])})")

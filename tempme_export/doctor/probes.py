@@ -95,9 +95,9 @@ def probe_kernels() -> Report:
 
     torch.manual_seed(0)
     x, weight, bias = torch.randn(2, 17, 64), torch.rand(64), torch.rand(64)
-    wanted = ops.layer_norm(x.double(), weight, bias)
+    expected = ops.layer_norm(x.double(), weight, bias)
     found = ops.layer_norm(*(tensor.cuda() for tensor in (x, weight, bias))).cpu()
-    error = (found.double() - wanted).abs().max().item()
+    error = (found.double() - expected).abs().max().item()
     if not error < 1e-4:
         raise ProbeError(f"a fused LayerNorm is {error:.2g} off its definition")
     return {"version": None, "notes": [f"a fused LayerNorm is within {error:.1g} of its definition"]}

@@ -38,8 +38,8 @@ class Diagnosis:
 
     def missing(self, required: Iterable[str] = ()) -> tuple[Capability, ...]:
         """Capabilities that do not work, of `core` and the required ones."""
-        wanted = {"core", *required}
-        return tuple(one for one in self.capabilities if one.name in wanted and not one.works)
+        needed = {"core", *required}
+        return tuple(one for one in self.capabilities if one.name in needed and not one.works)
 
     def to_dict(self) -> dict[str, Any]:
         """Values for `--json`."""
@@ -60,7 +60,7 @@ _TRITON = {"triton": "pip install triton", "C compiler": "sudo apt install gcc p
 
 _CORE_RULE = Need("core", "use bundles, given a runtime", dict.fromkeys(_CORE_PARTS, _CORE))
 _EXPORT_RULE = Need("export", "train, export and run with torch", dict.fromkeys(_EXPORT_PARTS, _EXPORT))
-_BESIDE = (
+_OPTIONAL = (
     Need("video", "read video files", {"av": "pip install 'tempme-export[video]'"}),
     Need("plot", "draw charts", {"matplotlib": "pip install 'tempme-export[plot]'"}),
     Need("gpu", "train and run on a GPU with torch", _GPU),
@@ -69,12 +69,12 @@ _BESIDE = (
 
 
 def rules() -> tuple[Need, ...]:
-    """All abilities, in this order: use bundles, make them, CPU backends, what lies beside, GPU backends."""
+    """All abilities, in this order: use bundles, make them, CPU backends, optional parts, GPU backends."""
     on = {"cpu": list[Need](), "cuda": list[Need]()}
     for one in registry.BACKENDS:
         if one.need is not None:
             on[one.devices[0]].append(one.need)
-    return (_CORE_RULE, _EXPORT_RULE, *on["cpu"], *_BESIDE, *on["cuda"])
+    return (_CORE_RULE, _EXPORT_RULE, *on["cpu"], *_OPTIONAL, *on["cuda"])
 
 
 def names() -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Data and an encoder -> embeddings, kept on disk where wanted -> retrieval metrics."""
+"""Data and an encoder -> embeddings, kept on disk where asked for -> retrieval metrics."""
 
 import hashlib
 import json
@@ -175,12 +175,12 @@ def _embed_videos(
     encoder: Encoder, source: FrameSource, rows: ClipRows | _Memory, progress: Progress, batch: int, workers: int
 ) -> None:
     """Fill the rows that are empty, and try replaced files again. What was written stays when this is interrupted."""
-    wanted = rows.todo(retry=rows.changed)
+    todo = rows.todo(retry=rows.changed)
     total = len(rows)
-    done = total - len(wanted)
+    done = total - len(todo)
     with (
         progress.step("encoding videos", total, "videos", done) as step,
-        closing(readable_batches(source, wanted, batch, workers, lambda seen: step.advance(done + seen))) as batches,
+        closing(readable_batches(source, todo, batch, workers, lambda seen: step.advance(done + seen))) as batches,
     ):
         for clips in batches:
             for i, reason in clips.failed.items():
@@ -192,12 +192,12 @@ def _embed_videos(
 
 def _embed_texts(encoder: Encoder, data: RetrievalData, rows: RowStore | _Memory, progress: Progress) -> None:
     """Fill the rows that are empty."""
-    wanted = rows.todo()
+    todo = rows.todo()
     total = len(rows)
-    done = total - len(wanted)
+    done = total - len(todo)
     with progress.step("encoding captions", total, "captions", done) as step:
-        for start in range(0, len(wanted), _TEXTS):
-            part = wanted[start : start + _TEXTS]
+        for start in range(0, len(todo), _TEXTS):
+            part = todo[start : start + _TEXTS]
             try:
                 found = encoder.encode_text([data.captions[i] for i in part])
             except InputError as error:

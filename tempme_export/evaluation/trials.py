@@ -102,11 +102,11 @@ def open_trials(
     for backend in registry.judging(folder, device):
         if backend.artifact.tower == "text":
             continue
-        where, name = backend.device_beside(device), backend.artifact.file
+        where, name = backend.device_or_usual(device), backend.artifact.file
         said = backend.describe(folder, where)
         try:
             video, deciding = open_video(backend, where)
-            reader = stack.enter_context(text.open(folder, Setting(text.device_beside(device))))
+            reader = stack.enter_context(text.open(folder, Setting(text.device_or_usual(device))))
         except PrecisionError as error:
             if folder.precision == "fp32":
                 raise

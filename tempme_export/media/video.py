@@ -31,12 +31,12 @@ def sample_positions(
 ) -> list[int]:
     """Choose which frames of a video to read, as the original's loader does (spec section 5).
 
-    One frame a second; more than wanted are thinned out evenly. When there are too few, the
+    One frame a second; more than `frames` are thinned out evenly. When there are too few, the
     positions are spread evenly over all frames instead and may repeat. Nothing is ever padded.
 
     n_frames    frames in the file
     fps         average frame rate, frames per second
-    frames      positions wanted
+    frames      positions to decode
     start, end  seconds; only frames floor(start * fps) to floor(end * fps) are chosen from, both included. An end
                 beyond the last frame means the last frame, as in the original: who annotates rounds up.
     Returns `frames` rising positions in [0, n_frames). Raises InputError, also for a range that starts after the
@@ -64,7 +64,7 @@ def sample_positions(
 def _check_request(frames: int, start: float | None, end: float | None) -> None:
     """Refuse what no video can give: no frames, or an empty range of seconds."""
     if frames < 1:
-        raise InputError(f"found {frames} frames wanted; expected at least 1; ask for more")
+        raise InputError(f"found {frames} frames to read; expected at least 1; ask for more")
     for name, second in (("start", start), ("end", end)):
         if second is not None and not (math.isfinite(second) and second >= 0):
             raise InputError(f"found a range whose {name} is {second} s; expected a number of seconds from 0 on")
@@ -82,7 +82,7 @@ def read_frames(
     """Read the sampled frames of a video file, upright.
 
     The file is read twice: once without decoding, to count its frames, and once decoding in order
-    up to the last wanted frame. Only wanted frames are kept.
+    up to the last requested frame. Only requested frames are kept.
 
     Damage is what a decoder can know. Of files in which one byte of three packets was changed it passes over, with
     wrong frames: VP8 22 in 25, FFV1 25 in 25, HEVC 1 (7 in a transport stream), H.264, MPEG-2 and MPEG-4 0 to 2; VP9,

@@ -1,4 +1,4 @@
-"""Wanted pictures of a video, upright, and which of them are damaged."""
+"""Requested pictures of a video, upright, and which of them are damaged."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Damage = dict[int, int | None]  # a damaged packet's number -> the key frame tha
 
 
 def decode_pictures(path: Path, positions: Sequence[int], scan: Scan, allow_damaged: bool) -> tuple[Pictures, int]:
-    """Decode in order up to the last position; return the wanted pictures and how many frames were seen.
+    """Decode in order up to the last position; return the requested pictures and how many frames were seen.
 
     A file whose decoder complains of nothing is decoded once, in threads. Another one is decoded again, in one thread,
     which tells the packet that each complaint and each frame belong to.
@@ -28,17 +28,17 @@ def decode_pictures(path: Path, positions: Sequence[int], scan: Scan, allow_dama
     return found or _decode_damaged(path, sorted(set(positions)), scan, allow_damaged)
 
 
-def _decode_whole(path: Path, wanted: set[int]) -> tuple[Pictures, int] | None:
+def _decode_whole(path: Path, positions: set[int]) -> tuple[Pictures, int] | None:
     """None at the first sign of damage."""
     pictures: Pictures = {}
     n_decoded = 0
     for item in decode(path, strict=True, threads=True):
         if isinstance(item, Lost) or item.frame.is_corrupt:
             return None
-        if n_decoded in wanted:
+        if n_decoded in positions:
             pictures[n_decoded] = _upright(item.frame, path)
         n_decoded += 1
-        if len(pictures) == len(wanted):
+        if len(pictures) == len(positions):
             break
     return pictures, n_decoded
 
@@ -55,8 +55,8 @@ class _Origin:
     time: float
 
 
-def _decode_damaged(path: Path, wanted: Sequence[int], scan: Scan, allow_damaged: bool) -> tuple[Pictures, int]:
-    """Decode as players do. Raises VideoError for a wanted frame that is damaged or predicted from one that is.
+def _decode_damaged(path: Path, positions: Sequence[int], scan: Scan, allow_damaged: bool) -> tuple[Pictures, int]:
+    """Decode as players do. Raises VideoError for a requested frame that is damaged or predicted from one that is.
 
     A frame that was lost keeps its place, so that those behind the next key frame are found where they were; the next
     frame stands in for it.
@@ -83,7 +83,7 @@ def _decode_damaged(path: Path, wanted: Sequence[int], scan: Scan, allow_damaged
         waiting = [one for one in waiting if one not in due]
         n_lost += len(due)
         begin = frame.time if begin is None else begin
-        for position in [position for position in wanted if n_decoded <= position <= n_shown + n_lost]:
+        for position in [position for position in positions if n_decoded <= position <= n_shown + n_lost]:
             pictures[position] = _upright(frame, path)
             if position < n_shown + n_lost:
                 origins.append(_Origin(-1, max(number, *(one.number for one in due)), position / scan.fps))
@@ -91,7 +91,7 @@ def _decode_damaged(path: Path, wanted: Sequence[int], scan: Scan, allow_damaged
                 origins.append(_Origin(key, number, _seconds(frame, begin, position / scan.fps)))
         n_shown += 1
         n_decoded = n_shown + n_lost
-        if len(pictures) == len(wanted):
+        if len(pictures) == len(positions):
             break
     if not n_shown and reason:
         raise VideoError(

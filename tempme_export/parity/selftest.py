@@ -147,9 +147,11 @@ def check_fits(selftest: SelfTest, schedule: Schedule, size: int, embed: int) ->
     for name, array in found.items():
         said = "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
         dtype, shape = expected.get(name, ("", ()))
-        wanted = f"{dtype} {list(shape)}" if dtype else "nothing"
-        if said != wanted:
-            raise BundleError(f"the bundle's self-test: {name} is {said}, expected {wanted}. Export the bundle again.")
+        required = f"{dtype} {list(shape)}" if dtype else "nothing"
+        if said != required:
+            raise BundleError(
+                f"the bundle's self-test: {name} is {said}, expected {required}. Export the bundle again."
+            )
 
 
 def _stored_captions(data: Any) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def judge_on(
     backend: Backend, folder: Folder, standard: Standard, device: str, elsewhere: bool = False
 ) -> ParityReport:
     """Run one artifact on one backend; raises as `judge`. `device` is where the others run."""
-    where, file = backend.device_beside(device), backend.artifact.file
+    where, file = backend.device_or_usual(device), backend.artifact.file
     said = f"{backend.name}, {where}"
     try:
         said = backend.describe(folder, where)

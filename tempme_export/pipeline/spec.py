@@ -142,4 +142,4 @@ class ExportSpec:
 
 def asked(options: Iterable[tuple[str, bool]]) -> frozenset[str]:
     """The options that are set."""
-    return frozenset(name for name, wanted in options if wanted)
+    return frozenset(name for name, is_on in options if is_on)

@@ -140,10 +140,10 @@ def _decoded(videos: Sequence[Clip], recipe: Recipe, allow_damaged: bool) -> tup
     common = [video for video in videos if video.path.suffix.lower() in SUFFIXES]
     first = _spread(sorted(common, key=_place), CLIPS)
     more = (sorted(set(some) - set(first), key=_place) for some in (common, set(videos) - set(common)))
-    wanted = [*first, *(video for others in more for video in _spread(others, CLIPS))]
-    source = FrameFiles(wanted, recipe.profile.frames, preprocess_for(recipe), allow_damaged)
-    found = next(readable_batches(source, range(len(wanted)), CLIPS))
-    return found.pixels, {str(wanted[i]): reason for i, reason in found.failed.items()}
+    selected = [*first, *(video for others in more for video in _spread(others, CLIPS))]
+    source = FrameFiles(selected, recipe.profile.frames, preprocess_for(recipe), allow_damaged)
+    found = next(readable_batches(source, range(len(selected)), CLIPS))
+    return found.pixels, {str(selected[i]): reason for i, reason in found.failed.items()}
 
 
 def _place(clip: Clip) -> tuple[Path, float, float]:

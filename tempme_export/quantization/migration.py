@@ -58,8 +58,8 @@ def _steps(tower: Encoder) -> list[_Step]:
 
 def _factors(seen: ActivationStats, weight: Tensor) -> Tensor:
     """[I]: powers of two by which the input's channels are divided, with a geometric mean near one."""
-    wanted = seen.largest.clamp(min=_FLOOR) ** _SHARE / weight.abs().amax(dim=0).clamp(min=_FLOOR) ** (1 - _SHARE)
-    exponent = torch.log2(wanted)
+    factors = seen.largest.clamp(min=_FLOOR) ** _SHARE / weight.abs().amax(dim=0).clamp(min=_FLOOR) ** (1 - _SHARE)
+    exponent = torch.log2(factors)
     return torch.exp2((exponent - exponent.mean()).round()).clamp(1 / _LARGEST, _LARGEST)
 
 

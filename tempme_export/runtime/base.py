@@ -54,9 +54,9 @@ class Runner(ProcessBound, ABC):
             array = inputs[name]
             fits = array.ndim == len(shape) and all(e in (None, n) for e, n in zip(shape, array.shape, strict=True))
             if array.dtype != dtype or not fits:
-                wanted = ", ".join("batch" if axis is None else str(axis) for axis in shape)
+                expected = ", ".join("batch" if axis is None else str(axis) for axis in shape)
                 raise InputError(
-                    f"{self.name}: {name} is {array.dtype} {list(array.shape)}, expected {dtype} [{wanted}]."
+                    f"{self.name}: {name} is {array.dtype} {list(array.shape)}, expected {dtype} [{expected}]."
                 )
             batches.add(len(array))
         if len(batches) != 1 or 0 in batches:

@@ -81,10 +81,10 @@ def read_package_facts(path: Path) -> PackageFacts:
         raise BundleError(f"{path} is no package that can be read: {error}. Export the bundle again.") from error
 
 
-def _runs(wanted: str, here: str) -> bool:
-    if wanted in _X86 and here in _X86:
-        return _X86.index(wanted) <= _X86.index(here)
-    return wanted == here
+def _runs(built_for: str, here: str) -> bool:
+    if built_for in _X86 and here in _X86:
+        return _X86.index(built_for) <= _X86.index(here)
+    return built_for == here
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ class _Engine:
 
     From its second run in a row on, a batch size is replayed as a CUDA graph.
 
-    graphs  whether that is so: not where it is not wanted, nor where the engine cannot be captured
+    graphs  whether that is so: not where it is not asked for, nor where the engine cannot be captured
     graph   the one of the batch that ran last
     """
 

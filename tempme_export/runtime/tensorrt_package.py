@@ -10,7 +10,7 @@ from typing import Any
 
 from tempme_export.errors import BackendError
 
-WANTED = ">=10.9, not 10.14"
+SUPPORTED = ">=10.9, not 10.14"
 _MINIMUM, _BROKEN = (10, 9), (10, 14)
 _USABLE = ("Builder", "OnnxParser", "Runtime", "__version__")
 _LIBRARIES = re.compile(r"tensorrt[-_]cu(\d+)[-_](?:libs|bindings)")
@@ -33,12 +33,12 @@ def check_version(version: str) -> None:
     numbers = parse_version(version)
     if numbers[:2] < _MINIMUM:
         raise BackendError(
-            f"TensorRT {version} is installed, which has no plugins built ahead of time; expected {WANTED}. "
+            f"TensorRT {version} is installed, which has no plugins built ahead of time; expected {SUPPORTED}. "
             f"Run: {install_command()}"
         )
     if numbers[:2] == _BROKEN:
         raise BackendError(
-            f"TensorRT {version} is installed, in which plugins built ahead of time are broken; expected {WANTED}. "
+            f"TensorRT {version} is installed, in which plugins built ahead of time are broken; expected {SUPPORTED}. "
             f"Run: {install_command()}"
         )
 

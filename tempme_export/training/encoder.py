@@ -122,23 +122,23 @@ class TrainableModel(nn.Module):
     ) -> None:
         super().__init__()
         b = recipe.backbone
-        wanted = {
+        chosen = {
             "lora": Additions(rank=rank),
             "adapter": Additions(adapter=rank),
             "prompt": Additions(prompts=PROMPTS),
             "full": Additions(adapter=recipe.checkpoint.facts.adapter, prompts=recipe.checkpoint.facts.prompts or 0),
         }[tune]
-        self.visual = VideoTower(recipe, wanted)
+        self.visual = VideoTower(recipe, chosen)
         self.token_embedding = nn.utils.skip_init(nn.Embedding, b.vocab, b.text_width)
         self.positional_embedding = nn.Parameter(torch.empty(b.context, b.text_width))
         self.transformer = Transformer(
-            TextBlock(b.text_width, b.text_heads, b.activation, wanted) for _ in range(b.text_layers)
+            TextBlock(b.text_width, b.text_heads, b.activation, chosen) for _ in range(b.text_layers)
         )
         self.ln_final = nn.LayerNorm(b.text_width)
         self.text_projection = nn.Parameter(torch.empty(b.text_width, b.embed))
         self.logit_scale = nn.Parameter(torch.empty(()))
         self._draw(seed)
-        self._load(recipe, wanted)
+        self._load(recipe, chosen)
         trained = (LORA_A, LORA_B, CLIP_POSITION, PROMPT)
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(tune == "full" or name.endswith(trained) or ADAPTER in name)
@@ -154,15 +154,15 @@ class TrainableModel(nn.Module):
             elif name.endswith(PROMPT):
                 nn.init.normal_(parameter, std=0.02, generator=generator)
 
-    def _load(self, recipe: Recipe, wanted: Additions) -> None:
+    def _load(self, recipe: Recipe, chosen: Additions) -> None:
         source, facts = recipe.checkpoint.source, recipe.checkpoint.facts
         tensors = dict(recipe.checkpoint.tensors)
-        if wanted.rank is None:
+        if chosen.rank is None:
             tensors = _folded(tensors)
         for what, found, asked in (
-            ("LoRA of rank", facts.lora_rank if wanted.rank is not None else None, wanted.rank),
-            ("adapters of inner width", facts.adapter, wanted.adapter),
-            ("prompts of length", facts.prompts, wanted.prompts or None),
+            ("LoRA of rank", facts.lora_rank if chosen.rank is not None else None, chosen.rank),
+            ("adapters of inner width", facts.adapter, chosen.adapter),
+            ("prompts of length", facts.prompts, chosen.prompts or None),
         ):
             if found is not None and found != asked:
                 raise CheckpointError(

@@ -125,7 +125,7 @@ def open_split(
     config: TrainConfig,
     progress: Progress,
 ) -> tuple[Split, list[Skipped]]:
-    """Look at every video once, fill the cache where one is wanted, and leave out what cannot be read.
+    """Look at every video once, fill the cache where there is one, and leave out what cannot be read.
 
     A run that begins looks again at videos that an earlier filling of the cache could not read; one that goes on does
     not. The first process looks and fills; with several machines the cache must lie where all of them see it.

@@ -1,4 +1,4 @@
-"""Damage is what a wanted frame was made from: found there, said with its time, and nowhere else."""
+"""Damage is what a requested frame was made from: found there, said with its time, and nowhere else."""
 
 import numpy as np
 import pytest
@@ -93,7 +93,7 @@ def test_no_wrong_frame_is_accepted(tmp_path, name, codec, options):
 
 @pytest.mark.parametrize("name, codec, options", CODECS)
 def test_damage_ends_at_the_next_key_frame(tmp_path, name, codec, options):
-    """Wanted are 0, 25 and 50 of 60, in groups that begin at 0, 12, 24, 36 and 48."""
+    """Requested are 0, 25 and 50 of 60, in groups that begin at 0, 12, 24, 36 and 48."""
     path = write(tmp_path / name, codec, bf="0", **options)
     whole = read_frames(path, 3)
     np.testing.assert_array_equal(read_frames(spoil(path, [14]), 3), whole)

@@ -126,10 +126,10 @@ class TestWhole:
     def test_openvino_alone(self, copy, mini_bundle):
         openvino = pytest.importorskip("openvino")
         with np.load(copy / "selftest.npz") as stored:
-            token_ids, wanted = stored["token_ids"], stored["text_embedding"]
+            token_ids, embeddings = stored["token_ids"], stored["text_embedding"]
         settings = {"INFERENCE_PRECISION_HINT": "f32"}
         compiled = openvino.Core().compile_model(str(copy / "text.onnx"), "CPU", settings)
-        np.testing.assert_allclose(compiled(token_ids)[0], wanted, atol=1e-5)
+        np.testing.assert_allclose(compiled(token_ids)[0], embeddings, atol=1e-5)
 
     def test_a_server_gets_both_files(self, run, divided, clips, expected, mini_bundle, tmp_path):
         repository = tmp_path / "models"

@@ -293,9 +293,9 @@ def test_methods_side_by_side(tempme_bench, tiny):
     assert rows["none"]["ratio"] == 1 and rows["none"]["backend"] == "original"
     assert (rows["none"]["final_clips"], rows["none"]["final_tokens"]) == (4, 17)
     assert rows["tempme"]["gmacs"] < rows["none"]["gmacs"]
-    beside = {row["key"]: row for row in document["methods"]}
-    assert beside["tome"]["videos_per_s"] == rows["tome"]["videos_per_s"]
-    assert "the paper prints none of the" in beside["diffrate"]["reason"] and beside["diffrate"]["gmacs"] is None
+    methods = {row["key"]: row for row in document["methods"]}
+    assert methods["tome"]["videos_per_s"] == rows["tome"]["videos_per_s"]
+    assert "the paper prints none of the" in methods["diffrate"]["reason"] and methods["diffrate"]["gmacs"] is None
     code, _, err = tempme_bench(checkpoint, "--profile", profile, "--methods", "none,diffrate")
     assert code == 2 and "Leave diffrate out" in err
 

@@ -59,7 +59,7 @@ def absent(*_):
     raise BackendError("the runtime is not installed.")
 
 
-def beside(*candidates):
+def together(*candidates):
     """The original path, unless one is so called, and other candidates, by name."""
     return {"original": known_candidates()["original"]} | {one.name: one for one in candidates}
 
@@ -98,7 +98,7 @@ def test_ratios_are_to_both_baselines(case, tmp_path):
 
 
 def test_another_computation_is_not_timed(case, tmp_path):
-    known = beside(Candidate("altered", load_altered(shift=np.float32(0.01))))
+    known = together(Candidate("altered", load_altered(shift=np.float32(0.01))))
     done, _ = measure(case, tmp_path, None, known)
     assert [row.candidate for row in done.rows] == ["original"]
     assert done.measured[0].comparison.order == ("original",)
@@ -106,7 +106,7 @@ def test_another_computation_is_not_timed(case, tmp_path):
 
 
 def test_an_original_that_gives_nan_leaves_nothing_to_time(case, tmp_path):
-    known = beside(
+    known = together(
         Candidate("original", load_altered("original", factor=np.float32("nan"))), known_candidates()["torch"]
     )
     done, _ = measure(case, tmp_path, None, known)
@@ -126,12 +126,12 @@ def test_without_its_base_nothing_is_compared(case, tmp_path):
     def load(case, artifact, device):
         return Fickle(ReferenceVideo(case.recipe), case.recipe, "original", "video", device)
 
-    done, _ = measure(case, tmp_path, known=beside(Candidate("original", load), known_candidates()["torch"]))
+    done, _ = measure(case, tmp_path, known=together(Candidate("original", load), known_candidates()["torch"]))
     assert not done.rows and "original" in done.failed and "torch" not in done.failed
 
 
 def test_a_missing_backend_is_reported_and_no_failure(case, tmp_path):
-    known = beside(Candidate("absent", absent))
+    known = together(Candidate("absent", absent))
     done, missing = measure(case, tmp_path, None, known, batches=(1, 2))
     assert missing == {"absent": "the runtime is not installed."}
     assert [row.candidate for row in done.rows] == ["original", "original"]
@@ -139,7 +139,7 @@ def test_a_missing_backend_is_reported_and_no_failure(case, tmp_path):
 
 
 def test_a_missing_backend_that_was_named_is_an_error(case, tmp_path):
-    known = beside(Candidate("absent", absent))
+    known = together(Candidate("absent", absent))
     with pytest.raises(BackendError, match="not installed") as caught:
         measure(case, tmp_path, ("absent",), known)
     assert caught.value.exit_code == 4
@@ -154,7 +154,7 @@ def test_a_missing_package_is_found_before_anything_is_built(case, tmp_path):
     def build(case, folder):
         pytest.fail("built for nothing")
 
-    known = beside(Candidate("ort", absent, build, require=absent))
+    known = together(Candidate("ort", absent, build, require=absent))
     with pytest.raises(BackendError, match="not installed"):
         measure(case, tmp_path, ("ort",), known)
 
@@ -179,14 +179,14 @@ def load_greedy(fits):
     ("fits", "asked", "measured"), [(1, (4,), [1]), (2, (4,), [2]), (2, (1, 2, 4), [1, 2]), (1, (1, 3, 4), [1])]
 )
 def test_out_of_memory_falls_back_to_the_largest_half_that_fits(case, tmp_path, fits, asked, measured):
-    known = beside(Candidate("greedy", load_greedy(fits)))
+    known = together(Candidate("greedy", load_greedy(fits)))
     done, _ = measure(case, tmp_path, None, known, batches=asked)
     assert [row.batch for row in done.rows if row.candidate == "greedy"] == measured
     assert f"tiny: greedy runs out of memory at batch {min(b for b in asked if b > fits)}" in done.notes[0]
 
 
 def test_out_of_memory_with_one_video_is_an_error(case, tmp_path):
-    known = beside(Candidate("greedy", load_greedy(0)))
+    known = together(Candidate("greedy", load_greedy(0)))
     with pytest.raises(BackendError, match=r"greedy runs out of memory with 1 video\(s\) per call"):
         measure(case, tmp_path, None, known, batches=(2,))
 
@@ -199,7 +199,7 @@ def test_what_is_not_about_memory_stays_a_fault(case, tmp_path):
     def load(case, artifact, device):
         return Broken(ReferenceVideo(case.recipe), case.recipe, "broken", "video", device)
 
-    known = beside(Candidate("broken", load))
+    known = together(Candidate("broken", load))
     with pytest.raises(RuntimeError, match="a broken kernel"):
         measure(case, tmp_path, None, known)
 
@@ -216,7 +216,7 @@ def test_an_interrupted_run_keeps_its_rows(case, tmp_path):
     def load(case, artifact, device):
         return Stopped(ReferenceVideo(case.recipe), case.recipe, "stopped", "video", device)
 
-    known = beside(Candidate("stopped", load))
+    known = together(Candidate("stopped", load))
     done, _ = measure(case, tmp_path, None, known, batches=(1, 2, 4))
     assert done.interrupted
     assert [(row.candidate, row.batch) for row in done.rows][:2] == [("original", 1), ("stopped", 1)]
@@ -232,7 +232,7 @@ def test_interrupted_before_the_first_row_passes(case, tmp_path):
     def load(case, artifact, device):
         return Stopped(ReferenceVideo(case.recipe), case.recipe, "stopped", "video", device)
 
-    known = beside(Candidate("stopped", load))
+    known = together(Candidate("stopped", load))
     with pytest.raises(KeyboardInterrupt):
         measure(case, tmp_path, None, known)
 
@@ -328,7 +328,7 @@ def test_features_without_differences_offer_no_clips(case, monkeypatch):
 
 
 def test_what_takes_minutes_is_measured_only_when_named(case, tmp_path):
-    known = beside(Candidate("slow", load_altered("slow"), slow_on=("cpu",)))
+    known = together(Candidate("slow", load_altered("slow"), slow_on=("cpu",)))
     done, missing = measure(case, tmp_path, None, known)
     assert [row.candidate for row in done.rows] == ["original"]
     assert missing == {"slow": "it is measured on cpu only when named, by --backends."}

@@ -30,8 +30,8 @@ def row(frames=12, batch=1, candidate="torch", name="vit-b-32-{}f", **values):
     return Row(**{**whole, **values})
 
 
-def only(found, **wanted):
-    (one,) = [fit for fit in found if all(getattr(fit, key) == value for key, value in wanted.items())]
+def only(found, **values):
+    (one,) = [fit for fit in found if all(getattr(fit, key) == value for key, value in values.items())]
     return one
 
 

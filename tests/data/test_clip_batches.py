@@ -20,10 +20,10 @@ class Numbered:
     def __len__(self):
         return 100
 
-    def stream(self, wanted, workers=0, changes=None):
-        self.asked = (list(wanted), workers, changes)
+    def stream(self, selected, workers=0, changes=None):
+        self.asked = (list(selected), workers, changes)
         try:
-            for i in wanted:
+            for i in selected:
                 self.taken += 1
                 yield i, VideoError(f"{i} is torn") if i in self.unreadable else self.picture(i)
         finally:
@@ -60,7 +60,7 @@ class TestReadable:
         assert failed == {i: f"{i} is torn" for i in unreadable}
         assert source.asked == ([7, 2, 9, 4, 5], 4, None) and source.closed
 
-    def test_nothing_wanted_is_an_empty_batch(self):
+    def test_nothing_selected_is_an_empty_batch(self):
         (batch,) = readable_batches(Numbered(), [], 3)
         assert (batch.indices, batch.failed) == ((), {})
         assert_full_of(batch, [])

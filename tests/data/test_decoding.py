@@ -124,7 +124,7 @@ def test_frames_that_cannot_be_cropped_are_a_failure_of_the_video(clips):
 
 
 def test_refused_requests(clips, preprocess):
-    assert "0 frames wanted" in refusal(InputError, decode, whole(clips), 0, preprocess, 0)
+    assert "0 frames to read" in refusal(InputError, decode, whole(clips), 0, preprocess, 0)
     for call in (lambda: decode(whole(clips), F, preprocess, -1), lambda: probe(whole(clips), -1)):
         assert "-1 worker processes" in refusal(InputError, call)
 

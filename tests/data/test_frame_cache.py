@@ -45,10 +45,10 @@ class Amounts(Progress):
 
 def read_by(cache, retry_failed=False):
     """Fill it in this process: which clips were read."""
-    wanted, amounts = cache.rows.todo(retry_failed), Amounts()
+    todo, amounts = cache.rows.todo(retry_failed), Amounts()
     cache.fill(0, amounts, retry_failed)
-    assert amounts.heard == [(done, len(cache)) for done in range(len(cache) - len(wanted), len(cache) + 1)]
-    return wanted
+    assert amounts.heard == [(done, len(cache)) for done in range(len(cache) - len(todo), len(cache) + 1)]
+    return todo
 
 
 def batch(cache, indices):

@@ -15,13 +15,13 @@ F = 3
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_wanted_clips_in_their_order(mixed, preprocess, pixels, workers):
+def test_the_selected_clips_in_their_order(mixed, preprocess, pixels, workers):
     paths, _ = mixed
     source = FrameFiles([Clip(path) for path in paths], F, preprocess)
     assert (len(source), source.frames, source.size, source.allow_damaged) == (7, F, 30, False)
-    wanted = [4, 1, 0, 4]
-    answers = list(source.stream(wanted, workers))
-    assert [i for i, _ in answers] == wanted
+    selected = [4, 1, 0, 4]
+    answers = list(source.stream(selected, workers))
+    assert [i for i, _ in answers] == selected
     for i, answer in answers:
         if i == 1:
             assert isinstance(answer, VideoError) and str(paths[1]) in str(answer)

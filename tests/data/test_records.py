@@ -67,8 +67,8 @@ def test_select_keeps_what_is_said_of_each_video(data) -> None:
     part = whole.select(keep)
     assert part.video_ids == tuple(whole.video_ids[i] for i in keep)
     assert [str(path) for path in part.paths] == list(part.video_ids)
-    wanted = [(video_id, caption) for video_id in part.video_ids for caption in captions[video_id]]
-    assert sorted(pairs(part)) == sorted(wanted)
+    expected = [(video_id, caption) for video_id in part.video_ids for caption in captions[video_id]]
+    assert sorted(pairs(part)) == sorted(expected)
     assert part.select(range(len(keep))) == part
 
 

@@ -245,7 +245,7 @@ def test_no_locks_on_the_file_system(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "was", "wanted"),
+    ("changes", "was", "expected"),
     [
         ({"key": {"model": "b", "frames": 3}}, "model a;", "model b;"),
         ({"key": {"model": "b", "frames": 4}}, "model a, frames 3;", "model b, frames 4;"),
@@ -255,11 +255,11 @@ def test_no_locks_on_the_file_system(tmp_path):
         ({"dtype": "int32"}, "dtype <f4;", "dtype <i4;"),
     ],
 )
-def test_another_key_is_refused(tmp_path, changes, was, wanted):
+def test_another_key_is_refused(tmp_path, changes, was, expected):
     open_store(tmp_path).write(0, row(0))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     said = refusal(InputError, open_store, tmp_path, **changes)
-    assert f"found rows kept for {was}" in said and f"expected {wanted}" in said and f"delete {tmp_path}" in said
+    assert f"found rows kept for {was}" in said and f"expected {expected}" in said and f"delete {tmp_path}" in said
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -299,8 +299,8 @@ def test_a_store_of_nothing(tmp_path, n, shape):
 def test_new_names_are_added_and_old_rows_stay(tmp_path):
     store = open_store(tmp_path)
     store.write(3, row(3))
-    wanted = [("new", 0.5, "x"), NAMES[3], ("new", 0.5, "x"), ("new", 1, "x")]
-    grown = RowStore(tmp_path, KEY, wanted, SHAPE, DTYPE)
+    entries = [("new", 0.5, "x"), NAMES[3], ("new", 0.5, "x"), ("new", 1, "x")]
+    grown = RowStore(tmp_path, KEY, entries, SHAPE, DTYPE)
     assert grown.states().tolist() == [EMPTY, FILLED, EMPTY, EMPTY] and grown.todo() == [0, 2, 3]
     np.testing.assert_array_equal(grown.read(1), row(3))
     grown.write(2, row(7))
@@ -308,7 +308,7 @@ def test_new_names_are_added_and_old_rows_stay(tmp_path):
     assert grown.todo() == [] and grown.failures == {3: "lost"}
     store.write(0, row(0))  # who opened it before goes on
     assert [path.stat().st_size for path in (tmp_path / "rows.bin", tmp_path / "done.bin")] == [7 * 24, 7]
-    again = RowStore(tmp_path, KEY, [*NAMES, *wanted], SHAPE, DTYPE)
+    again = RowStore(tmp_path, KEY, [*NAMES, *entries], SHAPE, DTYPE)
     np.testing.assert_array_equal(again.read([0, 3, 5, 7]), [row(0), row(3), row(7), row(7)])
     again.clear(5)
     assert again.states().tolist() == [FILLED, EMPTY, EMPTY, FILLED, EMPTY, EMPTY, FILLED, EMPTY, FAILED]

@@ -92,7 +92,7 @@ def test_a_bug_in_a_worker_keeps_its_traceback():
 @pytest.mark.parametrize("workers", [0, 1])
 def test_other_errors_are_raised_as_they_are(workers):
     """PyAV missing concerns every video; here a function of the package that raises InputError."""
-    with pytest.raises(InputError, match="found 0 frames wanted") as caught:
+    with pytest.raises(InputError, match="found 0 frames to read") as caught:
         list(answers(partial(sample_positions, fps=25.0, frames=0), [5], workers))
     assert type(caught.value) is InputError
 

@@ -53,8 +53,8 @@ class Frames:
     def __len__(self):
         return len(self.clips)
 
-    def stream(self, wanted, workers=0, changes=None):
-        for i in wanted:
+    def stream(self, selected, workers=0, changes=None):
+        for i in selected:
             yield i, VideoError(f"clip {i} is spoilt") if self.clips[i] is None else self.clips[i]
 
 

@@ -458,8 +458,8 @@ class Frames:
     def __len__(self):
         return len(self.numbers)
 
-    def stream(self, wanted, workers=0, changes=None):
-        for i in wanted:
+    def stream(self, selected, workers=0, changes=None):
+        for i in selected:
             number = self.numbers[i]
             pixels = np.full((2, 4, 4, 3), number + 1, np.uint8)
             yield i, VideoError(f"v{number}.mp4 is torn") if number in self.unreadable else pixels

@@ -283,8 +283,8 @@ def test_merge_norm_is_the_references_merge(engine, op_type, kept):
     assert [node.op_type for node in proto.graph.node] == [op_type]
     given = {"x": x, "delta": delta, "size": size, "assign": assign, "position": position, "weight": weight}
     given["bias"] = bias
-    wanted = {value.name for value in proto.graph.input}
-    found = RUN[engine](proto, as_numpy(**{name: tensor for name, tensor in given.items() if name in wanted}))
+    names = {value.name for value in proto.graph.input}
+    found = RUN[engine](proto, as_numpy(**{name: tensor for name, tensor in given.items() if name in names}))
 
     whole = x + delta
     if position is not None:

@@ -291,7 +291,7 @@ def test_long_video_in_bounded_memory(tmp_path):
     assert peak < 1_000_000  # all frames would be 24 MB
 
 
-def test_decoding_stops_after_the_last_wanted_frame(tmp_path):
+def test_decoding_stops_after_the_last_requested_frame(tmp_path):
     path = render(tmp_path / "a.avi", 60)
     position, _ = packets(path)[40]
     damaged = bytearray(path.read_bytes())

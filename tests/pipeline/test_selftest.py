@@ -32,8 +32,8 @@ def distinct_frames(clip):
 def test_kinds_of_clips(kind, frames, size):
     clip = draw_clip(kind, frames, size, seed=3)
     assert clip.dtype == np.uint8 and clip.shape == (frames, size, size, 3)
-    wanted = {"static": 1, "black": 1, "repeated": max(1, frames // 3), "moving": frames}[kind]
-    assert distinct_frames(clip) == wanted
+    expected = {"static": 1, "black": 1, "repeated": max(1, frames // 3), "moving": frames}[kind]
+    assert distinct_frames(clip) == expected
     if kind == "black":
         assert np.unique(clip).tolist() == [3], "seed mod 16"
     else:

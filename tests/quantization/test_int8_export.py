@@ -62,16 +62,16 @@ class TestBatches:
 def test_products_compute_what_the_rounded_numbers_give(mini_video, mini_recipe, all_kinds):
     """Each product by itself, from what the graph gives it: no difference can hide behind an earlier one."""
     tower = mini_video.tower
-    wanted = {name: node.output[0] for name, node in find_products(mini_video.proto(), tower.module).items()}
+    outputs = {name: node.output[0] for name, node in find_products(mini_video.proto(), tower.module).items()}
     nodes = {node.output[0]: node for node in onnx.load(mini_video.path).graph.node}
     given = {}
-    for name in set(wanted) - set(tower.in_float):
-        behind = nodes[nodes[wanted[name]].input[0]].input[0]  # MatMul <- DequantizeLinear <- QuantizeLinear
+    for name in set(outputs) - set(tower.in_float):
+        behind = nodes[nodes[outputs[name]].input[0]].input[0]  # MatMul <- DequantizeLinear <- QuantizeLinear
         given[name] = (nodes[behind].input[0], behind)
     assert len(given) >= 15
     frames = all_kinds(mini_recipe)[[0, 3]]
     model = onnx.load(mini_video.path)
-    extra_outputs = sorted({one for pair in given.values() for one in pair} | {wanted[name] for name in given})
+    extra_outputs = sorted({one for pair in given.values() for one in pair} | {outputs[name] for name in given})
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra_outputs)
     import onnxruntime
 
@@ -84,7 +84,7 @@ def test_products_compute_what_the_rounded_numbers_give(mini_video, mini_recipe,
         different = np.abs(back - rounded) > 0.1 * chosen.scale
         assert different.mean() < 1e-3 and np.abs(back - rounded).max() < 1.1 * chosen.scale, name
         expected = back @ module.weight.double().numpy().T
-        found = values[wanted[name]]
+        found = values[outputs[name]]
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max(), err_msg=name)
     x, steps = given["conv1.linear"]
     pixels = np.sort(np.unique(values[steps]))

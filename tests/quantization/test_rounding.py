@@ -46,11 +46,11 @@ def by_definition(weight, moments):
     scale = np.abs(original).max(axis=1, keepdims=True) / STEPS
     rounded = original.copy()
     for i in range(len(order)):
-        wanted, done = original[:, i:].copy(), slice(0, i)
+        target, done = original[:, i:].copy(), slice(0, i)
         if i:
             lost = original[:, done] - rounded[:, done]
-            wanted += lost @ moments[done, i:] @ np.linalg.inv(moments[i:, i:])
-        steps = np.clip(np.rint(wanted[:, :1] / scale), -STEPS, STEPS)
+            target += lost @ moments[done, i:] @ np.linalg.inv(moments[i:, i:])
+        steps = np.clip(np.rint(target[:, :1] / scale), -STEPS, STEPS)
         end = np.abs(original[:, i : i + 1]) == scale * STEPS
         rounded[:, i : i + 1] = np.where(end, original[:, i : i + 1], steps * scale)
     back = np.empty_like(rounded)

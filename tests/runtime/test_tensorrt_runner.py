@@ -264,8 +264,8 @@ class TestRunning:
 
         def run(i):
             inputs = draw(2 + i % 3, seed=i)
-            wanted = expected(inputs)["video_embedding"]
-            return all(np.array_equal(runner.infer(inputs)["video_embedding"], wanted) for _ in range(20))
+            alone = expected(inputs)["video_embedding"]
+            return all(np.array_equal(runner.infer(inputs)["video_embedding"], alone) for _ in range(20))
 
         with ThreadPoolExecutor(8) as pool:
             assert list(pool.map(run, range(8))) == [True] * 8

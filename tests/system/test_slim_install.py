@@ -103,8 +103,8 @@ def test_a_bundle_in_use(slim, bundle, world):
     assert done.returncode == 0, done.stderr
     found, verdicts = json.loads(done.stdout)
     with tempme_export.load(bundle) as model:
-        wanted = [model.encode_text(TEXTS), model.encode_video(videos), model.similarity(TEXTS, videos)]
-    for one, other in zip(found, wanted, strict=True):
+        expected = [model.encode_text(TEXTS), model.encode_video(videos), model.similarity(TEXTS, videos)]
+    for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(np.array(one, np.float32), other, rtol=1e-5, atol=1e-6)
     assert verdicts == {"video.onnx": "passed", "text.onnx": "passed", TOKENIZER: "passed"}
 

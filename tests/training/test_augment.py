@@ -123,10 +123,10 @@ def test_all_frames_of_a_video_are_changed_alike():
 def test_whole_frames_are_changed_before_they_are_resized(data, recipe, workers):
     preprocess = preprocess_for(recipe)
     source = FrameFiles(data.clips, 4, preprocess)
-    wanted = [[3, 0], [3]]
+    selected = [[3, 0], [3]]
     changes = [[RandAugment(7, 2, caption) for caption in captions] for captions in ((4, 0), (11,))]
-    found = list(placed_batches(source, wanted, workers, [*changes[0], *changes[1]]))
-    for videos, each, clips in zip(wanted, changes, found, strict=True):
+    found = list(placed_batches(source, selected, workers, [*changes[0], *changes[1]]))
+    for videos, each, clips in zip(selected, changes, found, strict=True):
         for video, change, pixels in zip(videos, each, clips.pixels, strict=True):
             expected = preprocess.crop(change(read_frames(data.paths[video], 4)))
             np.testing.assert_array_equal(pixels, expected)

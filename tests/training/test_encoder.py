@@ -116,9 +116,9 @@ def test_only_what_is_tuned_trains(recipe, inputs, tune):
     (video * text).sum().backward()
     words = {"lora": "LoRA", "adapter": "adapter", "prompt": "prompt", "full": ""}[tune]
     for name, parameter in model.named_parameters():
-        wanted = name != "logit_scale" and (words in name or "Video_Positional" in name)
-        assert parameter.requires_grad == wanted, name
-        if wanted:
+        trains = name != "logit_scale" and (words in name or "Video_Positional" in name)
+        assert parameter.requires_grad == trains, name
+        if trains:
             assert parameter.grad is not None and parameter.grad.abs().max() > 0, f"{name} gets no gradient"
 
 

@@ -136,7 +136,7 @@ _READERS: tuple[tuple[str, _Reader], ...] = (
 )
 
 
-def stated_beside(checkpoint: Path, facts: CheckpointFacts) -> tuple[Statement, ...]:
+def stated_in_folder(checkpoint: Path, facts: CheckpointFacts) -> tuple[Statement, ...]:
     """Statements about a checkpoint in the configurations of its folder.
 
     Raises CheckpointError for one that cannot be read, or is of a model of other sizes.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tempme_export.encoder.backbone import OPEN_CLIP, Activation, open_clip_backbone
-from tempme_export.encoder.checkpoint.configs import stated_beside
+from tempme_export.encoder.checkpoint.configs import stated_in_folder
 from tempme_export.encoder.checkpoint.facts import CheckpointFacts, expected_shapes, is_dense, listing, read_facts
 from tempme_export.encoder.checkpoint.files import read_file
 from tempme_export.encoder.checkpoint.layouts import Weights, read_layout
@@ -177,6 +177,6 @@ def load_checkpoint(source: str | Path) -> Checkpoint:
     profile = _declared_profile(weights.document, str(path))
     inside = _stated_inside(weights, profile)
     checked, facts = _validated(weights.tensors, str(path))
-    statements = (*inside, *stated_beside(path, facts))
+    statements = (*inside, *stated_in_folder(path, facts))
     agreed(statements, str(path))
     return Checkpoint(str(path), file_sha256(path), checked, facts, statements, profile, (*weights.remarks, *remarks))

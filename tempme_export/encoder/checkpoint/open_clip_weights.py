@@ -15,11 +15,11 @@ def _check_activation(source: str, model: str, tag: str) -> None:
     config, weights = open_clip.get_model_config(model), open_clip.get_pretrained_cfg(model, tag)
     if not (config and weights):
         return
-    quick, wanted = bool(config.get("quick_gelu")), bool(weights.get("quick_gelu"))
-    if quick != wanted:
-        right = f"{model}-quickgelu" if wanted else model.removesuffix("-quickgelu")
+    quick, expected = bool(config.get("quick_gelu")), bool(weights.get("quick_gelu"))
+    if quick != expected:
+        right = f"{model}-quickgelu" if expected else model.removesuffix("-quickgelu")
         raise CheckpointError(
-            f"{source}: weights {tag!r} were trained with {'QuickGELU' if wanted else 'GELU'}, but {model} has "
+            f"{source}: weights {tag!r} were trained with {'QuickGELU' if expected else 'GELU'}, but {model} has "
             f"{'QuickGELU' if quick else 'GELU'}. Use {OPEN_CLIP}{right}/{tag}."
         )
 

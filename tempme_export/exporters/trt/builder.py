@@ -85,10 +85,10 @@ def read_plugin_names(source: Path) -> PluginNames:
 def _network(trt: Any, builder: Any, logger: Any, source: Path) -> tuple[Any, Any]:
     """The parsed graph and its parser, which owns the weights. Raises ExportError with every error of the parser."""
     flags = trt.NetworkDefinitionCreationFlag
-    wanted = 1 << int(flags.PREFER_AOT_PYTHON_PLUGINS)
+    options = 1 << int(flags.PREFER_AOT_PYTHON_PLUGINS)
     if parse_version(str(trt.__version__)) < (11,):  # since 11 every network is
-        wanted |= 1 << int(flags.STRONGLY_TYPED)
-    network = builder.create_network(wanted)
+        options |= 1 << int(flags.STRONGLY_TYPED)
+    network = builder.create_network(options)
     if network is None:
         raise ExportError(f"TensorRT {trt.__version__} makes no network that prefers plugins built ahead of time.")
     parser = trt.OnnxParser(network, logger)

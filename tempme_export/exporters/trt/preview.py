@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from tempme_export.encoder.recipe import Recipe
 from tempme_export.kernels.aot import TARGETS, UNIVERSAL
-from tempme_export.runtime.tensorrt_package import WANTED
+from tempme_export.runtime.tensorrt_package import SUPPORTED
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
@@ -86,7 +86,7 @@ def preview_engine(
     if frame_mask:
         shapes["frame_mask"] = (frames,)
     return EnginePreview(
-        tensorrt=WANTED,
+        tensorrt=SUPPORTED,
         precision=precision,
         batch=(sizes.min, sizes.opt, sizes.max),
         profile={

@@ -131,14 +131,14 @@ def unfit_for_engine(gpu: Gpu, version: str, machine: EngineHost = _HERE) -> Ite
     if not version:
         return
     made_for = machine.made_for() or 12
-    wanted = (made_for, 0)
+    needed = (made_for, 0)
     if made_for == 12:  # 535 and newer for TensorRT 11; PTX of Blackwell is of CUDA 12.8
-        wanted = (12, 8) if gpu.compute >= _BLACKWELL else (12, 2) if parse_version(version) >= (11,) else (12, 0)
-    if gpu.cuda < wanted:
-        release = _DRIVERS.get(wanted)
+        needed = (12, 8) if gpu.compute >= _BLACKWELL else (12, 2) if parse_version(version) >= (11,) else (12, 0)
+    if gpu.cuda < needed:
+        release = _DRIVERS.get(needed)
         driver = f"driver {release} or newer" if release else "a newer driver"
         other = f", or a TensorRT for CUDA 12: {install_command(12)}" if made_for > 12 else ""
         yield (
             f"the NVIDIA driver {gpu.driver or 'here'} runs CUDA {gpu.cuda[0]}.{gpu.cuda[1]}, and TensorRT {version} "
-            f"needs {wanted[0]}.{wanted[1]} on {gpu.name}. Install {driver}{other}."
+            f"needs {needed[0]}.{needed[1]} on {gpu.name}. Install {driver}{other}."
         )

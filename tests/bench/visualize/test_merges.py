@@ -262,8 +262,8 @@ class TestVideoMerges:
         for model in (case, plain, merged, open_case(str(tiny_bundle), None, None)):
             stages = video_merges(model, video).stages
             assert [stage.title for stage in stages] == [stage.title for stage in expected]
-            for found, wanted in zip(stages, expected, strict=True):
-                np.testing.assert_array_equal(found.groups, wanted.groups)
+            for found, stage_expected in zip(stages, expected, strict=True):
+                np.testing.assert_array_equal(found.groups, stage_expected.groups)
 
     def test_origin(self, recipe, tiny_bundle, video):
         assert video_merges(Case(recipe), video).origin == f"the original path with {recipe.checkpoint.source}"

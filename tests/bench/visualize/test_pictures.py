@@ -84,9 +84,9 @@ class TestDrawStage:
         tiles = drawn(draw_stage(frames, GROUPS), 2, 2)
         for column in (0, 1):
             found = patch_of(tiles, 0, 1, column, 2)
-            wanted = expected[:, column * side // 2 : (column + 1) * side // 2]
-            np.testing.assert_array_equal(found[1:-1, 1:-1], wanted[1:-1, 1:-1])
-            edge = np.rint(0.55 * wanted[0].astype(float) + 0.45 * 128)
+            picture = expected[:, column * side // 2 : (column + 1) * side // 2]
+            np.testing.assert_array_equal(found[1:-1, 1:-1], picture[1:-1, 1:-1])
+            edge = np.rint(0.55 * picture[0].astype(float) + 0.45 * 128)
             assert np.abs(found[0].astype(float) - edge).max() <= 1, "a thin grey border"
 
     def test_the_ids_themselves_do_not_matter(self, frames):
@@ -202,8 +202,8 @@ class TestSavePictures:
             with Image.open(path) as picture:
                 assert picture.format == "PNG"
                 pixels = np.asarray(picture.convert("RGB"))
-            wanted = np.asarray(draw_stage(frames, stage.groups, stage.clips))
-            assert contains(pixels, wanted), path.name
+            picture = np.asarray(draw_stage(frames, stage.groups, stage.clips))
+            assert contains(pixels, picture), path.name
 
     def test_overview_holds_the_video_and_every_stage_in_order(self, frames, stages, tmp_path):
         *_, overview, _ = save_pictures(frames, stages, tmp_path)

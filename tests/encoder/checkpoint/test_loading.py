@@ -372,8 +372,8 @@ class TestContent:
     def test_a_missing_block(self, tower, bare, tmp_path):
         first = f"{tower}transformer.resblocks.0."
         rest = {name: tensor for name, tensor in bare.items() if not name.startswith(first)}
-        wanted = f"{first}attn.in_proj_bias" if tower else f"no tensor begins with {first}"
-        refused(saved(tmp_path, rest), wanted)
+        expected = f"{first}attn.in_proj_bias" if tower else f"no tensor begins with {first}"
+        refused(saved(tmp_path, rest), expected)
 
     def test_no_blocks(self, bare, tmp_path):
         rest = {name: t for name, t in bare.items() if not name.startswith("visual.transformer.")}

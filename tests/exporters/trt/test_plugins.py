@@ -116,11 +116,11 @@ class Scalars:
         self.given[index] = scalar
 
 
-def load_stand_in(folder, wanted):
+def load_stand_in(folder, needed):
     """Compile empty functions and load them under the names that the bindings ask the loader for."""
     source = folder / "stand_in.c"
     source.write_text("".join(f"void *{name}(void) {{ return 0; }}\n" for name in SYMBOLS))
-    for name in wanted:
+    for name in needed:
         command = ["cc", "-shared", "-fPIC", f"-Wl,-soname={name}", str(source), "-o", str(folder / name)]
         subprocess.run(command, check=True)
         ctypes.CDLL(str(folder / name), ctypes.RTLD_GLOBAL)
@@ -137,8 +137,8 @@ def load_bindings(folder):
         if shutil.which("cc") is None:
             pytest.skip("no C compiler to build a stand-in for TensorRT's libraries")
         (extension,) = Path(spec.origin).parent.glob("tensorrt*.so")
-        wanted = re.findall(rb"lib(?:nvinfer|nvonnxparser)\w*\.so\.\d+", extension.read_bytes())
-        load_stand_in(folder, sorted({name.decode() for name in wanted}))
+        needed = re.findall(rb"lib(?:nvinfer|nvonnxparser)\w*\.so\.\d+", extension.read_bytes())
+        load_stand_in(folder, sorted({name.decode() for name in needed}))
     return importlib.import_module(PACKAGE)
 
 
@@ -403,8 +403,8 @@ def test_a_type_that_no_kernel_takes_is_refused(trt):
 def test_types_alone_need_no_launcher(trt, monkeypatch):
     """TensorRT asks for types before it knows any shape."""
 
-    def unwanted(call):
+    def unexpected(call):
         raise AssertionError("nothing can be recorded without shapes")
 
-    monkeypatch.setattr(plugins, "plugin_launches", unwanted)
+    monkeypatch.setattr(plugins, "plugin_launches", unexpected)
     assert Asked(trt, PLACED, "bf16").output_types()[:2] == [trt.bfloat16] * 2

@@ -183,7 +183,7 @@ class TestAttentionMatch:
         n_a = (n_tokens + 1) // 2 - (n_cls + 1) // 2
         qkv, bias = draw_qkv(2, n_tokens, heads, head_width, dtype).to(device), draw_bias(2, n_tokens).to(device)
         qkv[1, :, :] = qkv[1, :7].repeat(n_tokens // 7 + 1, 1)[:n_tokens]  # ties, too
-        assert launch.matches_beside_attention(n_a, head_width) == together
+        assert launch.match_overlaps_attention(n_a, head_width) == together
         with launch.recording() as calls:
             attention.attention_match(qkv, bias, heads, n_cls, r)
         assert (calls[0].kernel.__name__ == "attention_match_kernel") == together

@@ -233,9 +233,9 @@ class TestTiles:
         assert not launch.match_config(n_a, width, 1, plain).resident
 
     def test_a_large_match_does_not_go_beside_attention(self):
-        assert launch.matches_beside_attention(64, 64)
-        assert not launch.matches_beside_attention(65, 64)
-        assert not launch.matches_beside_attention(64, 65)
+        assert launch.match_overlaps_attention(64, 64)
+        assert not launch.match_overlaps_attention(65, 64)
+        assert not launch.match_overlaps_attention(64, 65)
 
 
 def test_what_is_recorded_is_not_launched(tokens, rest):

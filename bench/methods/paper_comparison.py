@@ -9,7 +9,7 @@ from tempme_export.encoder.backbone import Backbone
 from tempme_export.encoder.profile import Profile
 
 
-def beside_paper(
+def paper_comparison(
     methods: Iterable[Method],
     profile: Profile,
     backbone: Backbone,
