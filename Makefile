@@ -34,7 +34,7 @@ help: ## list the targets
 
 setup: $(STAMP) ## create .venv and install the tested set, editable; PYTHON=... chooses the interpreter
 
-demo: $(STAMP) ## trained weights -> judged bundle -> search by text; ViT-B/32 -> bundle -> speed beside the original
+demo: $(STAMP) ## trained weights -> verified bundle -> search by text; ViT-B/32 -> bundle -> speed beside the original
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP) $(if $(HAS_FLOOR),$(FLOOR_STAMP)) ## every suite that needs no GPU, two at a time; ARGS="-k schedule" narrows

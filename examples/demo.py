@@ -1,4 +1,4 @@
-"""From trained weights to a judged bundle, a search and a speed: everything on the CPU, in `demo/`.
+"""From trained weights to a verified bundle, a search and a speed: everything on the CPU, in `demo/`.
 
     python examples/demo.py [VIDEO]
 

@@ -1,4 +1,4 @@
-"""What 8 bits cost where activations have outliers: random weights with planted outlier channels, exported and judged.
+"""What 8 bits cost where activations have outliers: random weights with planted outliers, exported and verified.
 
     python examples/outliers.py [PROFILE [OPTION...]]
 

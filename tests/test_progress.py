@@ -7,23 +7,23 @@ from tempme_export.progress import SILENT
 
 def test_a_step_from_beginning_to_end(recording):
     told = recording()
-    with told.step("judging", 3, "batches", done=1) as step:
+    with told.step("verifying", 3, "batches", done=1) as step:
         step.advance(2, "batch 8")
-        assert (step.name, step.done, step.total, step.unit, step.now) == ("judging", 2, 3, "batches", "batch 8")
+        assert (step.name, step.done, step.total, step.unit, step.now) == ("verifying", 2, 3, "batches", "batch 8")
         with told.step("tracing") as inner:
             assert inner.total is None
         step.advance(3)
         assert step.now == ""
-    assert told.counts == [("judging", 1, 3), ("judging", 2, 3), ("tracing", 0, None), ("judging", 3, 3)]
-    assert told.ended == [("tracing", False), ("judging", False)]
+    assert told.counts == [("verifying", 1, 3), ("verifying", 2, 3), ("tracing", 0, None), ("verifying", 3, 3)]
+    assert told.ended == [("tracing", False), ("verifying", False)]
 
 
 @pytest.mark.parametrize("error", [ValueError(), KeyboardInterrupt()])
 def test_a_step_that_fails_ends_too(recording, error):
     told = recording()
-    with pytest.raises(type(error)), told.step("judging"):
+    with pytest.raises(type(error)), told.step("verifying"):
         raise error
-    assert told.ended == [("judging", True)]
+    assert told.ended == [("verifying", True)]
 
 
 def test_what_a_listener_raises_ends_the_work(recording):
@@ -40,6 +40,6 @@ def test_what_a_listener_raises_ends_the_work(recording):
 
 
 def test_nobody_need_listen():
-    with SILENT.step("judging", 2) as step:
+    with SILENT.step("verifying", 2) as step:
         step.advance(1)
     SILENT.tell(object())

@@ -6,7 +6,7 @@
 
 The clips are those of the bundle's self-test, the embeddings to compare with those of the original path in float32.
 Exits 5 where an embedding has not the length 1 or is nearer to another clip's than to its own: this finds frames or
-rows in the wrong order. `tempme-export verify` judges the last digits.
+rows in the wrong order. `tempme-export verify` checks the last digits.
 """
 
 import argparse

@@ -125,7 +125,7 @@ class Backend:
     runner   what opens it: a Runtime, or the name of the module that is one
     devices  kinds of device that it runs on, the usual one first
     reveals  what its runner can return beside an embedding
-    judges   it is one by which the artifact is accepted
+    verifies  it is one by which the artifact is accepted
     packages distributions whose versions its embeddings depend on, each with all whose names begin so
     offered  to users; another is there for its artifact's acceptance, or beside the videos, alone
     counts_threads  it can be told how many threads to take
@@ -140,7 +140,7 @@ class Backend:
     devices: tuple[str, ...]
     reveals: Reveals = Reveals.NOTHING
     packages: tuple[str, ...] = ()
-    judges: bool = True
+    verifies: bool = True
     offered: bool = True
     replays: int = 0
     counts_threads: bool = True

@@ -33,7 +33,7 @@ PLAN = Artifact(
     needs=f"{_EXPORTERS}.trt.requirements",
 )
 
-# In the order in which they are built and judged: an engine is built from the graph before it.
+# In the order in which they are built and verified: an engine is built from the graph before it.
 ARTIFACTS: tuple[Artifact, ...] = (VIDEO_ONNX, TEXT_ONNX, PACKAGE, PLUGIN_ONNX, PLAN)
 
 _ORT = f"{_RUNNERS}.ort"
@@ -106,7 +106,7 @@ BACKENDS: tuple[Backend, ...] = (
         f"{_RUNNERS}.openvino",
         ("cpu",),
         packages=("openvino",),
-        judges=False,
+        verifies=False,
         need=Need("openvino", "run bundles with OpenVINO", {"openvino": _OPENVINO_EXTRA}),
     ),
     Backend(
@@ -217,11 +217,11 @@ def held(folder: Folder) -> tuple[Artifact, ...]:
     return tuple(artifact for artifact in ARTIFACTS if folder.has(artifact))
 
 
-def judging(folder: Folder, device: str) -> tuple[Backend, ...]:
+def verifying(folder: Folder, device: str) -> tuple[Backend, ...]:
     """The backends by which the artifacts of a folder are accepted where `device` is asked for: of every artifact those
     that run there, or its first."""
     chosen: list[Backend] = []
     for artifact in held(folder):
-        judges = [one for one in BACKENDS if one.artifact == artifact and one.judges]
-        chosen += [one for one in judges if one.runs_on(device)] or judges[:1]
+        verifies = [one for one in BACKENDS if one.artifact == artifact and one.verifies]
+        chosen += [one for one in verifies if one.runs_on(device)] or verifies[:1]
     return tuple(chosen)

@@ -75,7 +75,7 @@ def show_conventions(remarks: Sequence[str], conventions: "Iterable[Statement]")
 
 
 def show_selftest(selftest: "SelfTest") -> None:
-    """The inputs that parity is judged on."""
+    """The inputs that parity is checked on."""
     _line(
         "self-test",
         f"{len(selftest.clips)} clips and {len(selftest.token_ids)} texts through the original path",

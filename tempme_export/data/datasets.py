@@ -132,7 +132,7 @@ def read_activitynet(folder: Path, split: Split) -> Annotations:
 
 DIDEMO_END = 31.0
 """Seconds. Who described DiDeMo saw the first 30 s of each video; the original's loader, with which the published
-checkpoints were trained and judged, reads the frame at 31 s too, and so does this one."""
+checkpoints were trained and evaluated, reads the frame at 31 s too, and so does this one."""
 
 
 def read_didemo(folder: Path, split: Split) -> Annotations:

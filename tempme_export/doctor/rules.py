@@ -85,11 +85,11 @@ def names() -> tuple[str, ...]:
 def diagnose(machine: Machine) -> Diagnosis:
     """The diagnosis of a machine. A part that was not probed for want of another is not named beside it."""
 
-    def judge(rule: Need) -> Capability:
+    def assess(rule: Need) -> Capability:
         found = {name: machine.part(name) for name in rule.parts}
         broken = {name: part.problem for name, part in found.items() if part is not None and part.problem}
         missing = broken or {name: "was not probed" for name, part in found.items() if part is None}
         install = tuple(dict.fromkeys(rule.parts[name] for name in missing))
         return Capability(rule.name, rule.enables, missing, install)
 
-    return Diagnosis(machine, tuple(map(judge, rules())))
+    return Diagnosis(machine, tuple(map(assess, rules())))

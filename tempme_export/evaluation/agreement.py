@@ -186,7 +186,7 @@ def _r1(metrics: Metrics, before: Metrics) -> dict[str, float]:
 def compare(
     name: str, original: Embedded, artifact: Embedded, truth: Truth, decisions: Decisions, tolerance: Tolerance
 ) -> tuple[RetrievalComparison, tuple[Check, ...]]:
-    """Judge an artifact's embeddings beside the original path's.
+    """Compare an artifact's embeddings with the original path's.
 
     Raises InputError where there is nothing to retrieve.
     """
@@ -220,7 +220,7 @@ def compare(
         decisions=part(changed, original.with_videos_of(artifact, changed)) if known else None,
         drift=part(~changed, artifact.with_videos_of(original, changed)) if known else part(changed | True, artifact),
     )
-    # Where decisions changed, and below float32, the recalls and ranks judge an embedding by its effect.
+    # Where decisions changed, and below float32, the recalls and ranks measure an embedding by its effect.
     distance_only = replace(tolerance, fragile_distance=None, centred_cosine=None, rank_agreement=None)
     checks = [check for metric in before for check in _recall_checks(metric, before[metric], after[metric], limits)]
     checks += [check for pair in agreement.values() for check in pair]

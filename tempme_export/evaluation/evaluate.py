@@ -250,7 +250,7 @@ def embed(
     return Embeddings(texts.read(slice(None)), videos.read(keep), kept, skipped)
 
 
-def judge(found: Embeddings, encoder: Encoder, backend: str = "") -> Evaluation:
+def score(found: Embeddings, encoder: Encoder, backend: str = "") -> Evaluation:
     """Metrics of embeddings that an encoder made."""
     data = found.data
     text_to_video, video_to_text = retrieval(found.text, found.video, data.owner)
@@ -279,5 +279,5 @@ def evaluate(
     batch: int = BATCH,
     workers: int = 0,
 ) -> Evaluation:
-    """Encode, then judge. `backend` is a name for the report; the rest, and what is raised, as `embed`."""
-    return judge(embed(encoder, data, source, store, progress, batch=batch, workers=workers), encoder, backend)
+    """Encode, then score. `backend` is a name for the report; the rest, and what is raised, as `embed`."""
+    return score(embed(encoder, data, source, store, progress, batch=batch, workers=workers), encoder, backend)

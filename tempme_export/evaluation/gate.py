@@ -80,7 +80,7 @@ def run_gate(
     """Retrieve with the original path and with every artifact of a folder, and compare.
 
     recipe         what the artifacts were built from; its reference in float32 is the original path
-    folder         of the artifacts; one that does not say how it decided is judged by its embeddings alone
+    folder         of the artifacts; one that does not say how it decided is compared by its embeddings alone
     allow_damaged  take damaged pictures as the decoder shows them
     progress       hears of two steps: the videos and the captions
 

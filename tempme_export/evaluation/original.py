@@ -1,4 +1,4 @@
-"""The original path, which the gate compares artifacts with: the reference in float32, on the device that is judged."""
+"""The original path, which the gate compares artifacts with: the float32 reference on the device that is verified."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ def _full_float32() -> Iterator[None]:
 
 
 class Original:
-    """The original path on the device that is judged, or on the CPU where torch does not have it."""
+    """The original path on the device that is verified, or on the CPU where torch does not have it."""
 
     def __init__(self, recipe: Recipe, device: str) -> None:
         self._device = device if torch.cuda.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""The video artifacts of a folder, each on a backend that judges it, and what it decides beside the original path."""
+"""The video artifacts of a folder, each on a backend that verifies it, and what it decides beside the original path."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -86,7 +86,7 @@ def count_changes(
 def open_trials(
     folder: Folder, schedule: Schedule, device: str, stack: ExitStack
 ) -> tuple[list[Trial], list[ParityReport]]:
-    """The video artifacts of a folder on the backends that judge them, and a report on each that cannot be run in the
+    """The video artifacts of a folder on the backends that verify them, and a report on each that cannot be run in the
     folder's precision."""
     names, text = tuple(merge.assign_name for merge in schedule.merges), registry.text_backend()
 
@@ -99,7 +99,7 @@ def open_trials(
         return video, video
 
     trials, reports = [], []
-    for backend in registry.judging(folder, device):
+    for backend in registry.verifying(folder, device):
         if backend.artifact.tower == "text":
             continue
         where, name = backend.device_or_usual(device), backend.artifact.file

@@ -208,7 +208,7 @@ def check_video(
     tolerance: Tolerance,
     with_tokens: bool = True,
 ) -> list[Check]:
-    """Judge a video tower on the self-test clips.
+    """Check a video tower on the self-test clips.
 
     with_merges  a Runner whose outputs also hold every merge's `assign_name` and `tokens_name`
     with_tokens  False for an artifact that exposes its decisions only
@@ -246,9 +246,9 @@ def check_batches(
     tolerance: Tolerance,
     runs_before: int = 0,
 ) -> list[Check]:
-    """Judge the same clips in batches of other sizes, in another order: neighbours must not matter.
+    """Check the same clips in batches of other sizes, in another order: neighbours must not matter.
 
-    runs_before  how often a batch runs on black frames before the run that is judged, for a runner that records its
+    runs_before  how often a batch runs on black frames before the run that is checked, for a runner that records its
                  work and replays it from some run on
     """
     checks, alone, dependence = [], dict[int, Floats](), 0.0
@@ -271,7 +271,7 @@ def check_batches(
 
 
 def check_tokenizer(selftest: SelfTest, tokenizer: TokenIds) -> Check:
-    """Judge a tokenizer on the self-test's captions: every id must be open_clip's."""
+    """Check a tokenizer on the self-test's captions: every id must be open_clip's."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TextTruncatedWarning)
         changed = int((tokenizer(selftest.captions) != selftest.caption_ids).sum())
@@ -280,7 +280,7 @@ def check_tokenizer(selftest: SelfTest, tokenizer: TokenIds) -> Check:
 
 
 def check_text(selftest: SelfTest, runner: Runner, tolerance: Tolerance) -> list[Check]:
-    """Judge a text tower on the self-test texts, together and one by one."""
+    """Check a text tower on the self-test texts, together and one by one."""
     together = runner.infer({"token_ids": selftest.token_ids})["text_embedding"]
     alone = np.concatenate([runner.infer({"token_ids": row[None]})["text_embedding"] for row in selftest.token_ids])
     count = len(selftest.token_ids)

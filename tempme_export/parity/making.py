@@ -25,7 +25,7 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class _Judged:
+class _Drawn:
     """One clip with the reference's embedding and merges."""
 
     clip: NDArray[np.uint8]
@@ -37,16 +37,16 @@ class _Judged:
         return [float(step.gap.min()) for step in self.steps]
 
 
-def _draw_safely(kind: str, video: ReferenceVideo, preprocess: Preprocess, seed: int, drawing: Drawing) -> _Judged:
+def _draw_safely(kind: str, video: ReferenceVideo, preprocess: Preprocess, seed: int, drawing: Drawing) -> _Drawn:
     """The first clip of a kind whose decisions are safe, or the safest of a few."""
     drawn = []
     for attempt in range(drawing.tries):
         clip, log = draw_clip(kind, video.schedule.frames, preprocess.size, seed + attempt), MergeLog()
         feature = video.video_feature(torch.from_numpy(preprocess(clip)[None]), log=log)
-        drawn.append(_Judged(clip, torch.nn.functional.normalize(feature, dim=-1).numpy(), log.steps))
+        drawn.append(_Drawn(clip, torch.nn.functional.normalize(feature, dim=-1).numpy(), log.steps))
         if min(drawn[-1].gaps, default=np.inf) >= drawing.safe:
             return drawn[-1]
-    return max(drawn, key=lambda judged: min(judged.gaps))
+    return max(drawn, key=lambda chosen: min(chosen.gaps))
 
 
 def _captions(recipe: Recipe) -> tuple[tuple[str, ...], NDArray[np.int64]]:
@@ -64,16 +64,16 @@ def make_selftest(recipe: Recipe, seed: int = 0, drawing: Drawing = Drawing()) -
     captions, caption_ids = _captions(recipe)
     video, text = ReferenceVideo(recipe), ReferenceText(recipe)
     preprocess, token_ids = preprocess_for(recipe), draw_token_ids(recipe, seed)
-    judged = [_draw_safely(kind, video, preprocess, seed + 1600 * i, drawing) for i, kind in enumerate(drawing.kinds)]
+    chosen = [_draw_safely(kind, video, preprocess, seed + 1600 * i, drawing) for i, kind in enumerate(drawing.kinds)]
     merges = range(len(recipe.schedule.merges))
     return SelfTest(
-        clips=np.stack([j.clip for j in judged]),
+        clips=np.stack([one.clip for one in chosen]),
         token_ids=token_ids,
-        video_embedding=np.concatenate([j.embedding for j in judged]),
+        video_embedding=np.concatenate([one.embedding for one in chosen]),
         text_embedding=text(torch.from_numpy(token_ids)).numpy(),
-        assigns=tuple(np.concatenate([j.steps[k].assign.numpy() for j in judged]) for k in merges),
-        gaps=np.array([j.gaps for j in judged], np.float32).reshape(len(judged), len(merges)),
-        tokens=tuple(np.concatenate([j.steps[k].tokens.numpy() for j in judged]) for k in merges),
+        assigns=tuple(np.concatenate([one.steps[k].assign.numpy() for one in chosen]) for k in merges),
+        gaps=np.array([one.gaps for one in chosen], np.float32).reshape(len(chosen), len(merges)),
+        tokens=tuple(np.concatenate([one.steps[k].tokens.numpy() for one in chosen]) for k in merges),
         captions=captions,
         caption_ids=caption_ids,
     )

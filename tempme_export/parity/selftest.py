@@ -1,4 +1,4 @@
-"""The clips and texts that every artifact is judged on, and the reference's decisions and outputs on them.
+"""The clips and texts that every artifact is checked on, and the reference's decisions and outputs on them.
 
 Clips are drawn so that no decision of the reference hangs on less than a few snapping steps: another backend's
 rounding must not decide. Among them are a static, a black and a repeating one, where exact ties are the rule.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 CLIPS = ("moving", "static", "moving", "black", "repeated", "moving")
 TEXTS = 8
 SAFE_GAP = 4 / SNAP_STEPS
-# What a bundle's tokenizer is judged on: each rule of the encoding, and a few scripts.
+# What a bundle's tokenizer is checked on: each rule of the encoding, and a few scripts.
 CAPTIONS = (
     "a man is playing a guitar",
     "A Man IS Playing\tthe  GUITAR!!",

@@ -49,7 +49,7 @@ class Tolerance:
     rank_agreement     smallest Spearman correlation of similarities, text against video; None where not gated
     retrieval          limits of the retrieval gate; by default float32's, the strictest
     dependence         largest change of a number of an embedding by what else is in its batch; None where that is
-                       judged by the distance from the reference alone
+                       held to the distance from the reference alone
     """
 
     changed_decisions: float
@@ -64,7 +64,7 @@ class Tolerance:
 
 # Different clips average a cosine of 0.96 and removing all merging still scores 0.99, so below float32 the
 # raw cosine is no gate. There decisions differ wherever similarities nearly tie, which the centred cosine and
-# the ranks judge by their effect. Two neighbours that change places in one of the self-test's eight queries
+# the ranks measure by their effect. Two neighbours that change places in one of the self-test's eight queries
 # cost 0.007 of rank agreement.
 # Equally valid orders of tied tokens were measured up to 3.3e-3 apart on the original implementation.
 #

@@ -47,39 +47,39 @@ class Standard:
 
 @dataclass(frozen=True)
 class Parity:
-    """The verdict on every artifact that was judged."""
+    """The verdict on every artifact that was verified."""
 
     reports: tuple[ParityReport, ...]
 
 
-def judge(
+def verify_artifacts(
     folder: Folder, standard: Standard, device: str, elsewhere: bool = False, progress: Progress = SILENT
 ) -> list[ParityReport]:
-    """Run every artifact of a folder against the self-test, on each backend that judges it, and its tokenizer.
+    """Run every artifact of a folder against the self-test, on each backend that verifies it, and its tokenizer.
 
     A runtime that cannot run the precision gives a report that says so; a missing one, or a missing device,
     raises BackendError, and so does an artifact of another machine or device, unless the folder was built `elsewhere`.
     """
     reports = []
-    backends = registry.judging(folder, device)
-    with progress.step("judging parity", len(backends), "artifacts") as step:
+    backends = registry.verifying(folder, device)
+    with progress.step("verifying parity", len(backends), "artifacts") as step:
         for done, backend in enumerate(backends):
             step.advance(done, f"{backend.artifact.file} on {backend.name}")
-            reports.append(judge_on(backend, folder, standard, device, elsewhere))
+            reports.append(verify_on(backend, folder, standard, device, elsewhere))
             if backend == registry.text_backend() and folder.holds(TOKENIZER):
-                reports.append(_judge_tokenizer(folder, standard.selftest))
+                reports.append(_verify_tokenizer(folder, standard.selftest))
     return reports
 
 
-def _judge_tokenizer(folder: Folder, selftest: SelfTest) -> ParityReport:
+def _verify_tokenizer(folder: Folder, selftest: SelfTest) -> ParityReport:
     stored = StoredTokenizer((folder.path / TOKENIZER).read_bytes(), selftest.token_ids.shape[1])
     return ParityReport(TOKENIZER, "tokenizers", (check_tokenizer(selftest, stored),))
 
 
-def judge_on(
+def verify_on(
     backend: Backend, folder: Folder, standard: Standard, device: str, elsewhere: bool = False
 ) -> ParityReport:
-    """Run one artifact on one backend; raises as `judge`. `device` is where the others run."""
+    """Run one artifact on one backend; raises as `verify_artifacts`. `device` is where the others run."""
     where, file = backend.device_or_usual(device), backend.artifact.file
     said = f"{backend.name}, {where}"
     try:
@@ -125,7 +125,7 @@ def embedding_batches(batches: Sequence[int], selftest: SelfTest) -> tuple[int, 
 def embedding_checks(standard: Standard, runner: Runner, tolerance: Tolerance, runs_before: int = 0) -> list[Check]:
     """Checks of an artifact that returns embeddings alone: level (c), at every batch.
 
-    runs_before  the runs after which a batch is judged: where a runner replays what it recorded, a replay is
+    runs_before  the runs after which a batch is checked: where a runner replays what it recorded, a replay is
     """
     selftest, preprocess = standard.selftest, standard.preprocess
     checks = check_batches(selftest, preprocess, runner, standard.batches, tolerance, runs_before)

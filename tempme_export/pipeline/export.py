@@ -35,7 +35,7 @@ from tempme_export.parity.checks import ParityReport
 from tempme_export.parity.making import make_selftest
 from tempme_export.parity.selftest import save_selftest
 from tempme_export.parity.tolerance import TOLERANCES
-from tempme_export.parity.verification import Parity, Standard, judge, raise_if_failed
+from tempme_export.parity.verification import Parity, Standard, raise_if_failed, verify_artifacts
 from tempme_export.pipeline.spec import ExportSpec, asked
 from tempme_export.progress import SILENT, Progress, Written
 from tempme_export.quantization.build import Quantization
@@ -241,7 +241,7 @@ def build(spec: ExportSpec, progress: Progress = SILENT) -> Bundle:
         sizes, folder = recipe.profile.batch, Folder(work, spec.precision, facts)
         batches = tuple(sorted({sizes.min, sizes.opt, sizes.max}))
         standard = Standard(selftest, recipe.schedule, preprocess_for(recipe), batches)
-        reports = judge(folder, standard, spec.device, progress=progress)
+        reports = verify_artifacts(folder, standard, spec.device, progress=progress)
         progress.tell(Parity(tuple(reports)))
         gate = _run_gate(gate_data, reports, recipe, folder, spec, progress)
         built = Built(facts, reports, gate, quantization)

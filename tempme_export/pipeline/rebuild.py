@@ -29,7 +29,7 @@ from tempme_export.files import building, file_sha256
 from tempme_export.media.preprocess import preprocess_in
 from tempme_export.parity.checks import ParityReport
 from tempme_export.parity.selftest import load_selftest
-from tempme_export.parity.verification import Parity, Standard, judge_on, raise_if_failed
+from tempme_export.parity.verification import Parity, Standard, raise_if_failed, verify_on
 from tempme_export.pipeline.spec import ExportSpec
 from tempme_export.progress import SILENT, Progress
 
@@ -97,8 +97,8 @@ def _carry_over(folder: Path, names: list[str], work: Path) -> None:
 
 def _manifest(bundle: Bundle, facts: _Facts, reports: Sequence[ParityReport]) -> dict[str, Any]:
     kept = {key: value for key, value in bundle.manifest.items() if key not in _WRITTEN}
-    judged = {one.artifact for one in reports}
-    others = [one for one in kept["parity"] if one["artifact"] not in judged]
+    verified = {one.artifact for one in reports}
+    others = [one for one in kept["parity"] if one["artifact"] not in verified]
     return {**kept, **facts, "parity": [*others, *(one.to_dict() for one in reports)]}
 
 
@@ -108,13 +108,13 @@ def _build(renewed: Sequence[Artifact], making: Making) -> dict[str, dict[str, A
     return {option: facts for option, facts in said.items() if option is not None and facts is not None}
 
 
-def _judge(renewed: Sequence[Artifact], built: Folder, bundle: Bundle, device: str) -> list[ParityReport]:
-    """Each on the backends that judge it, against the bundle's self-test."""
+def _verify(renewed: Sequence[Artifact], built: Folder, bundle: Bundle, device: str) -> list[ParityReport]:
+    """Each on the backends that verify it, against the bundle's self-test."""
     sizes, preprocess = bundle.profile.batch, preprocess_in(bundle.manifest)
     batches = (sizes.min, sizes.opt, sizes.max)
     standard = Standard(load_selftest(built.path / SELFTEST), bundle.schedule, preprocess, batches)
-    backends = (one for one in registry.judging(built, device) if one.artifact in renewed)
-    return [judge_on(backend, built, standard, device) for backend in backends]
+    backends = (one for one in registry.verifying(built, device) if one.artifact in renewed)
+    return [verify_on(backend, built, standard, device) for backend in backends]
 
 
 def rebuild(
@@ -125,7 +125,7 @@ def rebuild(
     verbose: bool = False,
     progress: Progress = SILENT,
 ) -> Bundle:
-    """Build the artifacts of a bundle again whose sources it carries, judge them, and put them and its manifest in
+    """Build the artifacts of a bundle again whose sources it carries, verify them, and put them and its manifest in
     place.
 
     The bundle changes at the end and at once: until the new engine is accepted, the old one stays.
@@ -152,7 +152,7 @@ def rebuild(
         with one_release(bundle, carried):
             _carry_over(bundle.path, carried, work)
         facts = _build(renewed, Making(_recipe(bundle), spec, work, path, None, progress))
-        reports = _judge(renewed, Folder(work, precision, facts), bundle, device)
+        reports = _verify(renewed, Folder(work, precision, facts), bundle, device)
         progress.tell(Parity(tuple(reports)))
         raise_if_failed(reports, f"{path} keeps the engine it had.")
         manifest = write_manifest(work, _manifest(bundle, facts, reports))

@@ -6,7 +6,7 @@ from tempme_export.artifacts.bundle import SELFTEST, Bundle, folder_of, one_rele
 from tempme_export.media.preprocess import preprocess_in
 from tempme_export.parity.checks import ParityReport
 from tempme_export.parity.selftest import check_fits, load_selftest
-from tempme_export.parity.verification import Parity, Standard, judge, raise_if_failed
+from tempme_export.parity.verification import Parity, Standard, raise_if_failed, verify_artifacts
 from tempme_export.progress import SILENT, Progress
 
 
@@ -18,13 +18,13 @@ def verify(path: str | Path, *, device: str = "cpu", progress: Progress = SILENT
     """
     bundle = open_bundle(path)
     with one_release(bundle):
-        reports = _judge_bundle(bundle, device, progress)
+        reports = _verify_bundle(bundle, device, progress)
     progress.tell(Parity(tuple(reports)))
     raise_if_failed(reports, f"{bundle.path} does not compute here what it did where it was built.")
     return reports
 
 
-def _judge_bundle(bundle: Bundle, device: str, progress: Progress) -> list[ParityReport]:
+def _verify_bundle(bundle: Bundle, device: str, progress: Progress) -> list[ParityReport]:
     with progress.step("hashing the files"):
         intact = verify_files(bundle)
     progress.tell(intact)
@@ -32,6 +32,6 @@ def _judge_bundle(bundle: Bundle, device: str, progress: Progress) -> list[Parit
     selftest, schedule = load_selftest(bundle.path / SELFTEST), bundle.schedule
     check_fits(selftest, schedule, preprocess.size, bundle.manifest["backbone"]["embed"])
     batches = tuple(sorted({sizes.min, sizes.opt}))
-    return judge(
+    return verify_artifacts(
         folder_of(bundle), Standard(selftest, schedule, preprocess, batches), device, elsewhere=True, progress=progress
     )

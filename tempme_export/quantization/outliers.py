@@ -3,7 +3,7 @@
 Outliers of transformers persist: a channel that is large is so in every token, by nearly as much (SmoothQuant, Xiao et
 al. 2023, section 3). Here a few channels of the residual stream are given a constant that follows the stream's growth.
 Channels that were large with either sign would instead decide alone how much each LayerNorm divides a token by, and
-such an encoder loses 0.06 of centred cosine by rounding its token embedding to bfloat16: no judge of anything.
+such an encoder loses 0.06 of centred cosine by rounding its token embedding to bfloat16: no measure of anything.
 """
 
 from collections.abc import Mapping

@@ -29,7 +29,7 @@ from tempme_export.quantization.sensitivity import (
     measure,
 )
 
-_JUDGED = 5  # at most so many calls of the calibration data are what every product is tried on
+_TRIAL_CALLS = 5  # at most so many calls of the calibration data are what every product is tried on
 _EMBEDDING = "embedding"
 
 _Module = TypeVar("_Module", VideoEncoder, TextEncoder)
@@ -80,9 +80,9 @@ class Steps:
 STEPS = Steps()
 
 
-def _judged(calls: Calls) -> Calls:
+def _trial_calls(calls: Calls) -> Calls:
     """Calls that everything is tried on, spread evenly."""
-    return calls[:: -(-len(calls) // _JUDGED)]
+    return calls[:: -(-len(calls) // _TRIAL_CALLS)]
 
 
 def _prepare(
@@ -95,7 +95,7 @@ def _prepare(
     progress: Progress,
     known: Mapping[str, Range] = MappingProxyType({}),
 ) -> Tower[_Module]:
-    """expected  what the judged calls gave before anything was rounded
+    """expected  what the trial calls gave before anything was rounded
     source    whose weights these are, for errors
     known     ranges that are not left to what the calibration data show
     """
@@ -107,9 +107,9 @@ def _prepare(
         for done, (name, one) in enumerate(found.items()):
             step.advance(done, name)
             parameters[name] = steps.round(one, seen.pop(name))
-    judged = _judged(calls)
-    sensitivities = measure(tower, parameters, ranges, judged, progress)
-    in_float, cost = steps.choose(tower, parameters, ranges, judged, expected, sensitivities)
+    trials = _trial_calls(calls)
+    sensitivities = measure(tower, parameters, ranges, trials, progress)
+    in_float, cost = steps.choose(tower, parameters, ranges, trials, expected, sensitivities)
     put(tower, {name: one for name, one in parameters.items() if name not in in_float})
     return Tower(tower, ranges, sensitivities, in_float, cost)
 
@@ -136,7 +136,7 @@ def prepare_video(
     """
     backbone = recipe.backbone
     encoder = copy.deepcopy(VideoEncoder(recipe)).eval()
-    expected = embed(encoder, _judged(clips))
+    expected = embed(encoder, _trial_calls(clips))
     conv1 = products(encoder)["conv1"]
     encoder.conv1 = PixelPatches(conv1, backbone.mean, backbone.std)
     source = f"{recipe.checkpoint.source}, video tower"
@@ -162,8 +162,8 @@ def prepare_text(
     method     as for `prepare_video`, and so are the errors
     """
     encoder = copy.deepcopy(TextEncoder(recipe)).eval()
-    expected = embed(encoder, _judged(token_ids))
-    embedding = round_embedding(encoder, _judged(token_ids), expected, steps.embedding_limit)
+    expected = embed(encoder, _trial_calls(token_ids))
+    embedding = round_embedding(encoder, _trial_calls(token_ids), expected, steps.embedding_limit)
     left = () if isinstance(encoder.embedding, RoundedEmbedding) else (_EMBEDDING,)
     tower = _prepare(encoder, token_ids, method, expected, f"{recipe.checkpoint.source}, text tower", steps, progress)
     return replace(

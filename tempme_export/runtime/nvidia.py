@@ -38,7 +38,7 @@ class Gpu:
 
 
 def engine_device(device: str) -> str:
-    """The GPU that an engine is built for and judged on: `device`, or the first GPU where that is the CPU."""
+    """The GPU that an engine is built for and verified on: `device`, or the first GPU where that is the CPU."""
     return "cuda" if device == "cpu" else device
 
 

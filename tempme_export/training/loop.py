@@ -54,7 +54,7 @@ from tempme_export.training.state import (
     trained,
 )
 from tempme_export.training.step import Outcome, Stepper, resolve_precision
-from tempme_export.training.validate import Judged, evaluate, row_of
+from tempme_export.training.validate import Scores, evaluate, row_of
 
 _TRAIN_DATA, _VAL_DATA = "train data", "val data"  # settings that are known late
 
@@ -257,7 +257,7 @@ class Run:
         if self.val is None:
             self._save_model(BEST)
         else:
-            (forth, back), groups, skipped = self.judge(self.val, step)
+            (forth, back), groups, skipped = self.validate(self.val, step)
             self._skip(skipped)
             row: Row = {"kind": "evaluation", "step": step, "epoch": epochs}
             row |= row_of(forth, "t2v") | row_of(back, "v2t")
@@ -272,7 +272,7 @@ class Run:
         self.position = Position(step, epochs, 0)
         self._save()
 
-    def judge(self, val: Split, step: int) -> Judged:
+    def validate(self, val: Split, step: int) -> Scores:
         return evaluate(self.stepper, val, step)
 
     def draw(self) -> None:
@@ -323,7 +323,7 @@ def train(
     """Train the recipe's model on captioned videos and leave checkpoints in `config.out`.
 
     recipe    the initial checkpoint with its profile; its backbone has a tokenizer
-    val_data  judged after every epoch; the best epoch by text-to-video R@1 becomes best.pth, the last one without
+    val_data  evaluated after every epoch; the best epoch by text-to-video R@1 becomes best.pth, the last one without
     progress  hears of the steps and of the events of `training.events`
 
     Files: best.pth and final.pth (checkpoints), last.pt (state), metrics.jsonl, metrics.parquet, curves.png,

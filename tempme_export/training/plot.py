@@ -35,11 +35,11 @@ def draw_curves(rows: Sequence[Row], path: Path) -> None:
             f"found no matplotlib, so {path.name} is not drawn; run: pip install 'tempme-export[plot]'"
         ) from error
     steps = [row for row in rows if row["kind"] == "step"]
-    judged = [row for row in rows if row["kind"] == "evaluation"]
+    evaluations = [row for row in rows if row["kind"] == "evaluation"]
     at, losses = [row["step"] for row in steps], [row["loss"] for row in steps]
     figure = Figure(figsize=(11, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 2 if judged else 1, squeeze=False)[0]
+    panels = figure.subplots(1, 2 if evaluations else 1, squeeze=False)[0]
     panels[0].plot(at, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
     panels[0].plot(at, _running_mean(losses), color="tab:blue", label="loss")
     panels[0].set(xlabel="step", ylabel="loss", ylim=(0, None))
@@ -47,10 +47,12 @@ def draw_curves(rows: Sequence[Row], path: Path) -> None:
     rate.plot(at, [row["lr"] for row in steps], color="tab:gray", linestyle=":", label="learning rate")
     rate.set(ylabel="learning rate", ylim=(0, None))
     panels[0].legend(handles=[*panels[0].get_lines()[1:], *rate.get_lines()], loc="upper right")
-    if judged:
+    if evaluations:
         for key, label in (("t2v_r1", "text to video"), ("v2t_r1", "video to text"), ("group_r1", "in groups")):
-            if all(key in row for row in judged):
-                panels[1].plot([row["step"] for row in judged], [row[key] for row in judged], marker="o", label=label)
+            if all(key in row for row in evaluations):
+                panels[1].plot(
+                    [row["step"] for row in evaluations], [row[key] for row in evaluations], marker="o", label=label
+                )
         panels[1].set(xlabel="step", ylabel="R@1, %", ylim=(0, 100))
         panels[1].legend(loc="lower right")
     for panel in panels:

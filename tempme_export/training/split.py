@@ -1,4 +1,4 @@
-"""One part of the data, ready to be trained on or judged by: readable videos, their frames, their captions as ids."""
+"""One part of the data, ready for training or evaluation: readable videos, their frames, their captions as ids."""
 
 import hashlib
 import json

@@ -18,7 +18,7 @@ from tempme_export.training.step import Stepper
 VIDEOS, TEXTS = 32, 256  # per call
 
 Floats = NDArray[np.float32]
-Judged = tuple[list[Retrieval], Retrieval | None, list[Skipped]]
+Scores = tuple[list[Retrieval], Retrieval | None, list[Skipped]]
 
 
 def _embed_videos(
@@ -55,7 +55,7 @@ def _merged(parts: list[Floats]) -> Floats:
 
 
 @torch.no_grad()
-def evaluate(stepper: Stepper, split: Split, step: int, n_videos: int = VIDEOS, n_texts: int = TEXTS) -> Judged:
+def evaluate(stepper: Stepper, split: Split, step: int, n_videos: int = VIDEOS, n_texts: int = TEXTS) -> Scores:
     """Text-to-video and video-to-text; text-to-video within groups, where the data has them; videos that failed.
 
     n_videos, n_texts  per call of a tower

@@ -17,7 +17,7 @@ import time
 from tempme_export.cli.live import listener
 
 progress = listener({"str": lambda fact: None})
-with progress.step("judging the graph", 4, "batches") as step:
+with progress.step("verifying the graph", 4, "batches") as step:
     for done in range(1, 5):
         step.advance(done, f"batch {done}")
         time.sleep(0.3)
@@ -42,12 +42,12 @@ def drawn(screen):
 class TestBars:
     def test_amounts_are_shown_and_gone_at_the_end(self, screen):
         progress = listener({}, screen, ticking=False)
-        with progress.step("judging", 9, "clips", done=2) as step:
+        with progress.step("verifying", 9, "clips", done=2) as step:
             step.advance(3)
             step.advance(9, "the last")
         lines = drawn(screen)
         for line, words in zip(lines, ("2 of 9 clips", "3 of 9 clips", "9 of 9 clips"), strict=True):
-            assert line.startswith("judging") and words in line and "━" in line and "0:00:0" in line
+            assert line.startswith("verifying") and words in line and "━" in line and "0:00:0" in line
         assert lines[-1].endswith("the last")
         assert screen.file.getvalue().endswith(ERASED)
 
@@ -81,7 +81,7 @@ class TestBars:
 
     def test_facts_stay_above_the_line(self, screen):
         progress = listener({"int": lambda fact: screen.print(f"found {fact}")}, screen, ticking=False)
-        with progress.step("judging"):
+        with progress.step("verifying"):
             progress.tell(3)
         assert "found 3" in drawn(screen)
 
@@ -91,7 +91,7 @@ class TestBars:
         assert all("[red]x" in line and len(line) <= 80 for line in drawn(screen))
 
     def test_a_failed_step_leaves_no_line(self, screen):
-        with pytest.raises(ValueError, match="no"), listener({}, screen, ticking=False).step("judging"):
+        with pytest.raises(ValueError, match="no"), listener({}, screen, ticking=False).step("verifying"):
             raise ValueError("no")
         assert screen.file.getvalue().endswith(ERASED)
 
@@ -99,20 +99,20 @@ class TestBars:
 class TestLines:
     def test_a_line_when_a_step_begins_and_one_when_it_ended(self, capsys):
         progress = Lines({"int": lambda fact: None})
-        with progress.step("judging", 9, "clips") as step:
+        with progress.step("verifying", 9, "clips") as step:
             step.advance(4)
             progress.tell(3)
         with progress.step("building", 100, "%"):
             pass
         lines = capsys.readouterr().err.splitlines()
-        assert lines[0] == "started    judging, 9 clips" and lines[2] == "started    building"
-        assert re.fullmatch(r"finished   judging   \d+\.\d s", lines[1])
+        assert lines[0] == "started    verifying, 9 clips" and lines[2] == "started    building"
+        assert re.fullmatch(r"finished   verifying   \d+\.\d s", lines[1])
         assert re.fullmatch(r"finished   building   \d+\.\d s", lines[3])
 
     def test_what_failed_did_not_finish(self, capsys):
-        with pytest.raises(ValueError, match="no"), Lines({}).step("judging"):
+        with pytest.raises(ValueError, match="no"), Lines({}).step("verifying"):
             raise ValueError("no")
-        assert capsys.readouterr().err == "started    judging\n"
+        assert capsys.readouterr().err == "started    verifying\n"
 
 
 @pytest.mark.parametrize(("terminal", "kind"), [(True, Bars), (False, Lines)])
@@ -149,7 +149,7 @@ def test_time_passes_on_a_real_terminal():
     """A thread redraws the line while nothing advances."""
     said = run(terminal=True)
     lines = [line for line in re.split(r"[\r\n]+", CONTROL.sub("", said)) if line.strip()]
-    assert any("judging the graph" in line and "of 4 batches" in line for line in lines)
+    assert any("verifying the graph" in line and "of 4 batches" in line for line in lines)
     assert sum("tracing the graph" in line for line in lines) >= 2
     assert all(len(line.rstrip()) <= 80 for line in lines)
     assert said.endswith(ERASED)

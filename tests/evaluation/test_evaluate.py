@@ -19,7 +19,7 @@ from tempme_export.data.frames import FrameFiles
 from tempme_export.data.records import RetrievalData
 from tempme_export.errors import InputError, VideoError
 from tempme_export.evaluation.encoders import open_encoder
-from tempme_export.evaluation.evaluate import COLUMNS, embed, evaluate, judge
+from tempme_export.evaluation.evaluate import COLUMNS, embed, evaluate, score
 from tempme_export.evaluation.metrics import group_retrieval, retrieval
 from tempme_export.parity.checks import cosine_distance
 
@@ -184,7 +184,7 @@ class TestByHand:
     def test_rows_that_are_no_numbers_are_counted(self, encoder, asked):
         found = embed(encoder, *asked)
         found.video[0, 1], found.text[2, 0] = np.nan, np.inf
-        assert judge(found, encoder).not_finite == 2
+        assert score(found, encoder).not_finite == 2
 
 
 class TestEmbed:
@@ -273,7 +273,7 @@ class TestSkipping:
         assert "no such file" in found.skipped["b"] and "d.avi" in found.skipped["d"]
         everything = run(fake_encoder(), data.select([0, 2, 4]))
         np.testing.assert_array_equal(found.video, everything.video)
-        evaluation = judge(found, encoder)
+        evaluation = score(found, encoder)
         assert evaluation.to_frame()["skipped"].to_list() == [2, 2, 2, 2]
         assert evaluation.text_to_video.candidates == 3 and evaluation.text_to_video.queries == 4
         assert evaluation.in_groups.queries == 3, "e is alone in its group now"

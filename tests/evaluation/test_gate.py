@@ -54,7 +54,7 @@ def decisions(videos, changed=()):
     return Decisions(counts, gaps, tokens=100)
 
 
-def judged(original, artifact, changed=(), tolerance=FP32, groups=None, owner=None):
+def agreement(original, artifact, changed=(), tolerance=FP32, groups=None, owner=None):
     videos = len(original.video)
     truth = Truth(range(videos) if owner is None else owner, groups)
     found, checks = compare("video.onnx", original, artifact, truth, decisions(videos, changed), tolerance)
@@ -67,7 +67,7 @@ def failures(checks):
 
 class TestCompare:
     def test_equal_paths(self):
-        found, checks = judged(perfect(), perfect())
+        found, checks = agreement(perfect(), perfect())
         assert failures(checks) == []
         assert found.metrics[T2V].r1 == found.metrics[V2T].r1 == 100
         assert found.top10_overlap == found.rank_agreement == {T2V: 1, V2T: 1}
@@ -77,7 +77,7 @@ class TestCompare:
         assert (found.decisions.largest, found.decisions.mean, found.largest_gap) == (0, 0, 0)
 
     def test_checks_are_named_once_and_cover_every_limit(self):
-        _, checks = judged(perfect(), perfect())
+        _, checks = agreement(perfect(), perfect())
         recalls = [f"{d}: R@{k} lost, points" for d in (T2V, V2T) for k in (1, 5, 10)]
         order = [f"{d}: {what}" for d in (T2V, V2T) for what in ("top-10 overlap", "rank agreement")]
         drift = ["video, equal decisions: 1 - cosine", "text: 1 - cosine"]
@@ -87,7 +87,7 @@ class TestCompare:
         """Videos 0 and 1 change places by a decision, 2, 3 and 4 by drift: two and three of eight are lost."""
         original, e = perfect(), np.eye(9, dtype=np.float32)
         artifact = with_videos(original, {0: e[1], 1: e[0], 2: e[3], 3: e[4], 4: e[2]})
-        found, checks = judged(original, artifact, changed=(0, 1))
+        found, checks = agreement(original, artifact, changed=(0, 1))
         assert found.decisions.r1_change == {T2V: -25, V2T: -25}
         assert found.drift.r1_change == {T2V: -37.5, V2T: -37.5}
         assert found.r1_change == {T2V: -62.5, V2T: -62.5}
@@ -102,7 +102,7 @@ class TestCompare:
     def test_texts_are_part_of_the_drift(self):
         original = perfect()
         artifact = Embedded(original.text[[1, 0, *range(2, 8)]], original.video)
-        found, checks = judged(original, artifact, changed=range(8))
+        found, checks = agreement(original, artifact, changed=range(8))
         assert found.decisions.r1_change[T2V] == 0
         assert found.drift.videos == 0 and found.drift.r1_change[T2V] == -25
         assert "text: 1 - cosine" in failures(checks)
@@ -112,7 +112,7 @@ class TestCompare:
         original = perfect()
         changed, drifted = np.zeros(9, np.float32), np.zeros(9, np.float32)
         changed[[0, 8]], drifted[[0, 1]] = (0.8, 0.6), (0.9, math.sqrt(0.19))
-        found, _ = judged(original, with_videos(original, {0: changed, 1: drifted}), changed=(0,))
+        found, _ = agreement(original, with_videos(original, {0: changed, 1: drifted}), changed=(0,))
         assert found.decisions.r1_change[T2V] == found.drift.r1_change[T2V] == 0
         assert found.r1_change[T2V] == -12.5
 
@@ -122,14 +122,14 @@ class TestCompare:
         original, e = perfect(), np.eye(9)
         found = with_videos(original, {i: unit([e[i] + 2 * e[8]])[0] for i in range(lost)})
         found = with_videos(found, {7 - i: unit([e[7 - i] + 0.8 * e[i]])[0] for i in range(lost)})
-        _, checks = judged(original, found)
+        _, checks = agreement(original, found)
         check = checks[f"{T2V}: R@1 lost, points"]
         assert (check.value, check.limit, check.passed) == (12.5 * lost, 12.5, passed)
         assert checks[f"{V2T}: R@1 lost, points"].value == 0
 
     def test_a_gain_is_no_loss(self):
         wrong = Embedded(perfect().text, perfect().video[::-1])
-        _, checks = judged(wrong, perfect(), tolerance=FP16)
+        _, checks = agreement(wrong, perfect(), tolerance=FP16)
         assert checks[f"{T2V}: R@1 lost, points"].value == -100 and checks[f"{T2V}: R@1 lost, points"].passed
         assert f"{T2V}: rank agreement" in failures(checks), "and yet another model"
 
@@ -146,7 +146,7 @@ class TestCompare:
         for q in range(1, videos):
             worse[q, (q + 5) % videos] = 0.9
         original, artifact = Embedded(e.astype(np.float32), score.T), Embedded(e.astype(np.float32), worse.T)
-        _, checks = judged(original, artifact)
+        _, checks = agreement(original, artifact)
         lost = {k: checks[f"{T2V}: R@{k} lost, points"] for k in (1, 5, 10)}
         assert [lost[k].passed for k in (1, 5, 10)] == [True, False, True]
         assert lost[5].value == 97.5 and lost[5].detail == "39 of 40"
@@ -155,7 +155,7 @@ class TestCompare:
         """Two videos of a group change places: R@1 within groups falls by 2 of 8, and is the only recall there."""
         original, e = perfect(), np.eye(9, dtype=np.float32)
         artifact = with_videos(original, {0: e[1], 1: e[0]})
-        found, checks = judged(original, artifact, changed=(0,), groups=["a", "a", "b", "b", "c", "c", "d", "d"])
+        found, checks = agreement(original, artifact, changed=(0,), groups=["a", "a", "b", "b", "c", "c", "d", "d"])
         assert found.metrics[GROUPS].r1 == 75 and found.metrics[GROUPS].candidates == 2
         assert found.decisions.r1_change[GROUPS] == -25, "text 0 loses its video, and text 1's has an equal"
         assert [name for name in checks if name.startswith(GROUPS)] == [f"{GROUPS}: R@1 lost, points"]
@@ -166,7 +166,7 @@ class TestCompare:
         original = perfect(40)
         artifact = with_videos(original, {5: np.full(41, np.nan)})
         with np.errstate(invalid="ignore"):
-            found, checks = judged(original, artifact, changed=(5,), tolerance=FP16)
+            found, checks = agreement(original, artifact, changed=(5,), tolerance=FP16)
         assert "unit length: | length - 1 |" in failures(checks)
         assert checks[f"{T2V}: R@1 lost, points"].value == 100
         assert math.isnan(found.decisions.largest)
@@ -177,11 +177,11 @@ class TestCompare:
         moved[[3, 8]] = math.cos(angle), math.sin(angle)
         artifact = with_videos(original, {3: moved})
         name = "video, equal decisions: 1 - cosine"
-        _, checks = judged(original, artifact)
+        _, checks = agreement(original, artifact)
         assert failures(checks) == [name] and checks[name].value == pytest.approx(2e-6, rel=1e-3)
-        assert failures(judged(original, artifact, changed=(3,))[1]) == [], "near ties may move it; recalls judge"
-        assert name not in judged(original, artifact, tolerance=FP16)[1]
-        assert name not in judged(original, artifact, changed=range(8))[1], "none is left to compare"
+        assert failures(agreement(original, artifact, changed=(3,))[1]) == [], "near ties may move it; recalls judge"
+        assert name not in agreement(original, artifact, tolerance=FP16)[1]
+        assert name not in agreement(original, artifact, changed=range(8))[1], "none is left to compare"
 
 
 class TestOrder:
@@ -192,7 +192,7 @@ class TestOrder:
         first, second = unit(rng.standard_normal((videos, 12))), unit(rng.standard_normal((videos, 12)))
         text = unit(rng.standard_normal((videos, 12)))
         moved = unit(first + 0.3 * second)
-        found, _ = judged(Embedded(text, first), Embedded(text, moved), tolerance=FP16)
+        found, _ = agreement(Embedded(text, first), Embedded(text, moved), tolerance=FP16)
         k = min(10, videos // 2)
 
         def best(scores):
@@ -212,7 +212,7 @@ class TestOrder:
         text, video = unit(rng.standard_normal((300, 16))), unit(rng.standard_normal((300, 16)))
         turned = text.copy()
         turned[-1] *= -1
-        found, _ = judged(Embedded(text, video), Embedded(turned, video), tolerance=FP16)
+        found, _ = agreement(Embedded(text, video), Embedded(turned, video), tolerance=FP16)
         assert found.rank_agreement[T2V] == pytest.approx(1 - 2 / 300)
 
     def test_few_candidates_still_say_something(self):
@@ -220,7 +220,7 @@ class TestOrder:
         original = perfect(10)
         rng = np.random.default_rng(1)
         shuffled = Embedded(original.text, unit(rng.standard_normal((10, 11))))
-        _, checks = judged(original, shuffled)
+        _, checks = agreement(original, shuffled)
         assert checks[f"{T2V}: top-10 overlap"].value < 0.9
         assert checks[f"{T2V}: top-10 overlap"].detail == "of the first 5, half of the candidates"
 
@@ -230,7 +230,7 @@ class TestOrder:
         video, text = unit(rng.standard_normal((41, 33))), unit(rng.standard_normal((1, 33)))
         original, artifact = (Embedded(np.tile(one, (41, 1)), video) for one in (text, unit(text + 1e-5 * text**2)))
         assert (original.text != artifact.text).any()
-        found, checks = judged(original, artifact)
+        found, checks = agreement(original, artifact)
         assert found.top10_overlap == {T2V: 1, V2T: 1}
         assert found.rank_agreement[V2T] == 1
         assert failures(checks) == []
@@ -243,10 +243,10 @@ class TestOrder:
         exchanged[0, [5, 6]] = scores[0, [6, 5]]
         original = Embedded(np.eye(8, dtype=np.float32), scores.T)
         name = f"{T2V}: rank agreement"
-        _, checks = judged(original, Embedded(original.text, exchanged.T))
+        _, checks = agreement(original, Embedded(original.text, exchanged.T))
         assert checks[name].value == pytest.approx(1 - 12 / (8 * 63) / 8) and checks[name].passed
         exchanged[1, [5, 6]] = scores[1, [6, 5]]
-        assert not judged(original, Embedded(original.text, exchanged.T))[1][name].passed
+        assert not agreement(original, Embedded(original.text, exchanged.T))[1][name].passed
 
 
 class TestLimits:

@@ -137,7 +137,7 @@ def gate_told(recording):
 
 @pytest.fixture(scope="session")
 def gated(one_thread, gate_folder, gate_told, tmp_path_factory):
-    """Path of a bundle that was built, judged and gated for real. Do not write there."""
+    """Path of a bundle that was built, verified and gated for real. Do not write there."""
     out = tmp_path_factory.mktemp("gated") / "mini.tempme"
     export.export(
         gate_folder / "mini.pth",

@@ -159,14 +159,14 @@ class TestNothingHalfDone:
         assert list(tmp_path.iterdir()) == []
 
     def test_a_manifest_that_cannot_be_written(self, export, builds, registering, tmp_path):
-        """A folder lies in its place; what judges is content with anything."""
+        """A folder lies in its place; what verifies is content with anything."""
         builds.by(TEXT_ONNX, Spoiling(lambda folder: (folder / MANIFEST).mkdir()))
-        registering(*(replace(one, judges=False) for one in registry.BACKENDS))
+        registering(*(replace(one, verifies=False) for one in registry.BACKENDS))
         with pytest.raises(ExportError, match=r"out could not be written: .*manifest\.json.* Nothing was left"):
             export(tmp_path / "out")
         assert list(tmp_path.iterdir()) == []
 
-    @pytest.mark.parametrize("stage", ["building", "judging"])
+    @pytest.mark.parametrize("stage", ["building", "verifying"])
     @pytest.mark.parametrize("error", [RuntimeError("a bug"), KeyboardInterrupt(), ExportError("no")])
     def test_any_end_leaves_nothing_and_the_old_bundle(
         self, export, builds, registering, bundle_copy, tmp_path, stage, error

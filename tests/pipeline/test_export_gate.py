@@ -1,4 +1,4 @@
-"""`tempme-export --gate`: a real bundle of a real model, judged on rendered clips; refusals leave what they should."""
+"""`tempme-export --gate`: a real bundle of a real model, evaluated on rendered clips; what refusals leave."""
 
 import dataclasses
 import json

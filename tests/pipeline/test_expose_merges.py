@@ -55,7 +55,7 @@ def recipe(folder):
 
 @pytest.fixture(scope="module")
 def with_merges(one_thread, folder, tmp_path_factory):
-    """Path of a bundle that was built with its merges as outputs, judged and gated for real. Do not write there."""
+    """Path of a bundle that was built with its merges as outputs, verified and gated for real. Do not write there."""
     out = tmp_path_factory.mktemp("with_merges") / "mini.tempme"
     tempme_export.export(
         folder / "mini.pth", "mini-8f", out, batch=(1, 2, 3), expose_merges=True, gate=f"{folder / 'data.csv'}"

@@ -215,13 +215,13 @@ FRAMES = {"frames": (np.dtype(np.float32), (None, 4, 3, 48, 48))}
 TOKENS = {"token_ids": (np.dtype(np.int64), (None, 8))}
 
 
-def judged(selftest, recipe, preprocess, answer, tolerance=FP32):
+def checks_of(selftest, recipe, preprocess, answer, tolerance=FP32):
     return check_video(selftest, recipe.schedule, preprocess, Fake(answer, FRAMES), tolerance)
 
 
 def test_a_right_artifact_passes(small_selftest, small_recipe, preprocess, honest):
     for precision in PRECISIONS:
-        checks = judged(small_selftest, small_recipe, preprocess, honest, TOLERANCES[precision])
+        checks = checks_of(small_selftest, small_recipe, preprocess, honest, TOLERANCES[precision])
         assert failures(checks) == []
         assert checks[0].value == 0 and checks[1].detail == "30 of 30 merges compared"
 
@@ -236,7 +236,7 @@ def test_a_changed_decision_fails(small_selftest, small_recipe, preprocess, hone
         return found
 
     assert small_selftest.assigns[1].shape == (12, 18)
-    checks = judged(small_selftest, small_recipe, preprocess, answer)
+    checks = checks_of(small_selftest, small_recipe, preprocess, answer)
     assert failures(checks) == ["decisions changed"]
     total = sum(assign.size for assign in small_selftest.assigns)
     assert checks[0].value == pytest.approx(2 / total)
@@ -255,9 +255,9 @@ def test_merged_tokens_are_compared_only_before_the_first_other_decision(
             found["assign_03"].reshape(6, -1)[2, :2] = [1, 0]
         return found
 
-    wrong = judged(small_selftest, small_recipe, preprocess, lambda inputs: answer(inputs, False))
+    wrong = checks_of(small_selftest, small_recipe, preprocess, lambda inputs: answer(inputs, False))
     assert failures(wrong) == ["merged tokens, relative RMS"]
-    changed = judged(small_selftest, small_recipe, preprocess, lambda inputs: answer(inputs, True))
+    changed = checks_of(small_selftest, small_recipe, preprocess, lambda inputs: answer(inputs, True))
     assert failures(changed) == ["decisions changed"]
 
 
@@ -284,7 +284,7 @@ class TestNearTies:
         return answer
 
     def test_turning_at_the_near_tie_passes_and_is_told(self, fragile, small_recipe, preprocess, honest):
-        checks = judged(fragile, small_recipe, preprocess, self.turned(honest, 4, 1, embedding=1.1))
+        checks = checks_of(fragile, small_recipe, preprocess, self.turned(honest, 4, 1, embedding=1.1))
         assert failures(checks) == []
         assert checks[0].value == 0 and "1 of 6 videos turned at a near tie" in checks[0].detail
         near = next(check for check in checks if check.name.endswith("near ties"))
@@ -294,12 +294,12 @@ class TestNearTies:
         def answer(inputs):
             return self.turned(lambda _: self.turned(honest, 4, 1)(inputs), 4, 3)(inputs)
 
-        assert failures(judged(fragile, small_recipe, preprocess, answer)) == []
+        assert failures(checks_of(fragile, small_recipe, preprocess, answer)) == []
 
     @pytest.mark.parametrize(("video", "merge"), [(4, 0), (4, 2), (3, 1)])
     def test_turning_elsewhere_fails(self, fragile, small_recipe, preprocess, honest, video, merge):
         """Before the near tie, behind it without having turned there, and in another clip."""
-        checks = judged(fragile, small_recipe, preprocess, self.turned(honest, video, merge))
+        checks = checks_of(fragile, small_recipe, preprocess, self.turned(honest, video, merge))
         assert failures(checks) == ["decisions changed"]
 
     def test_its_embedding_has_a_limit_too(self, fragile, small_recipe, preprocess, honest):
@@ -310,9 +310,9 @@ class TestNearTies:
             found["video_embedding"][4] = found["video_embedding"][0]
             return found
 
-        checks = judged(fragile, small_recipe, preprocess, answer)
+        checks = checks_of(fragile, small_recipe, preprocess, answer)
         assert failures(checks) == ["video, batch 6: 1 - cosine"]
-        checks = judged(fragile, small_recipe, preprocess, self.turned(answer, 4, 1))
+        checks = checks_of(fragile, small_recipe, preprocess, self.turned(answer, 4, 1))
         assert failures(checks) == ["video, batch 6: 1 - cosine, near ties"]
 
     def test_the_other_clips_keep_their_limit(self, fragile, small_recipe, preprocess, honest):
@@ -322,7 +322,7 @@ class TestNearTies:
             found["video_embedding"][0] /= np.linalg.norm(found["video_embedding"][0])
             return found
 
-        assert failures(judged(fragile, small_recipe, preprocess, answer)) == ["video, batch 6: 1 - cosine"]
+        assert failures(checks_of(fragile, small_recipe, preprocess, answer)) == ["video, batch 6: 1 - cosine"]
 
 
 def test_wrong_merged_tokens_fail_by_their_relative_error(small_selftest, small_recipe, preprocess, honest):
@@ -331,7 +331,7 @@ def test_wrong_merged_tokens_fail_by_their_relative_error(small_selftest, small_
         found["tokens_00"] *= 1.001
         return found
 
-    checks = judged(small_selftest, small_recipe, preprocess, answer)
+    checks = checks_of(small_selftest, small_recipe, preprocess, answer)
     assert failures(checks) == ["merged tokens, relative RMS"]
     assert checks[1].value == pytest.approx(1e-3, rel=1e-3)
 
@@ -346,7 +346,7 @@ def test_nothing_comparable_fails(small_selftest, small_recipe, preprocess, hone
         return found
 
     lenient = Tolerance(1.0, 1e9, 2.0, 2.0, None, None)
-    checks = judged(small_selftest, small_recipe, preprocess, answer, lenient)
+    checks = checks_of(small_selftest, small_recipe, preprocess, answer, lenient)
     assert failures(checks) == ["merged tokens, relative RMS"]
     assert checks[1].detail == "0 of 30 merges compared"
 
@@ -359,7 +359,7 @@ def test_nan_fails(small_selftest, small_recipe, preprocess, honest, value, prec
         found[value].reshape(-1)[7] = np.nan
         return found
 
-    checks = judged(small_selftest, small_recipe, preprocess, answer, TOLERANCES[precision])
+    checks = checks_of(small_selftest, small_recipe, preprocess, answer, TOLERANCES[precision])
     assert failures(checks)
     assert any(math.isnan(check.value) for check in checks)
 
@@ -369,8 +369,8 @@ def test_zero_output_fails(small_selftest, small_recipe, preprocess, honest):
         return honest(inputs) | {"video_embedding": np.zeros((len(inputs["frames"]), 32), np.float32)}
 
     wrong = ["video, batch 6: 1 - cosine", "unit length, video: | length - 1 |"]
-    assert failures(judged(small_selftest, small_recipe, preprocess, answer)) == wrong
-    assert failures(judged(small_selftest, small_recipe, preprocess, answer, FP16))
+    assert failures(checks_of(small_selftest, small_recipe, preprocess, answer)) == wrong
+    assert failures(checks_of(small_selftest, small_recipe, preprocess, answer, FP16))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -381,7 +381,7 @@ def test_an_embedding_that_was_never_normalised_fails(small_selftest, small_reci
         found = honest(inputs)
         return found | {"video_embedding": 1.001 * found["video_embedding"]}
 
-    checks = judged(small_selftest, small_recipe, preprocess, answer, TOLERANCES[precision])
+    checks = checks_of(small_selftest, small_recipe, preprocess, answer, TOLERANCES[precision])
     assert failures(checks) == ["unit length, video: | length - 1 |"]
 
 
@@ -393,7 +393,7 @@ def test_the_same_embedding_for_every_clip_fails(small_selftest, small_recipe, p
     def answer(inputs):
         return honest(inputs) | {"video_embedding": np.tile(mean, (len(inputs["frames"]), 1))}
 
-    assert failures(judged(small_selftest, small_recipe, preprocess, answer, TOLERANCES[precision]))
+    assert failures(checks_of(small_selftest, small_recipe, preprocess, answer, TOLERANCES[precision]))
 
 
 def test_a_plan_without_merges_is_judged_by_its_embedding(small_selftest, small_recipe, preprocess, honest):
@@ -444,8 +444,8 @@ def test_batches_are_right_for_the_right_artifact(small_selftest, preprocess, ho
 
     for precision in PRECISIONS:
         checks = check_batches(small_selftest, preprocess, Fake(answer, FRAMES), [1, 3, 8], TOLERANCES[precision])
-        judged_by_itself = TOLERANCES[precision].dependence is not None
-        assert len(checks) == 3 + judged_by_itself and failures(checks) == []
+        checked_by_itself = TOLERANCES[precision].dependence is not None
+        assert len(checks) == 3 + checked_by_itself and failures(checks) == []
     assert seen == [1, 3, 8] * len(PRECISIONS)
 
 
@@ -491,14 +491,14 @@ def test_text_together_and_alone(small_selftest):
     assert failures(checks) == ["text: change by what else is in the batch"]
 
 
-def judge(folder, selftest, recipe, precision="fp32"):
-    return export.judge(
+def verified(folder, selftest, recipe, precision="fp32"):
+    return export.verify_artifacts(
         Folder(folder, precision), Standard(selftest, recipe.schedule, preprocess_for(recipe), (1, 3)), "cpu"
     )
 
 
 def test_the_real_bundle_passes(small_bundle, small_selftest, small_recipe):
-    video, text = judge(small_bundle, small_selftest, small_recipe)
+    video, text = verified(small_bundle, small_selftest, small_recipe)
     assert (video.artifact, video.status, text.artifact, text.status) == (VIDEO, "passed", TEXT, "passed")
     assert video.backend == "ONNX Runtime, cpu"
     names = [check.name.split(":")[0] for check in video.checks]
@@ -540,13 +540,13 @@ def test_one_wrong_weight_fails(bundle_copy, small_selftest, small_recipe):
     """The largest value of one matrix changes its sign: 1 of 710 000."""
     spoil_weight(bundle_copy / VIDEO, _is_matrix, _negate_one)
     spoil_weight(bundle_copy / TEXT, lambda tensor: sorted(tensor.dims) == [128, 384], _negate_one)
-    video, text = judge(bundle_copy, small_selftest, small_recipe)
+    video, text = verified(bundle_copy, small_selftest, small_recipe)
     assert video.status == text.status == "failed"
 
 
 def test_a_weight_that_is_not_a_number_fails(bundle_copy, small_selftest, small_recipe):
     spoil_weight(bundle_copy / VIDEO, _is_matrix, _to_nan)
-    video, text = judge(bundle_copy, small_selftest, small_recipe)
+    video, text = verified(bundle_copy, small_selftest, small_recipe)
     assert (video.status, text.status) == ("failed", "passed")
 
 
@@ -563,7 +563,7 @@ def test_a_graph_that_skips_a_merge_decision_fails(bundle_copy, small_selftest, 
                 node.input[k] = "negated"
     proto.graph.node.insert(place + 1, negated)
     onnx.save(proto, bundle_copy / VIDEO)
-    video, _ = judge(bundle_copy, small_selftest, small_recipe)
+    video, _ = verified(bundle_copy, small_selftest, small_recipe)
     assert video.status == "failed"
     assert video.checks[0].value > 0.01
     assert "first in block 0 (intra)" in video.checks[0].detail
@@ -571,7 +571,7 @@ def test_a_graph_that_skips_a_merge_decision_fails(bundle_copy, small_selftest, 
 
 def test_wrong_preprocessing_fails(bundle_copy, small_selftest, small_recipe):
     wrong = Preprocess(48, small_recipe.backbone.mean, (0.3, 0.3, 0.3))
-    video, _ = export.judge(
+    video, _ = export.verify_artifacts(
         Folder(bundle_copy, "fp32"), Standard(small_selftest, small_recipe.schedule, wrong, (1,)), "cpu"
     )
     assert video.status == "failed"
@@ -605,21 +605,21 @@ class TestNotRun:
 
     @pytest.mark.parametrize("precision", ["fp16", "bf16"])
     def test_low_precision_is_reported(self, refusing, small_selftest, small_recipe, precision):
-        for report in judge(refusing, small_selftest, small_recipe, precision):
+        for report in verified(refusing, small_selftest, small_recipe, precision):
             assert report.status == "not run" and "MatMul" in report.reason
             assert report.checks == ()
 
     def test_float32_is_an_error(self, refusing, small_selftest, small_recipe):
         with pytest.raises(BackendError, match="MatMul"):
-            judge(refusing, small_selftest, small_recipe, "fp32")
+            verified(refusing, small_selftest, small_recipe, "fp32")
 
     @pytest.mark.parametrize("precision", PRECISIONS)
     @pytest.mark.parametrize("device", ["cuda:7", "tpu"])
     def test_a_missing_device_is_an_error(self, small_bundle, small_selftest, small_recipe, precision, device):
-        """Whatever the precision: "not run" would publish a bundle that nobody judged."""
+        """Whatever the precision: "not run" would publish a bundle that nobody verified."""
         with pytest.raises(BackendError, match=device.split(":")[0]):
             standard = Standard(small_selftest, small_recipe.schedule, preprocess_for(small_recipe), (1,))
-            export.judge(Folder(small_bundle, precision), standard, device)
+            export.verify_artifacts(Folder(small_bundle, precision), standard, device)
 
 
 def test_verify_fails_where_this_machine_computes_something_else(small_bundle, runs):

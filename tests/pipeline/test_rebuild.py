@@ -1,5 +1,5 @@
 """`rebuild`: a bundle gets a new engine whole or keeps what it had. The builder is a stand-in; its engine is run by
-ONNX Runtime from the bundle's own graph, so that the judging is real."""
+ONNX Runtime from the bundle's own graph, so that the verification is real."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from tempme_export.exporters.trt.builder import EngineSettings
 from tempme_export.media.preprocess import preprocess_for
 from tempme_export.parity.selftest import load_selftest
 from tempme_export.parity.tolerance import TOLERANCES
-from tempme_export.parity.verification import Standard, embedding_batches, embedding_checks, judge_on
+from tempme_export.parity.verification import Standard, embedding_batches, embedding_checks, verify_on
 from tempme_export.pipeline import rebuild
 from tempme_export.retrieval import load
 from tempme_export.runtime.base import Runner
@@ -232,7 +232,7 @@ def test_a_folder_that_is_no_bundle(builder, tmp_path):
         rebuild.rebuild(tmp_path)
 
 
-class TestJudging:
+class TestVerifying:
     def test_batches(self, small_selftest):
         assert embedding_batches(FACTS.batch, small_selftest) == (1, 3, 6, 8)
         assert embedding_batches((6, 6, 6), small_selftest) == (6,)
@@ -270,5 +270,5 @@ class TestJudging:
         selftest = load_selftest(small_bundle / "selftest.npz")
         standard = Standard(selftest, small_recipe.schedule, preprocess_for(small_recipe), facts.batch)
         folder = Folder(small_bundle, precision, {KEY: facts.to_dict()})
-        report = judge_on(find_backend("tensorrt"), folder, standard, "cuda")
+        report = verify_on(find_backend("tensorrt"), folder, standard, "cuda")
         assert report.status == "failed" and report.artifact == ENGINE

@@ -114,7 +114,7 @@ def told(world):
     return {"said": world.on_first(lambda: f"rank {world.rank}"), "error": error}
 
 
-def judged(world, recipe, folder):
+def evaluated(world, recipe, folder):
     """Evaluation of the initial weights."""
     split, _ = open_split(
         "val",
@@ -149,7 +149,7 @@ def main(folder):
             "gathered": gathered(world),
             "told": told(world),
             "towers": take_steps(Towers(), world, Preprocess(2, (0.5,) * 3, (0.2,) * 3), batches(1, 2, 50, 3)),
-            "judged": judged(world, recipe, folder),
+            "evaluated": evaluated(world, recipe, folder),
         }
         step._BUCKET = 1 << 24
         model = TrainableModel(recipe, "lora", 2, 0)

@@ -156,7 +156,7 @@ class TestSteps:
 def test_evaluation_is_shared(found):
     """Three videos between two processes; every process learns the whole."""
     for rank in range(2):
-        for ours, theirs in zip(found[2, rank]["judged"], found[1, 0]["judged"], strict=True):
+        for ours, theirs in zip(found[2, rank]["evaluated"], found[1, 0]["evaluated"], strict=True):
             assert ours == theirs
 
 

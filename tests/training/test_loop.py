@@ -190,9 +190,9 @@ class TestWholeRun:
                 and row["samples_per_s"] > 0
                 and 0 <= row["data_wait"] <= 1
             )
-        judged = [row for row in rows if row["kind"] == "evaluation"]
-        assert [one.row for one in told.of(Evaluated)] == judged
-        for row in judged:
+        validated = [row for row in rows if row["kind"] == "evaluation"]
+        assert [one.row for one in told.of(Evaluated)] == validated
+        for row in validated:
             assert 0 <= row["t2v_r1"] <= row["t2v_r5"] <= row["t2v_r10"] == 100
             assert row["v2t_r10"] == 100 and row["t2v_mean_rank"] >= 1
         assert pl.read_parquet(result.out / "metrics.parquet")["step"].to_list() == [row["step"] for row in rows]
@@ -297,12 +297,12 @@ class TestWholeRun:
 
 
 class TestBest:
-    def judged(self, *r1):
-        """Runs whose epochs are judged so, text to video, and which note the temperature of each model they write."""
+    def validated(self, *r1):
+        """Runs whose epochs are scored so, text to video, and which note the temperature of each model they write."""
         left, saved = list(r1), {}
 
-        class Judged(Run):
-            def judge(self, val, step):
+        class Validated(Run):
+            def validate(self, val, step):
                 recall = left.pop(0)
                 names = ("text-to-video", "video-to-text")
                 return [Retrieval(name, recall, 50.0, 100.0, 1.0, 1.0, 4, 3) for name in names], None, []
@@ -311,11 +311,11 @@ class TestBest:
                 super().write_model(path)
                 saved.setdefault(path.name, []).append(self.model.logit_scale.detach().clone())
 
-        return Judged, saved
+        return Validated, saved
 
     @pytest.mark.parametrize(("r1", "best"), [((10.0, 30.0, 20.0), 2), ((30.0, 30.0, 10.0), 1), ((0.0, 0.0, 5.0), 3)])
     def test_it_is_the_first_with_the_highest_recall(self, run, weights_of, r1, best):
-        kind, saved = self.judged(*r1)
+        kind, saved = self.validated(*r1)
         result, told = run(kind=kind, epochs=3)
         assert (result.best.r1, result.best.epochs) == (max(r1), best)
         assert told.of(Evaluated)[best - 1].better
@@ -324,14 +324,14 @@ class TestBest:
         assert len(saved["final.pth"]) == 1
 
     def test_the_best_so_far_is_remembered_when_resumed(self, run, weights_of):
-        kind, _ = self.judged(30.0)
+        kind, _ = self.validated(30.0)
         run(kind=kind, epochs=2, max_minutes=1e-9, save_every=1)
         for _ in range(2):
             run(kind=kind, epochs=2, max_minutes=1e-9, resume=True)
         result, _ = run(kind=kind, epochs=2, max_minutes=1e-9, resume=True)
         assert result.best is not None and result.best.epochs == 1
         before = weights_of(result.out / "best.pth")["clip.logit_scale"]
-        kind, _ = self.judged(20.0)
+        kind, _ = self.validated(20.0)
         result, _ = run(kind=kind, epochs=2, resume=True)
         assert result.finished and (result.best.r1, result.best.epochs) == (30.0, 1)
         assert weights_of(result.out / "best.pth")["clip.logit_scale"] == before
@@ -370,10 +370,10 @@ class TestInterrupted:
                     self.config.clip_norm,
                 )
 
-            def judge(self, val, step):
+            def validate(self, val, step):
                 if where == "evaluation":
                     raise Crash
-                return super().judge(val, step)
+                return super().validate(val, step)
 
             def write_model(self, path):
                 if path.name == where:
@@ -679,9 +679,9 @@ class TestDisk:
 
 
 class TestCurves:
-    def rows(self, judged):
+    def rows(self, validated):
         steps = [{"kind": "step", "step": i, "loss": 3.0 / i, "lr": 0.1} for i in range(1, 30)]
-        return steps + [{"kind": "evaluation", "step": i, "t2v_r1": i, "v2t_r1": 2 * i} for i in judged]
+        return steps + [{"kind": "evaluation", "step": i, "t2v_r1": i, "v2t_r1": 2 * i} for i in validated]
 
     def test_without_matplotlib_there_is_no_picture(self, tmp_path):
         code = (
@@ -704,10 +704,10 @@ class TestCurves:
         assert result.finished and "curves.png" not in result.files
         assert [note.text for note in told.of(Note)] == ["no matplotlib"]
 
-    @pytest.mark.parametrize("judged", [(), (10, 20)])
-    def test_a_picture(self, tmp_path, judged):
+    @pytest.mark.parametrize("validated", [(), (10, 20)])
+    def test_a_picture(self, tmp_path, validated):
         pytest.importorskip("matplotlib")
-        plot.draw_curves(self.rows(judged), tmp_path / "curves.png")
+        plot.draw_curves(self.rows(validated), tmp_path / "curves.png")
         assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
     def test_the_running_mean(self):

@@ -650,7 +650,7 @@ def test_a_real_engine(tiny_recipe, tmp_path, precision):
     from tempme_export.exporters.plugin_onnx import export_plugin_video
     from tempme_export.media.preprocess import preprocess_for
     from tempme_export.parity.making import make_selftest
-    from tempme_export.parity.verification import Standard, judge_on
+    from tempme_export.parity.verification import Standard, verify_on
 
     nodes, sizes = plugin_nodes(tiny_recipe), tiny_recipe.profile.batch
     export_plugin_video(tiny_recipe, tmp_path / SOURCE, precision)
@@ -661,4 +661,4 @@ def test_a_real_engine(tiny_recipe, tmp_path, precision):
     selftest, preprocess = make_selftest(tiny_recipe), preprocess_for(tiny_recipe)
     standard = Standard(selftest, tiny_recipe.schedule, preprocess, facts.batch)
     folder = Folder(tmp_path, precision, {KEY: facts.to_dict()})
-    assert judge_on(find_backend("tensorrt"), folder, standard, "cuda").status == "passed"
+    assert verify_on(find_backend("tensorrt"), folder, standard, "cuda").status == "passed"
