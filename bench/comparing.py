@@ -63,12 +63,12 @@ class Change:
 
     @property
     def judged(self) -> Ratio:
-        """The deciding change: of the ratio to the base, else the change of videos/s."""
+        """The change that decides: of the ratio to the base, else the change of videos/s."""
         return self.speed if self.relative is None else self.relative
 
     @property
     def significant(self) -> bool:
-        """True where the interval of the deciding change excludes 1."""
+        """True where the interval of that change excludes 1."""
         return not self.judged.low <= 1 <= self.judged.high
 
     @property

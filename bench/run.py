@@ -131,7 +131,7 @@ class Bench:
             memory.kept += max(0.0, took.kept)
         return np.concatenate([first, *rest])
 
-    def judge(self, batch: int) -> tuple[dict[str, _Distance], list[NDArray[np.float32]]]:
+    def measure_distances(self, batch: int) -> tuple[dict[str, _Distance], list[NDArray[np.float32]]]:
         """Distance of every candidate from the expected embeddings, and the batches that were shown.
 
         Those that are wrong are out, and all are where the first is, which the others are compared with.
@@ -154,8 +154,8 @@ class Bench:
         return distances, inputs
 
     def measure(self, batch: int) -> Report:
-        """Judge and time one batch size. Raises OutOfMemoryError."""
-        distances, inputs = self.judge(batch)
+        """Check and time one batch size. Raises OutOfMemoryError."""
+        distances, inputs = self.measure_distances(batch)
         self.changed = self.changed or self._changed()
         if not self.entries:
             return Report()

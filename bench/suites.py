@@ -147,7 +147,7 @@ def _whole_way(
     """From file to embedding on every backend that computes what the original does."""
     (batch,) = settings.batches
     bench = Bench(candidates, settings, stage, progress)
-    distances, _ = bench.judge(batch)
+    distances, _ = bench.measure_distances(batch)
     tables = []
     with ExitStack() as stack:
         videos = config.videos or (stack.enter_context(rendered_clip()),)

@@ -25,14 +25,14 @@ class Trial:
     name      the artifact's
     backend   the runtime and its device
     video     as it is published
-    deciding  the same file with its decisions as outputs; `video` itself where it has them, None where nothing has
+    with_merges  the same file with its decisions as outputs; `video` itself where it has them, None where nothing has
     """
 
     name: str
     backend: str
     schedule: Schedule
     video: Runner
-    deciding: Runner | None
+    with_merges: Runner | None
     text: Runner
     embeddings: list[Floats] = field(default_factory=list)
     changed: list[int] = field(default_factory=list)
@@ -45,18 +45,18 @@ class Trial:
             inputs["frame_mask"] = np.ones(frames.shape[:2], np.bool_)
         found = self.video.infer(inputs)
         self.embeddings.append(found["video_embedding"].astype(np.float32))
-        if self.deciding is None:
+        if self.with_merges is None:
             self.changed += (gaps < SAFE_GAP).any(axis=1).astype(int).tolist()
             self.gaps += gaps.min(axis=1, initial=np.inf).tolist()
             return
-        decided = found if self.deciding is self.video else self.deciding.infer(inputs)
+        decided = found if self.with_merges is self.video else self.with_merges.infer(inputs)
         changed, gap = count_changes([decided[merge.assign_name] for merge in self.schedule.merges], assigns, gaps)
         self.changed += changed.tolist()
         self.gaps += gap.tolist()
 
     def decisions(self, tokens: int) -> Decisions:
         """Merge decisions of all videos seen."""
-        known = self.deciding is not None
+        known = self.with_merges is not None
         return Decisions(np.array(self.changed, np.int64), np.array(self.gaps, np.float32), tokens, known)
 
     def read(self, token_ids: NDArray[np.int64]) -> Floats:
@@ -105,12 +105,12 @@ def open_trials(
         where, name = backend.device_or_usual(device), backend.artifact.file
         said = backend.describe(folder, where)
         try:
-            video, deciding = open_video(backend, where)
+            video, with_merges = open_video(backend, where)
             reader = stack.enter_context(text.open(folder, Setting(text.device_or_usual(device))))
         except PrecisionError as error:
             if folder.precision == "fp32":
                 raise
             reports.append(ParityReport(f"gate {name}", said, (), reason=str(error)))
         else:
-            trials.append(Trial(name, said, schedule, video, deciding, reader))
+            trials.append(Trial(name, said, schedule, video, with_merges, reader))
     return trials, reports

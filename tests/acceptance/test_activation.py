@@ -172,7 +172,7 @@ class TestWhoKnows:
         refused(folder / "said.pth", "OpenAI", activation="gelu")
 
 
-class TestConfigurationsBeside:
+class TestConfigurationsInTheFolder:
     """config.json and preprocessor_config.json of Hugging Face, open_clip_config.json."""
 
     @staticmethod

@@ -636,20 +636,20 @@ class TestOpenTrials:
         (tmp_path / "video.pt2").touch()
         artifacts, _ = self.open(tmp_path, "fp32")
         assert [a.name for a in artifacts] == ["video.onnx", "video.pt2"]
-        assert artifacts[1].video is artifacts[1].deciding and artifacts[1].backend == "AOTInductor, cpu"
+        assert artifacts[1].video is artifacts[1].with_merges and artifacts[1].backend == "AOTInductor, cpu"
 
     def test_the_engine_and_its_graph_are_gated_too(self, runners, tmp_path):
         for name in ("video.plan", "video.plugin.onnx"):
             (tmp_path / name).touch()
         trials, _ = self.open(tmp_path, "fp32")
         assert [one.name for one in trials] == ["video.onnx", "video.plugin.onnx", "video.plan"]
-        assert trials[2].deciding is None and trials[2].backend == "TensorRT 10.9.0.34, NVIDIA H100"
+        assert trials[2].with_merges is None and trials[2].backend == "TensorRT 10.9.0.34, NVIDIA H100"
         assert ("tensorrt", "video.plan", "cuda", ()) in runners[0]
         assert ("plugin-ort", "video.plugin.onnx", "cpu", ("assign_00",)) in runners[0]
 
     def test_without_merges_nothing_is_exposed(self, runners, tmp_path):
         (artifact,), _ = self.open(tmp_path, "fp32", SimpleNamespace(merges=()))
-        assert artifact.video is artifact.deciding
+        assert artifact.video is artifact.with_merges
 
     @pytest.mark.parametrize("name", ["video.onnx", "text.onnx"])
     def test_a_precision_that_cannot_run(self, runners, tmp_path, name):
