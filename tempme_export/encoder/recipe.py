@@ -236,11 +236,11 @@ def folded_weights(recipe: Recipe, tower: str, dtype: torch.dtype) -> dict[str, 
                 tensor = tensor.double() + source[block + LORA_B].double() @ source[block + LORA_A].double()
         weights[short] = tensor.to(dtype)
     if tower and recipe.profile.merge.clip_position:
-        for block in recipe.schedule.blocks:
-            if block.factor > 1:
-                prefix = f"transformer.resblocks.{block.index}."
+        for each in recipe.schedule.blocks:
+            if each.factor > 1:
+                prefix = f"transformer.resblocks.{each.index}."
                 position = source.get(tower + prefix + CLIP_POSITION)
                 if position is None:
-                    position = torch.zeros(1, block.clips_in, 1, recipe.backbone.width)
+                    position = torch.zeros(1, each.clips_in, 1, recipe.backbone.width)
                 weights[prefix + "clip_position"] = position[0, :, 0].to(dtype)
     return weights

@@ -202,8 +202,8 @@ class TestSavePictures:
             with Image.open(path) as picture:
                 assert picture.format == "PNG"
                 pixels = np.asarray(picture.convert("RGB"))
-            picture = np.asarray(draw_stage(frames, stage.groups, stage.clips))
-            assert contains(pixels, picture), path.name
+            expected = np.asarray(draw_stage(frames, stage.groups, stage.clips))
+            assert contains(pixels, expected), path.name
 
     def test_overview_holds_the_video_and_every_stage_in_order(self, frames, stages, tmp_path):
         *_, overview, _ = save_pictures(frames, stages, tmp_path)
