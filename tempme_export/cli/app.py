@@ -13,9 +13,8 @@ from typer.core import TyperCommand, TyperGroup
 
 from tempme_export.cli import terminal
 from tempme_export.cli.entry import entry
+from tempme_export.cli.terminal import WIDTH
 from tempme_export.cli.usage import PARSER_ERROR, check_first_word, refusal
-
-WIDTH = 100  # columns of help, on a wider terminal and where there is none
 
 CODES = {
     0: "done",

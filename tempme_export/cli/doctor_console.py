@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from tempme_export.cli.terminal import STDERR
+from tempme_export.cli.terminal import STDERR, show_command, show_next
 from tempme_export.cli.terminal import show_line as _line
 from tempme_export.doctor.advice import advise
 from tempme_export.runtime.processor import INT8_ADVICE
@@ -63,13 +63,14 @@ def _show_missing(diagnosis: "Diagnosis") -> None:
         for command in one.install:
             commands.setdefault(command, []).append(one.name)
     for command, names in commands.items():
-        _line("to get", f"{', '.join(names)}: {command}")
+        show_command("to get", f"{', '.join(names)}: {command}")
 
 
 def show(diagnosis: "Diagnosis") -> None:
     """One screen: the next command, the machine, the parts that work, what can be done, and what mends the rest."""
     advice = advise(diagnosis)
-    _line("next", f"{advice.command}   {advice.reason}")
+    show_next(advice.command)
+    _line("why", advice.reason)
     _show_machine(diagnosis.machine)
     _show_parts(diagnosis.machine)
     table = Table(box=None, pad_edge=False, header_style="dim")

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from tempme_export.cli import live
 from tempme_export.cli.console import STDERR, show_conventions
+from tempme_export.cli.terminal import show_line as _line
 from tempme_export.cli.terminal import show_next
 from tempme_export.names import command
 from tempme_export.progress import Progress
@@ -30,10 +31,6 @@ _ORIGINS = {
 }
 
 
-def _line(label: str, text: str) -> None:
-    STDERR.print(f"{label:<11}{text}", markup=False, soft_wrap=True)
-
-
 def show_data(data: "RetrievalData") -> None:
     """Show the data that is searched."""
     _line("data", f"{data.name}   {len(data.video_ids)} videos, {len(data.captions)} captions")
@@ -50,7 +47,7 @@ def show_encoder(encoder: "BundleEncoder | CheckpointEncoder") -> None:
 
 def show_warning(text: str) -> None:
     """Something that the result must be read with."""
-    STDERR.print(f"{'warning':<11}{text}", style="yellow", markup=False, soft_wrap=True)
+    _line("warning", text, "yellow")
 
 
 def show_skipped(skipped: Mapping[str, str]) -> None:

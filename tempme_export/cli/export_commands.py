@@ -7,7 +7,7 @@ from pathlib import Path
 from tempme_export.artifacts.bundle import Bundle, check_destination
 from tempme_export.cli import console
 from tempme_export.cli.bundle_commands import say_done, write_bundle_json
-from tempme_export.cli.terminal import write_json
+from tempme_export.cli.terminal import show_again, write_json
 from tempme_export.pipeline import export
 from tempme_export.pipeline.drafts import check_draft, check_request, draft_path, write_draft
 from tempme_export.pipeline.rebuild import rebuild
@@ -79,3 +79,4 @@ def preview_bundle(spec: ExportSpec, as_json: bool) -> None:
     console.show_done(
         f"dry run: {wrote}. {target} would take about {needed / 1e6:.0f} MB: {', '.join(files)}, manifest.json"
     )
+    show_again("tempme-export", without="--dry-run")

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,22 +13,48 @@ from typing import Any
 from rich.console import Console
 
 from tempme_export.errors import ExportError
-from tempme_export.names import as_text, printable
+from tempme_export.names import as_text, command, printable
 
-_LOG_WIDTH = 140  # where there is no terminal to ask, wide enough for every table
+WIDTH = 100  # columns of text, on a wider terminal and where there is none
+_LABEL = 11  # columns
 _IS_TERMINAL = sys.stderr is not None and sys.stderr.isatty()
-STDERR = Console(stderr=True, highlight=False, emoji=False, width=None if _IS_TERMINAL else _LOG_WIDTH)
+STDERR = Console(stderr=True, highlight=False, emoji=False, width=None if _IS_TERMINAL else WIDTH)
 
 
-def show_line(label: str, text: str) -> None:
-    """One line; text is never taken for markup and never wrapped."""
-    STDERR.print(f"{label:<10} {as_text(text)}", markup=False, soft_wrap=True)
+def folded(label: str, text: str, width: int) -> str:
+    """A label and a text in lines of `width` columns, broken at spaces alone: a path stays whole, however long."""
+    lines = textwrap.fill(
+        as_text(text),
+        max(width, 2 * _LABEL),
+        initial_indent=f"{label:<{_LABEL - 1}} ",
+        subsequent_indent=" " * _LABEL,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return lines or label
+
+
+def show_line(label: str, text: str, style: str = "") -> None:
+    """A label and a text, which is never taken for markup."""
+    line = folded(label, text, min(WIDTH, STDERR.width))
+    STDERR.print(line, style=style, markup=False, soft_wrap=True)
+
+
+def show_command(label: str, line: str) -> None:
+    """A label and a command line of `names.command`, whole, so that it can be copied."""
+    STDERR.print(f"{label:<{_LABEL - 1}} {as_text(line)}", markup=False, soft_wrap=True)
 
 
 def show_next(*commands: str) -> None:
-    """The last lines of a command: the ones to copy next. Each is a command line of `names.command`."""
+    """The last lines of a command: the ones to copy next."""
     for one in commands:
-        show_line("next", one)
+        show_command("next", one)
+
+
+def show_again(name: str, *, without: str = "", also: str = "") -> None:
+    """This very command as the one to copy next, without an option that it had, or with another one."""
+    words = [word for word in sys.argv[1:] if word != without]
+    show_next(command(name, *words, *([also] if also else [])))
 
 
 def show_error(error: Exception) -> None:

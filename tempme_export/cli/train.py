@@ -120,14 +120,14 @@ def _train(
     try:
         result = train(config, recipe, train_data, val_data, train_console.progress())
     except KeyboardInterrupt:
-        train_console.show_note("stopped; the same command with --resume goes on from the state that was saved last")
+        train_console.show_stopped("by a signal, after the state that was saved last")
         raise typer.Exit(_INTERRUPTED) from None
-    train_console.show_result(result)
     if as_json:
         try:
             write_json(result.to_dict())
         except ExportError as error:  # what was trained is in place
             show_warning(f"{error} {config.out} is complete.")
+    train_console.show_result(result)
 
 
 @line.default(3, 4, 6)

@@ -1,11 +1,13 @@
 """Output of `tempme-train`, line by line. Human text goes to stderr, data to stdout."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tempme_export.cli import live
 from tempme_export.cli.console import STDERR
-from tempme_export.cli.terminal import show_next
+from tempme_export.cli.terminal import show_again, show_next
+from tempme_export.cli.terminal import show_line as _line
 from tempme_export.names import command
 from tempme_export.progress import Progress
 
@@ -22,13 +24,9 @@ if TYPE_CHECKING:
 _LISTED = 10  # skipped videos
 
 
-def _line(label: str, text: str) -> None:
-    STDERR.print(f"{label:<11}{text}", markup=False, soft_wrap=True)
-
-
 def show_note(text: str) -> None:
     """Something to know that stops nothing."""
-    STDERR.print(f"{'note':<11}{text}", style="yellow", markup=False, soft_wrap=True)
+    _line("note", text, "yellow")
 
 
 def show_error(error: Exception, rank: int) -> None:
@@ -97,6 +95,7 @@ def show_preview(found: "Preview", out: "Path") -> None:
             show_note(f"{count} {name} videos are not there and would be left out")
     cache = f", its cache about {found.on_cache / 1e6:.0f} MB" if found.on_cache else ""
     _line("done", f"dry run: nothing written. {out} would take up to {found.disk / 1e6:.0f} MB{cache}")
+    show_again("tempme-train", without="--dry-run")
 
 
 def _show_evaluation(found: "Evaluated") -> None:
@@ -109,13 +108,18 @@ def _show_evaluation(found: "Evaluated") -> None:
     )
 
 
+def show_stopped(where: str) -> None:
+    """Show that a run can be resumed, and by what command; torchrun's own is not known here."""
+    _line("stopped", f"{where}; the same command with --resume goes on")
+    if "WORLD_SIZE" not in os.environ:
+        show_again("tempme-train", without="--resume", also="--resume")
+
+
 def show_result(result: "TrainResult") -> None:
     """Show the results of a run, and what to do next."""
     seconds = f"{result.seconds:.0f} s"
     if not result.finished:
-        _line(
-            "stopped", f"after step {result.steps} of {result.total}, {seconds}; the same command with --resume goes on"
-        )
+        show_stopped(f"after step {result.steps} of {result.total}, {seconds}")
         return
     best = "" if result.best is None else f"   best R@1 {result.best.r1:.1f} after epoch {result.best.epochs}"
     _line("done", f"{result.total} steps in {seconds}{best}")

@@ -28,7 +28,8 @@ def advise(diagnosis: Diagnosis) -> Advice:
     if not found["cpu"].works:
         return mend("cpu", "ONNX Runtime, which runs and accepts bundles, does not work here")
     if not found["export"].works:
-        return Advice(_VERIFY, f"bundles run here; to make one: {found['export'].install[0]}")
+        video = "" if found["video"].works else f"; to read video files: {found['video'].install[0]}"
+        return Advice(_VERIFY, f"bundles run here; to make one: {found['export'].install[0]}{video}")
     if found["trt"].works:
         return Advice(f"{_EXPORT} --trt", f"a bundle with a TensorRT engine for {_first_gpu(diagnosis)}")
     if found["gpu"].works:

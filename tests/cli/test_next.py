@@ -1,11 +1,13 @@
 """The last lines of a command are the next ones to copy."""
 
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
 from tempme_export.cli import console, evaluate_console
+from tempme_export.cli.terminal import show_again
 
 
 def printed(capsys):
@@ -58,3 +60,13 @@ def test_after_an_evaluation(capsys):
 def test_a_repository_is_served(capsys):
     console.show_server(Path("models"))
     assert printed(capsys) == [["tritonserver", "--model-repository", "models"]]
+
+
+def test_this_very_command_again(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tempme-export", "a b.pth", "--dry-run", "--out", "x"])
+    show_again("tempme-export", without="--dry-run")
+    show_again("tempme-train", also="--resume")
+    assert printed(capsys) == [
+        ["tempme-export", "a b.pth", "--out", "x"],
+        ["tempme-train", "a b.pth", "--dry-run", "--out", "x", "--resume"],
+    ]

@@ -27,6 +27,7 @@ def without(*broken, gpus=()):
         (without("core", "cpu", "export"), "get core", "the core is broken (part)"),
         (without("cpu", "export", "trt", "gpu"), "get cpu", "ONNX Runtime"),
         (without("export", "trt", "gpu"), "tempme-export verify ckpt.tempme", "to make one: get export"),
+        (without("export", "video"), "tempme-export verify ckpt.tempme", "get export; to read video files: get video"),
         (without(gpus=[H200]), "tempme-export ckpt.pt --trt", "engine for NVIDIA H200"),
         (without("trt", gpus=[H200]), "tempme-export ckpt.pt", "for an engine for NVIDIA H200: get trt"),
         (without("trt", "gpu", "video"), "tempme-export ckpt.pt", "to read video files: get video"),

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -319,6 +320,8 @@ class TestDryRun:
         code, data, err = tempme_export(small_checkpoint, "--profile", small_profile, "--out", out, "--dry-run")
         assert (code, data) == (0, "")
         assert "dry run: nothing written" in err and str(out) in err and "40 -> 16 tokens" in err
+        again = ["next", "tempme-export", str(small_checkpoint), "--profile", str(small_profile), "--out", str(out)]
+        assert shlex.split(err.splitlines()[-1]) == again
         assert list(tmp_path.iterdir()) == []
         assert sorted(path.name for path in small_checkpoint.parent.iterdir()) == ["small.pth", "small.toml"]
 

@@ -200,9 +200,12 @@ def test_a_run_from_scratch_that_stops_and_goes_on(tempme_train, arguments, tmp_
     scratch = [*without(arguments, "init"), "--init", "scratch", "--full"]
     code, out, err = tempme_train(*scratch, "--max-minutes", 1e-9)
     assert code == 0 and out == ""
-    assert "after step 1 of 6" in err and "--resume goes on" in err and "next" not in err
+    assert "after step 1 of 6" in err and "--resume goes on" in err
+    again = shlex.split(err.splitlines()[-1])
+    assert again[:2] == ["next", "tempme-train"] and again[-1] == "--resume" and "--full" in again
     code, out, err = tempme_train(*scratch, "--resume")
-    assert code == 0 and "after step 1, in epoch 1 of 2" in err and "next " in err
+    assert code == 0 and "after step 1, in epoch 1 of 2" in err
+    assert err.splitlines()[-1].startswith("next       tempme-export ")
     refusal(tempme_train(*scratch, "--resume", "--seed", 5), 3, "seed is 5 now and was 42", "init is")
 
 
@@ -210,6 +213,8 @@ def test_a_dry_run_writes_nothing(tempme_train, arguments, clips, tmp_path):
     code, out, err = tempme_train(*arguments, "--dry-run", "--val", clips / "val.csv", "--json")
     assert code == 0 and list(tmp_path.iterdir()) == []
     assert "6 steps in 2 epochs" in err and "dry run: nothing written" in err and "its cache about" in err
+    again = shlex.split(err.splitlines()[-1])
+    assert again[:2] == ["next", "tempme-train"] and "--dry-run" not in again and "--val" in again
     document = json.loads(out)
     assert document["steps"] == 6 and document["trained"].keys() == {"lora", "clip positions"}
 
