@@ -67,7 +67,9 @@ def bench(
     backends: Annotated[
         str | None,
         typer.Option(
-            metavar="A,B", rich_help_panel=MODEL, help="Measured beside the original path. Default: all that run here."
+            metavar="A,B",
+            rich_help_panel=MODEL,
+            help="Backends to measure with the original path. Default: all that run here.",
         ),
     ] = None,
     methods: Annotated[
@@ -89,7 +91,9 @@ def bench(
     video: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="FILE", rich_help_panel=PROTOCOL, help="With end-to-end, repeatable. Default: a rendered video."
+            metavar="FILE",
+            rich_help_panel=PROTOCOL,
+            help="Video for end-to-end; repeatable. Default: a rendered video.",
         ),
     ] = None,
     allow_damaged: DamagedOption = False,
@@ -178,7 +182,9 @@ def report(
     results: Annotated[
         list[Path], typer.Argument(metavar="DIR", show_default=False, help="Folders of results, from --out.")
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", rich_help_panel=OUTPUT, show_default=False, help="Of the page.")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", rich_help_panel=OUTPUT, show_default=False, help="Folder of the page.")
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Write one HTML page with charts, and the charts as PNG, from results of earlier runs."""
@@ -246,11 +252,12 @@ def visualize(
 
 @line.command("gpu-check", 4, 130)
 def gpu_check(
-    folder: Annotated[Path, typer.Argument(metavar="OUT", help="Where gpu-check.json and the logs go.")],
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of gpu-check.json and the logs.")],
     minutes: Annotated[
-        float, typer.Option(help="For all steps together, most valuable first; what is left out is said.", metavar="N")
+        float,
+        typer.Option(help="Time limit of all steps, the most valuable first; steps left out are named.", metavar="N"),
     ] = 30.0,
-    steps: Annotated[str | None, typer.Option(help="Only these, by name.", metavar="A,B")] = None,
+    steps: Annotated[str | None, typer.Option(help="Run these steps only.", metavar="A,B")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Rehearse every step on the CPU; nothing is measured.")
     ] = False,

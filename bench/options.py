@@ -52,7 +52,7 @@ BatchesOption = Annotated[
     str | None, typer.Option("--batches", metavar="N,N", rich_help_panel=MODEL, help="Videos per call.")
 ]
 SeedOption = Annotated[
-    int, typer.Option("--seed", rich_help_panel=PROTOCOL, help="Of inputs, random weights and bootstrap.")
+    int, typer.Option("--seed", rich_help_panel=PROTOCOL, help="Seed of inputs, random weights and bootstrap.")
 ]
 
 

@@ -73,7 +73,7 @@ class ExportError(TempMeExportError):
 
 
 class UnstableError(TempMeExportError):
-    """A measurement did not settle and `--strict` was given."""
+    """A measurement did not converge and `--strict` was given."""
 
     exit_code = 7
 

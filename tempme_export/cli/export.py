@@ -104,7 +104,8 @@ def export(
     activation: ActivationOption = None,
     device: DeviceOption = "cpu",
     precision: Annotated[
-        Precision, typer.Option(rich_help_panel=_GRAPH, help="Of weights and activations; int8 is for CPUs.")
+        Precision,
+        typer.Option(rich_help_panel=_GRAPH, help="Number format of weights and activations; int8 is for CPUs."),
     ] = Precision.FP32,
     batch_range: Annotated[
         str | None,

@@ -60,7 +60,7 @@ ProfileOption = Annotated[
 ]
 ActivationOption = Annotated[
     Activation | None,
-    typer.Option("--activation", help="Of both towers. Default: as the checkpoint says, else the profile."),
+    typer.Option("--activation", help="Activation of both towers. Default: as the checkpoint says, else the profile."),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N.")]
 DamagedOption = Annotated[

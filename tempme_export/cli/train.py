@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tempme_export.training.config import TrainConfig
 
 line = CommandLine("tempme-train")
-_MODEL, _OPTIMIZATION, _PIXELS, _RUN = "What is trained", "Optimization", "Frames", "Run"
+_MODEL, _OPTIMIZATION, _PIXELS, _RUN = "Trained parameters", "Optimization", "Frames", "Run"
 
 SCRATCH = "scratch"
 SYNTHETIC = "synthetic"
@@ -168,7 +168,7 @@ def fine_tune(
         Tune | None, typer.Option(rich_help_panel=_MODEL, help="Fine-tuning method. Default: lora.")
     ] = None,
     rank: Annotated[
-        int | None, typer.Option(rich_help_panel=_MODEL, help="Of LoRA, or the inner width of adapters. Default: 8.")
+        int | None, typer.Option(rich_help_panel=_MODEL, help="Rank of LoRA, or inner width of adapters. Default: 8.")
     ] = None,
     train_temperature: Annotated[
         bool,
@@ -183,7 +183,7 @@ def fine_tune(
         int, typer.Option(metavar="N", rich_help_panel=_OPTIMIZATION, help="Captions per step, over all processes.")
     ] = 128,
     lr: Annotated[float, typer.Option(rich_help_panel=_OPTIMIZATION, help="Peak learning rate.")] = 6e-4,
-    weight_decay: Annotated[float, typer.Option(rich_help_panel=_OPTIMIZATION, help="Of AdamW.")] = 0.2,
+    weight_decay: Annotated[float, typer.Option(rich_help_panel=_OPTIMIZATION, help="Weight decay of AdamW.")] = 0.2,
     decay: Annotated[
         Decay,
         typer.Option(
@@ -193,9 +193,9 @@ def fine_tune(
         ),
     ] = Decay.ALL,
     betas: Annotated[
-        tuple[float, float], typer.Option(metavar="B1 B2", rich_help_panel=_OPTIMIZATION, help="Of AdamW.")
+        tuple[float, float], typer.Option(metavar="B1 B2", rich_help_panel=_OPTIMIZATION, help="Betas of AdamW.")
     ] = (0.9, 0.999),
-    eps: Annotated[float, typer.Option(rich_help_panel=_OPTIMIZATION, help="Of AdamW.")] = 1e-8,
+    eps: Annotated[float, typer.Option(rich_help_panel=_OPTIMIZATION, help="Epsilon of AdamW.")] = 1e-8,
     warmup: Annotated[
         float, typer.Option(rich_help_panel=_OPTIMIZATION, help="Share of the steps that are warm-up.")
     ] = 0.1,
@@ -209,10 +209,12 @@ def fine_tune(
     clip_norm: Annotated[float, typer.Option(rich_help_panel=_OPTIMIZATION, help="Maximum gradient norm.")] = 1.0,
     precision: Annotated[
         Precision,
-        typer.Option(rich_help_panel=_OPTIMIZATION, help="Of the forward pass; auto is bf16 on a GPU that has it."),
+        typer.Option(
+            rich_help_panel=_OPTIMIZATION, help="Number format of the forward pass; auto is bf16 on a GPU that has it."
+        ),
     ] = Precision.AUTO,
     seed: Annotated[
-        int, typer.Option(rich_help_panel=_OPTIMIZATION, help="Of shuffling, augmentation and new weights.")
+        int, typer.Option(rich_help_panel=_OPTIMIZATION, help="Seed of shuffling, augmentation and new weights.")
     ] = 42,
     augment: Annotated[
         Augment,
