@@ -76,7 +76,7 @@ def show_evaluation(evaluation: "Evaluation") -> None:
     STDERR.print(table)
     if evaluation.best_caption is not None:
         _line("note", "video-to-text ranks a video's best caption among all captions of the other videos;")
-        _line("", "by best caption: among the best caption of each other video, as CLIP4Clip reports it for MSVD")
+        _line("", "by best caption: among the best caption of each other video, as CLIP4Clip has it for MSVD")
 
 
 def show_file(path: Path) -> None:
