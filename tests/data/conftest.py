@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -142,23 +141,6 @@ def group_is_alive(process):
     except ProcessLookupError:
         return False
     return True
-
-
-@pytest.fixture
-def room_for():
-    """Within its context no file grows beyond so many bytes."""
-    resource = pytest.importorskip("resource")
-
-    @contextmanager
-    def limit(size):
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-    return limit
 
 
 @pytest.fixture

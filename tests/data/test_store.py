@@ -331,10 +331,10 @@ def test_a_store_that_is_being_filled_does_not_grow(tmp_path):
         assert "another process" in refusal(InputError, open_store, tmp_path, n=N + 1)
 
 
-def test_a_growth_that_fails_leaves_the_store_as_it_was(tmp_path, room_for):
+def test_a_growth_that_fails_leaves_the_store_as_it_was(tmp_path, largest_file):
     open_store(tmp_path).write(1, row(1))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with room_for(8 * 24):
+    with largest_file(8 * 24):
         assert "GB free" in refusal(ExportError, open_store, tmp_path, n=9)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -388,15 +388,15 @@ def test_too_little_space_is_said_before(tmp_path):
     [(0, {}), (N * 24 - 1, {}), (N, {"shape": (1,), "dtype": "uint8"})],
     ids=["nothing", "half a store", "rows and no names"],
 )
-def test_a_disk_that_fills_up_leaves_nothing(tmp_path, room_for, room, rows):
-    with room_for(room):
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path, largest_file, room, rows):
+    with largest_file(room):
         assert "GB free" in refusal(ExportError, open_store, tmp_path / "a" / "b", **rows)
     assert list(tmp_path.iterdir()) == []
     open_store(tmp_path / "a" / "b").write(0, row(0))  # and can be had later
 
 
-def test_a_disk_with_room_for_all_but_the_key_leaves_nothing(tmp_path, room_for):
-    with room_for(N * 24), pytest.raises(ExportError, match=r"key\.json"):
+def test_a_disk_with_largest_file_all_but_the_key_leaves_nothing(tmp_path, largest_file):
+    with largest_file(N * 24), pytest.raises(ExportError, match=r"key\.json"):
         open_store(tmp_path / "a" / "b", key=KEY | {"model": "m" * 200})
     assert list(tmp_path.iterdir()) == []
 
@@ -408,8 +408,8 @@ def test_a_disk_or_a_quota_that_is_full_is_told_by_its_size(tmp_path, error):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_was_there_stays(tmp_path, room_for):
-    with room_for(7):
+def test_a_folder_that_was_there_stays(tmp_path, largest_file):
+    with largest_file(7):
         refusal(ExportError, open_store, tmp_path)
     assert tmp_path.is_dir() and list(tmp_path.iterdir()) == []
 

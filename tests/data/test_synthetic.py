@@ -117,8 +117,8 @@ def test_another_world_in_the_way(world, tmp_path):
     assert (tmp_path / "thesis.txt").read_text() == "a thesis"
 
 
-def test_a_full_disk_leaves_nothing(tmp_path, room_for):
-    with room_for(1000), pytest.raises(ExportError, match="File too large"):
+def test_a_full_disk_leaves_nothing(tmp_path, largest_file):
+    with largest_file(1000), pytest.raises(ExportError, match="File too large"):
         write_world(tmp_path / "world", train_clips=1, test_clips=1, workers=1)
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""One call of every kernel, for what is compiled ahead of time."""
+"""Fresh memory that shows, and one call of every kernel, for what is compiled ahead of time."""
 
 import pytest
 import torch
@@ -48,6 +48,11 @@ def _assign(items, n_tokens, n_cls, r):
     assign[set_a[:r]] = first_b
     assign[set_a[r:]] = n_cls + torch.arange(len(set_a) - r)
     return assign.to(torch.int32).expand(items, -1)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned(poisoned_memory):
+    pass
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import math
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from typing import get_args
 
 import numpy as np
@@ -650,23 +651,17 @@ class TestDisk:
             check_room(config, model, Left(1000))
         check_room(config, model, Left(10**12))
 
-    def test_a_disk_that_fills_up(self, run, config):
+    def test_a_disk_that_fills_up(self, run, config, largest_file):
         """The state of before stays whole, and the run goes on from it once there is room."""
-        resource = pytest.importorskip("resource")
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
         class Filling(Run):
             def write_state(self, state):
                 if state.position.step:  # AdamW's moments are in it: it takes more than the first one did
-                    size = self.files["last.pt"].stat().st_size
-                    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+                    full.enter_context(largest_file(self.files["last.pt"].stat().st_size))
                 super().write_state(state)
 
-        try:
-            with pytest.raises(ExportError, match=r"File too large.*last\.pt of before is intact"):
-                run(kind=Filling, save_every=2)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        with ExitStack() as full, pytest.raises(ExportError, match=r"File too large.*last\.pt of before is intact"):
+            run(kind=Filling, save_every=2)
         assert load_state(config.out / "last.pt").position.step == 0
         assert run(save_every=2, resume=True)[0].finished
 

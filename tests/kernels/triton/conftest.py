@@ -32,11 +32,6 @@ def device():
     return "cuda"
 
 
-@pytest.fixture(autouse=True)
-def _poisoned(poisoned_memory):
-    pass
-
-
 def _large_match(n_a: int, width: int, *others: int) -> MatchConfig:
     config = launch.match_config(n_a, width, *others)
     block = min(512, power_of_two(n_a, 16))
