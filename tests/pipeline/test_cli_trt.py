@@ -186,7 +186,7 @@ class TestDryRun:
             f"dry run: wrote {path} and nothing else",
             f"{SOURCE}, {ENGINE}",
         ):
-            assert words in err
+            assert " ".join(words.split()) in " ".join(err.split())
 
     def test_json(self, export, lacking, tmp_path):
         code, out, _ = export("--trt", "--dry-run", "--json", "--frame-mask", "--precision", "fp16")
@@ -261,7 +261,7 @@ class TestBuild:
             "5 layers: MatchKeys 3, MergeNorm 2",
             "attention  3 fused",
         ):
-            assert words in err
+            assert " ".join(words.split()) in " ".join(err.split())
 
     def test_verification_here_and_elsewhere(self, export, command, builder, tmp_path):
         assert export("--trt")[0] == 0
@@ -308,7 +308,7 @@ class TestRebuild:
     def test_a_bundle_whose_engine_is_renewed(self, export, command, builder, tmp_path):
         assert export("--trt")[0] == 0
         code, out, err = command("rebuild", tmp_path / "out.tempme", "--workspace", "1", "--json")
-        assert code == 0 and "has a new engine" in err
+        assert code == 0 and "has a new engine" in " ".join(err.split())
         assert json.loads(out)["manifest"][KEY] == json.loads(json.dumps(FACTS.to_dict()))
         assert builder.asked.workspace_gib == 1.0 and builder.asked.device == "cuda"
 

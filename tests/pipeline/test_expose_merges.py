@@ -121,7 +121,7 @@ class TestWords:
         manifest = {key: value for key, value in bundle.manifest.items() if key != "trace"} | change
         console.show_bundle(Bundle(bundle.path, manifest))
         err = capsys.readouterr().err
-        assert VIDEO in err and "merges" not in err
+        assert VIDEO in err and "merges     " not in err
 
     @pytest.mark.parametrize("arguments", [(), ("--expose-merges",)])
     def test_the_option_reaches_the_exporters(self, command, builds, arguments):
