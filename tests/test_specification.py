@@ -9,7 +9,7 @@ import pytest
 from tempme_export.bench import paper
 from tempme_export.encoder.backbone import open_clip_backbone
 from tempme_export.encoder.profile import load_profile
-from tempme_export.encoder.schedule import schedule
+from tempme_export.encoder.schedule import build_schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "computation.md").read_text(encoding="utf-8")
@@ -81,7 +81,7 @@ def test_token_counts_are_those_of_the_schedule():
         profile = load_profile(name.strip("`"))
         backbone = open_clip_backbone(profile.backbone)
         frames, tokens = profile.frames, backbone.tokens_per_frame
-        blocks = schedule(profile.merge, layers=backbone.layers, frames=frames, tokens_per_frame=tokens).blocks
+        blocks = build_schedule(profile.merge, layers=backbone.layers, frames=frames, tokens_per_frame=tokens).blocks
         for row in rows:
             block = blocks[int(row[0])]
             assert row[column] == f"{block.clips}x{block.tokens_attention} -> {block.tokens_mlp}", (name, row[0])
