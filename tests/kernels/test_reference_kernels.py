@@ -81,7 +81,7 @@ def test_r_zero_is_the_identity():
     x, size = torch.randn(2, 7, 5), torch.rand(2, 7) + 1
     merged, total = merge_tokens_ref(x, size, assign, 7)
     torch.testing.assert_close(total, size, rtol=0, atol=0)
-    torch.testing.assert_close(merged, x, rtol=1e-6, atol=0)
+    torch.testing.assert_close(merged, x, rtol=torch.finfo(torch.float32).eps, atol=0)  # times a size, divided by it
 
 
 @pytest.mark.parametrize("scale", [1.0, 1 + 1e-6, 1e-3, 1e4])
@@ -105,7 +105,7 @@ class TestDegenerate:
         metric = torch.tensor([[[9.0, 9], [1, 0], [0, 0], [-1, 0], [-1, -1]]])
         scores = scores_ref(metric, 1)[0]
         assert scores[0].tolist() == [0, 0], "the zero token, against both"
-        assert scores[1].tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5], abs=1e-6)
+        assert scores[1].tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5], abs=0.5001 / SNAP_STEPS)
         assert match_tokens_ref(metric, 1, 1).tolist() == [[0, 2, 1, 3, 3]]
 
     def test_zero_beats_negative(self):
@@ -140,12 +140,12 @@ class TestDecisionGap:
     def test_of_the_choice_of_b(self):
         metric = self.metric(0, 1.0, 1.0, 0.75)
         # A (token 2) sees B at 1 and 0.75.
-        torch.testing.assert_close(decision_gap_ref(metric, 1, 1), torch.tensor([0.25]), rtol=0, atol=1e-6)
+        torch.testing.assert_close(decision_gap_ref(metric, 1, 1), torch.tensor([0.25]), rtol=0, atol=0)
 
     def test_of_who_merges(self):
         metric = self.metric(0, 1.0, 0.9, -1.0, 0.5)
         expected = torch.tensor([0.9 - 0.5])
-        torch.testing.assert_close(decision_gap_ref(metric, 1, 1), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(decision_gap_ref(metric, 1, 1), expected, rtol=0, atol=1.0001 / SNAP_STEPS)
 
     def test_no_choice(self):
         assert decision_gap_ref(self.metric(0, 1.0, 0.9), 1, 1).tolist() == [torch.inf]
@@ -154,7 +154,7 @@ class TestDecisionGap:
         assert decision_gap_ref(torch.ones(3, 10, 4), 1, 2).tolist() == [torch.inf] * 3
         metric = self.metric(0, 1.0, 1.0, 1.0, 0.5)
         expected = torch.tensor([0.5])  # token 2 merges before token 4
-        torch.testing.assert_close(decision_gap_ref(metric, 1, 1), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(decision_gap_ref(metric, 1, 1), expected, rtol=0, atol=0)
 
 
 class TestMerge:
@@ -171,13 +171,14 @@ class TestMerge:
         torch.testing.assert_close(total.double(), sizes, rtol=0, atol=0)
         assert ((merged.double() - expected).abs() <= step_error(dtype) * magnitude).all()
 
-    def test_conservation(self):
+    def test_conservation(self, sum_error):
         torch.manual_seed(42)
         x, size = torch.randn(2, 118, 64).double(), torch.randint(1, 9, (2, 118)).double()
         merged, total = merge_tokens_ref(x, size, match_tokens_ref(x, 12, 35), 83)
         torch.testing.assert_close(total.sum(1), size.sum(1), rtol=0, atol=0)
         before, after = ((t * s.unsqueeze(-1)).sum(1) for t, s in ((x, size), (merged, total)))
-        torch.testing.assert_close(after, before, rtol=1e-12, atol=1e-12)
+        magnitude = (x.abs() * size.unsqueeze(-1)).sum(1)  # a token is summed with what joins it, then with the rest
+        assert ((after - before).abs() <= 2 * sum_error(118, torch.float64) * magnitude).all()
 
     def test_large_values_in_half_precision(self):
         # 700 tokens worth 100.5 each: the sum passes 65504, and 700 is beyond bfloat16's whole numbers.

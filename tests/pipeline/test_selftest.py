@@ -74,31 +74,36 @@ def test_token_ids_of_the_shortest_text(small_recipe):
     assert ids.tolist() == [[small_recipe.backbone.vocab - 2, small_recipe.backbone.vocab - 1]] * TEXTS
 
 
-def test_outputs_are_the_references(small_recipe, small_selftest):
-    """Clip by clip in another batch, and in float64: no hidden dependence on how it was drawn."""
+def test_outputs_are_the_references(small_recipe, small_selftest, video_rounding, text_rounding):
+    """Clip by clip in another batch, and in float64: no hidden dependence on how it was drawn. The decisions are the
+    same, since all are safe."""
     test, preprocess = small_selftest, preprocess_for(small_recipe)
+    limit = video_rounding(small_recipe.backbone).difference
     frames = torch.from_numpy(np.stack([preprocess(clip) for clip in test.clips]))
     log = MergeLog()
     wide = ReferenceVideo(small_recipe, torch.float64)
     feature = wide.video_feature(frames.double(), log=log)
     expected = torch.nn.functional.normalize(feature, dim=-1).numpy()
-    np.testing.assert_allclose(test.video_embedding, expected, atol=1e-6)
+    np.testing.assert_allclose(test.video_embedding, expected, rtol=0, atol=limit)
     assert len(test.assigns) == len(test.tokens) == len(log.steps) == len(small_recipe.schedule.merges) == 5
     for step, assign, tokens in zip(log.steps, test.assigns, test.tokens, strict=True):
         np.testing.assert_array_equal(assign, step.assign.numpy())
-        np.testing.assert_allclose(tokens, step.tokens.numpy(), atol=1e-4)
+        off = np.linalg.norm(tokens - step.tokens.numpy(), axis=-1)
+        assert (off <= limit * np.linalg.norm(step.tokens.numpy(), axis=-1)).all()
     text = ReferenceText(small_recipe, torch.float64)(torch.from_numpy(test.token_ids)).numpy()
-    np.testing.assert_allclose(test.text_embedding, text, atol=1e-6)
+    limit = text_rounding(small_recipe.backbone).difference
+    np.testing.assert_allclose(test.text_embedding, text, rtol=0, atol=limit)
 
 
-def test_shapes_and_safety(small_selftest):
+def test_shapes_and_safety(small_selftest, unit_error):
     test = small_selftest
     assert test.clips.shape == (len(CLIPS), 4, 48, 48, 3) and test.clips.dtype == np.uint8
     assert test.gaps.shape == (len(CLIPS), 5) and (test.gaps >= SAFE_GAP).all()
     assert [distinct_frames(test.clips[CLIPS.index(kind)]) for kind in ("static", "black", "repeated")] == [1, 1, 1]
     for embedding in (test.video_embedding, test.text_embedding):
         assert embedding.dtype == np.float32
-        np.testing.assert_allclose(np.linalg.norm(embedding, axis=-1), 1, atol=1e-6)
+        length = np.linalg.norm(embedding.astype(np.float64), axis=-1)
+        np.testing.assert_allclose(length, 1, rtol=0, atol=unit_error(embedding.shape[1]))
     assert {assign.dtype for assign in test.assigns} == {np.dtype(np.int32)}
 
 
@@ -131,7 +136,7 @@ def test_tied_clips_fall_back_to_the_safest_of_a_few(small_recipe):
         gaps.append(min(float(step.gap.min()) for step in log.steps))
     drawn = make_selftest(small_recipe, seed=40, drawing=Drawing(("repeated",), tries=3, safe=3.0))
     np.testing.assert_array_equal(drawn.clips[0], draw_clip("repeated", 4, 48, 40 + int(np.argmax(gaps))))
-    assert drawn.gaps.min() == pytest.approx(max(gaps)) and max(gaps) < 3.0
+    assert drawn.gaps.min() == max(gaps) < 3.0, "the same clip alone, by the same kernels"
 
 
 def test_fragile_clips_are_those_below_the_safe_gap(small_selftest):

@@ -8,8 +8,9 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from tempme_export.encoder.reference import ReferenceVideo
+from tempme_export.encoder.reference import MergeLog, ReferenceVideo
 from tempme_export.kernels.reference import merge_tokens_ref
+from tempme_export.parity.selftest import SAFE_GAP
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +153,21 @@ def _decided(encoder, assigns):
 def decided():
     """`decided(encoder, assigns)`: a VideoEncoder whose merges follow `assigns`; those it returns are still its own."""
     return _decided
+
+
+def _safe_embedding(recipe, frames, mask=None, dtype=torch.float32):
+    frames, mask = torch.as_tensor(frames, dtype=dtype), None if mask is None else torch.as_tensor(mask)
+    log = MergeLog()
+    feature = ReferenceVideo(recipe, dtype).video_feature(frames, mask, log)
+    assert all(float(step.gap.min()) >= SAFE_GAP for step in log.steps), "an unsafe decision was drawn"
+    return torch.nn.functional.normalize(feature, dim=-1).numpy()
+
+
+@pytest.fixture(scope="session")
+def safe_embedding():
+    """`safe_embedding(recipe, frames, mask, dtype)`: the reference's unit embeddings [B, E] of frames all of whose
+    decisions lie SAFE_GAP or more from turning, so that no order of additions takes another: numpy, float32."""
+    return _safe_embedding
 
 
 def _merge_by_definition(x, size, assign, n_out):

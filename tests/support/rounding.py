@@ -51,6 +51,40 @@ def rounding():
     return Rounding
 
 
+@pytest.fixture(scope="session")
+def video_rounding():
+    """`video_rounding(backbone, dtype)`: the Rounding of its video tower, by default in float32."""
+    return lambda backbone, dtype=torch.float32: Rounding(dtype, backbone.layers, backbone.width)
+
+
+@pytest.fixture(scope="session")
+def text_rounding():
+    """`text_rounding(backbone, dtype)`: the Rounding of its text tower, by default in float32."""
+    return lambda backbone, dtype=torch.float32: Rounding(dtype, backbone.text_layers, backbone.text_width)
+
+
+@pytest.fixture(scope="session")
+def mini_rounding():
+    """The Rounding in float32 of the towers of examples/mini.pth, 4 and 2 blocks of 64 channels: "video", "text"."""
+    return {"video": Rounding(torch.float32, 4, 64), "text": Rounding(torch.float32, 2, 64)}
+
+
+@pytest.fixture(scope="session")
+def sum_error():
+    """`sum_error(terms, dtype)`: how far a sum of products may lie from what it is, relative to the sum of their sizes
+    (of two unit vectors' products at most 1), whatever the order: a product and an addition round by half an epsilon
+    each, and a term meets at most as many additions as there are terms."""
+    return lambda terms, dtype=torch.float32: torch.finfo(dtype).eps * (terms + 1) / 2
+
+
+@pytest.fixture(scope="session")
+def unit_error(sum_error):
+    """`unit_error(width, dtype)`: how far from 1 the length of `width` numbers may lie that were divided by it. A root
+    halves the error of the squares' sum; it rounds itself, and so do the division and, where one multiplies by it, the
+    inverse: half an epsilon each."""
+    return lambda width, dtype=torch.float32: sum_error(width, dtype) / 2 + 1.5 * torch.finfo(dtype).eps
+
+
 def _step_error(dtype):
     eps, wide = (torch.finfo(one).eps for one in (dtype, torch.promote_types(dtype, torch.float32)))
     return 2 * eps + 14 * wide + 16 * torch.finfo(torch.float64).eps

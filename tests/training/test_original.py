@@ -31,10 +31,12 @@ def is_trained(name):
 
 
 def gradients_of(model, pixels, token_ids):
-    """Of LoRA and clip positions, by autograd alone; nothing is left in the model."""
+    """Of LoRA and clip positions, by autograd alone; nothing is left in the model. The same operations on the same
+    shapes as ours, and so the same to the bit: what is compared is what becomes of them."""
     named = {name: p for name, p in model.named_parameters() if is_trained(name)}
     video, text = model(pixels, token_ids)
-    loss = contrastive_loss(text, video, model.logit_scale.detach().exp())
+    every = torch.ones(len(text), dtype=torch.bool)
+    loss = contrastive_loss(text, video, model.logit_scale.detach().exp(), every)
     found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
     return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(named.items(), found, strict=True)}
 
@@ -71,20 +73,32 @@ def both(recipe, trainable):
     return model, plain, norms, begun, first
 
 
+def norm_rounding(parameters):
+    """Relative error of the length of all gradients in float32: their squares' roundings are independent."""
+    return 2**-23 * math.sqrt(sum(p.numel() for p in parameters))
+
+
 def test_the_weights_after_several_steps(both):
-    """Each step rounds each weight a few times: eight halves of 2^-23 of the largest a step are allowed."""
+    """Each step rounds each weight a few times: eight halves of 2^-23 of the largest a step are allowed.
+
+    Each also cuts its gradient to a length that two orders of addition disagree on. Adam's mean and its root mean
+    square both err by that, relative to the longest of the gradients, at most sqrt(STEPS) times the latter.
+    """
     model, plain, _, begun, _ = both
     ours = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    cut = PEAK * 2 * math.sqrt(STEPS) * norm_rounding(plain.values())
     assert ours.keys() == plain.keys() and len(ours) > 8
     for name, expected in plain.items():
         largest = max(float(expected.detach().abs().max()), float(begun[name].abs().max()))
-        torch.testing.assert_close(ours[name], expected.detach(), rtol=0, atol=STEPS * 8 * 2**-24 * largest)
+        limit = STEPS * (8 * 2**-24 * largest + cut)
+        torch.testing.assert_close(ours[name], expected.detach(), rtol=0, atol=limit)
         assert float((expected.detach() - begun[name]).abs().max()) > 1e-3, name
 
 
 def test_the_length_of_the_gradient_is_that_of_what_trains(both):
-    _, _, norms, _, _ = both
-    assert [found for found, _ in norms] == pytest.approx([norm for _, norm in norms], rel=1e-4)
+    _, plain, norms, _, _ = both
+    rounding = norm_rounding(plain.values())
+    assert [found for found, _ in norms] == pytest.approx([norm for _, norm in norms], rel=rounding)
     assert min(norm for _, norm in norms) > CLIP, "every step is cut"
 
 
