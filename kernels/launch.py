@@ -19,7 +19,7 @@ class MatchConfig:
     """Tiles of a match: A tokens per program, B tokens and channels at a time.
 
     resident  one program matches and selects an item, whose |A| fits block_a and whose rows fit block_c;
-              otherwise rows are split by a kernel of their own and streamed
+              otherwise three kernels split the rows, stream them to score, and select, block_b A tokens at a time
     """
 
     resident: bool
@@ -28,6 +28,9 @@ class MatchConfig:
     block_c: int
     num_warps: int
     num_stages: int
+
+
+STREAMED = MatchConfig(False, 16, 64, 64, num_warps=4, num_stages=2)
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def match_config(n_a: int, width: int, items: int, plain: bool) -> MatchConfig:
         block_a, many = power_of_two(n_a, 16), _is_many(items, MANY_PROGRAMS)
         warps = {(True, True): 2, (True, False): 4, (False, True): 4, (False, False): 8}[block_a <= 32, many]
         return MatchConfig(True, block_a, 32, power_of_two(width, 16), warps, num_stages=1)
-    return MatchConfig(False, 16, 64, 64, num_warps=4, num_stages=2)
+    return STREAMED
 
 
 def rows_config(width: int, n_a: int) -> RowsConfig:

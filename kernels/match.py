@@ -23,23 +23,23 @@ def match_parts(
     n_a = check_counts(n_tokens, n_cls, r)
     plain = delta is None and factor == 1
     config = config or match_config(n_a, width, clips // factor, plain)
-    assign = torch.empty(clips // factor, n_tokens, dtype=torch.int32, device=metric.device)
-    if config.resident:
-        if not plain or width > config.block_c or n_a > config.block_a:
-            raise ValueError(
-                f"{config} takes one tensor, unjoined, of at most block_c channels and block_a A tokens; "
-                f"found width {width}, |A| = {n_a}, factor {factor}. Set resident=False."
-            )
-        _match_resident(metric, n_cls, r, assign, config)
-    else:
-        _match_streamed(metric, delta, factor, n_cls, r, assign, config)
-    return assign
+    if not config.resident:
+        high, low, scale = split_rows(metric, delta)
+        best, best_b = score_rows(high, low, scale, factor, n_cls, config)
+        return select_rows(best, best_b, n_tokens, n_cls, r, config)
+    if not plain or width > config.block_c or n_a > config.block_a:
+        raise ValueError(
+            f"{config} takes one tensor, unjoined, of at most block_c channels and block_a A tokens; "
+            f"found width {width}, |A| = {n_a}, factor {factor}. Set resident=False."
+        )
+    return _match_resident(metric, n_cls, r, config)
 
 
-def _match_resident(metric: Tensor, n_cls: int, r: int, assign: Tensor, config: MatchConfig) -> None:
+def _match_resident(metric: Tensor, n_cls: int, r: int, config: MatchConfig) -> Tensor:
     from tempme_export.kernels.jit.match import match_keys_kernel
 
     items, n_parts, n_tokens, width = metric.shape
+    assign = torch.empty(items, n_tokens, dtype=torch.int32, device=metric.device)
     launch(
         match_keys_kernel,
         (items,),
@@ -53,19 +53,21 @@ def _match_resident(metric: Tensor, n_cls: int, r: int, assign: Tensor, config: 
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
+    return assign
 
 
-def _match_streamed(
-    metric: Tensor, delta: Tensor | None, factor: int, n_cls: int, r: int, assign: Tensor, config: MatchConfig
-) -> None:
-    from tempme_export.kernels.jit.match import match_kernel, split_rows_kernel
+def split_rows(metric: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """metric [clips, parts, tokens, C], delta [clips, tokens, C] or None -> unit rows of their sum.
+
+    Returns high and low [clips, tokens, C] float16 and scale [clips, tokens] float32: a row is
+    (high + low / 2^12) * scale.
+    """
+    from tempme_export.kernels.jit.match import split_rows_kernel
 
     clips, n_parts, tokens, width = metric.shape
-    items, n_tokens, n_rows = clips // factor, tokens * factor, clips * tokens
-    n_a = check_counts(n_tokens, n_cls, r)
-    high, low = (torch.empty(n_rows, width, dtype=torch.float16, device=metric.device) for _ in range(2))
-    scale = torch.empty(n_rows, dtype=torch.float32, device=metric.device)
-    arrived = torch.empty(items, dtype=torch.int32, device=metric.device)
+    n_rows = clips * tokens
+    high, low = (torch.empty(clips, tokens, width, dtype=torch.float16, device=metric.device) for _ in range(2))
+    scale = torch.empty(clips, tokens, dtype=torch.float32, device=metric.device)
     rows = rows_config(width, 1)
     launch(
         split_rows_kernel,
@@ -73,21 +75,35 @@ def _match_streamed(
         metric.device,
         *(metric, delta, tokens, n_rows, *metric.stride()),
         *((0, 0, 0) if delta is None else delta.stride()),
-        *(high, low, scale, arrived),
+        *(high, low, scale),
         PARTS=n_parts,
         WIDTH=width,
-        FACTOR=factor,
         BLOCK_ROWS=rows.block_rows,
         BLOCK_D=power_of_two(width),
         num_warps=rows.num_warps,
     )
-    best = torch.empty(items, n_a, dtype=torch.float32, device=metric.device)
-    best_b = torch.empty(items, n_a, dtype=torch.int32, device=metric.device)
+    return high, low, scale
+
+
+def score_rows(
+    high: Tensor, low: Tensor, scale: Tensor, factor: int, n_cls: int, config: MatchConfig
+) -> tuple[Tensor, Tensor]:
+    """Rows as `split_rows` returns them, of clips of which `factor` are joined -> the best partner of each A token.
+
+    Returns its snapped score [clips / factor, |A|] float32 and its place in B, int32.
+    """
+    from tempme_export.kernels.jit.match import score_rows_kernel
+
+    clips, tokens, width = high.shape
+    items, n_tokens = clips // factor, tokens * factor
+    n_a = check_counts(n_tokens, n_cls, 1)
+    best = torch.empty(items, n_a, dtype=torch.float32, device=high.device)
+    best_b = torch.empty(items, n_a, dtype=torch.int32, device=high.device)
     launch(
-        match_kernel,
+        score_rows_kernel,
         (items, -(-n_a // config.block_a)),
-        metric.device,
-        *(high, low, scale, arrived, n_tokens, n_cls, r, assign, best, best_b),
+        high.device,
+        *(high, low, scale, n_tokens, n_cls, best, best_b),
         WIDTH=width,
         FACTOR=factor,
         BLOCK_A=config.block_a,
@@ -96,6 +112,25 @@ def _match_streamed(
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
+    return best, best_b
+
+
+def select_rows(best: Tensor, best_b: Tensor, n_tokens: int, n_cls: int, r: int, config: MatchConfig) -> Tensor:
+    """Scores and partners [items, |A|] as `score_rows` returns them -> assign [items, n_tokens] int32."""
+    from tempme_export.kernels.jit.match import select_rows_kernel
+
+    items, _ = best.shape
+    assign = torch.empty(items, n_tokens, dtype=torch.int32, device=best.device)
+    launch(
+        select_rows_kernel,
+        (items,),
+        best.device,
+        *(best, best_b, n_tokens, n_cls, r, assign),
+        BLOCK=config.block_b,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+    return assign
 
 
 def match_tokens(metric: Tensor, n_cls: int, r: int, config: MatchConfig | None = None) -> Tensor:

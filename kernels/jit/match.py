@@ -198,17 +198,15 @@ def split_rows_kernel(
     high,
     low,
     scale,
-    arrived,
     PARTS: tl.constexpr,
     WIDTH: tl.constexpr,
-    FACTOR: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Unit rows in two float16 parts, for metrics that `match_kernel` streams; n_rows = clips * tokens.
+    """Unit rows in two float16 parts, for metrics that `score_rows_kernel` streams; n_rows = clips * tokens.
 
-    metric [clips, PARTS, tokens, WIDTH], delta [clips, tokens, WIDTH] or None; writes high, low [n_rows, WIDTH],
-    scale [n_rows] and zeros to arrived [clips / FACTOR].
+    metric [clips, PARTS, tokens, WIDTH], delta [clips, tokens, WIDTH] or None; writes high, low [n_rows, WIDTH] and
+    scale [n_rows].
     """
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     valid = row < n_rows
@@ -223,19 +221,15 @@ def split_rows_kernel(
     tl.store(high + at, of_high, mask)
     tl.store(low + at, of_low, mask)
     tl.store(scale + row, of_scale, valid)
-    tl.store(arrived + row // (tokens * FACTOR), 0, valid & (row % (tokens * FACTOR) == 0))
 
 
 @triton.jit
-def match_kernel(
+def score_rows_kernel(
     high,
     low,
     scale,
-    arrived,
     n_tokens,
     n_cls,
-    r,
-    assign,
     best,
     best_b,
     WIDTH: tl.constexpr,
@@ -244,13 +238,12 @@ def match_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Match BLOCK_A A tokens of one item per program; the last program of an item to arrive selects.
+    """The best score and partner of BLOCK_A A tokens of one item per program.
 
-    high, low, scale, arrived from `split_rows_kernel`; writes assign [items, n_tokens] and, on the way,
-    best [items, |A|] float32 and best_b [items, |A|] int32. Which program selects does not change the result.
+    high, low, scale from `split_rows_kernel`; writes best [items, |A|] float32 and best_b [items, |A|] int32.
     """
     item, first_a = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK_A
-    start_a, n_a, start_b, n_b, _ = sets(n_tokens, n_cls, r)
+    start_a, n_a, start_b, n_b, _ = sets(n_tokens, n_cls, 0)
     tokens = n_tokens // FACTOR
     a, channel = first_a + tl.arange(0, BLOCK_A), tl.arange(0, BLOCK_C)
     clip_a, inside_a = locate(item, start_a + 2 * a, n_tokens, n_cls, FACTOR)
@@ -274,31 +267,31 @@ def match_kernel(
             exact, rest = _add_products(exact, rest, high_a, low_a, high_b, low_b)
         scale_b = tl.load(scale + row_of_b, b < n_b, other=0.0)
         top, top_b = _take_best(top, top_b, exact, rest, scale_a, scale_b, b, n_b)
-
-    best, best_b, assign = best + item * n_a, best_b + item * n_a, assign + item * n_tokens
-    tl.store(best + a, top, a < n_a)
-    tl.store(best_b + a, top_b, a < n_a)
-    tl.debug_barrier()  # every thread has stored before one of them announces it
-    if tl.atomic_add(arrived + item, 1) == tl.num_programs(1) - 1:
-        _select(best, best_b, assign, n_tokens, n_cls, r, BLOCK_B)
+    tl.store(best + item * n_a + a, top, a < n_a)
+    tl.store(best_b + item * n_a + a, top_b, a < n_a)
 
 
 @triton.jit
-def _select(best, best_b, assign, n_tokens, n_cls, r, BLOCK: tl.constexpr):
-    """Rank the A tokens of one item and write their output rows. Reads past the first-level cache."""
+def select_rows_kernel(best, best_b, n_tokens, n_cls, r, assign, BLOCK: tl.constexpr):
+    """Rank the A tokens of one item per program, and write assign [items, n_tokens].
+
+    best, best_b from `score_rows_kernel`.
+    """
+    item = tl.program_id(0).to(tl.int64)
     start_a, n_a, _, _, row_b = sets(n_tokens, n_cls, r)
+    best, best_b, assign = best + item * n_a, best_b + item * n_a, assign + item * n_tokens
     n_kept = 0
     for first in range(0, n_a, BLOCK):
         a = first + tl.arange(0, BLOCK)
-        mine = tl.load(best + a, a < n_a, other=float("-inf"), cache_modifier=".cg")
+        mine = tl.load(best + a, a < n_a, other=float("-inf"))
         rank = tl.zeros([BLOCK], tl.int32)
         for first_other in range(0, n_a, BLOCK):
             j = first_other + tl.arange(0, BLOCK)
-            other = tl.load(best + j, j < n_a, other=float("-inf"), cache_modifier=".cg")
+            other = tl.load(best + j, j < n_a, other=float("-inf"))
             rank += tl.sum(_comes_before(other, j, mine, a, n_a), axis=1)
         kept = ((rank >= r) & (a < n_a)).to(tl.int32)
         kept_before = n_kept + tl.cumsum(kept, axis=0) - kept
-        partner = tl.load(best_b + a, a < n_a, other=0, cache_modifier=".cg")
+        partner = tl.load(best_b + a, a < n_a, other=0)
         row = tl.where(kept == 1, n_cls + kept_before, row_b + partner)
         tl.store(assign + start_a + 2 * a, row, a < n_a)
         n_kept += tl.sum(kept, axis=0)

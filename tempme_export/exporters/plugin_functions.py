@@ -134,12 +134,16 @@ def _scaled(body: _Body, cosine: str, scale: str) -> str:
     return body.op("Round", body.op("Mul", cosine, body.real(float(SNAP_STEPS))))
 
 
-def _select(body: _Body, scores: str) -> None:
-    """Snapped scores [B, |A|, |B|] -> the outputs best, best_b and assign: stable ranks by counting, no sort."""
+def _take_best(body: _Body, scores: str) -> None:
+    """Snapped scores [B, |A|, |B|] -> the values best and best_b [B, |A|]."""
     scores = body.op("Where", body.op("IsNaN", scores), body.real(-math.inf), scores)
-    best = body.op("ReduceMax", scores, body.vector(2), keepdims=0, name="best")
-    best_b = body.cast(body.op("ArgMax", scores, axis=2, keepdims=0), TensorProto.INT32, name="best_b")
+    body.op("ReduceMax", scores, body.vector(2), keepdims=0, name="best")
+    body.cast(body.op("ArgMax", scores, axis=2, keepdims=0), TensorProto.INT32, name="best_b")
 
+
+def _select(body: _Body) -> None:
+    """The values best and best_b -> the output assign: stable ranks by counting, no sort."""
+    best, best_b = "best", "best_b"
     order = body.span(0, "n_a")
     earlier = body.op("Less", body.unsqueeze(order, 0), body.unsqueeze(order, 1))  # [i, j]: j before i
     other, mine = body.unsqueeze(best, 1), body.unsqueeze(best, 2)
@@ -171,7 +175,8 @@ def _match_keys(body: _Body) -> None:
     rest_a = body.op("Concat", _set_a(body, low), _set_a(body, unit), axis=2)
     rest_b = body.op("Concat", _set_b(body, high), _set_b(body, low), axis=2)
     cosine = body.op("Add", exact, _product(body, rest_a, rest_b))
-    _select(body, _scaled(body, cosine, _inverse_root(body, _square(body, high, low, unit))))
+    _take_best(body, _scaled(body, cosine, _inverse_root(body, _square(body, high, low, unit))))
+    _select(body)
 
 
 def _sum_of(body: _Body, high: str, low: str) -> str:
@@ -191,31 +196,21 @@ def _split(body: _Body, metric: str) -> None:
     body.op("Where", body.op("Equal", square, body.real(0.0)), body.real(0.0), inverse, name="scale")
 
 
-def _arrived(body: _Body, scale: str) -> None:
-    """Zeros [B], one an item: nothing is smaller than itself."""
-    one = body.op("ReduceMax", scale, body.vector(1), keepdims=0)
-    body.cast(body.op("Less", one, one), TensorProto.INT32, name="arrived")
-
-
 def _split_keys(body: _Body) -> None:
     _split(body, _mean_key(body, "keys"))
-    _arrived(body, "scale")
 
 
 def _split_clips(body: _Body) -> None:
     _split(body, body.cast(body.op("Add", "x", "delta")))
-    clip = body.op("ReduceMax", "scale", body.vector(1), keepdims=0)
-    _arrived(body, body.reshape(clip, -1, "factor"))
 
 
-def _match_rows(body: _Body) -> None:
-    """`arrived` counts programs on a GPU, and nothing here."""
+def _score_rows(body: _Body) -> None:
     high, low = (body.cast(_join(body, part, "width")) for part in ("high", "low"))
     exact = _product(body, _set_a(body, high), _set_b(body, high))
     rest_a = body.op("Concat", _set_a(body, high), _set_a(body, low), axis=2)
     rest_b = body.op("Concat", _set_b(body, low), _set_b(body, _sum_of(body, high, low)), axis=2)
     rest = body.op("Div", _product(body, rest_a, rest_b), body.real(_LOW_STEPS))
-    _select(body, _scaled(body, body.op("Add", exact, rest), _join(body, "scale")))
+    _take_best(body, _scaled(body, body.op("Add", exact, rest), _join(body, "scale")))
 
 
 def _merge_norm(body: _Body, sized: bool, placed: bool) -> None:
@@ -258,7 +253,8 @@ def _write(body: _Body, op_type: str) -> None:
         "MatchKeys": _match_keys,
         "SplitKeys": _split_keys,
         "SplitClips": _split_clips,
-        "MatchRows": _match_rows,
+        "ScoreRows": _score_rows,
+        "SelectRows": _select,
     }
     if op_type in simple:
         simple[op_type](body)

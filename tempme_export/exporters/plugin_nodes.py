@@ -3,8 +3,9 @@
 A TensorRT plugin launches one kernel and allocates nothing, so a step of several kernels is a chain of nodes and what
 passes between them are tensors of the graph:
 
-- `MatchKeys`, or `SplitKeys` and `MatchRows` where an item's A tokens do not fit one program (`kernels.launch`);
-- `SplitClips` and `MatchRows` over joined clips;
+- `MatchKeys`, or `SplitKeys`, `ScoreRows` and `SelectRows` where an item's A tokens do not fit one program
+  (`kernels.launch`);
+- `SplitClips`, `ScoreRows` and `SelectRows` over joined clips;
 - `MergeNorm`, named by its further inputs: `Sized` takes the sizes so far, `Placed` clip positions.
 
 Attributes are whole numbers. Kernels need heads, factor, n_cls and r; the others are the sizes that function bodies
@@ -91,33 +92,30 @@ def _joined(tokens: Tokens, n_cls: int) -> dict[str, int]:
 
 
 def _rows(tokens: Tokens, width: int) -> tuple[PluginValue, ...]:
-    """Unit rows in two float16 parts, as they pass from a split to `MatchRows`."""
+    """Unit rows in two float16 parts, as they pass from a split to `ScoreRows`."""
     rows = (tokens.clips, tokens.tokens)
     return (
         PluginValue("high", "float16", (*rows, width)),
         PluginValue("low", "float16", (*rows, width)),
         PluginValue("scale", "float32", rows),
-        PluginValue("arrived", "int32", (tokens.items,)),
     )
 
 
-def _match_rows(tokens: Tokens, n_cls: int, r: int) -> PluginNode:
+def _match_rows(tokens: Tokens, n_cls: int, r: int) -> tuple[PluginNode, PluginNode]:
     n_a = check_counts(tokens.n_tokens, n_cls, r)
-    sizes = {"n_tokens": tokens.n_tokens, "n_a": n_a}
-    return PluginNode(
-        "MatchRows",
-        {**_joined(tokens, n_cls), **_sets(tokens, n_cls, r), **sizes},
-        _rows(tokens, tokens.width),
-        (
-            PluginValue("assign", "int32", (tokens.items, tokens.n_tokens)),
-            PluginValue("best", "float32", (tokens.items, n_a)),
-            PluginValue("best_b", "int32", (tokens.items, n_a)),
-        ),
+    sets = _sets(tokens, n_cls, r)
+    starts = {name: sets[name] for name in ("start_a", "start_b")}
+    best = PluginValue("best", "float32", (tokens.items, n_a)), PluginValue("best_b", "int32", (tokens.items, n_a))
+    score = PluginNode(
+        "ScoreRows", {**_joined(tokens, n_cls), "n_cls": n_cls, **starts}, _rows(tokens, tokens.width), best
     )
+    assign = PluginValue("assign", "int32", (tokens.items, tokens.n_tokens))
+    select = PluginNode("SelectRows", {**sets, "n_tokens": tokens.n_tokens, "n_a": n_a}, best, (assign,))
+    return score, select
 
 
 def match_keys(tokens: Tokens, heads: int, n_cls: int, r: int) -> tuple[PluginNode, ...]:
-    """The nodes that match keys [clips, tokens, width] by their mean over heads; the last one returns assign first."""
+    """The nodes that match keys [clips, tokens, width] by their mean over heads; the last one returns assign."""
     n_a = check_counts(tokens.tokens, n_cls, r)
     keys = PluginValue("keys", "T", (tokens.clips, tokens.tokens, tokens.width))
     head = tokens.width // heads
@@ -126,15 +124,15 @@ def match_keys(tokens: Tokens, heads: int, n_cls: int, r: int) -> tuple[PluginNo
         assign = PluginValue("assign", "int32", (tokens.clips, tokens.tokens))
         return (PluginNode("MatchKeys", attributes, (keys,), (assign,)),)
     split = PluginNode("SplitKeys", {"heads": heads}, (keys,), _rows(tokens, head))
-    return split, _match_rows(Tokens(tokens.clips, tokens.tokens, head), n_cls, r)
+    return split, *_match_rows(Tokens(tokens.clips, tokens.tokens, head), n_cls, r)
 
 
 def match_clips(tokens: Tokens, n_cls: int, r: int) -> tuple[PluginNode, ...]:
-    """The nodes that match joined clips by x + delta; the last one returns assign first."""
+    """The nodes that match joined clips by x + delta; the last one returns assign."""
     shape = (tokens.clips, tokens.tokens, tokens.width)
     inputs = PluginValue("x", "T", shape), PluginValue("delta", "T", shape)
-    split = PluginNode("SplitClips", {"factor": tokens.factor}, inputs, _rows(tokens, tokens.width))
-    return split, _match_rows(tokens, n_cls, r)
+    split = PluginNode("SplitClips", {}, inputs, _rows(tokens, tokens.width))
+    return split, *_match_rows(tokens, n_cls, r)
 
 
 def merge_norm(tokens: Tokens, n_cls: int, r: int, *, sized: bool, positions: int = 0) -> PluginNode:

@@ -43,11 +43,12 @@ def _emit(node: PluginNode, inputs: Sequence[Tensor], dtype: torch.dtype) -> Seq
 
 
 def _chain(nodes: Sequence[PluginNode], *inputs: Tensor) -> Tensor:
-    """The first output of the last node; each node takes all outputs of the one before."""
+    """The output of the last node; each node takes all outputs of the one before."""
     values: Sequence[Tensor] = inputs
     for node in nodes:
         values = _emit(node, values, inputs[0].dtype)
-    return values[0]
+    (last,) = values
+    return last
 
 
 def _tokens(x: Tensor, factor: int = 1) -> Tokens:

@@ -450,8 +450,9 @@ class TestTracingForAGpu:
         program = torch.export.export(module, (x,), dynamic_shapes=({0: batch},))
         targets = {node.target for node in program.graph.nodes if node.op == "call_function"}
         assert set(ops.DENSE_FORMS) <= targets
-        kernels = ("match_keys", "split_rows", "match", "merge", "add_norm", "attention", "attention_match")
-        assert set(launched) == {f"{name}_kernel" for name in kernels}
+        rows = {f"{step}_rows" for step in ("split", "score", "select")}
+        others = {"match_keys", "merge", "add_norm", "attention", "attention_match"}
+        assert set(launched) == {f"{name}_kernel" for name in rows | others}
         self.check_free(program)
 
     def test_the_encoder(self, tiny_recipe, launched):
@@ -462,7 +463,7 @@ class TestTracingForAGpu:
             videos = torch.empty(2, frames, 3, size, size, device="cuda")
         batch = torch.export.Dim("batch", min=1, max=4096)
         program = torch.export.export(encoder, (videos,), dynamic_shapes=({0: batch},))
-        assert {"attention_match_kernel", "match_kernel", "merge_kernel"} <= set(launched)
+        assert {"attention_match_kernel", "select_rows_kernel", "merge_kernel"} <= set(launched)
         self.check_free(program)
 
 

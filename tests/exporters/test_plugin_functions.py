@@ -130,12 +130,11 @@ def test_match_keys_decides_as_the_reference(engine, n_tokens, n_cls, r):
 def test_keys_that_one_program_cannot_hold_are_split_first(engine):
     keys = metric_of(3, 261, 2 * 8, seed=2)
     proto = graph_of("streamed", lambda: plugin_nodes.match_keys(Tokens(3, 261, 16), 2, 1, 30))
-    assert [node.op_type for node in proto.graph.node] == ["SplitKeys", "MatchRows"]
+    assert [node.op_type for node in proto.graph.node] == ["SplitKeys", "ScoreRows", "SelectRows"]
     found = RUN[engine](proto, as_numpy(keys=keys))
     np.testing.assert_array_equal(
         found["assign"], match_tokens_ref(keys.unflatten(-1, (2, 8)).mean(dim=2), 1, 30).numpy()
     )
-    np.testing.assert_array_equal(found["arrived"], np.zeros(3, np.int32))
 
 
 def joined(x, factor, cls_in):
@@ -148,16 +147,15 @@ def joined(x, factor, cls_in):
 
 @pytest.mark.parametrize(("factor", "n_cls", "r"), [(2, 2, 5), (3, 6, 7), (1, 1, 2)])
 @pytest.mark.parametrize("engine", RUN)
-def test_split_clips_and_match_rows_decide_as_the_reference(engine, factor, n_cls, r):
+def test_split_scored_and_selected_clips_decide_as_the_reference(engine, factor, n_cls, r):
     x = metric_of(3 * factor, 9, 16, seed=3)
     delta = metric_of(3 * factor, 9, 16, seed=4)
     tokens = Tokens(3 * factor, 9, 16, factor)
     proto = graph_of(("clips", factor), lambda: plugin_nodes.match_clips(tokens, n_cls, r))
-    assert [node.op_type for node in proto.graph.node] == ["SplitClips", "MatchRows"]
+    assert [node.op_type for node in proto.graph.node] == ["SplitClips", "ScoreRows", "SelectRows"]
     found = RUN[engine](proto, as_numpy(x=x, delta=delta))
     metric = joined(x + delta, factor, n_cls // factor)
     np.testing.assert_array_equal(found["assign"], match_tokens_ref(metric, n_cls, r).numpy())
-    np.testing.assert_array_equal(found["arrived"], np.zeros(3, np.int32))
     assert {name: found[name].dtype for name in ("high", "low", "scale")} == {
         "high": np.float16,
         "low": np.float16,
@@ -331,7 +329,7 @@ def test_bodies_are_standard_operators_of_the_graphs_opset(opset):
         nodes.append(plugin_nodes.merge_norm(Tokens(12, 9, 16, factor), factor, 2, sized=sized, positions=positions))
     functions = functions_of(nodes, opset)
     names = [function.name for function in functions]
-    assert names == ["SplitKeys", "MatchRows", "MatchKeys", "SplitClips", *MERGES]
+    assert names == ["SplitKeys", "ScoreRows", "SelectRows", "MatchKeys", "SplitClips", *MERGES]
     for function, node in zip(functions, (next(n for n in nodes if n.op_type == name) for name in names), strict=True):
         onnx.checker.check_function(function, _context(opset))
         assert function.domain == "tempme"

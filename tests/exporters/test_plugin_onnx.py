@@ -55,11 +55,11 @@ VARIANTS = {
     "streamed": Variant(frames=2, layers=1, clip_layers=(), clip_factors=(), image=272, clip_position=False),
 }
 OPERATORS = {
-    "base": "MatchKeys 3, MergeNorm 1, MergeNormSized 2, SplitClips 2, MatchRows 2, MergeNormSizedPlaced 2",
-    "frame-mask": "MatchKeys 2, MergeNorm 1, MergeNormSized 1, SplitClips 1, MatchRows 1, MergeNormSizedPlaced 1",
-    "first-block": "SplitClips 1, MatchRows 1, MergeNormPlaced 1, MatchKeys 1, MergeNormSized 1",
-    "unsized-unplaced": "SplitClips 1, MatchRows 1, MergeNorm 1, MatchKeys 1, MergeNormSized 1",
-    "streamed": "SplitKeys 1, MatchRows 1, MergeNorm 1",
+    "base": "MatchKeys 3, MergeNorm 1, MergeNormSized 2, SplitClips 2, ScoreRows 2, SelectRows 2, MergeNormSizedPlaced 2",
+    "frame-mask": "MatchKeys 2, MergeNorm 1, MergeNormSized 1, SplitClips 1, ScoreRows 1, SelectRows 1, MergeNormSizedPlaced 1",
+    "first-block": "SplitClips 1, ScoreRows 1, SelectRows 1, MergeNormPlaced 1, MatchKeys 1, MergeNormSized 1",
+    "unsized-unplaced": "SplitClips 1, ScoreRows 1, SelectRows 1, MergeNorm 1, MatchKeys 1, MergeNormSized 1",
+    "streamed": "SplitKeys 1, ScoreRows 1, SelectRows 1, MergeNorm 1",
 }
 LOW = {precision: Variant(precision=precision) for precision in ("fp16", "bf16")}
 

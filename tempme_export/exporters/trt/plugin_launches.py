@@ -16,7 +16,7 @@ from torch import Tensor
 from tempme_export.errors import BackendError, ExportError
 from tempme_export.exporters.common import DTYPES
 from tempme_export.exporters.plugin_nodes import PluginNode
-from tempme_export.exporters.trt.plugin_operations import OPERATIONS, Operation, Output, operation_of
+from tempme_export.exporters.trt.plugin_operations import OPERATIONS, Operation, operation_of
 from tempme_export.kernels import aot
 
 # Recorded batches: any divisor that is a power of two up to 1024 divides the last, so that its ratio is exact.
@@ -122,8 +122,8 @@ def record(call: PluginCall, clips: int) -> tuple[aot.Launch, ...]:
         tensors = _tensors(call, clips)
         found: dict[aot.Launch, None] = {}
         for config in operation.configurations(tensors, attributes):
-            every = aot.launches_of(functools.partial(operation.run, tensors, attributes, config))
-            found |= dict.fromkeys(one for one in every if one.variant.name == operation.kernel)
+            (one,) = aot.launches_of(functools.partial(operation.run, tensors, attributes, config))
+            found[one] = None
     except ValueError as error:
         raise ExportError(f"the plugin {call.op_type} cannot be launched: {error}") from error
     except ImportError as error:
@@ -147,13 +147,7 @@ def _fit(what: str, units: Sequence[int], values: Sequence[int]) -> Quantity:
     return quantity
 
 
-def _shape(output: Output, shape: tuple[int, ...], clips: int) -> tuple[int, ...]:
-    return (clips, shape[0] // clips, *shape[1:]) if output.by_token else shape
-
-
-def _over_batches(
-    operation: Operation, units: Sequence[int], clips: Sequence[int], same: Sequence[aot.Launch]
-) -> PluginLaunch:
+def _over_batches(operation: Operation, units: Sequence[int], same: Sequence[aot.Launch]) -> PluginLaunch:
     """One launch, recorded at several batches -> the launch at any batch."""
     first = same[0]
     if any(one.variant != first.variant for one in same):
@@ -167,7 +161,7 @@ def _over_batches(
     scalars = [fit(name, [dict(one.scalars)[name] for one in same]) for name in names]
     outputs = []
     for k, output in enumerate(operation.outputs):
-        shapes = [_shape(output, one.outputs[k].shape, count) for one, count in zip(same, clips, strict=True)]
+        shapes = [one.outputs[k].shape for one in same]
         outputs.append(tuple(fit(output.name, values) for values in zip(*shapes, strict=True)))
     return PluginLaunch(first.variant, (x, y, z), tuple(zip(names, scalars, strict=True)), tuple(outputs))
 
@@ -184,7 +178,7 @@ def plugin_launches(call: PluginCall, recorder: Recorder = record) -> tuple[Plug
     clips = [_fewest_clips(call) * batch for batch in _BATCHES]
     units = [units_of(call, count) for count in clips]
     recorded = [recorder(call, count) for count in clips]
-    return tuple(_over_batches(operation, units, clips, same) for same in zip(*recorded, strict=True))
+    return tuple(_over_batches(operation, units, same) for same in zip(*recorded, strict=True))
 
 
 def plugin_variants(nodes: Iterable[PluginNode], precision: str) -> tuple[aot.Variant, ...]:

@@ -25,15 +25,11 @@ class Input:
 
 @dataclass(frozen=True)
 class Output:
-    """An output of a node, in the order of the kernel's pointers; dtype None: that of the first input.
-
-    by_token  the kernel writes rows [clips * tokens, ...], and the node returns them as [clips, tokens, ...]
-    """
+    """An output of a node, in the order of the kernel's pointers; dtype None: that of the first input."""
 
     name: str
     dtype: torch.dtype | None
     rank: int
-    by_token: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,16 +38,14 @@ class Operation:
 
     attributes      in alphabetical order: the bindings hand their values over in the order that the parser found them
     unit            the input whose first axis stands for the batch
-    kernel          which of the recorded launches it is
     configurations  input tensors and attributes -> the launch configurations worth trying, best guess first
-    run             input tensors, attributes and a configuration -> calls the launcher
+    run             input tensors, attributes and a configuration -> calls the launcher, which launches one kernel
     """
 
     inputs: tuple[Input, ...]
     attributes: tuple[str, ...]
     outputs: tuple[Output, ...]
     unit: str
-    kernel: str
     configurations: Callable[[Mapping[str, Tensor], Mapping[str, int]], tuple[Any, ...]]
     run: Callable[[Mapping[str, Tensor], Mapping[str, int], Any], object]
 
@@ -78,19 +72,14 @@ def _resident_configurations(tensors: Mapping[str, Tensor], attributes: Mapping[
     few, many = (launch.match_config(n_a, width, items, True) for items in (1, launch.MANY_PROGRAMS))
     if not few.resident:
         raise ValueError(
-            f"|A| = {n_a} and heads of width {width} are too large for one program. Use SplitKeys and MatchRows."
+            f"|A| = {n_a} and heads of width {width} are too large for one program. Use SplitKeys, ScoreRows and "
+            "SelectRows."
         )
     return few, many
 
 
-def _streamed(width: int, n_a: int) -> launch.MatchConfig:
-    return launch.match_config(n_a, width, 1, plain=False)
-
-
-def _streamed_configurations(tensors: Mapping[str, Tensor], attributes: Mapping[str, int]) -> tuple[Any, ...]:
-    high = tensors["high"]
-    config = _streamed(high.shape[2], _counts(high.shape[1], attributes))
-    return config, dataclasses.replace(config, block_a=2 * config.block_a)
+def _score_configurations(tensors: Mapping[str, Tensor], attributes: Mapping[str, int]) -> tuple[Any, ...]:
+    return launch.STREAMED, dataclasses.replace(launch.STREAMED, block_a=2 * launch.STREAMED.block_a)
 
 
 def _merge_configurations(tensors: Mapping[str, Tensor], attributes: Mapping[str, int]) -> tuple[Any, ...]:
@@ -99,7 +88,7 @@ def _merge_configurations(tensors: Mapping[str, Tensor], attributes: Mapping[str
 
 
 def _only_one(tensors: Mapping[str, Tensor], attributes: Mapping[str, int]) -> tuple[Any, ...]:
-    return (None,)
+    return (launch.STREAMED,)
 
 
 def _match_keys(tensors: Mapping[str, Tensor], attributes: Mapping[str, int], config: Any) -> object:
@@ -108,20 +97,21 @@ def _match_keys(tensors: Mapping[str, Tensor], attributes: Mapping[str, int], co
 
 
 def _split_keys(tensors: Mapping[str, Tensor], attributes: Mapping[str, int], config: Any) -> object:
-    """n_cls and r play no part in splitting: the smallest that the launcher takes."""
-    metric = _parts(tensors["keys"], attributes["heads"])
-    return match.match_parts(metric, None, 1, 0, 1, _streamed(metric.shape[3], 1))
+    return match.split_rows(_parts(tensors["keys"], attributes["heads"]), None)
 
 
 def _split_clips(tensors: Mapping[str, Tensor], attributes: Mapping[str, int], config: Any) -> object:
-    x, delta, factor = tensors["x"], tensors["delta"], attributes["factor"]
-    return match.match_clips(x, delta, factor, 0, 1, _streamed(x.shape[2], 1))
+    return match.split_rows(tensors["x"].unsqueeze(1), tensors["delta"])
 
 
-def _match_rows(tensors: Mapping[str, Tensor], attributes: Mapping[str, int], config: Any) -> object:
-    """The rows stand for the metric itself, which the match does not read again."""
-    factor, n_cls, r = (attributes[name] for name in ("factor", "n_cls", "r"))
-    return match.match_clips(tensors["high"], None, factor, n_cls, r, config)
+def _score_rows(tensors: Mapping[str, Tensor], attributes: Mapping[str, int], config: Any) -> object:
+    rows = (tensors[name] for name in ("high", "low", "scale"))
+    return match.score_rows(*rows, attributes["factor"], attributes["n_cls"], config)
+
+
+def _select_rows(tensors: Mapping[str, Tensor], attributes: Mapping[str, int], config: Any) -> object:
+    n_tokens, n_cls, r = (attributes[name] for name in ("n_tokens", "n_cls", "r"))
+    return match.select_rows(tensors["best"], tensors["best_b"], n_tokens, n_cls, r, config)
 
 
 def _merge_norm(tensors: Mapping[str, Tensor], attributes: Mapping[str, int], config: Any) -> object:
@@ -141,11 +131,11 @@ def _merge_norm(tensors: Mapping[str, Tensor], attributes: Mapping[str, int], co
 
 
 _ROWS = (
-    Output("high", torch.float16, 3, by_token=True),
-    Output("low", torch.float16, 3, by_token=True),
-    Output("scale", torch.float32, 2, by_token=True),
-    Output("arrived", torch.int32, 1),
+    Output("high", torch.float16, 3),
+    Output("low", torch.float16, 3),
+    Output("scale", torch.float32, 2),
 )
+_BEST = (Output("best", torch.float32, 2), Output("best_b", torch.int32, 2))
 
 
 def _merging(sized: bool, placed: bool) -> Operation:
@@ -165,7 +155,6 @@ def _merging(sized: bool, placed: bool) -> Operation:
             Output("log_sizes", torch.float32, 2),
         ),
         unit="assign",
-        kernel="merge_kernel",
         configurations=_merge_configurations,
         run=_merge_norm,
     )
@@ -177,7 +166,6 @@ OPERATIONS: Mapping[str, Operation] = {
         attributes=("heads", "n_cls", "r"),
         outputs=(Output("assign", torch.int32, 2),),
         unit="keys",
-        kernel="match_keys_kernel",
         configurations=_resident_configurations,
         run=_match_keys,
     ),
@@ -186,30 +174,32 @@ OPERATIONS: Mapping[str, Operation] = {
         attributes=("heads",),
         outputs=_ROWS,
         unit="keys",
-        kernel="split_rows_kernel",
         configurations=_only_one,
         run=_split_keys,
     ),
     "SplitClips": Operation(
         inputs=(Input("x", "clips"), Input("delta", "clips")),
-        attributes=("factor",),
+        attributes=(),
         outputs=_ROWS,
         unit="x",
-        kernel="split_rows_kernel",
         configurations=_only_one,
         run=_split_clips,
     ),
-    # The kernel counts in `arrived` which of its programs comes last, so it changes an input. The split kernel
-    # zeroes it in every run; only a timing that launches this kernel alone leaves it as it is, and then no
-    # program takes itself for the last.
-    "MatchRows": Operation(
-        inputs=(*(Input(name, "clips") for name in ("high", "low", "scale")), Input("arrived", "items")),
-        attributes=("factor", "n_cls", "r"),
-        outputs=(Output("assign", torch.int32, 2), Output("best", torch.float32, 2), Output("best_b", torch.int32, 2)),
-        unit="arrived",
-        kernel="match_kernel",
-        configurations=_streamed_configurations,
-        run=_match_rows,
+    "ScoreRows": Operation(
+        inputs=tuple(Input(name, "clips") for name in ("high", "low", "scale")),
+        attributes=("factor", "n_cls"),
+        outputs=_BEST,
+        unit="high",
+        configurations=_score_configurations,
+        run=_score_rows,
+    ),
+    "SelectRows": Operation(
+        inputs=tuple(Input(output.name, "items") for output in _BEST),
+        attributes=("n_cls", "n_tokens", "r"),
+        outputs=(Output("assign", torch.int32, 2),),
+        unit="best",
+        configurations=_only_one,
+        run=_select_rows,
     ),
     "MergeNorm": _merging(sized=False, placed=False),
     "MergeNormSized": _merging(sized=True, placed=False),

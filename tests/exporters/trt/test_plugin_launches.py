@@ -201,13 +201,14 @@ def test_the_first_merge_configuration_is_the_launchers():
 
 
 def test_builds_are_listed_once():
-    """Two blocks whose tokens differ share their builds, and so do both splits' partners."""
+    """Two blocks whose tokens differ share their builds, and so do matches of joined and of split clips."""
     twice = [*NODES, pn.merge_norm(pn.Tokens(12, 15, WIDTH), 1, 2, sized=True)]
     found = launches.plugin_variants(twice, "fp16")
     assert found == launches.plugin_variants(NODES, "fp16")
     assert len(set(found)) == len(found)
-    assert {one.name for one in found} == {"match_keys_kernel", "split_rows_kernel", "match_kernel", "merge_kernel"}
-    assert {one.dtype for one in found} == {"fp16"}
+    rows = {f"{step}_rows_kernel" for step in ("split", "score", "select")}
+    assert {one.name for one in found} == {"match_keys_kernel", "merge_kernel", *rows}
+    assert {one.dtype for one in found if one.name != "select_rows_kernel"} == {"fp16"}
 
 
 def changed(node, **changes):
@@ -251,7 +252,7 @@ def test_what_the_kernel_cannot_take_is_refused(attributes, said):
 
 def test_a_match_too_large_for_one_program_names_the_chain():
     inputs = (pn.PluginValue("keys", "T", (2, 301, WIDTH)),)
-    with pytest.raises(ExportError, match=r"\|A\| = 150 .* too large for one program. Use SplitKeys and MatchRows"):
+    with pytest.raises(ExportError, match=r"\|A\| = 150 .* too large for one program. Use SplitKeys, ScoreRows and S"):
         launches.plugin_launches(launches.call_of(changed(KEYS, inputs=inputs), "fp32"))
 
 

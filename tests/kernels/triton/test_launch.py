@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tempme_export.kernels import aot, attention, launch, match, merge
 from tempme_export.kernels.launch import MatchConfig
@@ -245,3 +246,41 @@ def test_what_is_recorded_is_not_launched(tokens, rest):
     for part in (merged, normed, total, log_size):
         assert part.isnan().all(), "memory as it was allocated"
     assert merge.merge_norm(tokens, **rest)[0].isfinite().all() and len(calls) == 1
+
+
+class Allocating(TorchDispatchMode):
+    """Keeps the memory of every tensor that is made by `torch.empty` within."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        found = operator(*args, **(kwargs or {}))
+        if operator is torch.ops.aten.empty.memory_format:
+            self.made.append(found.untyped_storage())
+        return found
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("match_keys", "match_clips", "merge_within", "merge_first", "merge_across", "add_norm", "layer_norm"),
+        *("attention", "attention_bias", "attention_match"),
+    ],
+)
+def test_a_kernel_writes_only_what_its_launcher_allocated_for_it(device, kernel_calls, name):
+    """Inputs stay as they are to the bit, and no two kernels write the same memory."""
+    run = kernel_calls(torch.float32, device, 2)[name]
+    with launch.recording() as calls, Allocating() as allocating:
+        run()
+    free = {storage.data_ptr() for storage in allocating.made}
+    for call in calls:
+        passed = aot.arguments(call)
+        written = {tensor.untyped_storage().data_ptr() for tensor in passed.outputs}
+        assert written <= free and len(written) == len(passed.outputs)
+        free -= written
+        before = [tensor.clone() for tensor in passed.inputs]
+        call.kernel[call.grid](*call.args, **call.meta)
+        for tensor, kept in zip(passed.inputs, before, strict=True):
+            torch.testing.assert_close(tensor, kept, rtol=0, atol=0)
