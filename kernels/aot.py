@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from tempme_export.kernels.launch import Call, interpreting, recording
-from tempme_export.kernels.ptx import assemble, parameters, strip_debug, strip_hidden_arguments
+from tempme_export.kernels.ptx import (
+    assemble,
+    entry,
+    name_by_content,
+    parameters,
+    strip_debug,
+    strip_hidden_arguments,
+)
 
 UNIVERSAL = "sm_80"  # its PTX runs on every later GPU: the driver translates it; sm_90's and later run on one family
 TARGETS = (UNIVERSAL, "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
@@ -114,6 +121,7 @@ Assembler = Callable[[str, str], tuple[bytes, str]]  # as `assemble`
 class Compiled:
     """A built kernel.
 
+    name        of its entry; a PTX text of another content has another
     ptx         for NVIDIA targets: text without hidden arguments and debug information; None for gfx942
     binary      cubin assembled from that text, or hsaco
     parameters  PTX type of every argument: inputs, scalars, outputs. hsaco takes two null pointers after them.
@@ -269,7 +277,7 @@ def check_scratch(metadata: Any) -> None:
 
 
 def _compiled_cubin(variant: Variant, target: str, built: Any, assemble: Assembler) -> Compiled:
-    ptx = strip_debug(strip_hidden_arguments(built.asm["ptx"]))
+    ptx = name_by_content(strip_debug(strip_hidden_arguments(built.asm["ptx"])))
     if parameters(ptx) != variant.parameters:
         raise RuntimeError(f"{variant.name} takes {parameters(ptx)} in PTX, expected {variant.parameters}.")
     found = re.search(r"\.target (\w+)", ptx)
@@ -286,7 +294,7 @@ def _compiled_cubin(variant: Variant, target: str, built: Any, assemble: Assembl
     if used is None:
         raise RuntimeError(f"ptxas did not say how many registers {variant.name} takes:\n{log}")
     resources = Resources(int(used[1]), *_spills(log), built.metadata.shared)
-    return Compiled(variant.name, target, ptx, cubin, built.metadata.num_warps, variant.parameters, resources)
+    return Compiled(entry(ptx), target, ptx, cubin, built.metadata.num_warps, variant.parameters, resources)
 
 
 def _spills(log: str) -> tuple[int, int]:

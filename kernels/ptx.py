@@ -1,5 +1,6 @@
-"""PTX as text: its kernel's parameters, what Triton appends and nobody needs, and the assembler."""
+"""PTX as text: its kernel's parameters and name, what Triton appends and nobody needs, and the assembler."""
 
+import hashlib
 import re
 import subprocess
 import tempfile
@@ -31,6 +32,21 @@ def _declarations(entry: re.Match[str]) -> list[re.Match[str]]:
 def parameters(ptx: str) -> tuple[str, ...]:
     """The types of the kernel's parameters, u64 for pointers and u32 for int32. Raises ValueError for other text."""
     return tuple(one["type"] for one in _declarations(_entry(ptx)))
+
+
+def entry(ptx: str) -> str:
+    """The kernel's name. Raises ValueError for a text that holds another number of kernels."""
+    return _entry(ptx)["name"]
+
+
+def name_by_content(ptx: str) -> str:
+    """PTX whose kernel's name ends in a digest of the text, so that other texts name theirs otherwise.
+
+    Builds of one kernel for other widths would share a name, and what looks kernels up by name could take one for the
+    other.
+    """
+    end = _entry(ptx).end("name")
+    return f"{ptx[:end]}_{hashlib.sha256(ptx.encode()).hexdigest()[:12]}{ptx[end:]}"
 
 
 def strip_hidden_arguments(ptx: str) -> str:

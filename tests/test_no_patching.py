@@ -19,7 +19,6 @@ LEFT_OUT = ("bench",)
 
 # File -> the patches that it holds, and why none of the three ways above will do. No number here may grow.
 _FRESH = "what torch does when memory is fresh, a file system full or a process killed cannot be asked for"
-_ENGINE = "TensorRT and a GPU are stood in for at many places; they are to become one object that is passed in"
 _REFERENCE = "the reference itself is spoilt, to see that a comparison with it turns red"
 EXCEPTIONS = {
     "test_files.py": (2, _FRESH),
@@ -30,7 +29,6 @@ EXCEPTIONS = {
     "exporters/test_onnx_merges.py": (1, _REFERENCE),
     "exporters/test_pt2.py": (3, "a compiler that crashes, and one that takes two minutes is not called"),
     "exporters/trt/test_plugin_launches.py": (1, "a batch that is many, at every count"),
-    "exporters/trt/test_plugins.py": (8, _ENGINE),
     "kernels/triton/conftest.py": (3, "the interpreter takes as long for a small tile as for a large one"),
     "pipeline/test_retrieval.py": (2, "a backbone that open_clip does not list"),
     "support/memory.py": (2, "fresh memory holds NaN, so that an output that is not fully written shows"),

@@ -107,7 +107,7 @@ def _row(launch: aot.Launch, target: str) -> ResourceRow:
     built = aot.compile(launch.variant, target)
     shapes = [f"{one.name} {' x '.join(map(str, one.shape))}" for one in launch.inputs if len(one.shape) > 1]
     return ResourceRow(
-        kernel=built.name,
+        kernel=launch.variant.name,
         dtype=launch.variant.dtype,
         target=target,
         compiled_for=", ".join(shapes),

@@ -184,7 +184,7 @@ def probe_tensorrt(with_builder: str) -> Report:
     from tempme_export.errors import BackendError
     from tempme_export.exporters.trt.requirements import unfit_for_engine
     from tempme_export.runtime.nvidia import find_gpu
-    from tempme_export.runtime.tensorrt_package import import_tensorrt
+    from tempme_export.runtime.tensorrt_package import WANTED, import_tensorrt, offers_tactics
 
     try:
         trt = import_tensorrt()
@@ -197,7 +197,10 @@ def probe_tensorrt(with_builder: str) -> Report:
             raise ProbeError(" ".join(unfit))
         if not trt.Builder(trt.Logger(trt.Logger.ERROR)):
             raise ProbeError("its builder does not start")
-    return {"version": _version(trt), "notes": ["bindings and libraries"]}
+    notes = ["bindings and libraries"]
+    if not offers_tactics(str(trt.__version__)):
+        notes.append(f"times one launch of each plugin; {WANTED}")
+    return {"version": _version(trt), "notes": notes}
 
 
 def _compile(compiler: str, language: str, source: str, *flags: str) -> Report:

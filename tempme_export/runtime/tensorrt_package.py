@@ -1,6 +1,7 @@
 """The installed TensorRT: whether it imports, whether its version can be used, which CUDA it was made for.
 
-Quick deployable plugins built ahead of time came with 10.9 and are broken in 10.14.
+Quick deployable plugins built ahead of time came with 10.9. Up to 10.13 the bindings hand TensorRT a kernel name whose
+memory is gone, 10.14 builds none, and before 11.1 such a plugin may offer no tactics.
 """
 
 import importlib
@@ -10,8 +11,8 @@ from typing import Any
 
 from tempme_export.errors import BackendError
 
-SUPPORTED = ">=10.9, not 10.14"
-_MINIMUM, _BROKEN = (10, 9), (10, 14)
+SUPPORTED = ">=10.15, better >=11.1"
+_MINIMUM, _RECOMMENDED = (10, 15), (11, 1)
 _USABLE = ("Builder", "OnnxParser", "Runtime", "__version__")
 _LIBRARIES = re.compile(r"tensorrt[-_]cu(\d+)[-_](?:libs|bindings)")
 
@@ -19,7 +20,7 @@ _LIBRARIES = re.compile(r"tensorrt[-_]cu(\d+)[-_](?:libs|bindings)")
 def install_command(cuda: int | None = None) -> str:
     """Command that installs a usable TensorRT; `cuda` is the driver's newest major version."""
     package = "tensorrt" if cuda is None else f"tensorrt-cu{min(max(cuda, 12), 13)}"
-    return f"pip install '{package}>=10.9,!=10.14.*'"
+    return f"pip install '{package}>=10.15'"
 
 
 def parse_version(text: str) -> tuple[int, ...]:
@@ -30,17 +31,16 @@ def parse_version(text: str) -> tuple[int, ...]:
 
 def check_version(version: str) -> None:
     """Raise BackendError for a TensorRT that cannot hold the plugins."""
-    numbers = parse_version(version)
-    if numbers[:2] < _MINIMUM:
+    if parse_version(version)[:2] < _MINIMUM:
         raise BackendError(
-            f"TensorRT {version} is installed, which has no plugins built ahead of time; expected {SUPPORTED}. "
-            f"Run: {install_command()}"
+            f"TensorRT {version} is installed, which has no plugins built ahead of time or breaks them; expected "
+            f"{SUPPORTED}. Run: {install_command()}"
         )
-    if numbers[:2] == _BROKEN:
-        raise BackendError(
-            f"TensorRT {version} is installed, in which plugins built ahead of time are broken; expected {SUPPORTED}. "
-            f"Run: {install_command()}"
-        )
+
+
+def offers_tactics(version: str) -> bool:
+    """True where a plugin built ahead of time may offer several launch configurations, of which the fastest is kept."""
+    return parse_version(version)[:2] >= _RECOMMENDED
 
 
 def made_for_cuda() -> int | None:

@@ -310,10 +310,10 @@ def test_floors_are_read_from_requirement_lines():
     lines = [
         "torch>=2.11",
         "open_clip_torch>=3.2",
-        'tensorrt!=10.14.*,>=10.9; extra == "trt"',
+        'tensorrt!=11.0.*,>=10.15; extra == "trt"',
         'x; python_version>="3"',
     ]
-    assert floors(lines) == {"torch": "2.11", "open_clip_torch": "3.2", "tensorrt": "10.9"}
+    assert floors(lines) == {"torch": "2.11", "open_clip_torch": "3.2", "tensorrt": "10.15"}
     assert "torch" in own_floors()
 
 

@@ -591,7 +591,7 @@ class TestComparePaths:
 
 
 ENGINE_FACTS = {
-    **{"tensorrt": "10.9.0.34", "gpu": "NVIDIA H100", "capability": "sm_90", "driver": "", "precision": "fp32"},
+    **{"tensorrt": "10.15.1.29", "gpu": "NVIDIA H100", "capability": "sm_90", "driver": "", "precision": "fp32"},
     **{"batch": (1, 4, 8), "inputs": {}, "outputs": {}, "target": "sm_90", "plugins": {}, "engine_plugins": 0},
     **{"layers": {}, "products": {}, "attentions": 0, "seconds": 1.0},
 }
@@ -643,7 +643,7 @@ class TestOpenTrials:
             (tmp_path / name).touch()
         trials, _ = self.open(tmp_path, "fp32")
         assert [one.name for one in trials] == ["video.onnx", "video.plugin.onnx", "video.plan"]
-        assert trials[2].with_merges is None and trials[2].backend == "TensorRT 10.9.0.34, NVIDIA H100"
+        assert trials[2].with_merges is None and trials[2].backend == "TensorRT 10.15.1.29, NVIDIA H100"
         assert ("tensorrt", "video.plan", "cuda", ()) in runners[0]
         assert ("plugin-ort", "video.plugin.onnx", "cpu", ("assign_00",)) in runners[0]
 

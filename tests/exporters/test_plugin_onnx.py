@@ -54,11 +54,12 @@ VARIANTS = {
     "unsized-unplaced": Variant(image_r=0, clip_position=False, size_bias=False),
     "streamed": Variant(frames=2, layers=1, clip_layers=(), clip_factors=(), image=272, clip_position=False),
 }
+JOINED = "SplitClips {0}, ScoreRows {0}, SelectRows {0}"
 OPERATORS = {
-    "base": "MatchKeys 3, MergeNorm 1, MergeNormSized 2, SplitClips 2, ScoreRows 2, SelectRows 2, MergeNormSizedPlaced 2",
-    "frame-mask": "MatchKeys 2, MergeNorm 1, MergeNormSized 1, SplitClips 1, ScoreRows 1, SelectRows 1, MergeNormSizedPlaced 1",
-    "first-block": "SplitClips 1, ScoreRows 1, SelectRows 1, MergeNormPlaced 1, MatchKeys 1, MergeNormSized 1",
-    "unsized-unplaced": "SplitClips 1, ScoreRows 1, SelectRows 1, MergeNorm 1, MatchKeys 1, MergeNormSized 1",
+    "base": f"MatchKeys 3, MergeNorm 1, MergeNormSized 2, {JOINED.format(2)}, MergeNormSizedPlaced 2",
+    "frame-mask": f"MatchKeys 2, MergeNorm 1, MergeNormSized 1, {JOINED.format(1)}, MergeNormSizedPlaced 1",
+    "first-block": f"{JOINED.format(1)}, MergeNormPlaced 1, MatchKeys 1, MergeNormSized 1",
+    "unsized-unplaced": f"{JOINED.format(1)}, MergeNorm 1, MatchKeys 1, MergeNormSized 1",
     "streamed": "SplitKeys 1, ScoreRows 1, SelectRows 1, MergeNorm 1",
 }
 LOW = {precision: Variant(precision=precision) for precision in ("fp16", "bf16")}

@@ -276,6 +276,22 @@ def test_other_text_is_not_stripped(ptx, said):
         ptx_text.strip_hidden_arguments(ptx)
 
 
+def test_texts_that_differ_name_their_kernels_differently():
+    named, other = ptx_text.name_by_content(PTX), ptx_text.name_by_content(PTX.replace("128", "256"))
+    assert re.fullmatch(r"small_kernel_[0-9a-f]{12}", ptx_text.entry(named))
+    assert ptx_text.entry(named) != ptx_text.entry(other)
+    assert ptx_text.name_by_content(PTX) == named
+    assert named.replace(ptx_text.entry(named), "small_kernel", 1) == PTX
+
+
+def test_builds_of_one_kernel_have_names_of_their_own(launches):
+    found = [one.variant for dtype in (torch.float32, torch.bfloat16) for one in launches("add_norm", dtype)]
+    built = [compiled(variant, aot.UNIVERSAL) for variant in found]
+    assert len({one.name for one in built}) == 2
+    for one in built:
+        assert f".entry {one.name}(" in one.ptx and one.name.encode() in one.binary
+
+
 def test_a_refusal_of_ptxas_is_shown():
     with pytest.raises(
         RuntimeError, match=r"(?s)ptxas refused the PTX for sm_80:.*Not a name of any known instruction"

@@ -7,6 +7,7 @@ import pytest
 from tempme_export.runtime.tensorrt_package import (
     check_version,
     install_command,
+    offers_tactics,
     parse_version,
 )
 
@@ -32,27 +33,34 @@ def importing(run_python):
     return run
 
 
-@pytest.mark.parametrize(
-    "version", ["10.9.0.34", "10.13.3.9.post1", "10.15.1.29", "11.0.0.114", "11.4.0.106", "12.0.0"]
-)
+@pytest.mark.parametrize("version", ["10.15.1.29", "10.16.1.11", "11.0.0.114", "11.4.0.106", "12.0.0"])
 def test_versions_that_are_taken(importing, version):
     assert importing(version) == f"taken: {version}\n"
 
 
-@pytest.mark.parametrize("version", ["8.6.1", "10.8.0.43", "9.3.0.post12.dev1", "10.0.0b6", "unknown"])
+@pytest.mark.parametrize(
+    "version", ["8.6.1", "10.9.0.34", "9.3.0.post12.dev1", "10.0.0b6", "10.13.3.9.post1", "10.14.1.48", "unknown"]
+)
 def test_too_old(importing, version):
-    assert re.match(rf"4 TensorRT {version} .* no plugins built ahead of time.*pip install", importing(version))
+    said = importing(version)
+    assert re.match(rf"4 TensorRT {version} .* breaks them; expected >=10\.15, better >=11\.1\. Run: pip install", said)
 
 
-@pytest.mark.parametrize("version", ["10.14.1.48", "10.14.1.48.post1"])
-def test_the_broken_version(importing, version):
-    assert "plugins built ahead of time are broken; expected >=10.9, not 10.14" in importing(version)
-    check_version("10.1400.0")
+def test_a_minor_version_of_more_digits_is_newer():
+    check_version("10.150.0")
+
+
+@pytest.mark.parametrize(
+    ("version", "several"),
+    [("10.15.1.29", False), ("10.16.1.11", False), ("11.0.0.114", False), ("11.1.0.1", True), ("12.0", True)],
+)
+def test_several_tactics(version, several):
+    assert offers_tactics(version) == several
 
 
 def test_not_installed(run_python):
     said = run_python(IMPORT, bare=True)
-    assert re.match(r"4 TensorRT is not installed \(no module tensorrt\)\. Run: pip install 'tensorrt>=10\.9", said)
+    assert re.match(r"4 TensorRT is not installed \(no module tensorrt\)\. Run: pip install 'tensorrt>=10\.15", said)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +87,7 @@ def test_versions_as_numbers():
 
 
 def test_install_commands():
-    assert install_command() == "pip install 'tensorrt>=10.9,!=10.14.*'"
+    assert install_command() == "pip install 'tensorrt>=10.15'"
     assert "tensorrt-cu12>=" in install_command(12) and "tensorrt-cu12>=" in install_command(11)
     assert "tensorrt-cu13>=" in install_command(13) and "tensorrt-cu13>=" in install_command(14)
 

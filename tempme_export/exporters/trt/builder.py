@@ -3,13 +3,13 @@
 The network is strongly typed, so its precision is the graph's; whether the engine holds it is read back from the engine
 inspector, and an engine that does not is not kept. TF32 is off: it is no float32, and decisions would change by it.
 
-Has not been run with TensorRT yet: written against the documentation of 10.9 to 11.4 and NVIDIA's published bindings.
+Has not been run with TensorRT yet: written against the documentation of 10.15 to 11.4 and NVIDIA's published bindings.
 """
 
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from tempme_export.runtime.tensorrt_package import parse_version, start
 
 if TYPE_CHECKING:
     from tempme_export.exporters.plugin_nodes import PluginNode
+    from tempme_export.kernels.aot import Compiled
 
 DOMAIN = "tempme"
 _GIB = 2**30
@@ -37,8 +38,19 @@ _HERE = Workshop()
 
 
 def timing_cache_path(out: Path) -> Path:
-    """Path of the builder's timings: beside the bundle, so that the next build of it takes a fraction of the time."""
+    """Path of the builder's timings: beside the bundle, so that the next build of it takes a fraction of the time.
+
+    What is written carries a digest of the kernels in its name (`_timings`): TensorRT's own key has no part of them, so
+    it would take the time of an earlier kernel for that of a changed one.
+    """
     return out.with_name(out.name + ".timing")
+
+
+def _timings(path: Path, builds: "Iterable[Compiled]") -> Path:
+    """NAME.timing -> NAME.DIGEST.timing"""
+    from tempme_export.exporters.trt.plugin_builds import digest
+
+    return path.with_suffix(f".{digest(builds)}{path.suffix}")
 
 
 def needed_bytes(source_bytes: int) -> int:
@@ -82,8 +94,9 @@ def read_plugin_names(source: Path) -> PluginNames:
     return PluginNames(operators)
 
 
-def _network(trt: Any, builder: Any, logger: Any, source: Path) -> tuple[Any, Any]:
-    """The parsed graph and its parser, which owns the weights. Raises ExportError with every error of the parser."""
+def _network(trt: Any, builder: Any, logger: Any, source: Path, failure: Failure) -> tuple[Any, Any]:
+    """The parsed graph and its parser, which owns the weights. Raises what a plugin raised, which the parser only logs,
+    and ExportError with every error of the parser."""
     flags = trt.NetworkDefinitionCreationFlag
     options = 1 << int(flags.PREFER_AOT_PYTHON_PLUGINS)
     if parse_version(str(trt.__version__)) < (11,):  # since 11 every network is
@@ -94,6 +107,7 @@ def _network(trt: Any, builder: Any, logger: Any, source: Path) -> tuple[Any, An
     parser = trt.OnnxParser(network, logger)
     with library_path(source) as named:
         parsed = parser.parse_from_file(named)
+    failure.raise_again()
     if not parsed:
         errors = parser_errors(parser) or ["the parser named no error"]
         listed = "".join(f"\n  {line}" for line in errors)
@@ -175,7 +189,7 @@ class EngineSettings:
     batch          videos per call that the engine takes
     precision      the graph's, which the engine is proven to have
     device         "cpu" stands for the first GPU
-    timing_cache   file of the builder's timings, read where it is there and written
+    timing_cache   file of the builder's timings but for the digest in its name, read where it is there and written
     workspace_gib  most GPU memory for a layer's scratch; None: all of it
     verbose        also pass on the builder's log
     """
@@ -214,13 +228,15 @@ def build(
     device, batch, precision = engine_device(settings.device), settings.batch, settings.precision
     trt, gpu = workshop.tensorrt(), workshop.gpu(device)
     target, started = ptx_target(gpu.compute), time.perf_counter()
+    builds = []
     with workshop.on(device):
         with progress.step(f"compiling kernels for {target}") as step:
-            for done, name in enumerate(workshop.compile(nodes, precision, target)):
-                step.advance(done, name)
-        workshop.register(target)
+            for done, variant in enumerate(workshop.variants(nodes, precision)):
+                step.advance(done, variant.name)
+                builds.append(workshop.compile(variant, target))
         job = _Job(trt, plugin_onnx, batch, progress, settings.verbose)
-        plan = job.build(names, settings.timing_cache, settings.workspace_gib)
+        workshop.register(target, job.failure)
+        plan = job.build(names, _timings(settings.timing_cache, builds), settings.workspace_gib)
         layers, inputs, outputs = job.inspect(plan, names)
     prove(layers, precision)
     write_file(engine, lambda stream: stream.write(memoryview(plan)))
@@ -248,15 +264,15 @@ class _Job:
 
     def __init__(self, trt: Any, source: Path, batch: BatchRange, progress: Progress, verbose: bool) -> None:
         self._trt, self._source, self._batch = trt, source, batch
-        self._failure, self._complaints = Failure(), Complaints()
-        self._logger = make_logger(trt, self._complaints, progress, verbose, self._failure)
+        self.failure, self._complaints = Failure(), Complaints()  # the first also of the plugins
+        self._logger = make_logger(trt, self._complaints, progress, verbose, self.failure)
         self._progress = progress
 
     def build(self, names: PluginNames, timing_cache: Path, workspace_gib: float | None) -> Any:
         """The serialized engine."""
         trt = self._trt
         builder = start(trt.Builder, self._logger)
-        network, _parser = _network(trt, builder, self._logger, self._source)
+        network, _parser = _network(trt, builder, self._logger, self._source, self.failure)
         _check_plugins(trt, network, names)
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -266,10 +282,10 @@ class _Job:
         _add_profile(builder, config, network, self._batch)
         _attach_timings(config, timing_cache)
         with self._progress.step("building the engine", 100, "%") as step:
-            self._monitor = make_monitor(trt, step, self._failure)
+            self._monitor = make_monitor(trt, step, self.failure)
             config.progress_monitor = self._monitor
             plan = builder.build_serialized_network(network, config)
-        self._failure.raise_again()
+        self.failure.raise_again()
         if plan is None:
             raise ExportError(
                 f"TensorRT {trt.__version__} could not build {self._source.name}. Its last complaints follow."

@@ -1,7 +1,8 @@
 """Builds of the plugins' kernels: which target a GPU takes, and PTX that is compiled once in a process."""
 
 import functools
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable
 
 from tempme_export.errors import BackendError, ExportError
 from tempme_export.kernels import aot
@@ -41,3 +42,9 @@ def build(variant: aot.Variant, target: str, compiler: Compiler = aot.compile) -
             "plugin may take. Choose smaller tiles in kernels/launch.py."
         )
     return built
+
+
+def digest(builds: Iterable[aot.Compiled]) -> str:
+    """Twelve hexadecimal digits that stand for the PTX texts of these builds."""
+    texts = sorted(built.ptx or "" for built in builds)
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]

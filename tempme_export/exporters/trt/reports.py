@@ -75,13 +75,17 @@ class Failure:
     def __init__(self) -> None:
         self.error: BaseException | None = None
 
+    def keep(self, error: BaseException) -> None:
+        """Keep an exception unless there is an earlier one."""
+        self.error = self.error or error
+
     def guard(self, call: Callable[[], object]) -> bool:
         """Call, unless an earlier call failed. True where the build may go on."""
         if self.error is None:
             try:
                 call()
             except BaseException as error:  # KeyboardInterrupt too: this runs in TensorRT's own frames
-                self.error = error
+                self.keep(error)
         return self.error is None
 
     def raise_again(self) -> None:

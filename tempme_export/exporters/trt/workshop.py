@@ -1,15 +1,17 @@
 """Tools that build an engine on the machine at hand: TensorRT, the GPU, and the compiler of the plugins' kernels."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from tempme_export.exporters.trt.reports import Failure
 from tempme_export.exporters.trt.requirements import missing_for_engine
 from tempme_export.runtime.nvidia import Gpu, find_gpu
 from tempme_export.runtime.tensorrt_package import import_tensorrt
 
 if TYPE_CHECKING:
     from tempme_export.exporters.plugin_nodes import PluginNode
+    from tempme_export.kernels.aot import Compiled, Variant
 
 
 class Workshop:
@@ -35,20 +37,20 @@ class Workshop:
 
         return torch.cuda.device(torch_device(device))
 
-    def compile(self, nodes: "Sequence[PluginNode]", precision: str, target: str) -> Iterator[str]:
-        """Compile every kernel that TensorRT may ask for: what goes wrong inside of it, it only logs.
-
-        Gives each kernel's name before it is compiled. Raises ExportError as `plugin_builds.build`.
-        """
-        from tempme_export.exporters.trt.plugin_builds import build
+    def variants(self, nodes: "Sequence[PluginNode]", precision: str) -> "Sequence[Variant]":
+        """Every kernel that TensorRT may ask for. Raises ExportError and BackendError as `plugin_variants`."""
         from tempme_export.exporters.trt.plugin_launches import plugin_variants
 
-        for variant in plugin_variants(nodes, precision):
-            yield variant.name
-            build(variant, target)
+        return plugin_variants(nodes, precision)
 
-    def register(self, target: str) -> None:
-        """Make our nodes plugins. Raises as `plugins.register`."""
-        from tempme_export.exporters.trt.plugins import register
+    def compile(self, variant: "Variant", target: str) -> "Compiled":
+        """Compile a kernel before TensorRT asks for it. Raises ExportError as `plugin_builds.build`."""
+        from tempme_export.exporters.trt.plugin_builds import build
 
-        register(target)
+        return build(variant, target)
+
+    def register(self, target: str, failure: Failure) -> None:
+        """Make our nodes plugins; `failure` keeps what goes wrong in them. Raises as `plugins.installed`."""
+        from tempme_export.exporters.trt.plugins import installed
+
+        installed().register(target, failure)

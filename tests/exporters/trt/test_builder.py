@@ -40,6 +40,7 @@ class FakeTrt:
     plugins    layers that the parser makes plugins of, by node name; None: all
     errors     what the parser finds wrong
     broken     the build returns nothing
+    raised     what a plugin raises, by when it is called: "parsing" or "building"
     layers     what the inspector reports
     """
 
@@ -61,7 +62,7 @@ class FakeTrt:
 
     def __init__(self, version="11.4.0.106"):
         self.__version__ = version
-        self.asked, self.plugins, self.errors, self.broken = {}, None, [], False
+        self.asked, self.plugins, self.errors, self.broken, self.raised = {}, None, [], False, {}
         self.layers = [
             {"Name": "a", "LayerType": "gemm", "Inputs": [{"Dimensions": [-1, 8], "Datatype": "Half"}]},
             {
@@ -75,6 +76,12 @@ class FakeTrt:
 
     def nptype(self, dtype):
         return dtype
+
+    def call_plugins(self, when):
+        """False where one raises, which TensorRT logs at most."""
+        if when in self.raised:
+            self.failure.keep(self.raised[when])
+        return when not in self.raised
 
     def Builder(self, logger):
         return FakeBuilder(self, logger)
@@ -103,7 +110,7 @@ class FakeParser:
         for value in graph.input:
             shape = tuple(axis.dim_value or -1 for axis in value.type.tensor_type.shape.dim)
             self.network.inputs.append(SimpleNamespace(name=value.name, shape=shape))
-        return not self.trt.errors
+        return self.trt.call_plugins("parsing") and not self.trt.errors
 
     def get_error(self, index):
         node, operator, text = self.trt.errors[index]
@@ -152,7 +159,7 @@ class FakeBuilder:
         monitor.phase_finish("engine")
         self.logger.log("Severity.VERBOSE", "trying tactics")
         self.trt.asked["config"] = config
-        if self.trt.broken or not goes_on:
+        if not self.trt.call_plugins("building") or self.trt.broken or not goes_on:
             self.logger.log("Severity.ERROR", "no implementation for node_7")
             return None
         config.timings += b" and now"
@@ -268,13 +275,16 @@ class FakeWorkshop:
     def on(self, device):
         return contextlib.nullcontext()
 
-    def compile(self, nodes, precision, target):
-        for node in nodes:
-            yield node.name
-            self.registered.append((node.name, target))
+    def variants(self, nodes, precision):
+        return nodes
 
-    def register(self, target):
+    def compile(self, variant, target):
+        self.registered.append((variant.name, target))
+        return SimpleNamespace(ptx=variant.ptx)
+
+    def register(self, target, failure):
         self.registered.append(target)
+        self.trt.failure = failure
 
 
 @pytest.fixture
@@ -290,10 +300,10 @@ def run(source, machine, recording):
     def build(precision="fp16", batch=BATCH, progress=None, **options):
         asked = {"device": "cuda", "timing_cache": folder / "out.timing"} | options
         settings = builder.EngineSettings(batch, precision, **asked)
-        nodes = [SimpleNamespace(name="merge_kernel")]
+        nodes = [SimpleNamespace(name="merge_kernel", ptx=build.ptx)]
         return builder.build(source, folder / ENGINE, settings, nodes, progress or build.told, machine)
 
-    build.told = recording()
+    build.told, build.ptx = recording(), "some text"
     return build
 
 
@@ -324,7 +334,9 @@ class TestBuild:
         run()
         assert machine.trt.asked["config"].pools == {}
 
-    @pytest.mark.parametrize(("version", "flags"), [("10.9.0.34", 0b110), ("10.16.1.11", 0b110), ("11.0.0.114", 0b100)])
+    @pytest.mark.parametrize(
+        ("version", "flags"), [("10.15.1.29", 0b110), ("10.16.1.11", 0b110), ("11.0.0.114", 0b100)]
+    )
     def test_strong_typing_is_asked_for_where_it_is_not_all_there_is(self, run, machine, version, flags):
         machine.trt.__version__ = version
         run()
@@ -350,18 +362,26 @@ class TestBuild:
         assert LogLine("TensorRT", "verbose: trying tactics") in run.told.facts
 
     def test_timings_are_kept_for_the_next_build(self, run, source):
-        timings = source.parent / "out.timing"
         run()
+        (timings,) = source.parent.glob("out.*.timing")
         assert timings.read_bytes() == b" and now"
         run()
         assert timings.read_bytes() == b" and now and now"
 
+    def test_timings_of_other_kernels_are_not_taken(self, run, source):
+        for run.ptx in ("some text", "another text", "some text"):
+            run()
+        found = sorted(path.read_bytes() for path in source.parent.glob("out.*.timing"))
+        assert found == [b" and now", b" and now and now"]
+
     @pytest.mark.parametrize("stored", [b"damaged", b"another GPU's"])
     def test_timings_that_cannot_be_used(self, run, source, machine, stored):
-        (source.parent / "out.timing").write_bytes(stored)
+        run()
+        (timings,) = source.parent.glob("out.*.timing")
+        timings.write_bytes(stored)
         machine.trt.accepts_timings = False
         run()
-        assert (source.parent / "out.timing").read_bytes() == b" and now"
+        assert timings.read_bytes() == b" and now"
 
     def test_the_cpu_stands_for_the_first_gpu(self, run, machine):
         run(device="cpu")
@@ -439,6 +459,19 @@ class TestRefusals:
         with pytest.raises(KeyboardInterrupt):
             run(progress=recording(on_step=interrupt))
         assert self.left(source) == [SOURCE]
+
+    @pytest.mark.parametrize("when", ["parsing", "building"])
+    def test_what_a_plugin_raises(self, run, machine, source, when):
+        """In place of TensorRT's own words, which do not say it."""
+        machine.trt.raised = {when: ExportError("merge_kernel takes too much shared memory.")}
+        with pytest.raises(ExportError, match=r"^merge_kernel takes too much shared memory\.$"):
+            run()
+        assert self.left(source) == [SOURCE]
+
+    def test_the_first_of_what_plugins_raise(self, run, machine):
+        machine.trt.raised = {"parsing": KeyError("r"), "building": ExportError("something else")}
+        with pytest.raises(KeyError, match="r"):
+            run()
 
     @pytest.mark.parametrize("options", [{"precision": "int4"}, {"workspace_gib": 0}, {"workspace_gib": float("nan")}])
     def test_values_that_do_not_exist(self, run, options):
@@ -529,7 +562,7 @@ class TestChecks:
         [
             ((9, 0), (12, 8), 13, "11.4.0", r"runs CUDA 12\.8, and TensorRT 11\.4\.0 needs 13\.0.*580.*tensorrt-cu12"),
             ((9, 0), (12, 1), 12, "11.4.0", r"needs 12\.2 .*driver 535 or newer\."),
-            ((9, 0), (11, 8), 12, "10.9.0", r"needs 12\.0 .*driver 525"),
+            ((9, 0), (11, 8), 12, "10.15.1", r"needs 12\.0 .*driver 525"),
             ((12, 0), (12, 6), 12, "11.4.0", r"needs 12\.8 .*driver 570"),
             ((9, 0), (13, 2), 14, "12.0.0", r"needs 14\.0 .*Install a newer driver, or a TensorRT for CUDA 12"),
             ((7, 5), (13, 0), 13, "11.4.0", r"compute capability 7\.5; the plugins need 8\.0"),
@@ -542,7 +575,7 @@ class TestChecks:
 
     @pytest.mark.parametrize(
         ("compute", "cuda", "made_for", "version"),
-        [((8, 0), (12, 0), 12, "10.9.0"), ((9, 0), (12, 2), None, "11.4.0"), ((10, 0), (12, 8), 12, "10.16.1")],
+        [((8, 0), (12, 0), 12, "10.15.1"), ((9, 0), (12, 2), None, "11.4.0"), ((10, 0), (12, 8), 12, "10.16.1")],
     )
     def test_old_enough(self, host, compute, cuda, made_for, version):
         host.found, host.cuda, host.version = Gpu("GPU", compute, "", cuda), made_for, version
@@ -552,7 +585,7 @@ class TestChecks:
         host.found = Gpu("GPU", (9, 0), "", (12, 4))
         host.version = BackendError("TensorRT is not installed.")
         (found,) = host.missing("cuda")
-        assert "for this driver: pip install 'tensorrt-cu12>=10.9" in found
+        assert "for this driver: pip install 'tensorrt-cu12>=10.15" in found
 
     def test_it_loads_nothing_of_weight(self):
         """In a fresh process: what answers in a tenth of a second, torch and onnx would make take several."""
@@ -657,7 +690,8 @@ def test_a_real_engine(tiny_recipe, tmp_path, precision):
     settings = builder.EngineSettings(sizes, precision, "cuda", tmp_path / "out.timing")
     facts = builder.build(tmp_path / SOURCE, tmp_path / ENGINE, settings, nodes, SILENT)
     assert sum(facts.plugins.values()) == len(nodes) and set(facts.products) == {precision}
-    assert facts.engine_plugins == len(nodes) and (tmp_path / "out.timing").stat().st_size > 0
+    assert facts.engine_plugins == len(nodes)
+    assert [path.stat().st_size > 0 for path in tmp_path.glob("out.*.timing")] == [True]
     selftest, preprocess = make_selftest(tiny_recipe), preprocess_for(tiny_recipe)
     standard = Standard(selftest, tiny_recipe.schedule, preprocess, facts.batch)
     folder = Folder(tmp_path, precision, {KEY: facts.to_dict()})

@@ -1,8 +1,8 @@
 """The plugins against NVIDIA's own Python bindings: what TensorRT would ask of them, and what it would be told.
 
 The libraries under the bindings are a stand-in of empty functions, compiled here, so nothing is built or run. The
-bindings' template of an ahead-of-time plugin is called as TensorRT's C++ side calls it. Only classes that Python code
-cannot make are replaced: symbolic dimensions, and the registry that plugins go to.
+bindings' template of an ahead-of-time plugin is called as TensorRT's C++ side calls it. Only what Python code cannot
+make is replaced, in `stand_in`: symbolic dimensions, and the registry that plugins go to.
 """
 
 import ctypes
@@ -22,9 +22,11 @@ import pytest
 from tempme_export.errors import ExportError
 from tempme_export.exporters import plugin_nodes as pn
 from tempme_export.exporters.plugin_functions import DOMAIN, functions_of
-from tempme_export.exporters.trt import plugin_builds, plugins
+from tempme_export.exporters.trt import plugin_builds
 from tempme_export.exporters.trt import plugin_launches as launches
 from tempme_export.exporters.trt.plugin_operations import OPERATIONS
+from tempme_export.exporters.trt.plugins import Plugins
+from tempme_export.exporters.trt.reports import Failure
 from tempme_export.kernels import aot
 from tempme_export.kernels import ptx as ptx_text
 from tempme_export.kernels.launch import interpreting
@@ -52,24 +54,11 @@ every_node = pytest.mark.parametrize("node", NODES, ids=[f"{node.op_type}-{k}" f
 every_precision = pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 
 
-class Dimension:
-    """A symbolic dimension: a number, or a function of how many videos there are."""
-
-    def __init__(self, value, constant):
-        self.value, self.constant = value, constant
-
-    def is_constant(self):
-        return self.constant
-
-    def get_constant_value(self):
-        assert self.constant, "TensorRT knows no number for this dimension"
-        return self.value(None)
-
-
 class Arithmetic:
-    """TensorRT's builder of expressions, on `Dimension`."""
+    """TensorRT's builder of expressions."""
 
-    def __init__(self, operations):
+    def __init__(self, trt):
+        operations, self.dimension = trt.DimensionOperation, trt.IDimensionExpr
         self.rules = {
             operations.SUM: lambda a, b: a + b,
             operations.SUB: lambda a, b: a - b,
@@ -79,31 +68,13 @@ class Arithmetic:
         }
 
     def constant(self, value):
-        return Dimension(lambda videos: value, True)
+        return self.dimension(lambda videos: value, True)
 
     def operation(self, kind, first, second):
         rule = self.rules[kind]
-        return Dimension(
+        return self.dimension(
             lambda videos: rule(first.value(videos), second.value(videos)), first.constant and second.constant
         )
-
-
-class Scalar:
-    """Stands in for the bindings' ISymExpr, which takes C++ expressions alone."""
-
-
-class Registry:
-    """Stands in for the library's plugin registry."""
-
-    def __init__(self):
-        self.creators = {}
-
-    def register_creator(self, creator, namespace):
-        self.creators[creator.name, creator.plugin_version, namespace] = creator
-        return True
-
-    def get_creator(self, name, version, namespace):
-        return self.creators[name, version, namespace]
 
 
 class Scalars:
@@ -149,19 +120,12 @@ def forget(name):
 
 @pytest.fixture(scope="module")
 def trt(tmp_path_factory):
-    """NVIDIA's bindings as the module `tensorrt`, with all of ours registered in a stand-in registry."""
-    bindings = load_bindings(tmp_path_factory.mktemp("trt"))
-    registry = Registry()
-    with pytest.MonkeyPatch.context() as patch:
+    """The package `tensorrt`: NVIDIA's bindings over stand-ins."""
+    load_bindings(tmp_path_factory.mktemp("trt"))
+    with pytest.MonkeyPatch.context() as environment:
+        environment.syspath_prepend(Path(__file__).parent / "stand_in")
         forget("tensorrt")
-        patch.setitem(sys.modules, "tensorrt", bindings)
-        patch.setattr(bindings, "IDimensionExpr", Dimension)
-        patch.setattr(bindings, "ISymExpr", Scalar)
-        patch.setattr(bindings, "DimsExprs", lambda length: [None] * length)
-        patch.setattr(bindings, "get_plugin_registry", lambda: registry)
-        patch.setattr(plugins, "_registration", plugins._Registration())
-        plugins.register(aot.UNIVERSAL)
-        yield bindings
+        yield importlib.import_module("tensorrt")
         forget("tensorrt")
         forget(PACKAGE)
 
@@ -173,22 +137,46 @@ def drawn(variant, target):
     return aot.Compiled(variant.name, target, text, b"", variant.num_warps, variant.parameters, resources)
 
 
-@pytest.fixture
-def no_compiler(monkeypatch):
-    monkeypatch.setattr(plugins, "build", drawn)
+class Registered:
+    """Our nodes as plugins of a TensorRT, which takes a plugin once: each has modules and creators of its own.
+
+    version  that it says it is; None: that of the bindings
+    """
+
+    def __init__(self, trt, version=None, **made_with):
+        forget("tensorrt.plugin")
+        package = SimpleNamespace(plugin=importlib.import_module("tensorrt.plugin"), __version__=version)
+        if version is None:
+            package.__version__ = trt.__version__
+        self.trt, self.failure, self.plugins = trt, Failure(), Plugins(package, **made_with)
+        self.plugins.register(aot.UNIVERSAL, self.failure)
+        self.creators = dict(trt.get_plugin_registry().creators)
+
+
+@pytest.fixture(scope="module")
+def compiling(trt):
+    """Plugins that compile their kernels."""
+    return Registered(trt)
+
+
+@pytest.fixture(scope="module")
+def registered(trt):
+    """Plugins whose kernels are drawn."""
+    return Registered(trt, compiled=drawn)
 
 
 class Asked:
     """A node of the graph as TensorRT handles it, from the parser's creating it to its kernel."""
 
-    def __init__(self, trt, node, precision):
-        self.trt, self.node = trt, node
+    def __init__(self, registered, node, precision):
+        self.trt = trt = registered.trt
+        self.node = node
         self.types = {
             "T": {"fp32": trt.float32, "fp16": trt.float16, "bf16": trt.bfloat16}[precision],
             **{name: getattr(trt, name) for name in ("float16", "float32", "int32")},
         }
-        self.arithmetic = Arithmetic(trt.DimensionOperation)
-        creator = trt.get_plugin_registry().get_creator(node.op_type, "1", DOMAIN)
+        self.arithmetic = Arithmetic(trt)
+        creator = registered.creators[node.op_type, "1", DOMAIN]
         fields = [  # the parser takes a node's attributes by the names that the creator lists
             trt.PluginField(field.name, np.array([node.attributes[field.name]], np.int64), field.type)
             for field in creator.field_names
@@ -201,7 +189,7 @@ class Asked:
         """The dimensions of an input: the first grows with the videos, where it is no parameter."""
         first, *others = (self.arithmetic.constant(size) for size in value.shape)
         if value.batched:
-            first = Dimension(lambda videos: value.shape[0] * videos, False)
+            first = self.trt.IDimensionExpr(lambda videos: value.shape[0] * videos, False)
         return [first, *others]
 
     def described(self, value, videos=None):
@@ -258,22 +246,21 @@ def number(symbol, videos):
     return symbol.expr.value(videos)
 
 
-def test_every_node_of_the_graph_is_a_plugin(trt):
-    registered = {name for name, version, namespace in trt.get_plugin_registry().creators}
-    assert registered == set(OPERATIONS) == {node.op_type for node in NODES}
+def test_every_node_of_the_graph_is_a_plugin(trt, registered):
+    names = {name for name, version, namespace in registered.creators}
+    assert names == set(OPERATIONS) == {node.op_type for node in NODES}
     for function in functions_of(NODES, 20):
         attributes = {one.name: one.s.decode() for one in function.attribute_proto}
-        creator = trt.get_plugin_registry().get_creator(
-            function.name, attributes["plugin_version"], attributes["plugin_namespace"]
-        )
+        key = function.name, attributes["plugin_version"], attributes["plugin_namespace"]
+        creator = registered.creators[key]
         assert {one.name for one in creator.field_names} <= set(function.attribute)
-        assert {one.type for one in creator.field_names} == {trt.PluginFieldType.INT64}
+        assert {one.type for one in creator.field_names} <= {trt.PluginFieldType.INT64}
 
 
 @every_precision
 @every_node
-def test_output_types_and_shapes_follow_the_inputs(trt, node, precision):
-    asked = Asked(trt, node, precision)
+def test_output_types_and_shapes_follow_the_inputs(registered, node, precision):
+    asked = Asked(registered, node, precision)
     assert asked.output_types() == [asked.types[value.kind] for value in node.outputs]
     shapes = asked.output_shapes()
     for videos in VIDEOS:
@@ -285,21 +272,21 @@ def test_output_types_and_shapes_follow_the_inputs(trt, node, precision):
 
 @every_precision
 @every_node
-def test_autotuning_offers_the_types_of_the_graph_and_every_configuration(trt, node, precision):
-    asked = Asked(trt, node, precision)
+def test_autotuning_offers_the_types_of_the_graph_and_every_configuration(trt, registered, node, precision):
+    asked = Asked(registered, node, precision)
     types, formats, tactics = asked.tactics()
     assert types == [asked.types[value.kind] for value in (*node.inputs, *node.outputs)]
     assert formats == {trt.TensorFormat.LINEAR}
     expected = launches.plugin_launches(launches.call_of(node, precision))
     assert sorted(tactics) == list(range(1, len(expected) + 1))
-    assert len(expected) == (1 if node.op_type.startswith("Split") else 2)
+    assert len(expected) == (1 if node.op_type.startswith(("Split", "Select")) else 2)
 
 
 @every_precision
 @every_node
-def test_a_kernel_is_launched_as_its_launcher_would(trt, no_compiler, node, precision):
+def test_a_kernel_is_launched_as_its_launcher_would(trt, registered, node, precision):
     """Grid, block, shared memory and scalars of every tactic, evaluated for several batches."""
-    asked = Asked(trt, node, precision)
+    asked = Asked(registered, node, precision)
     _, _, tactics = asked.tactics()
     call = launches.call_of(node, precision)
     for tactic in tactics:
@@ -321,9 +308,9 @@ def test_a_kernel_is_launched_as_its_launcher_would(trt, no_compiler, node, prec
 
 @every_precision
 @every_node
-def test_the_built_kernel_takes_what_tensorrt_passes(trt, node, precision):
+def test_the_built_kernel_takes_what_tensorrt_passes(compiling, node, precision):
     """PTX of every tactic: the parameters in its text, the name, the threads, the shared memory, nothing spilled."""
-    asked = Asked(trt, node, precision)
+    asked = Asked(compiling, node, precision)
     _, _, tactics = asked.tactics()
     call = launches.call_of(node, precision)
     for tactic, expected in zip(sorted(tactics), launches.plugin_launches(call), strict=True):
@@ -339,37 +326,35 @@ def test_the_built_kernel_takes_what_tensorrt_passes(trt, node, precision):
         assert built.resources.spill_stores == built.resources.spill_loads == 0
 
 
-def test_a_universal_build_runs_on_a_newer_gpu(trt):
-    asked = Asked(trt, KEYS, "bf16")
+def test_a_universal_build_runs_on_a_newer_gpu(compiling):
+    asked = Asked(compiling, KEYS, "bf16")
     asked.launch(min(asked.tactics()[2]))
     cubin, _ = ptx_text.assemble(asked.kernel()[1].decode(), "sm_90")
     assert cubin.startswith(b"\x7fELF")
 
 
-def test_a_fixed_batch_needs_no_expressions(trt, no_compiler):
+def test_a_fixed_batch_needs_no_expressions(registered):
     """A graph without a batch axis: every dimension is a number, and so is all that is launched."""
     fixed = dataclasses.replace(PLACED, inputs=tuple(dataclasses.replace(one, batched=False) for one in PLACED.inputs))
-    asked = Asked(trt, fixed, "fp32")
+    asked = Asked(registered, fixed, "fp32")
     _, _, (tactic, *_) = asked.tactics()
     params, _ = asked.launch(tactic)
     assert params.grid_x.expr.is_constant() and number(params.grid_x, None) == 4
 
 
-def test_another_target_can_be_chosen_later(trt, no_compiler):
-    try:
-        plugins.register("sm_90")
-        asked = Asked(trt, KEYS, "fp16")
-        _, _, (tactic, *_) = asked.tactics()
-        asked.launch(tactic)
-        assert asked.kernel()[1] == b"match_keys_kernel for sm_90"
-    finally:
-        plugins.register(aot.UNIVERSAL)
+def test_another_target_can_be_chosen_later(trt):
+    registered = Registered(trt, compiled=drawn)
+    registered.plugins.register("sm_90", Failure())
+    asked = Asked(registered, KEYS, "fp16")
+    _, _, (tactic, *_) = asked.tactics()
+    asked.launch(tactic)
+    assert asked.kernel()[1] == b"match_keys_kernel for sm_90"
 
 
 @pytest.mark.parametrize("target", ["sm_75", "gfx942"])
-def test_a_target_without_ptx_is_refused(target):
+def test_a_target_without_ptx_is_refused(registered, target):
     with pytest.raises(ExportError, match=rf"cannot be built for '{target}'. Expected one of sm_80, .*sm_120\."):
-        plugins.register(target)
+        registered.plugins.register(target, Failure())
 
 
 def test_without_tensorrt_the_install_command_is_named(run_python, not_installed):
@@ -377,7 +362,7 @@ def test_without_tensorrt_the_install_command_is_named(run_python, not_installed
         from tempme_export.errors import BackendError
         from tempme_export.exporters.trt import plugins
         try:
-            plugins.register()
+            plugins.installed()
         except BackendError as error:
             print(error)
     """
@@ -386,25 +371,59 @@ def test_without_tensorrt_the_install_command_is_named(run_python, not_installed
 
 
 @pytest.mark.parametrize("tactic", [0, 3])
-def test_a_tactic_of_another_version_is_refused(trt, no_compiler, tactic):
-    asked = Asked(trt, KEYS, "fp32")
+def test_a_tactic_of_another_version_is_refused(registered, tactic):
+    asked = Asked(registered, KEYS, "fp32")
     asked.tactics()
     with pytest.raises(ExportError, match=rf"asks for tactic {tactic} of MatchKeys, which has 2.*delete it"):
         asked.launch(tactic)
 
 
-def test_a_type_that_no_kernel_takes_is_refused(trt):
-    asked = Asked(trt, KEYS, "fp32")
+@pytest.mark.parametrize("version", ["10.15.1.29", "10.16.1.11", "11.0.0.114"])
+def test_before_11_1_no_tactics_are_offered_and_the_first_launch_is_the_one(trt, version):
+    registered = Registered(trt, version, compiled=drawn)
+    asked = Asked(registered, KEYS, "fp32")
+    _, _, tactics = asked.tactics()
+    assert tactics == []
+    params, _ = asked.launch(0)
+    first, second = launches.plugin_launches(launches.call_of(KEYS, "fp32"))
+    assert first.variant.num_warps != second.variant.num_warps
+    assert number(params.block_x, 1) == 32 * first.variant.num_warps
+    with pytest.raises(ExportError, match="asks for tactic 1 of MatchKeys"):
+        asked.launch(1)
+
+
+def test_a_type_that_no_kernel_takes_is_refused(trt, registered):
+    asked = Asked(registered, KEYS, "fp32")
     asked.types["T"] = trt.int8
     with pytest.raises(ExportError, match=r"a tensor of type INT8\. Expected one of FLOAT, HALF, BF16, INT32"):
         asked.output_shapes()
 
 
-def test_types_alone_need_no_launcher(trt, monkeypatch):
+def test_the_first_exception_is_kept_for_the_builder(trt):
+    """TensorRT logs what a plugin raises and goes on; a later exception is often but a consequence."""
+
+    def refuse(variant, target):
+        raise ExportError(f"{variant.name} does not compile")
+
+    registered = Registered(trt, compiled=refuse)
+    asked = Asked(registered, KEYS, "fp32")
+    asked.tactics()
+    assert registered.failure.error is None
+    for tactic in (1, 7):
+        with pytest.raises(ExportError):
+            asked.launch(tactic)
+    with pytest.raises(ExportError, match="match_keys_kernel does not compile"):
+        registered.failure.raise_again()
+    later = Failure()
+    registered.plugins.register("sm_90", later)
+    assert later.error is None, "the next build starts afresh"
+
+
+def test_types_alone_need_no_launcher(trt):
     """TensorRT asks for types before it knows any shape."""
 
     def unexpected(call):
         raise AssertionError("nothing can be recorded without shapes")
 
-    monkeypatch.setattr(plugins, "plugin_launches", unexpected)
-    assert Asked(trt, PLACED, "bf16").output_types()[:2] == [trt.bfloat16] * 2
+    registered = Registered(trt, launches=unexpected)
+    assert Asked(registered, PLACED, "bf16").output_types()[:2] == [trt.bfloat16] * 2
