@@ -161,6 +161,16 @@ class TestProbes:
         problem = ask_probe("tensorrt", "no")["problem"]
         assert "10.8.0.43" in problem and "pip install" not in problem
 
+    @pytest.mark.parametrize(("version", "said"), [("11.0.0.114", ["better >=11.1"]), ("11.1.0.100", [])])
+    def test_tensorrt_that_times_one_launch(self, tmp_path, monkeypatch, version, said):
+        package = tmp_path / "tensorrt"
+        package.mkdir()
+        (package / "__init__.py").write_text(f"__version__ = {version!r}\nBuilder = OnnxParser = Runtime = None")
+        (package / "plugin.py").touch()
+        monkeypatch.syspath_prepend(str(tmp_path))
+        _, *further = ask_probe("tensorrt", "no")["report"]["notes"]
+        assert len(further) == len(said) and all(part in note for part, note in zip(said, further, strict=True))
+
 
 PARTS = (
     *("driver", "open_clip_torch", "torch", "onnxscript", "openvino", "matplotlib", "polars", "onnx", "triton"),
