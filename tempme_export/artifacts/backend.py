@@ -107,6 +107,7 @@ class Platform:
     format    its name of the file's format
     kind      where instances run; None: by the precision
     stated    inputs, outputs and batch range are those that the artifact states of itself, and every output is listed
+    few_sizes a change of the batch size costs something, so the server is to form batches of few sizes
     requires  what a client must know, with the facts of the artifact as fields
     """
 
@@ -114,6 +115,7 @@ class Platform:
     format: str
     kind: str | None = None
     stated: bool = False
+    few_sizes: bool = False
     requires: str = ""
 
 

@@ -97,7 +97,11 @@ BACKENDS: tuple[Backend, ...] = (
             "tensorrt_plan",
             kind="KIND_GPU",
             stated=True,
-            requires="runs on {gpu} and needs a server release with TensorRT {tensorrt}",
+            few_sizes=True,
+            requires="runs on {gpu} and needs a server release with TensorRT {tensorrt}. The server sets a shape anew "
+            "whenever the batch size changes, after which TensorRT 11.1 and 11.2 are known to keep some GPU memory for "
+            "good (NVIDIA/TensorRT issue 4849): send requests of one row, of which it forms batches of few sizes, or "
+            "export for one size with --batch-range N:N:N",
         ),
     ),
     Backend(

@@ -184,7 +184,7 @@ def probe_tensorrt(with_builder: str) -> Report:
     from tempme_export.errors import BackendError
     from tempme_export.exporters.trt.requirements import unfit_for_engine
     from tempme_export.runtime.nvidia import find_gpu
-    from tempme_export.runtime.tensorrt_package import WANTED, import_tensorrt, offers_tactics
+    from tempme_export.runtime.tensorrt_package import SUPPORTED, import_tensorrt, offers_tactics
 
     try:
         trt = import_tensorrt()
@@ -199,7 +199,7 @@ def probe_tensorrt(with_builder: str) -> Report:
             raise ProbeError("its builder does not start")
     notes = ["bindings and libraries"]
     if not offers_tactics(str(trt.__version__)):
-        notes.append(f"times one launch of each plugin; {WANTED}")
+        notes.append(f"times one launch of each plugin; {SUPPORTED}")
     return {"version": _version(trt), "notes": notes}
 
 

@@ -22,6 +22,12 @@ class BatchRange:
     opt: int
     max: int
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Few sizes for what is set up for one each: smallest, usual, largest and the powers of two between."""
+        powers = (2**exponent for exponent in range(self.max.bit_length()))
+        return tuple(sorted({self.min, self.opt, self.max, *(one for one in powers if self.min < one < self.max)}))
+
 
 @dataclass(frozen=True)
 class Expect:

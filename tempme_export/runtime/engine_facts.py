@@ -1,7 +1,10 @@
 """Facts of a TensorRT engine (`video.plan`): the builder writes them into the manifest for the runtime."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
 
 from tempme_export.artifacts.registry import PLAN, PLUGIN_ONNX
 from tempme_export.errors import BundleError
@@ -10,6 +13,7 @@ ENGINE = PLAN.file
 SOURCE = PLUGIN_ONNX.file  # the graph that the engine is built from
 KEY = "trt"  # in the manifest
 Shape = tuple[int | None, ...]
+Tensors = dict[str, tuple[np.dtype[np.generic], Shape]]
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,11 @@ class EngineFacts:
         """Share of layers by precision, the largest first."""
         total = sum(self.layers.values())
         return {name: n / total for name, n in sorted(self.layers.items(), key=lambda item: (-item[1], item[0]))}
+
+    @staticmethod
+    def tensors(stated: Mapping[str, tuple[str, Shape]]) -> Tensors:
+        """Inputs or outputs with their dtypes."""
+        return {name: (np.dtype(dtype), shape) for name, (dtype, shape) in stated.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """Values for the manifest."""

@@ -48,6 +48,7 @@ class ServedModel:
     fingerprint  the bundle's sha256, which a running server then tells of its model
     smallest     rows per call that the artifact takes
     requires     what a client must know of it
+    few_sizes    the server is to form batches of few sizes
     threads      of a processor, for one call of an ONNX graph; None: as many as it has cores
     """
 
@@ -61,6 +62,7 @@ class ServedModel:
     fingerprint: str
     smallest: int = 1
     requires: str = ""
+    few_sizes: bool = False
     threads: int | None = None
 
     @property
@@ -75,8 +77,9 @@ class ServedModel:
 
     @property
     def preferred(self) -> tuple[int, ...]:
-        """Batch sizes to wait for: the usual and the largest. One row is no batch to wait for."""
-        return tuple(sorted({self.batch.opt, self.batch.max} - {1}))
+        """Batch sizes to wait for: the usual and the largest, or all few sizes. One row is no batch to wait for."""
+        sizes = self.batch.sizes if self.few_sizes else (self.batch.opt, self.batch.max)
+        return tuple(sorted({*sizes} - {1}))
 
 
 def _stated(backend: Backend, platform: Platform, bundle: Bundle) -> ServedModel:
@@ -107,9 +110,18 @@ def _stated(backend: Backend, platform: Platform, bundle: Bundle) -> ServedModel
             f"the manifest's {option!r} does not describe {file}: {error}. Build it again: tempme-export rebuild DIR."
         ) from error
     fingerprint = bundle.manifest["sha256"]
-    kind = platform.kind or "KIND_AUTO"
     return ServedModel(
-        platform.model, file, platform.format, inputs, outputs, kind, batch, fingerprint, batch.min, requires
+        platform.model,
+        file,
+        platform.format,
+        inputs,
+        outputs,
+        platform.kind or "KIND_AUTO",
+        batch,
+        fingerprint,
+        batch.min,
+        requires,
+        platform.few_sizes,
     )
 
 

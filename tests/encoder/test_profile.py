@@ -32,6 +32,23 @@ FROM_PAPER = {
 }
 
 
+@pytest.mark.parametrize(
+    ("batch", "sizes"),
+    [
+        ((1, 8, 64), (1, 2, 4, 8, 16, 32, 64)),
+        ((3, 5, 20), (3, 4, 5, 8, 16, 20)),
+        ((1, 1, 1), (1,)),
+        ((4, 4, 6), (4, 6)),
+        ((1, 2, 3), (1, 2, 3)),
+    ],
+)
+def test_few_batch_sizes_hold_any_batch_in_twice_its_size_at_most(batch, sizes):
+    found = BatchRange(*batch).sizes
+    assert found == sizes
+    for rows in range(batch[0], batch[2] + 1):
+        assert rows <= min(size for size in found if size >= rows) < 2 * rows
+
+
 def test_what_is_shipped():
     names = set(shipped_profiles())
     for backbone in ("vit-b-32", "vit-b-16", "vit-l-14"):

@@ -42,6 +42,9 @@ FACTS = EngineFacts(
 )
 
 
+SCRATCH = 512  # bytes between the layers
+
+
 def expected(inputs):
     """What the stand-in computes: the frames that the mask keeps, summed."""
     return {"video_embedding": (inputs["frames"] * inputs["frame_mask"][..., None]).sum(axis=1)}
@@ -53,12 +56,18 @@ def at(address, shape, kind):
 
 
 class FakeContext:
-    def __init__(self, log):
-        self.log, self.shapes, self.addresses, self.runs, self.fails = log, {}, {}, [], False
-        self.captures = True
+    """It leaks at every change of shape, so it refuses one; `runs` are those of all contexts."""
+
+    def __init__(self, trt, log):
+        self.trt, self.log, self.shapes, self.addresses, self.memory = trt, log, {}, {}, None
+
+    def set_device_memory(self, memory, size):
+        assert size == SCRATCH
+        self.memory = memory
 
     def set_input_shape(self, name, shape):
-        smallest, _, largest = FACTS.batch
+        assert name not in self.shapes, "a context keeps its shape"
+        smallest, _, largest = self.trt.profile
         if not smallest <= shape[0] <= largest:
             self.log("Severity.ERROR", f"{shape[0]} is not in the profile")
             return False
@@ -71,13 +80,13 @@ class FakeContext:
 
     def execute_async_v3(self, stream_handle):
         assert stream_handle == FakeStream.cuda_stream, "the engine runs on the runner's own stream"
-        if FakeGraph.capturing is not None and not self.captures:
+        batch = self.shapes["frames"][0]
+        if FakeGraph.capturing is not None and batch == self.trt.cannot_capture:
             return False
-        if self.fails:
+        if self.trt.fails:
             self.log("Severity.ERROR", "illegal memory access")
             return False
-        batch = self.shapes["frames"][0]
-        self.runs.append(batch)
+        self.trt.runs.append(batch)
         FakeGraph.record(lambda: self.compute(batch))
         return True
 
@@ -101,7 +110,7 @@ class FakeStream:
 class FakeGraph:
     """Collects what is enqueued while one is captured; outside of a capture that happens at once."""
 
-    capturing = None
+    capturing, replayed = None, 0
 
     def __init__(self):
         self.work, self.replays = [], 0
@@ -124,6 +133,7 @@ class FakeGraph:
 
     def replay(self):
         self.replays += 1
+        FakeGraph.replayed += 1
         for work in self.work:
             work()
 
@@ -135,8 +145,12 @@ class FakeTrt:
         def __init__(self):
             pass
 
+    class ExecutionContextAllocationStrategy:
+        STATIC, ON_PROFILE_CHANGE, USER_MANAGED = range(3)
+
     def __init__(self):
-        self.loads, self.with_context = True, True
+        self.loads, self.with_context, self.fails, self.cannot_capture = True, True, False, None
+        self.profile, self.contexts, self.runs = FACTS.batch, [], []
         self.tensors = ["frames", "frame_mask", "video_embedding"]
 
     def Runtime(self, logger):
@@ -144,14 +158,23 @@ class FakeTrt:
             if not self.loads:
                 logger.log("Severity.ERROR", "magic tag does not match")
                 return None
-            self.context = FakeContext(logger.log)
             return SimpleNamespace(
                 num_io_tensors=len(self.tensors),
                 get_tensor_name=lambda index: self.tensors[index],
-                create_execution_context=lambda: self.context if self.with_context else None,
+                device_memory_size_v2=SCRATCH,
+                create_execution_context=lambda strategy: self.make_context(strategy, logger),
             )
 
+        self.contexts, self.runs = [], []
+
         return SimpleNamespace(deserialize_cuda_engine=load)
+
+    def make_context(self, strategy, logger):
+        assert strategy == self.ExecutionContextAllocationStrategy.USER_MANAGED
+        if not self.with_context:
+            return None
+        self.contexts.append(FakeContext(self, logger.log))
+        return self.contexts[-1]
 
 
 class Event:
@@ -161,7 +184,7 @@ class Event:
         self.trt = trt
 
     def record(self, stream):
-        self.runs = len(self.trt.context.runs)
+        self.runs = len(self.trt.runs) + FakeGraph.replayed
 
     def synchronize(self):
         pass
@@ -245,12 +268,25 @@ class TestRunning:
 
     def test_parts_and_padding(self, runner, trt):
         runner.infer(draw(9))
-        assert trt.context.runs == [4, 4, 2], "the second part of 4 is the run that was captured"
+        graphs = runner.opened().graphs
+        assert {size: graph.replays for size, graph in graphs.items()} == {2: 1, 3: 0, 4: 2}
         one = draw(1)
         runner.infer(one)
-        assert trt.context.shapes == {"frames": (2, 2, 3), "frame_mask": (2, 2)}
-        padded = at(trt.context.addresses["frames"], (2, 2, 3), np.float32)
+        padded = at(trt.contexts[0].addresses["frames"], (2, 2, 3), np.float32)
         np.testing.assert_array_equal(padded, one["frames"].repeat(2, axis=0))
+
+    def test_a_context_for_each_of_few_sizes(self, host, trt, engine):
+        """Smallest, usual, largest and powers of two between: whatever is asked for, no shape changes after opening."""
+        trt.profile = (1, 3, 11)
+        with TensorRtRunner(engine, dataclasses.replace(FACTS, batch=trt.profile), host=host) as runner:
+            for batch in (1, 2, 3, 5, 7, 9, 11, 4, 13, 1):
+                inputs = draw(batch, seed=batch)
+                found = runner.infer(inputs)["video_embedding"]
+                np.testing.assert_array_equal(found, expected(inputs)["video_embedding"])
+            assert [one.shapes["frames"][0] for one in trt.contexts] == [1, 2, 3, 4, 8, 11]
+        assert len({one.memory for one in trt.contexts}) == 1, "they run one after another and share what they may"
+        for name in ("frames", "frame_mask", "video_embedding"):
+            assert len({one.addresses[name] for one in trt.contexts}) == 1
 
     def test_results_are_the_callers_own(self, runner):
         first, second = draw(3, seed=1), draw(3, seed=2)
@@ -269,6 +305,14 @@ class TestRunning:
 
         with ThreadPoolExecutor(8) as pool:
             assert list(pool.map(run, range(8))) == [True] * 8
+
+    def test_every_thread_gets_its_own_tensors(self, runner):
+        """What is returned stays when another thread runs the engine."""
+        wanted = [draw(2 + i % 3, seed=i) for i in range(8)]
+        with ThreadPoolExecutor(8) as pool:
+            found = pool.map(lambda inputs: runner.run_tensors(*map(torch.from_numpy, inputs.values())), wanted * 20)
+        for inputs, tensors in zip(wanted * 20, found, strict=True):
+            np.testing.assert_array_equal(tensors["video_embedding"].numpy(), expected(inputs)["video_embedding"])
 
     def test_copied(self, runner):
         inputs = draw(3)
@@ -292,14 +336,26 @@ class TestRunning:
         for _ in range(3):
             found = runner.run_tensors(*tensors)["video_embedding"]
             np.testing.assert_array_equal(found.numpy(), expected(inputs)["video_embedding"])
+        found = runner.run_tensors(*(tensor[:1] for tensor in tensors))["video_embedding"]
+        np.testing.assert_array_equal(found.numpy(), expected(inputs)["video_embedding"][:1])
 
     def test_timed_on_the_gpu(self, runner):
         assert runner.timed(draw(3))() == pytest.approx(3e-3)
 
-    def test_a_run_that_fails(self, runner, trt):
-        trt.context.fails = True
+    def test_a_run_that_fails(self, host, trt, engine):
+        with TensorRtRunner(engine, FACTS, graphs=False, host=host) as runner:
+            trt.fails = True
+            with pytest.raises(BackendError, match=r"could not run the engine: illegal memory access"):
+                runner.infer(draw(2))
+            trt.fails = False
+            inputs = draw(2)
+            found = runner.infer(inputs)["video_embedding"]
+            np.testing.assert_array_equal(found, expected(inputs)["video_embedding"])
+
+    def test_an_engine_that_does_not_run_does_not_open(self, host, trt, engine):
+        trt.fails = True
         with pytest.raises(BackendError, match=r"could not run the engine: illegal memory access"):
-            runner.infer(draw(2))
+            TensorRtRunner(engine, FACTS, host=host)
 
     def test_a_gpu_that_fails_while_it_is_waited_for(self, runner, host):
         def fail():
@@ -309,52 +365,36 @@ class TestRunning:
         with pytest.raises(BackendError, match="the GPU failed while the engine ran: CUDA error: an illegal"):
             runner.infer(draw(2))
 
-    def test_a_failed_run_is_not_taken_for_a_prepared_one(self, runner, trt):
-        trt.context.fails = True
-        with pytest.raises(BackendError):
-            runner.infer(draw(2))
-        trt.context.fails = False
-        inputs = draw(2)
-        np.testing.assert_array_equal(runner.infer(inputs)["video_embedding"], expected(inputs)["video_embedding"])
-        assert runner.opened().graph is None
-
     def test_a_batch_that_tensorrt_refuses(self, host, engine):
         """The manifest promises more than the engine takes."""
-        with (
-            TensorRtRunner(engine, dataclasses.replace(FACTS, batch=(2, 3, 6)), host=host) as runner,
-            pytest.raises(BackendError, match="refuses a batch of 5: 5 is not in the profile"),
-        ):
-            runner.infer(draw(5))
+        with pytest.raises(BackendError, match="refuses a batch of 6: 6 is not in the profile"):
+            TensorRtRunner(engine, dataclasses.replace(FACTS, batch=(2, 3, 6)), host=host)
 
 
 class TestGraphs:
-    def test_the_second_run_of_a_batch_is_captured_and_later_ones_replay(self, runner, trt):
+    def test_every_size_runs_once_is_captured_and_then_replays(self, runner, trt):
+        assert trt.runs == [2, 3, 4, 2, 3, 4], "once to set up, once to capture"
         for seed in range(4):
-            inputs = draw(3, seed)
+            inputs = draw(2 + seed % 3, seed)
             np.testing.assert_array_equal(runner.infer(inputs)["video_embedding"], expected(inputs)["video_embedding"])
-        assert trt.context.runs == [3, 3], "once to prepare, once to capture"
-        assert runner.opened().graph.replays == 3
-
-    def test_a_graph_is_dropped_with_its_batch(self, runner, trt):
-        """The context has been set to other shapes since: its graph would run on what is left of them."""
-        for batch in (3, 3, 4, 3):
-            inputs = draw(batch)
-            np.testing.assert_array_equal(runner.infer(inputs)["video_embedding"], expected(inputs)["video_embedding"])
-        assert runner.opened().graph is None and trt.context.runs == [3, 3, 4, 3]
+        assert len(trt.runs) == 6 and runner.graphs
+        assert [graph.replays for graph in runner.opened().graphs.values()] == [2, 1, 1]
 
     def test_without_graphs(self, host, trt, engine):
         with TensorRtRunner(engine, FACTS, graphs=False, host=host) as runner:
             for _ in range(3):
                 runner.infer(draw(2))
-            assert runner.opened().graph is None and trt.context.runs == [2, 2, 2]
+            assert not runner.graphs and trt.runs == [2, 3, 4, 2, 2, 2]
 
-    def test_an_engine_that_cannot_be_captured_runs_without(self, runner, trt):
-        trt.context.captures = False
-        assert runner.graphs
-        for seed in range(3):
-            inputs = draw(3, seed)
-            np.testing.assert_array_equal(runner.infer(inputs)["video_embedding"], expected(inputs)["video_embedding"])
-        assert not runner.graphs and trt.context.runs == [3, 3, 3]
+    @pytest.mark.parametrize("size", FACTS.batch)
+    def test_an_engine_that_cannot_be_captured_runs_without(self, host, trt, engine, size):
+        trt.cannot_capture = size
+        with TensorRtRunner(engine, FACTS, host=host) as runner:
+            assert not runner.graphs
+            for seed in range(3):
+                inputs = draw(3, seed)
+                found = runner.infer(inputs)["video_embedding"]
+                np.testing.assert_array_equal(found, expected(inputs)["video_embedding"])
 
 
 class TestLoading:

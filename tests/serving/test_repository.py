@@ -80,7 +80,7 @@ class TestConfig:
         ]
         assert [config.max_batch_size for config in (video, text, engine)] == [6, 6, 16]
         assert list(video.dynamic_batching.preferred_batch_size) == [3, 6]
-        assert list(engine.dynamic_batching.preferred_batch_size) == [4, 16]
+        assert list(engine.dynamic_batching.preferred_batch_size) == [2, 4, 8, 16], "few sizes, for one shape each"
         group = schema.ModelInstanceGroup
         assert [config.instance_group[0].kind for config in (video, text, engine)] == [
             group.KIND_AUTO,
