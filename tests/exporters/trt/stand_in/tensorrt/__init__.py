@@ -39,6 +39,9 @@ class Registry:
         self.creators[creator.name, creator.plugin_version, namespace] = creator
         return True
 
+    def get_creator(self, name, version, namespace):
+        return self.creators[name, version, namespace]
+
 
 _registry = Registry()
 
