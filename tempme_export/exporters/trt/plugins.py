@@ -56,7 +56,8 @@ def _dimensions(desc: Any, first: int) -> tuple[int, ...]:
     return tuple(int(one.constant_value()) for one in tuple(desc.shape_expr)[first:])
 
 
-def _call(op_type: str, tensors: Sequence[Any], attributes: Sequence[Any]) -> PluginCall:
+def asked_call(op_type: str, tensors: Sequence[Any], attributes: Sequence[Any]) -> PluginCall:
+    """The node that TensorRT asks about, by its descriptions of the inputs and the values of the attributes."""
     operation = OPERATIONS[op_type]
     inputs = tuple(
         (_dtype(desc), _dimensions(desc, first=0 if one.leading == "fixed" else 1))
@@ -144,7 +145,7 @@ class Plugins:
         if _is_fake(tensors):
             shapes: list[tuple[Any, ...]] = [(units,) * output.rank for output in operation.outputs]
         else:
-            best, *_ = self._launches(_call(op_type, tensors, attributes))
+            best, *_ = self._launches(asked_call(op_type, tensors, attributes))
             shapes = [tuple(_expression(self._trtp, one, units) for one in shape) for shape in best.outputs]
         types = {torch_type: name for name, torch_type in _TYPES.items()}
         described = []
@@ -166,7 +167,7 @@ class Plugins:
         return launches[number - 1]
 
     def _implementation(self, op_type: str, tensors: Sequence[Any], attributes: Sequence[Any], tactic: int) -> Any:
-        launch = self._tactic(op_type, self._launches(_call(op_type, tensors, attributes)), tactic)
+        launch = self._tactic(op_type, self._launches(asked_call(op_type, tensors, attributes)), tactic)
         built = self._compiled(launch.variant, self.target)
         assert built.ptx is not None, "plugins are built for NVIDIA's targets alone"
         trtp, units = self._trtp, _units(OPERATIONS[op_type], tensors)
@@ -182,11 +183,8 @@ class Plugins:
         """The function under this signature; its first exception is kept."""
 
         def call(*args: Any, **attributes: Any) -> Any:
-            try:
+            with self.failure.kept():
                 return function(*args, **attributes)
-            except BaseException as error:  # KeyboardInterrupt too: this runs in TensorRT's own frames
-                self.failure.keep(error)
-                raise
 
         call.__signature__ = signature  # type: ignore[attr-defined]
         return call
@@ -202,7 +200,7 @@ class Plugins:
         def autotune(*given: Any) -> Any:
             *inputs_and_attributes, outputs = given
             inputs, attributes = inputs_and_attributes[:count], inputs_and_attributes[count:]
-            launches = self._launches(_call(op_type, inputs, attributes))
+            launches = self._launches(asked_call(op_type, inputs, attributes))
             types = ", ".join(_type_name(desc) for desc in (*inputs, *outputs))
             tactics = list(range(1, len(launches) + 1)) if self._tactics else None
             return [trtp.AutoTuneCombination(types, "LINEAR", tactics)]

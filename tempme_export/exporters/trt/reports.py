@@ -6,7 +6,8 @@ is raised once the builder has returned. Has not been run with TensorRT yet.
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +79,15 @@ class Failure:
     def keep(self, error: BaseException) -> None:
         """Keep an exception unless there is an earlier one."""
         self.error = self.error or error
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Within, an exception is kept and goes on."""
+        try:
+            yield
+        except BaseException as error:  # KeyboardInterrupt too: this runs in TensorRT's own frames
+            self.keep(error)
+            raise
 
     def guard(self, call: Callable[[], object]) -> bool:
         """Call, unless an earlier call failed. True where the build may go on."""
