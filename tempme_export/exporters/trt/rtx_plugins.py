@@ -16,7 +16,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from tempme_export.errors import BackendError
-from tempme_export.exporters.plugin_nodes import PluginNode
+from tempme_export.exporters.plugin_nodes import PluginNode, PluginValue
 from tempme_export.exporters.trt.plugin_launches import PluginCall, call_of
 from tempme_export.exporters.trt.plugin_operations import OPERATIONS
 from tempme_export.exporters.trt.plugins import Plugins, asked_call
@@ -113,6 +113,11 @@ def _named_tensorrt(package: ModuleType) -> Iterator[None]:
         sys.modules.update(before)
 
 
+def _shape(value: PluginValue, videos: int) -> tuple[int, ...]:
+    first, *others = value.shape
+    return (first * videos if value.batched else first, *others)
+
+
 class RtxPlugins:
     """Our nodes as plugins of TensorRT-RTX.
 
@@ -151,9 +156,7 @@ class RtxPlugins:
         call = asked_call(asked.plugin_name, asked.input_descs, attributes)
         types, count = asked.input_types, len(asked.input_types)
         for videos in self._videos:
-            shapes = [
-                (one.shape[0] * (videos if one.batched else 1), *one.shape[1:]) for one in self._nodes[call].inputs
-            ]
+            shapes = [_shape(one, videos) for one in self._nodes[call].inputs]
             fresh.get_output_data_types(types, [len(shape) for shape in shapes])
             known = [[expressions.constant(axis) for axis in shape] for shape in shapes]
             outputs = fresh.get_output_shapes(known, [], expressions)
