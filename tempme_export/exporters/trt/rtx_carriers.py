@@ -19,7 +19,7 @@ Asked = Callable[[Any, Any, Any], None]
 
 
 def make_creator(rtx: ModuleType, creator: Any, template: Template, asked: Asked, failure: Failure) -> Any:
-    """What makes plugins in TensorRT-RTX as `creator` makes them for `tensorrt.plugin`.
+    """A creator of plugins in TensorRT-RTX that are those of `creator`.
 
     template  makes one with these attributes
     asked     hears what was asked

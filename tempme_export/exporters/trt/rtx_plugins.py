@@ -54,7 +54,7 @@ class _Scalars(dict[int, Any]):
 
 
 class _Registry:
-    """Where `tensorrt.plugin` registers what makes plugins: each is carried into TensorRT-RTX's own registry."""
+    """Takes the creators that `tensorrt.plugin` registers: each is carried into TensorRT-RTX's own registry."""
 
     def __init__(self, carry: Any) -> None:
         self._carry, self._creators = carry, dict[tuple[str, str, str], Any]()
