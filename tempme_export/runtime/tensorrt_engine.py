@@ -54,7 +54,7 @@ class Engine:
     one caller at a time.
 
     sizes   batch sizes that it is set up for
-    graphs  batch size -> its CUDA graph; empty where none are wanted, and where the engine cannot be captured
+    graphs  batch size -> its CUDA graph; empty where none are to be, and where the engine cannot be captured
     """
 
     def __init__(

@@ -158,13 +158,17 @@ def test_numbers_of_one_node_by_hand():
 
 
 def test_what_scales_with_the_batch_by_hand():
-    """A split counts clips: rows are seven a clip, and three clips share one counter."""
-    split, _ = pn.match_clips(JOINED, 3, 5)
+    """A split counts clips, seven rows each; a score too, and three clips are one item; a selection counts items."""
+    split, score, select = pn.match_clips(JOINED, 3, 5)
     (found,) = launches.plugin_launches(launches.call_of(split, "fp32"))
     assert found.grid == (launches.Scaled(7), 1, 1)
     assert dict(found.scalars)["n_rows"] == launches.Scaled(7) and dict(found.scalars)["tokens"] == 7
     assert found.outputs[0] == (launches.Scaled(1), 7, WIDTH)
-    assert found.outputs[3] == (launches.Scaled(1, 3),)
+    found, _ = launches.plugin_launches(launches.call_of(score, "fp32"))
+    assert found.grid == (launches.Scaled(1, 3), 1, 1) and dict(found.scalars) == {"n_tokens": 21, "n_cls": 3}
+    assert found.outputs == ((launches.Scaled(1, 3), 9),) * 2
+    (found,) = launches.plugin_launches(launches.call_of(select, "fp32"))
+    assert found.grid == (launches.Scaled(1), 1, 1) and found.outputs == ((launches.Scaled(1), 21),)
 
 
 def test_a_divided_count_is_rounded_up():
