@@ -308,10 +308,10 @@ class TestRunning:
 
     def test_every_thread_gets_its_own_tensors(self, runner):
         """What is returned stays when another thread runs the engine."""
-        wanted = [draw(2 + i % 3, seed=i) for i in range(8)]
+        drawn = [draw(2 + i % 3, seed=i) for i in range(8)]
         with ThreadPoolExecutor(8) as pool:
-            found = pool.map(lambda inputs: runner.run_tensors(*map(torch.from_numpy, inputs.values())), wanted * 20)
-        for inputs, tensors in zip(wanted * 20, found, strict=True):
+            found = pool.map(lambda inputs: runner.run_tensors(*map(torch.from_numpy, inputs.values())), drawn * 20)
+        for inputs, tensors in zip(drawn * 20, found, strict=True):
             np.testing.assert_array_equal(tensors["video_embedding"].numpy(), expected(inputs)["video_embedding"])
 
     def test_copied(self, runner):
