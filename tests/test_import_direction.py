@@ -69,6 +69,7 @@ MAKING = (
     *("encoder.checkpoint", "encoder.recipe", "encoder.random_weights", "encoder.ops", "encoder.model"),
     *("encoder.reference", "media.tokenizer", "parity.making"),
     *("runtime.devices", "runtime.device_time", "runtime.pt2", "runtime.pytorch", "runtime.tensorrt"),
+    "runtime.tensorrt_engine",
     *("evaluation.checkpoint_encoder", "evaluation.gate", "evaluation.gate_data", "evaluation.original"),
     *("pipeline.drafts", "pipeline.export", "pipeline.rebuild", "pipeline.spec"),
     *("cli.export_commands", "cli.train", "cli.train_console"),

@@ -105,8 +105,8 @@ def _split_clips(tensors: Mapping[str, Tensor], attributes: Mapping[str, int], c
 
 
 def _score_rows(tensors: Mapping[str, Tensor], attributes: Mapping[str, int], config: Any) -> object:
-    rows = (tensors[name] for name in ("high", "low", "scale"))
-    return match.score_rows(*rows, attributes["factor"], attributes["n_cls"], config)
+    high, low, scale = (tensors[name] for name in ("high", "low", "scale"))
+    return match.score_rows(high, low, scale, attributes["factor"], attributes["n_cls"], config)
 
 
 def _select_rows(tensors: Mapping[str, Tensor], attributes: Mapping[str, int], config: Any) -> object:

@@ -136,7 +136,7 @@ class Plugins:
         with self._lock:
             self.target, self.failure = target, failure
             for op_type in OPERATIONS.keys() - self._names:
-                self._register(op_type)
+                self._register(self._trtp, op_type)
                 self._names.add(op_type)
 
     def _outputs(self, op_type: str, tensors: Sequence[Any], attributes: Sequence[Any]) -> tuple[Any, ...]:
@@ -189,8 +189,8 @@ class Plugins:
         call.__signature__ = signature  # type: ignore[attr-defined]
         return call
 
-    def _register(self, op_type: str) -> None:
-        trtp, operation = self._trtp, OPERATIONS[op_type]
+    def _register(self, trtp: Any, op_type: str) -> None:
+        operation = OPERATIONS[op_type]
         names = [one.name for one in operation.inputs]
         count, plugin_id = len(names), f"{DOMAIN}::{op_type}"
 
