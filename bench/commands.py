@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 
 from tempme_export.bench import paper
 from tempme_export.bench.adapters import ADAPTER_CLAIMS
 from tempme_export.bench.config import BenchmarkConfig, chosen_profile
 from tempme_export.bench.counting.agreement import Counted, check_counts, count_claim
-from tempme_export.bench.terminal.counts import counted_tables, paper_tables, resource_tables
-from tempme_export.bench.terminal.gpu import kernel_tables
-from tempme_export.bench.terminal.speeds import bench_tables
-from tempme_export.bench.terminal.suites import change_tables, fit_tables, method_tables, stage_tables
-from tempme_export.bench.terminal.table import show
+from tempme_export.bench.tables.counts import counted_tables, paper_tables, resource_tables
+from tempme_export.bench.tables.gpu import kernel_tables
+from tempme_export.bench.tables.rows import bench_tables
+from tempme_export.bench.tables.runs import change_tables, method_tables, stage_tables, sweep_tables
+from tempme_export.bench.tables.table import Table
+from tempme_export.bench.tables.terminal import say, show
 from tempme_export.cli.terminal import write_json
 from tempme_export.encoder.profile import load_profile
 from tempme_export.errors import UsageError
@@ -123,18 +123,19 @@ def time_kernels(
     profile: str | None, frames: int | None, batches: tuple[int, ...], dtypes: tuple[str, ...], json: bool
 ) -> None:
     """Time every fused call of one profile, or of those that are measured by default, and show what merging costs."""
+    from tempme_export.bench.core.clocks import timer
     from tempme_export.bench.kernels import timing
     from tempme_export.bench.machine import machine
 
     asked = None if profile is None and frames is None else chosen_profile(profile, frames)
     timing.check_dtypes(dtypes)
     device = timing.require_gpu()
-    profiles = tuple(load_profile(name) for name in timing.PROFILES) if asked is None else (asked,)
+    profiles = [load_profile(name) for name in timing.PROFILES] if asked is None else [asked]
     with _progress(_console(stderr=True)) as progress:
-        settings = timing.KernelSettings(profiles, batches, dtypes, device, timing.PROTOCOL)
-        report = timing.time_kernels(settings, progress)
-    document = {**_on_gpu(), "machine": dataclasses.asdict(machine("cuda")), **report.to_dict()}
-    _deliver(document, json, kernel_tables(document["kernels"], document["marginals"]))
+        encoders = timing.drawn_encoders(profiles, batches, dtypes, device, progress)
+        found = timing.time_encoders(encoders, timer(device, timing.PROTOCOL), progress)
+    document = {**_on_gpu(), "machine": dataclasses.asdict(machine("cuda")), **found}
+    _deliver(document, json, kernel_tables(found["kernels"], found["marginals"]))
 
 
 def _on_gpu() -> dict[str, Any]:
@@ -152,7 +153,7 @@ def compare(before: Path, after: Path, seed: int, json: bool) -> None:
     report = compare_results(before, after, seed=seed)
     console = _console(stderr=True)
     for remark in report.remarks:
-        console.print(remark, soft_wrap=True)
+        say(console, remark)
     _deliver(report.to_dict(), json, change_tables(report))
 
 
@@ -204,34 +205,34 @@ def measure(config: BenchmarkConfig, delivery: Delivery, *, strict: bool) -> boo
     if delivery.out is not None:
         prepare_folder(delivery.out)
     console = _console(stderr=True)
-    say = partial(console.print, soft_wrap=True)
+    tell = partial(console.print, soft_wrap=True)
     with _progress(console) as progress:
-        report = measure_suite(config, stage=say, progress=progress)
-    for line in report.remarks():
-        say(line)
+        report = measure_suite(config, stage=tell, progress=progress)
+    for remark in report.remarks():
+        say(console, remark)
     tables = [
         *bench_tables(report.rows),
         *method_tables(report.methods),
         *stage_tables(report.stages),
-        *fit_tables(report.fits, report.saturations),
+        *sweep_tables([fit for fit in report.fits if fit["form"] != "none"], report.saturations),
     ]
-    _write(report, delivery, say)
+    _write(report, delivery, tell)
     _deliver(report.to_dict(), delivery.json, tables)
     report.check(strict=strict)
     return report.interrupted
 
 
-def _write(report: "Report", delivery: Delivery, say: Callable[[str], None]) -> None:
+def _write(report: "Report", delivery: Delivery, tell: Callable[[str], None]) -> None:
     """Write the folder, the CSV file and the page."""
     if delivery.out is not None:
         report.write(delivery.out)
-        say(f"wrote {delivery.out}")
+        tell(f"wrote {delivery.out}")
     if delivery.csv is not None:
         report.write_csv(delivery.csv)
-        say(f"wrote {delivery.csv}")
+        tell(f"wrote {delivery.csv}")
     if delivery.page is not None:
         from tempme_export.bench.reporting.page import write_report
         from tempme_export.bench.reporting.read import Results
 
         written = write_report([Results.of(report.to_dict(), report.samples())], delivery.page)
-        say(f"wrote {', '.join(map(str, written))}")
+        tell(f"wrote {', '.join(map(str, written))}")

@@ -7,16 +7,16 @@ parses and fuses makes it likely that TensorRT does; it proves nothing about Ten
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
-from tempme_export.bench.rtx_builder import Built, build, load_bindings
-from tempme_export.bench.terminal.table import new_table, show
+from tempme_export.bench.rtx_builder import build, load_bindings
+from tempme_export.bench.tables.table import Column, fixed, tabled, texts, whole, words
+from tempme_export.bench.tables.terminal import show
 from tempme_export.cli.entry import entry
 from tempme_export.files import scratch_folder, write_file
 from tempme_export.parity.tolerance import PRECISIONS
@@ -31,9 +31,20 @@ NOTICE = (
     "TensorRT-RTX is another product than TensorRT. That it takes a graph makes it likely that TensorRT does, "
     "and proves nothing about TensorRT. Nothing is run: that takes a GPU."
 )
-_FIGURES = (
-    *("ONNX nodes", "for plugins", "functions", "network layers", "of them plugins", "engine layers"),
-    *("fused attentions", "engine MB", "parse s", "build s"),
+_COUNTS = {
+    "ONNX nodes": "onnx_nodes",
+    "plugins": "plugin_nodes",
+    "functions": "functions",
+    "layers": "network_layers",
+    "of plugins": "plugin_layers",
+    "in engine": "layers",
+}
+_COLUMNS = (
+    Column("file", "file", words),
+    *(Column(head, name, whole) for head, name in _COUNTS.items()),
+    Column("fused", lambda one: f"{one.fused} of {one.attentions}", texts),
+    Column("engine MB", lambda one: one.engine_bytes / 1e6, fixed(1)),
+    *(Column("parse s", "parse_seconds", fixed(1)), Column("build s", "build_seconds", fixed(1))),
 )
 
 
@@ -65,19 +76,6 @@ def versions(folder: Path) -> dict[str, str]:
     return {one.metadata["Name"]: one.version for one in distributions(path=[str(folder)])}
 
 
-def result_table(title: str, results: Sequence[Built]) -> Table:
-    """A row per file."""
-    table = new_table(title, ("file",), _FIGURES)
-    for one in results:
-        figures = (
-            *(one.onnx_nodes, one.plugin_nodes, one.functions, one.network_layers, one.plugin_layers, one.layers),
-            *(f"{one.fused} of {one.attentions}", f"{one.engine_bytes / 1e6:.1f}"),
-            *(f"{one.parse_seconds:.1f}", f"{one.build_seconds:.1f}"),
-        )
-        table.add_row(one.file, *map(str, figures))
-    return table
-
-
 def check(recipe: "Recipe", folder: Path, precision: str, console: Console) -> dict[str, Any]:
     """Export, parse and build both graphs; the figures as one document.
 
@@ -93,9 +91,10 @@ def check(recipe: "Recipe", folder: Path, precision: str, console: Console) -> d
             write(recipe, path)
             results.append(build(rtx, path, batch))
     title = (
-        f"{recipe.profile.name}, {precision}, batch {batch.min}:{batch.opt}:{batch.max}, TensorRT-RTX {rtx.__version__}"
+        f"{recipe.profile.name}, {precision}, batch {batch.min}:{batch.opt}:{batch.max}, TensorRT-RTX "
+        f"{rtx.__version__}\nplugins: nodes that are for one; of plugins: layers that are; fused: attentions"
     )
-    show(console, result_table(title, results))
+    show(console, tabled(title, _COLUMNS, results))
     for one in results:
         console.print(f"{one.file}: engine layers by type of number: {_listing(one.dtypes)}", soft_wrap=True)
     console.print(NOTICE, soft_wrap=True)

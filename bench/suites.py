@@ -16,7 +16,7 @@ from tempme_export.bench.entries import on_backends, with_methods
 from tempme_export.bench.gpu.state import gpu_now
 from tempme_export.bench.machine import machine
 from tempme_export.bench.methods.catalogue import chosen
-from tempme_export.bench.methods.paper_comparison import paper_comparison
+from tempme_export.bench.methods.derive import paper_comparison
 from tempme_export.bench.report import Report
 from tempme_export.bench.run import Bench, run
 from tempme_export.bench.run_settings import RunSettings, check_batches, sweep

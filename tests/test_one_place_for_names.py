@@ -23,12 +23,8 @@ EXCEPTIONS = {
     "bench/core/candidate.py": "an engine is timed by its own device events",
     "bench/comparing.py": "versions of packages in a row",
     "bench/counting/tokens.py": "counts tokens in the graph itself",
-    "bench/gpu/worker.py": "measures the encoder's forms on a GPU one by one",
     "bench/machine.py": "versions of packages in a row",
-    "bench/reporting/groups.py": "versions of packages in a row",
-    "bench/reporting/section_origin.py": "versions of packages in a row",
     "bench/rtx_check.py": "gives both graphs to another product",
-    "bench/visualize/merges.py": "draws what the graph itself decided",
 }
 CONSTANTS = {"VIDEO", "TEXT", "PT2", "ENGINE", "SOURCE"}  # their files
 

@@ -163,6 +163,10 @@ def _kind(annotation: Any) -> type:
 KINDS = {one.name: _kind(one.type) for one in dataclasses.fields(Row)}
 """Column -> str, int, float or bool; in the order of the files."""
 
+_COLUMNS = tuple(KINDS)
+VERSIONS = _COLUMNS[_COLUMNS.index("python") : _COLUMNS.index("commit")]
+"""Columns of versions: of Python, and of the packages that candidates run on."""
+
 
 def is_number(value: Any) -> TypeGuard[float]:
     """True for a finite number that is no truth value."""

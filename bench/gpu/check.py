@@ -20,9 +20,9 @@ from rich.console import Console
 
 from tempme_export.bench.core.row import SCHEMA_VERSION, Row
 from tempme_export.bench.gpu.processes import FAILED, STEPS, TIMED_OUT, Context, Outcome, Step, skipped
-from tempme_export.bench.terminal.gpu import gpu_tables
-from tempme_export.bench.terminal.speeds import bench_tables
-from tempme_export.bench.terminal.table import show
+from tempme_export.bench.tables.gpu import gpu_tables
+from tempme_export.bench.tables.rows import bench_tables
+from tempme_export.bench.tables.terminal import say, show
 from tempme_export.errors import BackendError, UsageError
 from tempme_export.files import write_file
 from tempme_export.names import command
@@ -93,9 +93,9 @@ def run_steps(
 
 def _show(console: Console, outcome: Outcome) -> None:
     reason = "" if outcome.error is None else f": {outcome.error}"
-    console.print(f"{outcome.step} {outcome.status.upper()} in {outcome.seconds:.0f} s{reason}", soft_wrap=True)
+    say(console, f"{outcome.step} {outcome.status.upper()} in {outcome.seconds:.0f} s{reason}")
     for note in outcome.result.get("notes", []):
-        console.print(f"  {note}", soft_wrap=True)
+        say(console, f"  {note}")
     if outcome.status in (FAILED, TIMED_OUT):
         for line in outcome.log:
             console.print(f"  | {line}", soft_wrap=True)

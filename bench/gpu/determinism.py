@@ -10,7 +10,7 @@ from torch import Tensor
 from tempme_export.bench.candidates import DTYPES
 from tempme_export.bench.core.clocks import capture
 from tempme_export.bench.core.decisions import WithAssignments
-from tempme_export.bench.kernels.cases import kernel_calls
+from tempme_export.bench.kernels.calls import fused_calls, merging_calls
 from tempme_export.encoder.model import VideoEncoder
 from tempme_export.encoder.recipe import Recipe
 
@@ -69,42 +69,32 @@ def repeat(what: str, dtype: str, shape: str, device: torch.device, run: Callabl
     return DeterminismRow(what, dtype, shape, RUNS, equal, nans)
 
 
-def kernel_rows(recipe: Recipe, batch: int, dtypes: Iterable[str], device: torch.device) -> Iterator[DeterminismRow]:
-    """One row per fused call of the encoder that differs in shape or options."""
-    merge, backbone = recipe.profile.merge, recipe.backbone
-    for dtype in dtypes:
-        seen = set()
-        for call in kernel_calls(
-            recipe.schedule,
-            backbone.width,
-            backbone.heads,
-            batch,
-            DTYPES[dtype],
-            size_bias=merge.size_bias,
-            clip_position=merge.clip_position,
-        ):
-            kind = call.name, call.shape, call.n_bytes
-            if kind not in seen:
-                seen.add(kind)
-                run = partial(call.run, *call.draw(device))
-                yield repeat(f"block {call.block}, {call.name}", dtype, call.shape, device, run)
-
-
 def encoder_rows(recipe: Recipe, batch: int, dtypes: Iterable[str], device: torch.device) -> Iterator[DeterminismRow]:
-    """The whole encoder with its decisions, called and, on a GPU, replayed from a CUDA graph."""
+    """For each dtype the whole encoder with its decisions, called and, on a GPU, replayed from a CUDA graph; then every
+    fused call of it that differs from those before in shapes or options."""
     size = recipe.backbone.image_size
     generator = torch.Generator(device).manual_seed(0)
     frames = torch.randn(batch, recipe.profile.frames, 3, size, size, generator=generator, device=device)
-    shape = " x ".join(map(str, frames.shape))
     for dtype in dtypes:
-        module = WithAssignments(VideoEncoder(recipe, DTYPES[dtype]).to(device))
-        yield repeat("encoder", dtype, shape, device, partial(module, frames))
-        if device.type != "cuda":
-            continue
+        encoder = VideoEncoder(recipe, DTYPES[dtype]).to(device)
+        yield from _whole(WithAssignments(encoder), frames, dtype)
+        seen = set()
+        for call in merging_calls(fused_calls(encoder, frames)):
+            options = tuple(tuple(one.shape) if isinstance(one, Tensor) else one for one in call.inputs)
+            if (call.name, options) not in seen:
+                seen.add((call.name, options))
+                run = partial(call.run, *call.inputs)
+                yield repeat(f"block {call.block}, {call.name}", dtype, call.shape, device, run)
+
+
+def _whole(module: WithAssignments, frames: Tensor, dtype: str) -> Iterator[DeterminismRow]:
+    device, shape = frames.device, " x ".join(map(str, frames.shape))
+    yield repeat("encoder", dtype, shape, device, partial(module, frames))
+    if device.type == "cuda":
         with torch.inference_mode():
             graph, results = capture((partial(module, frames),))
 
-        def replay(graph: torch.cuda.CUDAGraph = graph, results: list[object] = results) -> object:
+        def replay() -> object:
             graph.replay()
             return results
 

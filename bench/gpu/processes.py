@@ -52,15 +52,6 @@ class Finished:
     lines: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Context:
-    """The setting in which steps run. `checkout` holds the tests; None where they are not at hand."""
-
-    folder: Path
-    checkout: Path | None
-    dry_run: bool
-
-
 def run_process(
     command: Sequence[str], log: Path, limit_s: float, *, cwd: Path | None = None, variables: Mapping[str, str] = {}
 ) -> Finished:
@@ -85,6 +76,20 @@ def run_process(
             process.wait()
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     return Finished(code, time.perf_counter() - start, tuple(line for line in lines if line.strip()))
+
+
+@dataclass(frozen=True)
+class Context:
+    """The setting in which steps run.
+
+    checkout  holds the tests; None where they are not at hand
+    run       as `run_process`
+    """
+
+    folder: Path
+    checkout: Path | None
+    dry_run: bool
+    run: Callable[..., Finished] = run_process
 
 
 def _outcome(
@@ -112,7 +117,7 @@ def worker(step: str, context: Context, limit_s: float) -> Outcome:
     path.unlink(missing_ok=True)
     command = [sys.executable, "-m", "tempme_export.bench.gpu.worker", step, str(path), f"{limit_s:.0f}"]
     command += ["--dry-run"] * context.dry_run
-    done = run_process(command, log, limit_s)
+    done = context.run(command, log, limit_s)
     result: dict[str, Any] = {}
     if path.is_file():
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -121,12 +126,9 @@ def worker(step: str, context: Context, limit_s: float) -> Outcome:
     return _outcome(step, limit_s, done, result, "; ".join(failures) or None)
 
 
-def _test_files(context: Context, checkout: Path) -> tuple[list[str], list[str]]:
-    """Test files to run, and notes on those that cannot be."""
-    if context.dry_run:
-        return [_DRY_TESTS], []
+def gpu_tests(checkout: Path, missing: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Test files to run, and notes on those that cannot be for want of packages."""
     files = sorted(str(one.relative_to(checkout)) for one in (checkout / "tests/kernels").rglob("test_*.py"))
-    missing = [name for name in _NEEDS if find_spec(name) is None]
     others = [one for one in _OTHER_TESTS if (checkout / one).is_file()]
     if missing:
         return files, [f"not run for want of {', '.join(missing)}: {', '.join(others)}"]
@@ -146,14 +148,15 @@ def kernel_tests(step: str, context: Context, limit_s: float) -> Outcome:
     checkout = context.checkout
     if find_spec("pytest") is None:
         return skipped(step, "pytest is not installed.")
-    files, notes = _test_files(context, checkout)
+    missing = [name for name in _NEEDS if find_spec(name) is None]
+    files, notes = ([_DRY_TESTS], []) if context.dry_run else gpu_tests(checkout, missing)
     chosen = ["-k", _DRY_SELECTION] if context.dry_run else ["-m", "gpu"]
     variables = {"TRITON_INTERPRET": "1"} if context.dry_run else {}
 
     def run(file: str) -> Finished:
         log = context.folder / f"{step}-{Path(file).stem}.log"
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--maxfail=20", *chosen, file]
-        return run_process(command, log, limit_s, cwd=checkout, variables=variables)
+        return context.run(command, log, limit_s, cwd=checkout, variables=variables)
 
     start = time.perf_counter()
     with ThreadPoolExecutor(max_workers=max(2, (os.cpu_count() or 2) // 2)) as pool:
@@ -194,7 +197,7 @@ def sanitizer(step: str, context: Context, limit_s: float) -> Outcome:
         command = [program, "--tool", tool, "--error-exitcode", "9", "--launch-timeout", "0"]
         command += [sys.executable, "-m", "tempme_export.bench.gpu.smoke"]
         log = context.folder / f"{step}-{tool}.log"
-        done = run_process(command, log, max(1.0, limit_s - seconds), variables=variables)
+        done = context.run(command, log, max(1.0, limit_s - seconds), variables=variables)
         seconds += done.seconds
         said = [line for line in done.lines if "ERROR SUMMARY" in line or "RACECHECK SUMMARY" in line]
         rows.append({"tool": tool, "code": done.code, "seconds": done.seconds, "summary": said[-1:]})
@@ -222,6 +225,7 @@ STEPS = (
     Step("determinism", 2),
     Step("sanitizer", 4, sanitizer),
     Step("encoder-b16", 3),
+    Step("kernels-b16", 3),
     Step("compiled", 6),
     Step("original-compiled", 4),
 )

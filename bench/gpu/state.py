@@ -1,7 +1,6 @@
 """Facts about a GPU that its measurements depend on. What cannot be asked is None."""
 
 import dataclasses
-import importlib
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -10,8 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-
-_QUERY = "driver_version,clocks.sm,clocks.mem,power.draw,power.limit,temperature.gpu"
 
 
 @dataclass(frozen=True)
@@ -34,67 +31,27 @@ class GpuState:
     throttle: int | None = None
 
 
-def _by_nvml(index: int) -> dict[str, Any]:
-    """Facts that nvidia-ml-py tells; nothing where it is missing or refuses."""
-    try:
-        nvml: Any = importlib.import_module("pynvml")
-        nvml.nvmlInit()
-    except Exception:  # the package's errors have no common public root when it is a stub
-        return {}
-    found: dict[str, Any] = {}
-    try:
-        handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        questions: dict[str, Callable[[], Any]] = {
-            "driver": lambda: str(nvml.nvmlSystemGetDriverVersion()),
-            "sm_clock": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
-            "memory_clock": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
-            "power": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
-            "power_limit": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3,
-            "temperature": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
-            "throttle": lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
-        }
-        for name, ask in questions.items():
-            try:
-                found[name] = ask()
-            except Exception:  # one answer the driver refuses must not cost the others
-                continue
-    except Exception:  # no such device: nvidia-smi is asked next, and what nobody answers stays empty
-        return found
-    finally:
-        nvml.nvmlShutdown()
-    return found
+_FIELDS = {
+    "driver": "driver_version",
+    "sm_clock": "clocks.sm",
+    "memory_clock": "clocks.mem",
+    "power": "power.draw",
+    "power_limit": "power.limit",
+    "temperature": "temperature.gpu",
+    "throttle": "clocks_throttle_reasons.active",
+}
+_KINDS: dict[str, Callable[[str], Any]] = {"driver": str, "power": float, "power_limit": float}
 
 
-def _by_smi(index: int) -> dict[str, Any]:
-    """Facts that nvidia-smi tells; nothing where it is missing or refuses."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return {}
-    command = [program, f"--id={index}", f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
+def _asked(index: int, name: str, program: str) -> Any:
+    """A fact that nvidia-smi tells; None where it refuses, which must not cost the others."""
+    command = [program, f"--id={index}", f"--query-gpu={_FIELDS[name]}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
-    fields = [field.strip() for field in done.stdout.strip().split(",")]
-    if done.returncode != 0 or len(fields) != len(_QUERY.split(",")):
-        return {}
-
-    def number(text: str) -> float | None:
-        try:
-            return float(text)
-        except ValueError:
-            return None
-
-    numbers = [number(field) for field in fields[1:]]
-    whole = [None if one is None else int(one) for one in numbers]
-    return {
-        "driver": fields[0],
-        "sm_clock": whole[0],
-        "memory_clock": whole[1],
-        "power": numbers[2],
-        "power_limit": numbers[3],
-        "temperature": whole[4],
-    }
+        answer = done.stdout.strip()
+        return _KINDS.get(name, lambda text: int(text, 0))(answer) if done.returncode == 0 and answer else None
+    except (OSError, subprocess.TimeoutExpired, ValueError):
+        return None
 
 
 def gpu_state() -> GpuState | None:
@@ -102,13 +59,14 @@ def gpu_state() -> GpuState | None:
     if not torch.cuda.is_available():
         return None
     index = torch.cuda.current_device()
+    program = shutil.which("nvidia-smi")
     properties = torch.cuda.get_device_properties(index)
     return GpuState(
         name=properties.name,
         capability=f"sm_{properties.major}{properties.minor}",
         memory_gb=properties.total_memory / 1e9,
         multiprocessors=properties.multi_processor_count,
-        **(_by_nvml(index) or _by_smi(index)),
+        **({} if program is None else {name: _asked(index, name, program) for name in _FIELDS}),
     )
 
 

@@ -14,14 +14,18 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 
+from tempme_export.artifacts import registry
+from tempme_export.artifacts.artifact import Making, Spec
+from tempme_export.artifacts.backend import Backend
 from tempme_export.bench.candidates import ORIGINAL, known_candidates
 from tempme_export.bench.cases import Case
 from tempme_export.bench.core.candidate import Candidate, Entry
-from tempme_export.bench.core.clocks import timer
+from tempme_export.bench.core.clocks import SAMPLE_S, timer
 from tempme_export.bench.core.protocol import Protocol
 from tempme_export.bench.gpu.rehearsal import rehearsal_recipe
 from tempme_export.bench.gpu.state import gpu_state, versions
@@ -31,12 +35,16 @@ from tempme_export.encoder.profile import load_profile
 from tempme_export.encoder.recipe import Recipe, prepare
 from tempme_export.files import scratch_folder, write_file
 from tempme_export.names import command
+from tempme_export.progress import Progress
 
 B_32, B_16 = "vit-b-32-12f", "vit-b-16-12f"
 AS_WRITTEN = (ORIGINAL, "original-bf16", "torch-bf16", "torch-fp16", "graph-bf16", "graph-fp16")
-COMPILED = (ORIGINAL, "graph-bf16", "graph-bf16-compile", "pt2")
+# Those whose artifact is built when an export is asked for it, and that run where there is no more than torch.
+AHEAD_OF_TIME = tuple(
+    one for one in registry.BACKENDS if one.offered and one.artifact.option and {*one.packages} <= {"torch", "triton"}
+)
+COMPILED = (ORIGINAL, "graph-bf16", "graph-bf16-compile", *(one.name for one in AHEAD_OF_TIME))
 COMPILED_ORIGINAL = (ORIGINAL, "original-bf16", "original-compile", "original-bf16-compile")
-PACKAGE = "video.pt2"
 
 
 @dataclasses.dataclass
@@ -107,26 +115,21 @@ class Run:
         return (1, 2) if self.dry_run else (64, 1, 8)
 
 
-def package(device: str) -> Candidate:
-    """The compiled package, built for this measurement."""
-    from tempme_export.runtime.pt2 import Pt2Runner
+def built_here(backend: Backend, device: str) -> Candidate:
+    """The candidate of a backend, its artifact built for this measurement as an export builds it."""
+    artifact, kind = backend.artifact, torch.device(device).type
+    spec = cast(Spec, SimpleNamespace(precision="bf16", device=kind, frame_mask=False))
 
     def build(case: Case, folder: Path) -> Path:
-        from tempme_export.exporters.pt2 import export_video
+        artifact.exporter.build(artifact, Making(case.recipe, spec, folder, folder, None, Progress()))
+        return folder / artifact.file
 
-        export_video(case.recipe, folder / PACKAGE, "bf16", torch.device(device).type)
-        return folder / PACKAGE
-
-    def load(case: Case, artifact: Path | None, device: str) -> Pt2Runner:
-        assert artifact is not None, "it is built before"
-        return Pt2Runner(artifact, device)
-
-    return Candidate("pt2", load, build, file=PACKAGE, precision="bf16")
+    return dataclasses.replace(known_candidates()[backend.name], build=build, precision=spec.precision)
 
 
 def opened(run: Run, names: Sequence[str], case: Case, folder: Path) -> list[Entry]:
     """The candidates that could be built; why the others could not is a failure in the record."""
-    known = known_candidates() | {"pt2": package(run.device)}
+    known = known_candidates() | {one.name: built_here(one, run.device) for one in AHEAD_OF_TIME}
     entries: list[Entry] = []
     for name in names:
         run.say(f"{case.profile.name}: {name}")
@@ -157,37 +160,34 @@ def _encoder(run: Run, profile: str, names: Sequence[str]) -> None:
     run.record.look("after the encoder")
 
 
-def kernels(run: Run) -> None:
-    from tempme_export.bench.kernels.timing import KernelSettings, profile_rows
+def _kernels(run: Run, profile: str) -> None:
+    from tempme_export.bench.kernels.timing import Encoder, time_encoder
 
-    recipe, device = run.recipe(B_32), torch.device(run.device)
-    # torch.compile took 85 s for one reference's attention and match.
-    settings = KernelSettings((), (), (), device, run.protocol(run.seconds / 100), compiled=())
+    recipe, device = run.recipe(profile), torch.device(run.device)
+    take = timer(device, run.protocol(run.seconds / 100), 0.0 if run.dry_run else SAMPLE_S)
     for batch in run.batches()[: 1 if run.dry_run else None]:
-        take = timer(device, settings.protocol, 0.0 if run.dry_run else 2e-3)
-        keep = partial(run.record.add, "kernels")
-        _, marginal = profile_rows(recipe, batch, "bf16", settings, take, run.say, keep)
+        encoder = Encoder(recipe, batch, "bf16", device, compiled=())
+        _, marginal = time_encoder(encoder, take, run.say, partial(run.record.add, "kernels"))
         run.record.add("marginals", *([] if marginal is None else [marginal]))
 
 
 def determinism(run: Run) -> None:
-    from tempme_export.bench.gpu.determinism import encoder_rows, kernel_rows
+    from tempme_export.bench.gpu.determinism import encoder_rows
 
-    recipe = run.recipe(B_32)
     dtypes = ("bf16",) if run.dry_run else ("bf16", "fp32", "fp16")
-    for rows in (encoder_rows, kernel_rows):
-        for row in rows(recipe, run.batches()[0], dtypes, torch.device(run.device)):
-            run.record.add("determinism", row)
-            if not row.passed:
-                run.record.failures.append(f"{row.what}, {row.dtype}: runs differ, or NaNs: {row}")
-        run.record.save()
+    for row in encoder_rows(run.recipe(B_32), run.batches()[0], dtypes, torch.device(run.device)):
+        run.record.add("determinism", row)
+        if not row.passed:
+            run.record.failures.append(f"{row.what}, {row.dtype}: runs differ, or NaNs: {row}")
+    run.record.save()
 
 
 STEPS: dict[str, Callable[[Run], None]] = {
     "encoder-b32": partial(_encoder, profile=B_32, names=AS_WRITTEN),
-    "kernels": kernels,
+    "kernels": partial(_kernels, profile=B_32),
     "determinism": determinism,
     "encoder-b16": partial(_encoder, profile=B_16, names=AS_WRITTEN),
+    "kernels-b16": partial(_kernels, profile=B_16),
     "compiled": partial(_encoder, profile=B_32, names=COMPILED),
     "original-compiled": partial(_encoder, profile=B_32, names=COMPILED_ORIGINAL),
 }

@@ -3,17 +3,19 @@
 import dataclasses
 import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from tempme_export.bench.kernels.shapes import encoder_launches
+from tempme_export.bench.counting.shapes import shape_frames, shape_recipe
+from tempme_export.bench.kernels.calls import fused_calls
 from tempme_export.encoder.backbone import open_clip_backbone
+from tempme_export.encoder.model import VideoEncoder
 from tempme_export.encoder.profile import FROM_CHECKPOINT, Profile
 from tempme_export.errors import BackendError, UsageError
-from tempme_export.kernels import aot
+from tempme_export.kernels import aot, attention, match, merge
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -58,9 +60,11 @@ def _size(launch: aot.Launch) -> tuple[int, int]:
     return len(launch.variant.arguments), sum(math.prod(one.shape) for one in launch.inputs)
 
 
-def representative_launches(profile: Profile, dtype: torch.dtype) -> list[aot.Launch]:
-    """Of each kernel the profile's launch with the most options, at its largest.
+def encoder_launches(profile: Profile, dtype: torch.dtype) -> tuple[aot.Launch, ...]:
+    """The launches of one forward of the video tower at the usual batch size, in order: the encoder runs on shapes
+    alone, and its fused calls are given to the launchers.
 
+    dtype  of the tokens; LayerNorm parameters stay float32
     Raises UsageError for a profile that takes its sizes from a checkpoint.
     """
     if profile.backbone == FROM_CHECKPOINT:
@@ -68,37 +72,43 @@ def representative_launches(profile: Profile, dtype: torch.dtype) -> list[aot.La
             f"profile {profile.name} takes its sizes from a checkpoint, and kernels are compiled for known ones. "
             "Choose a profile that names its backbone."
         )
-    backbone, merge = open_clip_backbone(profile.backbone), profile.merge
-    launches = encoder_launches(
-        profile.schedule(backbone),
-        backbone.width,
-        profile.batch.opt,
-        dtype,
-        size_bias=merge.size_bias,
-        clip_position=merge.clip_position,
-    )
+    recipe = shape_recipe(profile, open_clip_backbone(profile.backbone))
+    calls = fused_calls(VideoEncoder(recipe, dtype), shape_frames(recipe, profile.batch.opt))
+    launchers = {name: launcher for module in (attention, match, merge) for name, launcher in vars(module).items()}
+    return aot.launches_of(lambda: [launchers[call.name](*call.inputs) for call in calls])
+
+
+def representative_launches(profile: Profile, dtype: torch.dtype) -> list[aot.Launch]:
+    """Of each kernel the profile's launch with the most options, at its largest. Raises as `encoder_launches`."""
     largest: dict[str, aot.Launch] = {}
-    for launch in launches:
+    for launch in encoder_launches(profile, dtype):
         name = launch.variant.name
         if name not in largest or _size(launch) > _size(largest[name]):
             largest[name] = launch
     return list(largest.values())
 
 
-def compile_rows(profile: Profile, progress: Callable[[str], None]) -> list[ResourceRow]:
-    """Compile each kernel of a profile for every target; `progress` is told what is being compiled.
+def compile_rows(
+    profile: Profile,
+    progress: Callable[[str], None],
+    dtypes: Sequence[torch.dtype] = DTYPES,
+    targets: Sequence[str] = aot.TARGETS,
+    kernels: Container[str] | None = None,
+) -> list[ResourceRow]:
+    """Compile each kernel of a profile, or some, for every target; `progress` is told what is being compiled.
 
-    Raises BackendError without Triton, UsageError as `representative_launches`.
+    Raises BackendError without Triton, UsageError as `encoder_launches`.
     """
     _require_triton()
     rows, done = [], set()
-    for dtype in DTYPES:
+    for dtype in dtypes:
         for launch in representative_launches(profile, dtype):
-            if launch.variant in done:
-                continue  # a kernel that reads no tokens of the profile's dtype
-            done.add(launch.variant)
-            for target in aot.TARGETS:
-                progress(f"compiling {launch.variant.name}, {launch.variant.dtype}, for {target}")
+            variant = launch.variant
+            if variant in done or (kernels is not None and variant.name not in kernels):
+                continue  # done is a kernel that reads no tokens of the profile's dtype
+            done.add(variant)
+            for target in targets:
+                progress(f"compiling {variant.name}, {variant.dtype}, for {target}")
                 rows.append(_row(launch, target))
     return rows
 

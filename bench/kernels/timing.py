@@ -2,12 +2,12 @@
 costs an encoder.
 
 Ours are replayed from CUDA graphs, as in a deployed encoder. Plain PyTorch and its torch.compile are called as they
-are, launches included: the reference picks its sets with a mask, which a graph cannot hold.
+are, launches included.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from tempme_export.bench.candidates import DTYPES
-from tempme_export.bench.core.clocks import Timer, Work, copy_work, l2_bytes, timer
-from tempme_export.bench.core.protocol import Protocol
+from tempme_export.bench.core.clocks import Timer, Work, copy_work, l2_bytes
+from tempme_export.bench.core.graphed import inferring
+from tempme_export.bench.core.protocol import Progress, Protocol
 from tempme_export.bench.core.timing import Timing
-from tempme_export.bench.kernels.cases import Inputs, KernelCall, kernel_calls
+from tempme_export.bench.kernels.calls import Inputs, KernelCall, fused_calls, merging_calls, moved_bytes
+from tempme_export.encoder.model import VideoEncoder
 from tempme_export.encoder.profile import Profile
 from tempme_export.encoder.random_weights import draw_checkpoint
 from tempme_export.encoder.recipe import Recipe, prepare
@@ -34,8 +36,6 @@ _L2_TIMES = 4  # cold: this many times the L2 cache passes by before an input is
 _MOST_SETS = 128
 _MOST_EAGER_SETS = 32  # where inputs are so small that more would fit the cache, launches take longer than memory
 
-Progress = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class KernelRow:
@@ -43,11 +43,12 @@ class KernelRow:
 
     sign            +1 where it is there because tokens merge, -1 for what would run in its place without
     shape           of the tokens it reads
-    mbytes          that it has to move, in 1e6, by `traffic`
+    mbytes          that it has to move, in 1e6, as `calls.moved_bytes` counts
     warm_us         inputs as the last call left them in the L2 cache; cold_us: out of memory; each with its
                     20th and 80th percentile
     share_of_copy   cold_gb_s over that of a copy within the device's memory, measured beside it
-    plain_us        plain PyTorch, eager; compiled_us: the same through torch.compile; None where not measured
+    plain_us        plain PyTorch, eager: the dense form; compiled_us: the same through torch.compile; None where
+                    not measured
     """
 
     profile: str
@@ -73,11 +74,6 @@ class KernelRow:
     compiled_us: float | None
     compiled_cold_us: float | None
 
-    @property
-    def times_as_fast(self) -> float:
-        """As plain PyTorch, both out of memory."""
-        return self.plain_cold_us / self.cold_us
-
 
 @dataclass(frozen=True)
 class MarginalRow:
@@ -100,30 +96,20 @@ class MarginalRow:
 
 
 @dataclass(frozen=True)
-class KernelSettings:
-    """Timing asked for. Blocks of `compiled` go through torch.compile too, seconds per call; None: one of each kind."""
+class Encoder:
+    """One encoder whose calls are timed.
 
-    profiles: tuple[Profile, ...]
-    batches: tuple[int, ...]
-    dtypes: tuple[str, ...]
+    compiled  blocks whose calls go through torch.compile too, seconds per call; None: one of each kind
+    """
+
+    recipe: Recipe
+    batch: int
+    dtype: str
     device: torch.device
-    protocol: Protocol
     compiled: tuple[int, ...] | None = None
 
-
-@dataclass(frozen=True)
-class KernelReport:
-    """All rows of a run."""
-
-    rows: tuple[KernelRow, ...]
-    marginals: tuple[MarginalRow, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The run as plain values."""
-        return {
-            "kernels": [dataclasses.asdict(row) for row in self.rows],
-            "marginals": [dataclasses.asdict(row) for row in self.marginals],
-        }
+    def __str__(self) -> str:
+        return f"{self.recipe.profile.name}, batch {self.batch}, {self.dtype}"
 
 
 def require_gpu() -> torch.device:
@@ -144,48 +130,47 @@ def check_dtypes(names: Iterable[str]) -> None:
 
 
 def kernel_row(
-    profile: str, batch: int, dtype: str, call: KernelCall, times: Mapping[str, Timing], copy_gb_s: float
+    encoder: Encoder, call: KernelCall, n_bytes: int, times: Mapping[str, Timing], copy_gb_s: float
 ) -> KernelRow:
     """A row from the timings `warm`, `cold`, `plain`, `plain cold` and, if there, `compiled` and `compiled cold`."""
+    us = {name: one.p50 * 1e6 for name, one in times.items()}
+    rates = {name: n_bytes / times[name].p50 / 1e9 for name in ("warm", "cold")}
     warm, cold = times["warm"], times["cold"]
-    compiled, compiled_cold = times.get("compiled"), times.get("compiled cold")
-    cold_gb_s = call.n_bytes / cold.p50 / 1e9
     return KernelRow(
-        profile=profile,
-        batch=batch,
-        dtype=dtype,
+        profile=encoder.recipe.profile.name,
+        batch=encoder.batch,
+        dtype=encoder.dtype,
         block=call.block,
         kernel=call.name,
         sign=call.sign,
         shape=call.shape,
-        mbytes=call.n_bytes / 1e6,
-        warm_us=warm.p50 * 1e6,
+        mbytes=n_bytes / 1e6,
+        warm_us=us["warm"],
         warm_p20_us=warm.percentile(20) * 1e6,
         warm_p80_us=warm.percentile(80) * 1e6,
-        cold_us=cold.p50 * 1e6,
+        cold_us=us["cold"],
         cold_p20_us=cold.percentile(20) * 1e6,
         cold_p80_us=cold.percentile(80) * 1e6,
-        warm_gb_s=call.n_bytes / warm.p50 / 1e9,
-        cold_gb_s=cold_gb_s,
+        warm_gb_s=rates["warm"],
+        cold_gb_s=rates["cold"],
         copy_gb_s=copy_gb_s,
-        share_of_copy=cold_gb_s / copy_gb_s,
-        plain_us=times["plain"].p50 * 1e6,
-        plain_cold_us=times["plain cold"].p50 * 1e6,
-        compiled_us=None if compiled is None else compiled.p50 * 1e6,
-        compiled_cold_us=None if compiled_cold is None else compiled_cold.p50 * 1e6,
+        share_of_copy=rates["cold"] / copy_gb_s,
+        plain_us=us["plain"],
+        plain_cold_us=us["plain cold"],
+        compiled_us=us.get("compiled"),
+        compiled_cold_us=us.get("compiled cold"),
     )
 
 
-def marginal_row(rows: Sequence[KernelRow], encode_s: float | None) -> MarginalRow:
+def marginal_row(rows: Sequence[KernelRow], encode_s: float) -> MarginalRow:
     """Cost of merging: the signed sum of `rows`, which share profile, batch and dtype. `encode_s` in seconds."""
-    first = rows[0]
+    first, encode_ms = rows[0], encode_s * 1e3
     warm: dict[int, float] = {}
     cold: dict[int, float] = {}
     for row in rows:
         warm[row.block] = warm.get(row.block, 0.0) + row.sign * row.warm_us
         cold[row.block] = cold.get(row.block, 0.0) + row.sign * row.cold_us
     warm_ms, cold_ms = sum(warm.values()) / 1e3, sum(cold.values()) / 1e3
-    encode_ms = None if encode_s is None else encode_s * 1e3
     return MarginalRow(
         profile=first.profile,
         batch=first.batch,
@@ -193,52 +178,38 @@ def marginal_row(rows: Sequence[KernelRow], encode_s: float | None) -> MarginalR
         encode_ms=encode_ms,
         warm_ms=warm_ms,
         cold_ms=cold_ms,
-        warm_share=None if encode_ms is None else warm_ms / encode_ms,
-        cold_share=None if encode_ms is None else cold_ms / encode_ms,
+        warm_share=warm_ms / encode_ms,
+        cold_share=cold_ms / encode_ms,
         warm_us_by_block=warm,
         cold_us_by_block=cold,
     )
 
 
 def one_of_each_kind(calls: Iterable[KernelCall]) -> tuple[int, ...]:
-    """The first block that merges within clips and has sizes, and the first that joins clips."""
+    """The second block that merges within clips, which has sizes, and the first that joins clips."""
     within = [call.block for call in calls if call.name == "attention_match"]
     across = [call.block for call in calls if call.name == "match_clips"]
     return tuple(sorted({*within[1:2], *across[:1]}))
 
 
-def _copies(inputs: Inputs) -> Inputs:
-    return tuple(one.clone() if isinstance(one, Tensor) and one.ndim > 1 else one for one in inputs)
-
-
-def input_sets(call: KernelCall, device: torch.device) -> list[Inputs]:
-    """The inputs of a call, and as many copies of them as push one another out of the L2 cache.
+def input_sets(inputs: Inputs, n_bytes: int, l2: int) -> list[Inputs]:
+    """The inputs of a call, and as many copies of them as push one another out of an L2 cache of so many bytes.
 
     LayerNorm parameters are shared: in an encoder they are as small beside the tokens.
     """
-    n = math.ceil(_L2_TIMES * l2_bytes(device) / call.n_bytes) + 1
-    first = call.draw(device)
-    return [first, *(_copies(first) for _ in range(min(_MOST_SETS, n) - 1))]
 
+    def copy() -> Inputs:
+        return tuple(one.clone() if isinstance(one, Tensor) and one.ndim > 1 else one for one in inputs)
 
-def inferring(run: Callable[..., object]) -> Callable[..., object]:
-    """`run` in inference mode."""
-
-    def call(*args: Any) -> object:
-        with torch.inference_mode():
-            return run(*args)
-
-    return call
+    n = math.ceil(_L2_TIMES * l2 / n_bytes) + 1
+    return [inputs, *(copy() for _ in range(min(_MOST_SETS, n) - 1))]
 
 
 def _works(run: Callable[..., object], sets: Sequence[Inputs], name: str, *, graph: bool) -> dict[str, Work]:
     warm, cold = ("warm", "cold") if name == "" else (name, f"{name} cold")
-    first = partial(run, *sets[0])
-    repeats = _WARM_CALLS if graph else 1
-    return {
-        warm: Work((first,) * repeats, graph=graph),
-        cold: Work(tuple(partial(run, *one) for one in sets[: None if graph else _MOST_EAGER_SETS]), graph, keep=graph),
-    }
+    calls = tuple(torch.inference_mode()(partial(run, *one)) for one in sets)
+    repeats, most = (_WARM_CALLS, len(calls)) if graph else (1, _MOST_EAGER_SETS)
+    return {warm: Work(calls[:1] * repeats, graph), cold: Work(calls[:most], graph, keep=graph)}
 
 
 def _compiled(plain: Callable[..., object], inputs: Inputs) -> Callable[..., object]:
@@ -248,24 +219,19 @@ def _compiled(plain: Callable[..., object], inputs: Inputs) -> Callable[..., obj
     """
     torch._dynamo.reset()
     compiled = torch.compile(plain, dynamic=False)
-
-    def call(*args: Any) -> object:
-        with torch.no_grad():
-            return compiled(*args)
-
     for _ in range(2):
-        call(*inputs)
-    return call
+        compiled(*inputs)
+    return compiled
 
 
 def time_call(
-    call: KernelCall, device: torch.device, take: Timer, progress: Progress, *, compiled: bool
+    call: KernelCall, n_bytes: int, device: torch.device, take: Timer, progress: Progress, *, compiled: bool
 ) -> dict[str, Timing]:
     """Timings of one call, named as `kernel_row` wants them; `progress` is told where compiling plain PyTorch fails."""
-    sets = input_sets(call, device)
+    sets = input_sets(call.inputs, n_bytes, l2_bytes(device))
     works = {
-        **_works(inferring(call.run), sets, "", graph=device.type == "cuda"),
-        **_works(inferring(call.plain), sets, "plain", graph=False),
+        **_works(call.run, sets, "", graph=device.type == "cuda"),
+        **_works(call.plain, sets, "plain", graph=False),
     }
     if compiled:
         try:
@@ -275,75 +241,53 @@ def time_call(
     return take(works)
 
 
-def copy_gb_s(device: torch.device, take: Timer) -> float:
-    """1e9 bytes per second of a copy within the device's memory, reading and writing counted."""
-    work, moved = copy_work(device)
-    return moved / take({"copy": work})["copy"].p50 / 1e9
-
-
-def encode_s(recipe: Recipe, batch: int, dtype: str, device: torch.device, take: Timer) -> float:
-    """Seconds per call of the whole fused encoder, replayed from a CUDA graph."""
-    from tempme_export.encoder.model import VideoEncoder
-
-    encoder = VideoEncoder(recipe, DTYPES[dtype]).to(device)
-    size = recipe.backbone.image_size
-    frames = torch.randn(batch, recipe.profile.frames, 3, size, size, device=device)
-    work = Work((partial(inferring(encoder), frames),), graph=True)
-    return take({"encode": work})["encode"].p50
-
-
-def profile_rows(
-    recipe: Recipe,
-    batch: int,
-    dtype: str,
-    settings: KernelSettings,
-    take: Timer,
-    progress: Progress,
-    found: Callable[[KernelRow], None] = lambda _: None,
+def time_encoder(
+    encoder: Encoder, take: Timer, progress: Progress, found: Callable[[KernelRow], None] = lambda _: None
 ) -> tuple[list[KernelRow], MarginalRow | None]:
-    """Every row of one profile, batch and dtype, and what merging costs; None where nothing merges.
+    """Every row of one encoder, and what merging costs; None where nothing merges.
 
     found  is given each row as soon as it is there
     """
-    merge, backbone, device = recipe.profile.merge, recipe.backbone, settings.device
-    calls = kernel_calls(
-        recipe.schedule,
-        backbone.width,
-        backbone.heads,
-        batch,
-        DTYPES[dtype],
-        size_bias=merge.size_bias,
-        clip_position=merge.clip_position,
-    )
-    chosen = one_of_each_kind(calls) if settings.compiled is None else settings.compiled
-    copied = copy_gb_s(device, take)
+    device, size = encoder.device, encoder.recipe.backbone.image_size
+    module = VideoEncoder(encoder.recipe, DTYPES[encoder.dtype]).to(device)
+    frames = torch.randn(encoder.batch, encoder.recipe.profile.frames, 3, size, size, device=device)
+    calls = list(merging_calls(fused_calls(module, frames)))
+    chosen = one_of_each_kind(calls) if encoder.compiled is None else encoder.compiled
+    copy, copied = copy_work(device)
+    copy_gb_s = copied / take({"copy": copy})["copy"].p50 / 1e9
     rows = []
     for call in calls:
-        progress(f"{recipe.profile.name}, batch {batch}, {dtype}: block {call.block}, {call.name}")
-        times = time_call(call, device, take, progress, compiled=call.block in chosen)
-        rows.append(kernel_row(recipe.profile.name, batch, dtype, call, times, copied))
+        progress(f"{encoder}: block {call.block}, {call.name}")
+        with torch.inference_mode():
+            n_bytes = moved_bytes(call.inputs, call.run(*call.inputs))
+        times = time_call(call, n_bytes, device, take, progress, compiled=call.block in chosen)
+        rows.append(kernel_row(encoder, call, n_bytes, times, copy_gb_s))
         found(rows[-1])
     if not rows:
         return [], None
-    progress(f"{recipe.profile.name}, batch {batch}, {dtype}: the whole encoder")
-    return rows, marginal_row(rows, encode_s(recipe, batch, dtype, device, take))
+    progress(f"{encoder}: the whole encoder")
+    whole = take({"encode": Work((inferring(module, (frames,)),), graph=True)})["encode"].p50
+    return rows, marginal_row(rows, whole)
 
 
-def time_kernels(settings: KernelSettings, progress: Progress, take: Timer | None = None) -> KernelReport:
-    """Time every fused call of the profiles, with random weights; `progress` is told what is being timed.
+def drawn_encoders(
+    profiles: Iterable[Profile], batches: Sequence[int], dtypes: Sequence[str], device: torch.device, progress: Progress
+) -> Iterator[Encoder]:
+    """Encoders of the profiles with random weights, at every batch size and dtype.
 
-    take  None: by the device's events
     Raises ProfileError for a profile that takes its sizes from a checkpoint.
     """
-    take = take or timer(settings.device, settings.protocol)
-    rows: list[KernelRow] = []
-    marginals: list[MarginalRow] = []
-    for profile in settings.profiles:
+    for profile in profiles:
         progress(f"{profile.name}: drawing weights")
         recipe = prepare(draw_checkpoint(profile, 0), profile)
-        for batch in settings.batches:
-            for dtype in settings.dtypes:
-                timed, marginal = profile_rows(recipe, batch, dtype, settings, take, progress)
-                rows += timed
-                marginals += [] if marginal is None else [marginal]
-    return KernelReport(tuple(rows), tuple(marginals))
+        yield from (Encoder(recipe, batch, dtype, device) for batch in batches for dtype in dtypes)
+
+
+def time_encoders(encoders: Iterable[Encoder], take: Timer, progress: Progress) -> dict[str, list[dict[str, Any]]]:
+    """Every fused call of the encoders, and what merging costs them, as plain values."""
+    found: dict[str, list[dict[str, Any]]] = {"kernels": [], "marginals": []}
+    for encoder in encoders:
+        rows, marginal = time_encoder(encoder, take, progress)
+        found["kernels"] += map(dataclasses.asdict, rows)
+        found["marginals"] += [] if marginal is None else [dataclasses.asdict(marginal)]
+    return found

@@ -1,10 +1,11 @@
-"""A method on a profile: its schedule and operations, with the paper's figures beside them."""
+"""A method on a profile: its schedule and operations as counted here, beside what the paper prints."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tempme_export.bench.methods.catalogue import Method, policy_schedule
 from tempme_export.bench.methods.figures import PaperFigures, paper_figures
-from tempme_export.bench.paper import TOLERANCE
 from tempme_export.encoder.backbone import Backbone
 from tempme_export.encoder.complexity import Complexity
 from tempme_export.encoder.profile import Profile
@@ -36,21 +37,6 @@ class Derivation:
         """True where there is an encoder for it."""
         return not self.reason
 
-    @property
-    def difference(self) -> float | None:
-        """Our GMACs minus the printed figure; None where one of them is missing."""
-        if self.counted is None or self.figures is None or self.figures.gflops is None:
-            return None
-        return self.counted.gmacs - self.figures.gflops
-
-    @property
-    def holds(self) -> bool | None:
-        """True where count and tokens agree with the paper; None where there is nothing to compare."""
-        if self.schedule is None or self.figures is None:
-            return None
-        close = self.difference is None or abs(self.difference) <= TOLERANCE
-        return close and self.figures.tokens in (None, (self.schedule.final_clips, self.schedule.final_tokens))
-
 
 def derive(method: Method, profile: Profile, backbone: Backbone) -> Derivation:
     """Apply a method to the settings of a profile. Never raises: what does not apply says so in `reason`."""
@@ -73,3 +59,40 @@ def derive(method: Method, profile: Profile, backbone: Backbone) -> Derivation:
     ):
         figures = None
     return Derivation(method, schedule, method.count(schedule, backbone), policy, figures, method.reason)
+
+
+def paper_comparison(
+    methods: Iterable[Method],
+    profile: Profile,
+    backbone: Backbone,
+    videos_per_s: Mapping[str, float],
+    missing: Mapping[str, str],
+) -> list[dict[str, Any]]:
+    """One row for each method, as plain values; None where there is no figure, and `reason` says why there is none
+    of ours.
+
+    videos_per_s  as measured, by method key
+    missing       why others were not
+    """
+    rows = []
+    for method in methods:
+        found = derive(method, profile, backbone)
+        schedule, figures = found.schedule, found.figures
+        rows.append(
+            {
+                "profile": profile.name,
+                "backbone": backbone.name,
+                "frames": profile.frames,
+                "key": method.key,
+                "title": method.title,
+                "gmacs": None if found.counted is None else found.counted.gmacs,
+                "tokens": None if schedule is None else (schedule.final_clips, schedule.final_tokens),
+                "videos_per_s": videos_per_s.get(method.key),
+                "paper_gflops": None if figures is None else figures.gflops,
+                "paper_tokens": None if figures is None else figures.tokens,
+                "paper_videos_per_s": None if figures is None else figures.videos_per_s,
+                "source": method.source,
+                "reason": found.reason or missing.get(method.key, ""),
+            }
+        )
+    return rows

@@ -4,19 +4,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tempme_export.bench.core.row import Row
-from tempme_export.bench.reporting.intervals import rate_interval
+import numpy as np
+
+from tempme_export.bench.core.bootstrap import estimate
+from tempme_export.bench.core.row import VERSIONS, Row
 from tempme_export.bench.reporting.read import Results
 from tempme_export.bench.scaling import family
+from tempme_export.bench.tables.table import Bad
 
-CONVERGED, UNCONVERGED, UNKNOWN = "yes", "not converged", "not said"
-PASSED, FAILED, UNJUDGED = "pass", "failed", "not judged"
+PARITY = {True: "pass", False: Bad("failed"), None: Bad("not judged")}
 UNNAMED = "unnamed profile"
+FEWEST = 5
+_RESAMPLES, _SEED = 2000, 0
 
-ORIGIN = (
-    *("command", "weights", "device", "cpu", "threads", "gpu", "driver", "python", "torch", "onnxruntime"),
-    *("openvino", "tensorrt", "commit"),
-)
+ORIGIN = ("command", "weights", "device", "cpu", "threads", "gpu", "driver", *VERSIONS, "commit")
 """Columns that rows of one origin share."""
 
 
@@ -81,45 +82,27 @@ def origins(every: Iterable[Results]) -> list[Origin]:
     return [Origin(n, source[key], tuple(rows)) for n, (key, rows) in enumerate(found.items(), 1)]
 
 
-@dataclass(frozen=True)
-class Side:
-    """One candidate within a comparison.
+@dataclass(frozen=True, kw_only=True)
+class Side(Row):
+    """A row within its comparison.
 
     low, high  95 % interval of its videos/s; None where its samples were not kept
     """
 
-    row: Row
     origin: Origin
     low: float | None
     high: float | None
 
     @property
-    def name(self) -> str:
-        return self.row.candidate
-
-    @property
-    def converged(self) -> str:
-        return {True: CONVERGED, False: UNCONVERGED, None: UNKNOWN}[self.row.converged]
-
-    @property
-    def parity(self) -> str:
-        return {True: PASSED, False: FAILED, None: UNJUDGED}[self.row.parity]
-
-    @property
-    def slowdown(self) -> float:
-        """Per cent it was slowed down on purpose."""
-        return self.row.slowdown_percent or 0.0
-
-    @property
     def doubts(self) -> list[str]:
         """Why this figure is not to be relied upon, in words; empty where it is."""
         said = []
-        if self.parity != PASSED:
-            said.append("FAILED PARITY" if self.parity == FAILED else "parity not judged")
-        if self.converged != CONVERGED:
-            said.append("NOT CONVERGED" if self.converged == UNCONVERGED else "not said whether it converged")
-        if self.slowdown:
-            said.append(f"slowed down on purpose by {self.slowdown:g} %")
+        if not self.parity:
+            said.append("parity not judged" if self.parity is None else "FAILED PARITY")
+        if not self.converged:
+            said.append("not said whether it converged" if self.converged is None else "NOT CONVERGED")
+        if self.slowdown_percent:
+            said.append(f"slowed down on purpose by {self.slowdown_percent:g} %")
         return said
 
 
@@ -139,19 +122,33 @@ class Group:
         return self.sides[0]
 
     @property
+    def results_id(self) -> int:
+        """Equal for the comparisons of one document."""
+        return id(self.results)
+
+    @property
+    def device(self) -> str | None:
+        return self.first.device
+
+    @property
     def by_method(self) -> bool:
         """True where methods stand beside each other rather than backends."""
-        return len({side.row.method for side in self.sides}) > 1
+        return len({side.method for side in self.sides}) > 1
 
     @property
     def name(self) -> str:
         """The profile; where methods stand side by side, that which they were derived from."""
-        return without_method(self.profile, self.first.row.method) if self.by_method else self.profile
+        return without_method(self.profile, self.first.method) if self.by_method else self.profile
 
     @property
     def family(self) -> str:
         """Its name without the frame count: what stays the same in a sweep over frames."""
         return family(self.name, self.frames)
+
+    @property
+    def fastest(self) -> Side | None:
+        """Of those whose figure can be relied upon."""
+        return max((side for side in self.sides if not side.doubts), key=lambda side: side.videos_per_s, default=None)
 
     @property
     def doubtful(self) -> list[Side]:
@@ -197,8 +194,20 @@ def _group(
     for row in rows:
         taken = results.samples.get((profile, row.batch, row.candidate), ())
         low, high = rate_interval(taken, row.batch) or (None, None)
-        sides.append(Side(row, own[id(row)], low, high))
+        sides.append(Side(**vars(row), origin=own[id(row)], low=low, high=high))
     return Group(results, profile, rows[0].frames, rows[0].batch, tuple(sides), tuple(notes))
+
+
+def rate_interval(seconds: Sequence[float], batch: int) -> tuple[float, float] | None:
+    """Videos/s: `batch` over the 95 % interval of the median call, which took `seconds`, in the order measured.
+
+    By a block bootstrap, so that samples that depend on those before them do not narrow it. None for fewer than five
+    samples, of which no spread can be told.
+    """
+    if len(seconds) < FEWEST:
+        return None
+    median = estimate(np.asarray(seconds, dtype=np.float64), resamples=_RESAMPLES, seed=_SEED).ratio()
+    return batch / median.high, batch / median.low
 
 
 def without_method(profile: str, method: str | None) -> str:

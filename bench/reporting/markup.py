@@ -1,11 +1,10 @@
 """HTML from values: whatever is not markup already is escaped."""
 
 import html
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-NONE = "\N{EN DASH}"
+from tempme_export.bench.tables.table import Bad, Table
+
 _VOID = frozenset({"img", "meta"})
 
 
@@ -26,61 +25,27 @@ def element(tag: str, *children: str, **attributes: str) -> Html:
 
 
 def join(children: Sequence[str], between: str = "") -> Html:
-    """The children one after the other, texts escaped."""
-    safe = (child if isinstance(child, Html) else html.escape(child) for child in children)
-    return Html(html.escape(between).join(safe))
+    """The children one after the other, texts escaped; bad ones stand out by weight and a sign, not by colour alone."""
+    return Html(html.escape(between).join(_safe(child) for child in children))
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column's head; `figures` are set flush right in digits of one width."""
+def _safe(child: str) -> str:
+    if isinstance(child, Html):
+        return child
+    if isinstance(child, Bad):
+        return element("strong", f"\N{WARNING SIGN} {child}", class_="bad")
+    return html.escape(child)
 
-    head: str
-    figures: bool = True
 
-
-def table(caption: str, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Html:
+def table_of(table: Table) -> Html:
     """A table that scrolls within itself where the page is narrower. The first cell of a row is its head."""
-    heads = [element("th", column.head, scope="col", class_=_class(column)) for column in columns]
-    body = []
-    for row in rows:
-        cells = []
-        for i, (column, cell) in enumerate(zip(columns, row, strict=True)):
-            named = {"class_": _class(column)}
-            cells.append(element("td", cell, **named) if i else element("th", cell, scope="row", **named))
-        body.append(element("tr", *cells))
-    title = element("caption", element("span", caption))
+    named = ["figures" if figures else "words" for figures in table.figures]
+    heads = [element("th", head, scope="col", class_=kind) for head, kind in zip(table.heads, named, strict=True)]
+    body = [
+        element("tr", element("th", row[0], scope="row", class_=named[0]),
+                *(element("td", cell, class_=kind) for cell, kind in zip(row[1:], named[1:], strict=True)))
+        for row in table.rows
+    ]  # fmt: skip
+    title = element("caption", element("span", table.caption))
     whole = element("table", title, element("thead", element("tr", *heads)), element("tbody", *body))
-    label = caption if not isinstance(caption, Html) else columns[0].head
-    return element("div", whole, class_="scroll", role="region", tabindex="0", aria_label=label)
-
-
-def _class(column: Column) -> str:
-    return "figures" if column.figures else "words"
-
-
-def decimals(values: Sequence[float | None]) -> int:
-    """Decimals for a column of figures, by the largest: three digits or more, and none that are noise."""
-    largest = max((abs(value) for value in values if value is not None), default=0.0)
-    for bound, places in ((1, 3), (100, 2), (1000, 1)):
-        if largest < bound:
-            return places
-    return 0
-
-
-def number(value: float | None, places: int) -> str:
-    """A figure with so many decimals; a dash for None."""
-    return NONE if value is None or not math.isfinite(value) else f"{value:.{places}f}".replace("-", "\N{MINUS SIGN}")
-
-
-def column_of(values: Sequence[float | None]) -> list[str]:
-    """The figures of one column, all with the same decimals."""
-    places = decimals(values)
-    return [number(value, places) for value in values]
-
-
-def distance(value: float | None) -> str:
-    """1 − cosine, of which only the magnitude matters."""
-    if value is None:
-        return "not compared"
-    return "0" if value == 0 else f"{value:.1e}".replace("-", "\N{MINUS SIGN}")
+    return element("div", whole, class_="scroll", role="region", tabindex="0", aria_label=table.caption)

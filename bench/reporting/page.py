@@ -9,14 +9,12 @@ from tempme_export.bench import paper
 from tempme_export.bench.reporting.charts import SOFTWARE
 from tempme_export.bench.reporting.groups import Origin, groups, origins
 from tempme_export.bench.reporting.markup import Html, element, join
-from tempme_export.bench.reporting.pictures import Pictures
 from tempme_export.bench.reporting.read import Results
-from tempme_export.bench.reporting.section import Absent, Section
+from tempme_export.bench.reporting.section import Absent, Pictures, Section
 from tempme_export.bench.reporting.section_frames import frames
-from tempme_export.bench.reporting.section_operations import operations
 from tempme_export.bench.reporting.section_origin import origin_section
 from tempme_export.bench.reporting.section_paper import paper as paper_section
-from tempme_export.bench.reporting.section_speed import speed, summary
+from tempme_export.bench.reporting.section_speed import operations, speed, summary
 from tempme_export.bench.reporting.section_stages import stages
 from tempme_export.bench.reporting.section_tokens import tokens
 from tempme_export.errors import UsageError

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from tempme_export.bench.core.row import EARLIER, SCHEMA_VERSION, Row, upgraded
 from tempme_export.bench.report import DOCUMENT, SAMPLES
-from tempme_export.bench.reporting.published import from_published, is_published
 from tempme_export.errors import InputError
 from tempme_export.names import command
 
@@ -105,8 +104,6 @@ def read_results(path: Path) -> Results:
 
 def _checked(document: Any, source: str) -> dict[str, Any]:
     """The document with its parts of the right kind. Raises InputError for a foreign one."""
-    if isinstance(document, Mapping) and is_published(document):
-        document = from_published(document)
     if not isinstance(document, Mapping) or "rows" not in document:
         raise _foreign(source, "no results of tempme-bench")
     schema = document.get("schema")

@@ -1,160 +1,134 @@
 """Growth of a video's cost with its frames: counted, and measured."""
 
 from collections.abc import Sequence
-from functools import partial
+from typing import Any
 
-from tempme_export.bench.reporting import charts
-from tempme_export.bench.reporting.cost import FRAMES, costs, factors
-from tempme_export.bench.reporting.groups import PASSED, Group, Side
-from tempme_export.bench.reporting.markup import (
-    Column,
-    Html,
-    column_of,
-    distance,
-    element,
-    join,
-    number,
-    table,
-)
-from tempme_export.bench.reporting.pictures import Pictures
+from tempme_export.bench.methods.catalogue import chosen
+from tempme_export.bench.methods.derive import derive
+from tempme_export.bench.reporting.charts import Line, Lines, Panel, Point
+from tempme_export.bench.reporting.groups import PARITY, Group, Side
+from tempme_export.bench.reporting.markup import Html, element, join, table_of
 from tempme_export.bench.reporting.read import Results
 from tempme_export.bench.reporting.section import (
-    DISTANCE,
+    FROM,
+    PARITY_COLUMN,
+    Pictures,
     Section,
-    accuracy,
-    full_table,
-    link,
+    accurate,
+    doubt,
     made_by,
-    mark,
     remarks,
 )
-from tempme_export.bench.reporting.section_sweeps import fit_table, saturation_table
+from tempme_export.bench.reporting.section_speed import together
+from tempme_export.bench.scaling import profile_for_frames
+from tempme_export.bench.tables.rows import DISTANCE, GMACS, NOT_COMPARED, VIDEOS
+from tempme_export.bench.tables.runs import JUDGED, Values, sweep_tables
+from tempme_export.bench.tables.table import Bad, Column, fixed, tabled, whole, words
+from tempme_export.encoder.backbone import open_clip_backbone
+from tempme_export.encoder.profile import load_profile
 
-_BY_FORMULA = join(
-    ["Counted by formula, from the schedule alone, as ", element("code", "tempme-bench complexity"), " does."]
+FRAMES = (8, 12, 16, 24, 32, 48, 64)
+BASE = "vit-b-32-12f"
+METHODS = ("none", "tome", "tempme")
+
+
+def costs() -> list[dict[str, Any]]:
+    """For each of FRAMES, GMACs of a video (the paper's GFLOPs) on ViT-B/32 by method, and the factors of TempMe."""
+    profiles = [profile_for_frames(load_profile(BASE), frames) for frames in FRAMES]
+    backbone = open_clip_backbone(profiles[0].backbone)
+    found: list[dict[str, Any]] = []
+    for profile in profiles:
+        counted = {method.key: derive(method, profile, backbone).counted for method in chosen(METHODS)}
+        gmacs = {key: None if one is None else one.gmacs for key, one in counted.items()}
+        found.append({"frames": profile.frames, "factors": profile.merge.clip_factors, **gmacs})
+    return found
+
+
+_COSTS = (
+    Column("frames", "frames", whole),
+    *(Column(method.title, method.key, fixed(1)) for method in chosen(METHODS)),
+    Column("TempMe, % of no merging", lambda one: 100 * one["tempme"] / one["none"], fixed(1)),
+    Column("clips joined by", lambda one: ", ".join(map(str, one["factors"])), words),
 )
 
 
 def frames(every: Sequence[Results], groups: Sequence[Group], pictures: Pictures) -> Section:
     """GMACs against frames by formula and, where several frame counts were measured, time and memory too."""
     counted = costs()
-    panels = [("Counted, ViT-B/32", "GMACs of a video", [charts.Line(c.label, c.frames, c.gmacs) for c in counted])]
-    described = "; ".join(
-        f"{one.label}: " + ", ".join(f"{g:.1f} at {f}" for f, g in zip(one.frames, one.gmacs, strict=True))
-        for one in counted
+    lines = [
+        Line(method.title, [Point(one["frames"], one[method.key]) for one in counted]) for method in chosen(METHODS)
+    ]
+    chart = Lines([Panel("Counted, ViT-B/32", "frames of a video", "GMACs of a video", lines)])
+    by_formula = join(
+        ["Counted by formula, from the schedule alone, as ", element("code", "tempme-bench complexity"), " does."]
     )
-    columns = [
-        *(Column("frames"), *(Column(one.label) for one in counted)),
-        *(Column("TempMe, % of no merging"), Column("clips joined by", figures=False)),
-    ]
-    rows = [
-        [
-            str(count),
-            *(number(one.gmacs[i], 1) for one in counted),
-            number(100 * counted[-1].gmacs[i] / counted[0].gmacs[i], 1),
-            ", ".join(map(str, factors(count))),
-        ]
-        for i, count in enumerate(FRAMES)
-    ]
     parts = [
         element(
             "p",
             "TempMe joins all clips into one in three stages, by factors as equal as can be; those of 8, 12 and 64 "
             "frames are the paper\u2019s.",
         ),
-        pictures.figure(
-            "cost_frames",
-            partial(charts.cost_against_frames, panels),
-            f"GMACs of a video against its frames. {described}.",
-            _BY_FORMULA,
-        ),
-        table("GMACs of a video on ViT-B/32 (the paper\u2019s GFLOPs), by formula", columns, rows),
-        *_measured(groups, pictures),
-        *(fit_table(results) for results in every if results.entries("fits")),
-        *(saturation_table(results) for results in every if results.entries("saturations")),
+        pictures.figure("cost_frames", "GMACs of a video against its frames", chart, by_formula),
+        table_of(tabled("GMACs of a video on ViT-B/32 (the paper\u2019s GFLOPs), by formula", _COSTS, counted)),
+        *(_measured(groups, pictures) or [_NOTHING]),
     ]
+    for results in every:
+        entries = [_judged(results, results.entries(name)) for name in ("fits", "saturations")]
+        parts += map(table_of, sweep_tables(*entries, JUDGED))
     return Section("frames", "Cost against frames", join(parts))
 
 
-def _measured(groups: Sequence[Group], pictures: Pictures) -> list[Html]:
-    """A figure for every candidate set measured at several frame counts; one line that says so where there is none."""
-    found: dict[tuple[object, ...], list[tuple[Group, Side]]] = {}
-    for group in groups:
-        key = (id(group.results), group.family, group.batch, group.by_method, group.first.row.device)
-        found.setdefault(key, []).extend((group, side) for side in group.sides)
-    parts = []
-    for pairs in found.values():
-        if len({group.frames for group, _ in pairs}) < 2:
-            continue
-        first = pairs[0][0]
-        pairs.sort(key=lambda pair: pair[0].frames)
-        title = f"{first.family}, batch {first.batch}"
-        names = list(dict.fromkeys(side.name for _, side in pairs))
-        panels = [(title, "ms of a video", _lines(pairs, names, "p50_ms", first.batch, accurate=True))]
-        if any(side.row.encode_mb is not None for _, side in pairs):
-            panels.append(("Memory of a call, above loading", "MB", _lines(pairs, names, "encode_mb")))
-        doubtful = [
-            f"{side.name} at {group.frames} frames: {', '.join(side.doubts)}" for group, side in pairs if side.doubts
-        ]
-        parts += [
-            element("h3", f"Measured: {title}"),
-            remarks([mark(said, good=False) for said in doubtful]),
-            pictures.figure(
-                "time_frames",
-                partial(charts.cost_against_frames, panels),
-                f"Time of a video against its frames. {title}: "
-                + "; ".join(f"{side.name} {_ms(side):.3g} ms at {group.frames}" for group, side in pairs)
-                + ".",
-                made_by(side.origin for _, side in pairs),
-            ),
-            _frames_table(title, pairs),
-        ]
-    if parts:
-        return parts
-    return [element("p", "No candidate was measured at several frame counts in these results.", class_="absent")]
+_NOTHING = element("p", "No candidate was measured at several frame counts in these results.", class_="absent")
 
 
 def _ms(side: Side) -> float:
-    return 1e3 / side.row.videos_per_s
+    return 1e3 / side.videos_per_s
 
 
-def _lines(
-    pairs: Sequence[tuple[Group, Side]], names: Sequence[str], key: str, over: int = 1, *, accurate: bool = False
-) -> list[charts.Line]:
-    """A column divided by `over` against frames, one line per candidate; with its worst accuracy if `accurate`."""
-    lines = []
-    for name in names:
-        own = [
-            (group.frames, side) for group, side in pairs if side.name == name and getattr(side.row, key) is not None
+_MEASURED = (
+    *(Column("candidate", "candidate", words), Column("frames", "frames", whole), Column("ms of a video", _ms)),
+    *(VIDEOS, GMACS, Column("encode MB", "encode_mb", whole), DISTANCE, PARITY_COLUMN, FROM),
+)
+
+
+def _measured(groups: Sequence[Group], pictures: Pictures) -> list[Html]:
+    """A figure for every candidate set measured at several frame counts."""
+    parts: list[Html] = []
+    for alike in together(groups, "results_id", "family", "batch", "by_method", "device").values():
+        if len({group.frames for group in alike}) < 2:
+            continue
+        sides = sorted((side for group in alike for side in group.sides), key=lambda side: side.frames)
+        title = f"{alike[0].family}, batch {alike[0].batch}"
+        by_name = together(sides, "candidate")
+        times = [
+            Line(accurate(str(name), own), [Point(side.frames, _ms(side)) for side in own])
+            for (name,), own in by_name.items()
         ]
-        if own:
-            worst = max((side for _, side in own), key=lambda side: side.row.one_minus_cosine or 0.0)
-            label = f"{name}: {accuracy(worst)}" if accurate else name
-            lines.append(charts.Line(label, [at for at, _ in own], [getattr(side.row, key) / over for _, side in own]))
-    return lines
-
-
-def _frames_table(title: str, pairs: Sequence[tuple[Group, Side]]) -> Html:
-    columns = [
-        *(Column("candidate", figures=False), Column("frames"), Column("ms of a video"), Column("videos/s")),
-        *(Column("GMACs"), Column("encoding MB"), Column(DISTANCE), Column("parity", figures=False)),
-        Column("from", figures=False),
-    ]
-    rows_of = [side.row for _, side in pairs]
-    times, speeds = column_of([_ms(side) for _, side in pairs]), column_of([row.videos_per_s for row in rows_of])
-    gmacs, memory = (column_of([getattr(row, key) for row in rows_of]) for key in ("gmacs", "encode_mb"))
-    rows = [
-        [
-            side.name,
-            str(group.frames),
-            times[i],
-            speeds[i],
-            gmacs[i],
-            memory[i],
-            distance(side.row.one_minus_cosine),
-            mark(side.parity, good=side.parity == PASSED),
-            link(side.origin),
+        memory = [
+            Line(str(name), points)
+            for (name,), own in by_name.items()
+            if (points := [Point(side.frames, side.encode_mb) for side in own if side.encode_mb is not None])
         ]
-        for i, (group, side) in enumerate(pairs)
-    ]
-    return full_table(f"Measured against frames: {title}", columns, rows)
+        panels = [Panel(title, "frames of a video", "ms of a video", times)]
+        panels += [Panel("Memory of a call, above loading", "frames of a video", "MB", memory)] if memory else []
+        doubtful = [Bad(f"{side.candidate} at {side.frames} frames: {doubt([side])}") for side in sides if side.doubts]
+        made = made_by(side.origin for side in sides)
+        parts += [
+            element("h3", f"Measured: {title}"),
+            remarks(doubtful),
+            pictures.figure("time_frames", f"Time of a video against its frames. {title}", Lines(panels), made),
+            table_of(tabled(f"Measured against frames: {title}", _MEASURED, sides)),
+        ]
+    return parts
+
+
+def _judged(results: Results, entries: Sequence[Values]) -> list[Values]:
+    """Entries with 1 - cosine and parity of the rows that they are of: the worst of them."""
+    found = []
+    for one in entries:
+        keys = [key for key in ("candidate", "method", "frames", "batch") if one.get(key) is not None]
+        own = [row for row in results.rows if all(getattr(row, key) == one[key] for key in keys)]
+        far = max((row.one_minus_cosine for row in own if row.one_minus_cosine is not None), default=NOT_COMPARED)
+        passed = all(row.parity for row in own) if own else None
+        found.append({**one, "one_minus_cosine": far, "parity": PARITY[passed]})
+    return found

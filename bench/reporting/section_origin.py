@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
+from tempme_export.bench.core.row import VERSIONS
 from tempme_export.bench.reporting.groups import Origin, value_of
 from tempme_export.bench.reporting.markup import Html, element, join
 from tempme_export.bench.reporting.section import Absent, Section
 
-_VERSIONS = ("python", "torch", "onnxruntime", "openvino", "tensorrt")
+_UNSAID = "not said"
 
 
 def origin_section(runs: Sequence[Origin]) -> Section | Absent:
@@ -17,31 +18,28 @@ def origin_section(runs: Sequence[Origin]) -> Section | Absent:
 
 
 def _entry(origin: Origin) -> Html:
-    times = sorted({str(time) for time in origin.values("time")})
-    loads = sorted(origin.values("load_average"))
+    def span(column: str, form: str = "") -> str:
+        """The smallest and the largest of a column."""
+        values = sorted(origin.values(column))
+        return " to ".join(dict.fromkeys(format(value, form) for value in (*values[:1], *values[-1:]))) or _UNSAID
+
     artifacts = dict.fromkeys(
-        (str(value_of(row, "candidate")), str(value_of(row, "precision")), str(value_of(row, "artifact_sha256")))
+        tuple(str(value_of(row, column)) for column in ("candidate", "precision", "artifact_sha256"))
         for row in origin.rows
         if value_of(row, "artifact_sha256")
     )
-    gpu = origin.fact("gpu")
     facts: list[tuple[str, str]] = [
         ("command", _code(origin.fact("command"))),
-        ("weights", origin.fact("weights") or "not said"),
-        (
-            "processor",
-            f"{origin.fact('cpu') or 'not said'}, {origin.fact('threads') or 'unknown'} threads per operator",
-        ),
-        ("device", (origin.fact("device") or "not said") + ("" if gpu is None else f": {gpu}")),
+        ("weights", origin.fact("weights") or _UNSAID),
+        ("processor", f"{origin.fact('cpu') or _UNSAID}, {origin.fact('threads') or 'unknown'} threads per operator"),
+        ("device", ": ".join(filter(None, (origin.fact("device") or _UNSAID, origin.fact("gpu"))))),
         ("driver", origin.fact("driver") or "none"),
-        ("versions", ", ".join(f"{name} {origin.fact(name)}" for name in _VERSIONS if origin.fact(name)) or "not said"),
+        ("versions", ", ".join(f"{name} {origin.fact(name)}" for name in VERSIONS if origin.fact(name)) or _UNSAID),
         ("commit", _code(origin.fact("commit"))),
-        ("measured", " to ".join(dict.fromkeys((times[0], times[-1]))) if times else "not said"),
-        ("load average", " to ".join(dict.fromkeys((f"{loads[0]:.2f}", f"{loads[-1]:.2f}"))) if loads else "not said"),
+        ("measured", span("time")),
+        ("load average", span("load_average", ".2f")),
         ("results", _code(origin.results.source)),
-    ]
-    facts += [
-        (f"artifact of {name}, {precision}", join(["sha256 ", _code(digest)])) for name, precision, digest in artifacts
+        *((f"artifact of {name}, {type_}", join(["sha256 ", _code(digest)])) for name, type_, digest in artifacts),
     ]
     rows = [element("tr", element("th", name, scope="row"), element("td", value)) for name, value in facts]
     return element(
@@ -53,4 +51,4 @@ def _entry(origin: Origin) -> Html:
 
 
 def _code(text: str | None) -> Html:
-    return element("code", text) if text else Html("not said")
+    return element("code", text) if text else Html(_UNSAID)

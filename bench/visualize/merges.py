@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tempme_export.artifacts.bundle import VIDEO, Bundle, open_bundle
+from tempme_export.artifacts import registry
+from tempme_export.artifacts.backend import Backend, Reveals, Setting
+from tempme_export.artifacts.bundle import Bundle, folder_of, open_bundle
 from tempme_export.bench.cases import Case
 from tempme_export.encoder.schedule import BlockSchedule, Schedule, ScheduledMerge
 from tempme_export.errors import InputError
 from tempme_export.media.preprocess import preprocess_for, preprocess_in
 from tempme_export.media.video import read_frames
 from tempme_export.runtime.base import Runner
-from tempme_export.runtime.ort import OrtRunner
 
 
 @dataclass(frozen=True)
@@ -129,35 +130,48 @@ def _title(block: BlockSchedule) -> str:
     return f"after block {block.index}: {clips} of {block.tokens_mlp} tokens"
 
 
-def video_merges(model: Case | Bundle, video: Path, allow_damaged: bool = False) -> VideoMerges:
+def video_merges(
+    model: Case | Bundle, video: Path, allow_damaged: bool = False, backend: Backend | None = None
+) -> VideoMerges:
     """Run one video and follow its patches.
 
-    model  a bundle's `video.onnx` decides under ONNX Runtime, whether it was exported with --expose-merges or not;
-           without a bundle the original path does
+    model  a bundle's own graph decides, whether it was exported with --expose-merges or not; without a bundle the
+           original path does
     allow_damaged  take damaged pictures as the decoder shows them
+    backend  runs the graph; None: the first that reveals the values inside
     Raises VideoError for a file that cannot be read, and BundleError or BackendError for a graph that cannot be run.
     """
     if isinstance(model, Case) and model.bundle is not None:
         model = open_bundle(model.bundle)
     if isinstance(model, Bundle):
         patch, schedule, preprocess = model.manifest["backbone"]["patch"], model.schedule, preprocess_in(model.manifest)
-        origin = f"{model.path / VIDEO} under ONNX Runtime"
     else:
         schedule, patch, preprocess = model.recipe.schedule, model.recipe.backbone.patch, preprocess_for(model.recipe)
-        origin = f"the original path with {model.weights}"
     frames = preprocess.crop(read_frames(video, schedule.frames, allow_damaged=allow_damaged))
     pixels = preprocess.normalise(frames)[None]
-    assigns = _graph_assigns(model, pixels) if isinstance(model, Bundle) else _original_assigns(model, pixels)
+    if isinstance(model, Bundle):
+        assigns, origin = _graph_assigns(model, pixels, backend or _revealing())
+    else:
+        assigns, origin = _original_assigns(model, pixels), f"the original path with {model.weights}"
     return VideoMerges(frames, tuple(merge_stages(assigns, schedule, preprocess.size // patch)), origin)
 
 
-def _graph_assigns(bundle: Bundle, pixels: NDArray[np.float32]) -> list[NDArray[np.int32]]:
-    """Every assignment of the video tower for [1, F, 3, S, S]."""
-    names = [merge.assign_name for merge in bundle.schedule.merges]
-    hidden = () if bundle.manifest.get("trace") else names
-    with OrtRunner(bundle.path / VIDEO, extra_outputs=hidden) as runner:
+def _revealing() -> Backend:
+    return next(one for one in registry.BACKENDS if one.reveals is Reveals.VALUES)
+
+
+def _graph_assigns(
+    bundle: Bundle, pixels: NDArray[np.float32], backend: Backend
+) -> tuple[list[NDArray[np.int32]], str]:
+    """Every assignment of the video tower for [1, F, 3, S, S], and what decided."""
+    names = tuple(merge.assign_name for merge in bundle.schedule.merges)
+    folder = folder_of(bundle)
+    device = backend.devices[0]
+    setting = Setting(device, extra_outputs=() if bundle.manifest.get("trace") else names)
+    with backend.open(folder, setting) as runner:
         found = runner.infer(_inputs(runner, pixels))
-    return [found[name].astype(np.int32) for name in names]
+    origin = f"{bundle.path / backend.artifact.file} under {backend.describe(folder, device)}"
+    return [found[name].astype(np.int32) for name in names], origin
 
 
 def _inputs(runner: Runner, pixels: NDArray[np.float32]) -> dict[str, NDArray[np.generic]]:

@@ -35,7 +35,7 @@ _TURN = (5**0.5 - 1) / 2  # golden ratio: consecutive hues lie far apart
 _SHADES = ((0.9, 1.0), (0.9, 0.75), (0.45, 1.0))  # saturation, value
 _LIGHT, _LEAST_LIGHT = np.array([0.299, 0.587, 0.114]), 90.0  # luma, of 255
 _CANDIDATES = 64
-_APART = 120.0  # RGB distance between tokens that touch, where there is a colour so far away
+_APART = 120.0
 _APART_IN_FRAME = 60.0  # the same between tokens of one frame, or of two frames that follow each other
 
 _LEGEND = (
@@ -179,13 +179,14 @@ def _border(wide: NDArray[np.intp], width: int) -> NDArray[np.bool_]:
     return found
 
 
-def token_colours(groups: NDArray[np.int64]) -> NDArray[np.uint8]:
+def token_colours(groups: NDArray[np.int64], apart: float = _APART) -> NDArray[np.uint8]:
     """A border colour of its own for every token of several patches; the closer two tokens lie, the more they differ.
 
     A walk around the hues by the golden ratio, entered where the token's first patch lies, so that a token that does
     not change from one stage to the next mostly keeps its colour. The same groups give the same colours.
 
     groups  int64 [F, g, g]
+    apart   distance in RGB between tokens that touch, where there is a colour so far away
     Returns uint8 [tokens, 3] in rising order of the ids in `groups`; black for a token of one patch.
     """
     _, first, ids, counts = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
@@ -207,7 +208,7 @@ def token_colours(groups: NDArray[np.int64]) -> NDArray[np.uint8]:
                 _distance(candidates, colours[sorted(tokens[token] & done)]) for tokens in (touching, near)
             )
             touched[used[window]] = -np.inf
-            around[touched < min(_APART, touched.max())] = -np.inf
+            around[touched < min(apart, touched.max())] = -np.inf
             far = np.flatnonzero(around >= _APART_IN_FRAME)
             chosen = far[0] if len(far) else around.argmax()
             colours[token], used[window][chosen] = candidates[chosen], True

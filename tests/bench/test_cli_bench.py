@@ -50,9 +50,10 @@ def test_complexity_is_complete_when_piped(tempme_bench):
     assert (code, err) == (0, "")
     assert "…" not in out
     lines = [" ".join(line.split()) for line in out.splitlines()]
-    policy = "r 2, 12-9->6-10->3-11->1, R_C 70 %, R_I 90 %"
-    assert f"TempMe B/32 Table 1 {policy} 12 1 x 97 1 x 97 34.78 34.8 -0.02 yes" in lines
-    assert "EViT B/32 Table 2 12 1.39 12.37 0.32 23.10 0.00 0.08 37.26 74.45" in lines
+    assert max(map(len, out.splitlines())) <= 100
+    assert "TempMe B/32 Table 1 12 1 x 97 1 x 97 34.78 34.8 -0.02 yes" in lines
+    assert "TempMe B/32 Table 1 12 r 2, 12-9->6-10->3-11->1, R_C 70 %, R_I 90 %" in lines
+    assert "EViT B/32 12 1.39 12.37 0.32 23.10 0.00 0.08 37.26 74.45" in lines
     assert any(line.startswith("TempMe B/32 Table 16 8 the settings give 23.2") for line in lines)
 
 
@@ -278,7 +279,9 @@ def test_what_is_missing_is_said_unless_it_was_named(tempme_bench, tiny, monkeyp
     code, out, err = tempme_bench(*quick, "--json")
     assert code == 0
     assert json.loads(out)["missing"].keys() == {"ort-cuda", "pt2", "tensorrt"}
-    assert "ort-cuda, tensorrt are missing, for one reason: it runs on cuda only, and this measurement on cpu." in err
+    assert "ort-cuda, tensorrt are missing, for one reason: it runs on cuda only, and this measurement on cpu." in (
+        " ".join(err.split())
+    )
     assert tempme_bench(*quick, "--backends", "tensorrt")[0] == 4
 
 

@@ -11,7 +11,8 @@ from tempme_export.bench.core.row import Row
 from tempme_export.bench.core.timing import Timing, TimingComparison
 from tempme_export.bench.machine import machine
 from tempme_export.bench.report import Measured, Report, frame, prepare_folder
-from tempme_export.bench.terminal.speeds import bench_tables
+from tempme_export.bench.tables.rows import bench_tables
+from tempme_export.bench.tables.terminal import show
 from tempme_export.errors import ParityError, UnstableError, UsageError
 
 
@@ -212,7 +213,7 @@ def rendered(rows):
     console = Console(width=200)
     with console.capture() as capture:
         for table in bench_tables(rows):
-            console.print(table)
+            show(console, table)
     return capture.get()
 
 
@@ -227,7 +228,7 @@ def test_a_gpu_has_a_table_of_its_own_and_none_is_wider_than_100():
     gpu = row(device="cuda", gpu="NVIDIA H200", device_mb=812.5, resident_ms=0.742, device_ms=0.7215)
     text = rendered([gpu])
     assert "NVIDIA H200" in text and "0.742" in text and "812" in text
-    assert max(map(len, text.splitlines())) <= 120  # the heading names weights and machine
+    assert max(map(len, text.splitlines())) <= 100
     assert "resident" not in rendered(ROWS)
 
 

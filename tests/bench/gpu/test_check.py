@@ -32,11 +32,12 @@ def gpu_check_command(*arguments, cwd):
 
 
 def test_a_dry_run_from_command_to_file(tmp_path):
-    steps = ("kernels", "tests", "determinism", "sanitizer", "encoder-b16")
+    steps = ("kernels", "tests", "determinism", "sanitizer", "encoder-b16", "kernels-b16")
     done = gpu_check_command(tmp_path, "--dry-run", "--minutes", 10, "--steps", ",".join(steps), cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert done.stderr.startswith(check.DRY_RUN) and "…" not in done.stderr
+    assert max(len(line) for line in done.stderr.splitlines() if not line.startswith("wrote ")) <= 100
     document = json.loads((tmp_path / "gpu-check.json").read_text())
     assert document["warning"] == "dry run: CPU, not a measurement" and document["dry_run"]
     assert document["versions"]["torch"] == torch.__version__.split("+")[0]
@@ -44,12 +45,13 @@ def test_a_dry_run_from_command_to_file(tmp_path):
     outcomes = {one["step"]: one for one in document["steps"]}
     assert tuple(outcomes) == steps
     assert {name: one["status"] for name, one in outcomes.items() if name != "sanitizer"} == dict.fromkeys(
-        ("kernels", "tests", "determinism", "encoder-b16"), "passed"
+        ("kernels", "tests", "determinism", "encoder-b16", "kernels-b16"), "passed"
     )
     assert outcomes["sanitizer"]["status"] == "skipped" and "installed" in outcomes["sanitizer"]["error"]
-    for name in ("kernels", "determinism", "encoder-b16"):
+    for name in ("kernels", "determinism", "encoder-b16", "kernels-b16"):
         assert check.DRY_RUN in outcomes[name]["result"]["notes"]
-    assert len(outcomes["kernels"]["result"]["rows"]["kernels"]) == 22
+    for name in ("kernels", "kernels-b16"):
+        assert len(outcomes[name]["result"]["rows"]["kernels"]) == 22
     assert outcomes["tests"]["result"]["rows"]["tests"][0]["passed"] > 0
     assert all(row["equal"] for row in outcomes["determinism"]["result"]["rows"]["determinism"])
     rows = read_results(tmp_path / "gpu-check.json").rows
@@ -158,28 +160,25 @@ def test_the_time_goes_to_what_comes_first(context):
     assert {one.status for one in outcomes} == {"skipped"} and document["steps"][0]["error"] == "no time was left"
 
 
-def test_a_step_out_of_time_keeps_what_it_wrote(context, monkeypatch):
+def test_a_step_out_of_time_keeps_what_it_wrote(context):
     program = (
         "import json, sys, time\nfrom pathlib import Path\n"
         "Path(sys.argv[1]).write_text(json.dumps({'rows': {'tests': [{'file': 'a'}]}}))\ntime.sleep(60)"
     )
-    real = processes.run_process
 
     def run(command, log, limit_s, **others):
-        return real([*python(program), command[4]], log, 2.0, **others)
+        return processes.run_process([*python(program), command[4]], log, 2.0, **others)
 
-    monkeypatch.setattr(processes, "run_process", run)
-    outcome = processes.worker("kernels", context, 2.0)
+    outcome = processes.worker("kernels", dataclasses.replace(context, run=run), 2.0)
     assert outcome.status == "timed out" and outcome.result == {"rows": {"tests": [{"file": "a"}]}}
 
 
-def test_a_failure_that_a_step_reports_fails_it(context, monkeypatch):
+def test_a_failure_that_a_step_reports_fails_it(context):
     def run(command, log, limit_s, **others):
         Path(command[4]).write_text(json.dumps({"failures": ["batch 1, fused: wrong"]}))
         return Finished(0, 1.0, ())
 
-    monkeypatch.setattr(processes, "run_process", run)
-    outcome = processes.worker("kernels", context, 9.0)
+    outcome = processes.worker("kernels", dataclasses.replace(context, run=run), 9.0)
     assert (outcome.status, outcome.error) == ("failed", "batch 1, fused: wrong")
 
 
@@ -187,17 +186,16 @@ def test_a_failure_that_a_step_reports_fails_it(context, monkeypatch):
     ("code", "line", "status", "said"),
     [
         (0, "3 passed, 2 deselected in 1s", "passed", None),
-        (1, "1 failed, 3 passed in 1s", "failed", "test_a.py failed"),
-        (2, "1 error in 1s", "failed", "test_a.py failed"),
+        (1, "1 failed, 3 passed in 1s", "failed", "test_match.py failed"),
+        (2, "1 error in 1s", "failed", "test_match.py failed"),
         (0, "3 skipped in 1s", "failed", "no test passed"),
         (5, "no tests ran in 0s", "failed", "no test passed"),
-        (None, "...", "failed", "test_a.py timed out"),
+        (None, "...", "failed", "test_match.py timed out"),
     ],
 )
-def test_what_pytest_says_decides(context, monkeypatch, code, line, status, said):
-    monkeypatch.setattr(processes, "_test_files", lambda context, checkout: (["tests/test_a.py"], []))
-    monkeypatch.setattr(processes, "run_process", lambda *args, **named: Finished(code, 1.0, (line,)))
-    outcome = processes.kernel_tests("tests", context, 9.0)
+def test_what_pytest_says_decides(context, code, line, status, said):
+    one_file = dataclasses.replace(context, run=lambda *args, **named: Finished(code, 1.0, (line,)))
+    outcome = processes.kernel_tests("tests", one_file, 9.0)
     assert outcome.status == status
     assert said is None or said in outcome.error
 
@@ -208,27 +206,28 @@ def test_tests_need_the_checkout(context):
     assert outcome.status == "skipped" and "root of the checkout" in outcome.error
 
 
-def test_tests_that_lack_a_package_are_named(context, monkeypatch):
-    real = processes.find_spec
-    monkeypatch.setattr(processes, "find_spec", lambda name: None if name == "onnx" else real(name))
-    files, notes = processes._test_files(dataclasses.replace(context, dry_run=False), ROOT)
+def test_tests_that_lack_a_package_are_named():
+    files, notes = processes.gpu_tests(ROOT, ["onnx"])
     assert any(file.startswith("tests/kernels/triton/") for file in files)
-    assert not any("to_pt2" in file for file in files)
+    assert not any("test_pt2" in file for file in files)
     assert len(notes) == 1 and "want of onnx" in notes[0] and "tests/exporters/test_pt2.py" in notes[0]
+    everything, notes = processes.gpu_tests(ROOT, [])
+    assert "tests/exporters/test_pt2.py" in everything and notes == []
 
 
 @pytest.mark.parametrize(("code", "status"), [(0, "passed"), (9, "failed"), (None, "failed")])
-def test_the_sanitizer_runs_both_tools(context, monkeypatch, code, status):
+def test_the_sanitizer_runs_both_tools(context, monkeypatch, tmp_path, code, status):
     ran = []
 
     def run(command, log, limit_s, **others):
-        ran.append(command[2])
+        ran.append((command[0], command[2]))
         return Finished(code, 1.0, ("========= ERROR SUMMARY: 0 errors",))
 
-    monkeypatch.setattr(processes, "find_sanitizer", lambda: "/usr/bin/compute-sanitizer")
-    monkeypatch.setattr(processes, "run_process", run)
-    outcome = processes.sanitizer("sanitizer", dataclasses.replace(context, dry_run=False), 60.0)
-    assert ran == ["memcheck", "racecheck"] and outcome.status == status
+    program = tmp_path / "compute-sanitizer"
+    program.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    outcome = processes.sanitizer("sanitizer", dataclasses.replace(context, dry_run=False, run=run), 60.0)
+    assert ran == [(str(program), "memcheck"), (str(program), "racecheck")] and outcome.status == status
 
 
 def test_the_record_is_whole_at_every_moment(tmp_path):
@@ -238,11 +237,11 @@ def test_the_record_is_whole_at_every_moment(tmp_path):
     assert [one.name for one in tmp_path.iterdir()] == ["r.json"]
 
 
-def test_refusals(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+def test_refusals(tmp_path):
     options = {"dry_run": False, "minutes": 1.0}
-    with pytest.raises(BackendError, match="Rehearse with --dry-run"):
-        check.check(tmp_path, None, **options)
+    if not torch.cuda.is_available():
+        with pytest.raises(BackendError, match="Rehearse with --dry-run"):
+            check.check(tmp_path, None, **options)
     with pytest.raises(UsageError, match=r"unknown are nonsense\. Choose of: encoder-b32"):
         check.check(tmp_path, "kernels,nonsense", **options)
     with pytest.raises(UsageError, match="--minutes 0: found no time"):

@@ -1,8 +1,9 @@
-"""The kernel benchmark: its bytes, its sums and rows, and what it refuses; on a GPU, a small run of it."""
+"""The kernel benchmark: its calls, bytes, sums and rows, and what it refuses; on a GPU, a small run of it."""
 
 import dataclasses
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,11 +13,16 @@ from tempme_export.bench.core.clocks import DeviceCall, Work, timer
 from tempme_export.bench.core.protocol import FEWEST, Protocol
 from tempme_export.bench.core.timing import Timing
 from tempme_export.bench.gpu.rehearsal import rehearsal_recipe
-from tempme_export.bench.kernels import cases, timing, traffic
-from tempme_export.errors import BackendError
+from tempme_export.bench.kernels import timing
+from tempme_export.bench.kernels.calls import fused_calls, merging_calls, moved_bytes
+from tempme_export.bench.kernels.timing import Encoder
+from tempme_export.bench.tables.gpu import kernel_tables
+from tempme_export.encoder.model import VideoEncoder
+from tempme_export.encoder.schedule import MergePolicy
 
 CPU = torch.device("cpu")
 BATCH = 3  # not a power of two, and not the number of frames or clips
+NAMES = ("warm", "cold", "plain", "plain cold")
 
 
 @pytest.fixture(scope="module")
@@ -25,59 +31,54 @@ def recipe(one_thread):
     return rehearsal_recipe()
 
 
+def calls_of(recipe, dtype=torch.bfloat16):
+    size = recipe.backbone.image_size
+    frames = torch.randn(BATCH, recipe.profile.frames, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return list(merging_calls(fused_calls(VideoEncoder(recipe, dtype), frames)))
+
+
 @pytest.fixture(scope="module")
 def calls(recipe):
     """Every call of the tiny encoder in bfloat16."""
-    return cases.kernel_calls(recipe.schedule, 128, 2, BATCH, torch.bfloat16)
+    return calls_of(recipe)
 
 
-def tensors(value):
-    if isinstance(value, torch.Tensor):
-        return [value]
-    return [one for item in value for one in tensors(item)] if isinstance(value, tuple | list) else []
-
-
-def test_bytes_are_those_of_every_input_and_output(calls):
-    for call in calls:
-        inputs = call.draw(CPU)
-        moved = sum(one.numel() * one.element_size() for one in tensors(inputs) + tensors(call.run(*inputs)))
-        assert call.n_bytes == moved, call
-
-
-def test_bytes_by_hand():
-    assert traffic.add_norm(2, 3, 8, 2) == 4 * (2 * 3 * 8 * 2) + 2 * 8 * 4
-    assert traffic.attention(2, 3, 8, 2, bias=False) == 4 * (2 * 3 * 8 * 2)
-    assert traffic.attention_match(2, 3, 8, 2, bias=True) == 4 * (2 * 3 * 8 * 2) + 2 * (2 * 3 * 4)
-    assert traffic.match_clips(2, 3, 8, 2, delta=False) == 2 * 3 * 8 * 2 + 2 * 3 * 4
-    read = 2 * (2 * 3 * 8 * 2) + 2 * (2 * 3 * 4) + 5 * 8 * 2 + 2 * 8 * 4
-    written = 2 * (2 * 2 * 8 * 2) + 2 * (2 * 2 * 4)
-    assert traffic.merge_norm(2, 3, 8, 2, 1, delta=True, size=True, positions=5) == read + written
+def test_bytes_by_hand(calls):
+    """At width 128 in two bytes, of the first block: 12 clips of 17 tokens, of which one merges."""
+    tokens, left = BATCH * 4 * 17, BATCH * 4 * 16
+    moved = {call.name: moved_bytes(call.inputs, call.run(*call.inputs)) for call in calls[:4]}
+    assert moved["attention"] == 4 * tokens * 128 * 2
+    assert moved["attention_match"] == 4 * tokens * 128 * 2 + 4 * tokens
+    assert moved["add_norm"] == 4 * tokens * 128 * 2 + 2 * 128 * 4
+    read = 2 * tokens * 128 * 2 + 4 * tokens + 2 * 128 * 4
+    assert moved["merge_norm"] == read + 2 * left * 128 * 2 + 2 * left * 4
 
 
 def test_plain_pytorch_computes_what_the_operators_do(calls):
     for call in calls:
-        inputs = call.draw(CPU)
-        for ours, plain in zip(tensors(call.run(*inputs)), tensors(call.plain(*inputs)), strict=True):
-            torch.testing.assert_close(ours, plain, rtol=1.6e-2, atol=1.6e-2)
+        ours, plain = call.run(*call.inputs), call.plain(*call.inputs)
+        torch.testing.assert_close(ours, plain, rtol=1.6e-2, atol=1.6e-2)
 
 
 def test_the_calls_are_the_encoders(recipe, calls):
     across = ["match_clips", "merge_norm", "add_norm"]
-    within = ["attention_match", "merge_norm", "attention", "add_norm"]
+    within = ["attention_match", "attention", "merge_norm", "add_norm"]
     expected = []
     for block in recipe.schedule.blocks:
         expected += [(block.index, name) for name in (across if block.r_cross else []) + within]
     assert [(call.block, call.name) for call in calls] == expected
     assert {call.name for call in calls if call.sign < 0} == {"add_norm", "attention"}
-    assert calls[0].draw(CPU)[1] is None, "the first attention has no sizes"
-    first_merge = calls[1].draw(CPU)
+    assert calls[0].inputs[1] is None, "the first attention has no sizes"
+    first_merge = calls[2].inputs
     assert first_merge[1] is not None and first_merge[2] is None
+    assert calls[0].shape == f"{BATCH * 4} x 17 x 384"
 
 
 def test_nothing_merges_without_merging(recipe):
-    blocks = tuple(dataclasses.replace(block, r_cross=0, r_intra=0) for block in recipe.schedule.blocks)
-    schedule = dataclasses.replace(recipe.schedule, blocks=blocks)
-    assert cases.kernel_calls(schedule, 128, 2, 1, torch.float32) == []
+    none = MergePolicy(0, (), (), 0, 0)
+    schedule = dataclasses.replace(recipe.profile, merge=none).schedule(recipe.backbone)
+    profile = dataclasses.replace(recipe.profile, merge=none)
+    assert calls_of(dataclasses.replace(recipe, profile=profile, schedule=schedule)) == []
 
 
 def fake(seconds):
@@ -90,25 +91,27 @@ def fake(seconds):
     return lambda works: {name: of(name) for name in works}
 
 
-def test_a_row_holds_what_the_timer_said(calls):
-    call = dataclasses.replace(calls[0], n_bytes=4_000_000)
+def test_a_row_holds_what_the_timer_said(recipe, calls):
+    encoder = Encoder(recipe, 3, "bf16", CPU)
     times = {"warm": 1e-6, "cold": 2e-6, "plain": 30e-6, "plain cold": 50e-6}
-    row = timing.kernel_row("p", 3, "bf16", call, fake(times)(times), copy_gb_s=4000.0)
-    assert (row.profile, row.batch, row.dtype, row.block, row.kernel) == ("p", 3, "bf16", 0, "attention_match")
+    row = timing.kernel_row(encoder, calls[0], 4_000_000, fake(times)(times), copy_gb_s=4000.0)
+    name = recipe.profile.name
+    assert (row.profile, row.batch, row.dtype, row.block, row.kernel) == (name, 3, "bf16", 0, "attention_match")
     assert (row.sign, row.mbytes) == (1, 4.0)
     found = (row.warm_us, row.cold_us, row.cold_p20_us, row.cold_p80_us, row.warm_gb_s, row.cold_gb_s)
     assert found == pytest.approx((1, 2, 1.8, 2.2, 4000, 2000))
-    assert (row.share_of_copy, row.times_as_fast) == pytest.approx((0.5, 25))
+    assert (row.share_of_copy, row.plain_cold_us) == pytest.approx((0.5, 50))
     assert row.compiled_us is None and row.compiled_cold_us is None
     times |= {"compiled": 5e-6, "compiled cold": 6e-6}
-    row = timing.kernel_row("p", 3, "bf16", call, fake(times)(times), copy_gb_s=4000.0)
+    row = timing.kernel_row(encoder, calls[0], 4_000_000, fake(times)(times), copy_gb_s=4000.0)
     assert (row.compiled_us, row.compiled_cold_us) == pytest.approx((5, 6))
 
 
-def test_merging_costs_what_is_there_less_what_would_be_there(calls):
+def test_merging_costs_what_is_there_less_what_would_be_there(recipe, calls):
+    encoder = Encoder(recipe, 3, "bf16", CPU)
     times = {"warm": 1e-6, "cold": 2e-6, "plain": 1.0, "plain cold": 1.0}
     some = [call for call in calls if call.block in (0, 2)]
-    rows = [timing.kernel_row("p", 3, "bf16", call, fake(times)(times), 1.0) for call in some]
+    rows = [timing.kernel_row(encoder, call, 1, fake(times)(times), 1.0) for call in some]
     rows = [dataclasses.replace(row, warm_us=5.0) if row.kernel == "match_clips" else row for row in rows]
     cost = timing.marginal_row(rows, encode_s=1e-3)
     # Block 0: two calls less two. Block 2: four less three, one of them the match that takes 5 us when warm.
@@ -116,30 +119,46 @@ def test_merging_costs_what_is_there_less_what_would_be_there(calls):
     assert cost.cold_us_by_block == pytest.approx({0: 0, 2: 2})
     assert (cost.warm_ms, cost.cold_ms, cost.encode_ms) == pytest.approx((0.005, 0.002, 1.0))
     assert (cost.warm_share, cost.cold_share) == pytest.approx((0.005, 0.002))
-    alone = timing.marginal_row(rows, encode_s=None)
-    assert alone.encode_ms is None and alone.warm_share is None and alone.cold_share is None
 
 
-def test_cold_inputs_push_one_another_out(calls, monkeypatch):
-    monkeypatch.setattr(timing, "l2_bytes", lambda device: 300_000)
-    call = calls[0]
-    sets = timing.input_sets(call, CPU)
-    assert len(sets) == math.ceil(4 * 300_000 / call.n_bytes) + 1
+def test_cold_inputs_push_one_another_out(calls):
+    inputs = calls[0].inputs
+    sets = timing.input_sets(inputs, 200_000, l2=300_000)
+    assert len(sets) == math.ceil(4 * 300_000 / 200_000) + 1
     assert len({one[0].data_ptr() for one in sets}) == len(sets)
     for one in sets[1:]:
         torch.testing.assert_close(one[0], sets[0][0], rtol=0, atol=0)
 
 
-def test_a_run_from_request_to_rows(recipe, monkeypatch):
-    monkeypatch.setattr(timing, "draw_checkpoint", lambda profile, seed: recipe.checkpoint)
-    settings = timing.KernelSettings((recipe.profile,), (1, 2), ("bf16", "fp32"), CPU, Protocol(), compiled=())
-    names = ("warm", "cold", "plain", "plain cold")
-    take = fake({**dict.fromkeys(names, 1e-6), "copy": 1e-3, "encode": 2e-3})
-    report = timing.time_kernels(settings, lambda _: None, take)
-    assert [(one.batch, one.dtype) for one in report.marginals] == [(1, "bf16"), (1, "fp32"), (2, "bf16"), (2, "fp32")]
-    assert all(one.encode_ms == pytest.approx(2) for one in report.marginals)
-    assert len(report.rows) == 4 * 22
-    assert json.loads(json.dumps(report.to_dict()))["kernels"][0]["kernel"] == "attention_match"
+def test_blocks_that_are_compiled_too(calls):
+    assert timing.one_of_each_kind(calls) == (1, 2)
+    assert timing.one_of_each_kind([]) == ()
+    assert timing.one_of_each_kind([SimpleNamespace(block=4, name="match_clips")]) == (4,)
+
+
+def test_a_run_from_encoders_to_rows_and_tables(recipe):
+    encoders = [Encoder(recipe, batch, dtype, CPU, compiled=()) for batch in (1, 2) for dtype in ("bf16", "fp32")]
+    take = fake({**dict.fromkeys(NAMES, 1e-6), "copy": 1e-3, "encode": 2e-3})
+    found = json.loads(json.dumps(timing.time_encoders(encoders, take, lambda _: None)))
+    settings = [(one["batch"], one["dtype"]) for one in found["marginals"]]
+    assert settings == [(1, "bf16"), (1, "fp32"), (2, "bf16"), (2, "fp32")]
+    assert all(one["encode_ms"] == pytest.approx(2) for one in found["marginals"])
+    assert len(found["kernels"]) == 4 * 22 and found["kernels"][0]["kernel"] == "attention_match"
+    tables = list(kernel_tables(found["kernels"], found["marginals"]))
+    assert [len(table.rows) for table in tables] == [22] * 8 + [4]
+    assert sum("merge_norm" in row for row in tables[0].rows) == 6
+    assert tables[0].caption.startswith(f"{recipe.profile.name}, batch 1, bf16: ")
+
+
+def test_encoders_are_drawn_once_for_each_profile():
+    from tempme_export.encoder.profile import load_profile
+
+    said = []
+    found = list(timing.drawn_encoders([load_profile("mini-8f")], (1, 4), ("fp32",), CPU, said.append))
+    assert said == ["mini-8f: drawing weights"] and [str(one) for one in found] == [
+        "mini-8f, batch 1, fp32", "mini-8f, batch 4, fp32",
+    ]  # fmt: skip
+    assert found[0].recipe is found[1].recipe
 
 
 def test_samples_are_taken_in_turns():
@@ -169,36 +188,11 @@ def test_a_short_work_is_repeated_until_a_sample_lasts():
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_refusals(tempme_bench, monkeypatch, arguments, code, message):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_refusals(tempme_bench, arguments, code, message):
     found, out, err = tempme_bench(*arguments)
     assert (found, out) == (code, "")
     assert err.startswith("error: ") and message in err and err.count("\n") == 1
-
-
-def test_tables_and_document_hold_every_row(tempme_bench, recipe, monkeypatch):
-    names = ("warm", "cold", "plain", "plain cold")
-    take = fake({**dict.fromkeys(names, 1e-6), "copy": 1e-3, "encode": 2e-3})
-    monkeypatch.setattr(timing, "draw_checkpoint", lambda profile, seed: recipe.checkpoint)
-    monkeypatch.setattr(timing, "require_gpu", lambda: CPU)
-    monkeypatch.setattr(timing, "timer", lambda device, effort: take)
-    monkeypatch.setattr(timing, "one_of_each_kind", lambda calls: ())
-    monkeypatch.setattr("tempme_export.bench.commands.chosen_profile", lambda profile, frames: recipe.profile)
-    code, out, err = tempme_bench("kernels", "--profile", "tiny")
-    assert (code, err) == (0, "")
-    assert "…" not in out
-    assert sum("merge_norm" in line for line in out.splitlines()) == 6
-    code, out, _ = tempme_bench("kernels", "--profile", "tiny", "--json")
-    document = json.loads(out)
-    assert code == 0
-    assert len(document["kernels"]) == 22 and len(document["marginals"]) == 1
-    assert {"gpu", "versions", "machine"} < set(document)
-
-
-def test_a_gpu_is_required(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(BackendError, match="nothing to time"):
-        timing.require_gpu()
 
 
 @pytest.mark.gpu
@@ -206,9 +200,8 @@ def test_a_gpu_is_required(monkeypatch):
 def test_on_a_gpu(recipe):
     device = timing.require_gpu()
     protocol = Protocol(seconds=1e-4, samples=5, budget=2.0, window=3)
-    settings = timing.KernelSettings((), (), (), device, protocol, compiled=(1,))
     take = timer(device, protocol, 1e-4)
-    rows, cost = timing.profile_rows(recipe, 2, "bf16", settings, take, lambda _: None)
+    rows, cost = timing.time_encoder(Encoder(recipe, 2, "bf16", device, compiled=(1,)), take, lambda _: None)
     assert len(rows) == 22 and cost is not None and cost.encode_ms > 0
     assert all(0 < row.warm_p20_us <= row.warm_us <= row.warm_p80_us for row in rows)
     assert {row.block for row in rows if row.compiled_us is not None} == {1}

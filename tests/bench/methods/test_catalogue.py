@@ -75,8 +75,6 @@ def test_keys_are_unique_and_fit_a_shell():
 def test_paper_prints(key, profile):
     figures = derived(key, profile).figures
     assert (figures.gflops, figures.tokens, figures.videos_per_s) == PRINTED[key, profile]
-    assert figures.source.startswith("Table")
-    assert ("Table 4" in figures.source) == (figures.videos_per_s is not None)
 
 
 def test_every_figure_of_two_backbones_is_in_the_table_above():
@@ -87,17 +85,9 @@ def test_every_figure_of_two_backbones_is_in_the_table_above():
 @pytest.mark.parametrize(("key", "profile"), [at for at in PRINTED if at[0] not in NOT_DERIVED], ids="-".join)
 def test_our_count_is_the_papers(key, profile):
     row = derived(key, profile)
-    assert abs(row.difference) <= paper.TOLERANCE
-    assert row.difference == row.counted.gmacs - PRINTED[key, profile][0]
-    assert row.holds and not row.figures.note
-    printed = PRINTED[key, profile][1]
-    assert printed in (None, (row.schedule.final_clips, row.schedule.final_tokens))
-
-
-def test_total_tokens_are_those_of_table_4():
-    totals = {key: derived(key, "vit-b-16-12f").figures.total_tokens for key in ("none", "diffrate", "tome", "tempme")}
-    assert totals == {"none": 2364, "diffrate": 588, "tome": 924, "tempme": 127}
-    assert derived("evit").figures.total_tokens is None
+    gflops, tokens, _ = PRINTED[key, profile]
+    assert abs(row.counted.gmacs - gflops) <= paper.TOLERANCE
+    assert tokens in (None, (row.schedule.final_clips, row.schedule.final_tokens))
 
 
 @pytest.mark.parametrize("key", POLICIES)
@@ -114,22 +104,20 @@ def test_rates_and_flags_are_the_profiles():
 
 def test_figures_stand_beside_the_papers_settings_only():
     assert derived("tome", image_r=1).figures is None
-    assert derived("tome", image_r=1).holds is None
-    assert derived("none", image_r=1).holds
-    assert derived("evit", image_r=1).holds
+    assert derived("none", image_r=1).figures and derived("evit", image_r=1).figures
 
 
 def test_misprinted_figures_say_why():
     row = derived("tempme", "vit-b-32-64f")
     assert row.figures.gflops == 180.3
-    assert row.holds is False
-    assert "12 frames only" in row.figures.note
+    assert row.counted.gmacs - row.figures.gflops > 6
+    assert "12 frames only" in paper.count(row.figures.claim).reason
 
 
 @pytest.mark.parametrize("key", NOT_DERIVED)
 def test_what_cannot_be_derived_has_no_schedule_and_says_why(key):
     row = derived(key)
-    assert (row.schedule, row.policy, row.counted, row.difference, row.holds) == (None,) * 5
+    assert (row.schedule, row.policy, row.counted) == (None,) * 3
     assert row.reason.endswith(".")
     assert "the paper prints" in row.reason
     assert not row.runs and not row.method.runs and not row.method.exports

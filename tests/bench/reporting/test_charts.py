@@ -1,58 +1,50 @@
 import functools
 import io
+import re
 import sys
+from importlib import resources
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tempme_export.bench.reporting import charts
-from tempme_export.bench.reporting.charts import Bar, Line, Point, Points, Stage, Tokens
-from tempme_export.errors import BackendError, InputError
+from tempme_export.bench.reporting.charts import Bar, Bars, Line, Lines, Panel, Point
+from tempme_export.errors import InputError
 
 pytest.importorskip("matplotlib")
 
+STYLE = resources.files("tempme_export.bench.reporting") / "report.mplstyle"
+
 MINUS = "\N{MINUS SIGN}"
 NONE, SMALL = f"1 {MINUS} cos 0", f"1 {MINUS} cos 3e{MINUS}08"
-BARS = [Bar("original", 1.5, 1.4, 1.6, NONE), Bar("ort", 3.1, None, None, SMALL, "DID NOT SETTLE")]
+BARS = [Bar("original", 1.5, 1.4, 1.6, "", NONE), Bar("ort", 3.1, None, None, "DID NOT SETTLE", SMALL, hollow=True)]
 SERIES = [
-    Points("none", NONE, [Point(106.0, 1.6, 1.5, 1.7)]),
-    Points("tempme", SMALL, [Point(69.5, 2.3, None, None, "FAILED PARITY")]),
+    Line(f"none: {NONE}", [Point(106.0, 1.6, 1.5, 1.7)]),
+    Line(f"tempme: {SMALL}, FAILED PARITY", [Point(69.5, 2.3, hollow=True)]),
 ]
+FRAMES = [Line("none", [Point(8, 35.4), Point(12, 53.0)]), Line("TempMe", [Point(8, 23.2), Point(12, 34.8)])]
 CASES = {
-    "videos_per_s": [("batch 1", BARS), ("batch 4", BARS[:1])],
-    "operations_and_speed": [("batch 1", SERIES)],
-    "tokens_per_block": [
-        ("12 frames", [Tokens("none", [600, 600], [600, 600]), Tokens("tome", [600, 576], [576, 552])])
-    ],
-    "stage_times": [("ort", [Stage("decode", 95.0, 110.0, False), Stage("encode", 300.0, 320.0, True)])],
-    "cost_against_frames": [("Counted", "GMACs", [Line("TempMe", [8, 12, 64], [23.2, 34.8, 186.3])])],
+    "bars": Bars("videos/s", [("batch 1", BARS), ("batch 4", BARS[:1])]),
+    "inverse": Lines([Panel("batch 1", "GFLOPs", "videos/s", SERIES)], inverse=True),
+    "lines": Lines([Panel("Counted", "frames", "GMACs", FRAMES), Panel("Other", "block", "tokens", FRAMES[:1])]),
 }
 
 
 @functools.cache
 def drawn(name, width=charts.WIDE):
-    return getattr(charts, name)(CASES[name], width=width)
+    return CASES[name].draw(width)
 
 
 def image(png):
     return Image.open(io.BytesIO(png)).convert("RGB")
 
 
-def texts(monkeypatch, name, panels):
+def texts(chart):
     """Every word a chart draws."""
-    found = []
-    original = charts._png
+    from matplotlib.text import Text
 
-    def spy(figure):
-        from matplotlib.text import Text
-
-        found.extend(text.get_text() for text in figure.findobj(Text))
-        return original(figure)
-
-    monkeypatch.setattr(charts, "_png", spy)
-    getattr(charts, name)(panels, width=charts.NARROW)
-    return "\n".join(found)
+    return "\n".join(text.get_text() for text in chart.figure(charts.NARROW).findobj(Text))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -65,7 +57,7 @@ def test_a_chart_is_a_picture_of_its_width_on_white(name, width):
 
 
 def test_the_same_values_give_the_same_bytes():
-    assert charts.stage_times(CASES["stage_times"]) == drawn("stage_times")
+    assert CASES["bars"].draw() == drawn("bars")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -74,51 +66,62 @@ def test_a_chart_carries_the_mark_of_the_tool(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "panels", "words"),
+    ("name", "words"),
     [
-        ("videos_per_s", CASES["videos_per_s"], [SMALL, "DID NOT SETTLE", "3.1", "batch 4"]),
-        ("operations_and_speed", CASES["operations_and_speed"], [f"none: {NONE}", "FAILED PARITY", "in proportion"]),
-        ("tokens_per_block", CASES["tokens_per_block"], ["tome: 552 at the end"]),
-        ("stage_times", CASES["stage_times"], ["300 ms, the limit", "95 ms"]),
-        ("cost_against_frames", CASES["cost_against_frames"], ["TempMe", "GMACs"]),
+        ("bars", [SMALL, "3.1  DID NOT SETTLE", "batch 4", "videos/s"]),
+        ("inverse", [f"none: {NONE}", "FAILED PARITY", "in proportion to operations, from none"]),
+        ("lines", ["TempMe", "GMACs", "tokens"]),
     ],
 )
-def test_a_chart_says_accuracy_and_doubt_beside_the_figure(monkeypatch, name, panels, words):
-    said = texts(monkeypatch, name, panels)
+def test_a_chart_says_accuracy_and_doubt_beside_the_figure(name, words):
+    said = texts(CASES[name])
     assert [word for word in words if word not in said] == []
 
 
-def test_operations_that_are_all_the_same_need_no_curve(monkeypatch):
-    alike = [Points(name, "", [Point(69.5, speed, None, None)]) for name, speed in (("original", 1.5), ("ort", 3.0))]
-    assert "in proportion" not in texts(monkeypatch, "operations_and_speed", [("batch 1", alike)])
+def test_a_chart_is_told_in_words():
+    assert str(CASES["bars"]) == "batch 1: original 1.5, ort 3.1; batch 4: original 1.5"
+    assert str(CASES["lines"]).startswith("Counted, none, GMACs at frames: 35.4 at 8, 53 at 12; ")
+    many = Line("tome", [Point(block, 600 - block) for block in range(24)])
+    assert str(Lines([Panel("p", "block", "tokens", [many])])) == "p, tome, tokens at block: 600 at 0, 577 at 23"
 
 
-def test_operations_over_a_wide_range_keep_plain_figures(monkeypatch):
-    points = [Point(46.3, 5.0, None, None), Point(372.0, 0.6, None, None)]
-    said = texts(monkeypatch, "operations_and_speed", [("batch 1", [Points("ort", "", points)])])
+def test_operations_that_are_all_the_same_need_no_curve():
+    alike = [Line(name, [Point(69.5, speed)]) for name, speed in (("original", 1.5), ("ort", 3.0))]
+    assert "in proportion" not in texts(Lines([Panel("batch 1", "GFLOPs", "videos/s", alike)], inverse=True))
+
+
+def test_operations_over_a_wide_range_keep_plain_figures():
+    line = Line("ort", [Point(46.3, 5.0), Point(372.0, 0.6)])
+    said = texts(Lines([Panel("batch 1", "GFLOPs", "videos/s", [line])], inverse=True))
     assert "372" in said.splitlines() and "10^" not in said
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("empty", [[], "panel"])
-def test_nothing_to_draw_is_refused(name, empty):
-    panels = [(*CASES[name][0][:-1], [])] if empty == "panel" else []
+EMPTY = [
+    Bars("", []),
+    Bars("", [("batch 1", [])]),
+    Lines([]),
+    Lines([Panel("", "", "", [])]),
+    Lines([Panel("", "", "", [Line("none", [])])]),
+]
+
+
+@pytest.mark.parametrize("chart", EMPTY, ids=range(len(EMPTY)))
+def test_nothing_to_draw_is_refused(chart):
     with pytest.raises(InputError, match="nothing to draw"):
-        getattr(charts, name)(panels)
+        chart.draw()
 
 
-def test_without_matplotlib_the_command_that_installs_it_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setitem(sys.modules, "matplotlib.style", None)
-    with pytest.raises(BackendError, match=r"pip install 'tempme-export\[plot\]'"):
-        charts.stage_times(CASES["stage_times"])
+def test_without_matplotlib_the_command_that_installs_it_is_named(without):
+    said = without("matplotlib", "from tempme_export.bench.reporting.charts import Bar, Bars",
+                   "Bars('', [('', [Bar('', 1.0)])]).draw()")  # fmt: skip
+    assert "BackendError" in said and "pip install 'tempme-export[plot]'" in said
 
 
 def test_the_users_own_style_changes_nothing():
     import matplotlib
 
     with matplotlib.rc_context({"figure.facecolor": "black", "font.size": 30}):
-        assert charts.stage_times(CASES["stage_times"]) == drawn("stage_times")
+        assert CASES["bars"].draw() == drawn("bars")
     assert "matplotlib.pyplot" not in sys.modules or matplotlib.rcParams["figure.facecolor"] != "black"
 
 
@@ -131,7 +134,9 @@ def contrast(colour):
 
 def test_colours_of_lines_and_words_stand_out_from_white():
     assert contrast("#ffffff") == pytest.approx(1) and contrast("#000000") == pytest.approx(21)
-    assert all(contrast(colour) >= 4.5 for colour in (*charts.SERIES, charts.ACCENT, charts.INK, charts.MUTED))
+    style = dict(re.findall(r"(\S+color): ([0-9a-f]{6})\n", STYLE.read_text()))
+    words = [f"#{style[name]}" for name in ("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor")]
+    assert all(contrast(colour) >= 4.5 for colour in (*charts.SERIES, charts.ACCENT, charts.MUTED, *words))
 
 
 def test_colours_differ_for_the_colour_blind():

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from tempme_export.bench.reporting.groups import groups, origins, without_method
-from tempme_export.bench.reporting.intervals import rate_interval
+from tempme_export.bench.reporting.groups import groups, origins, rate_interval, without_method
 from tempme_export.bench.reporting.read import Results, read_results
 
 
@@ -16,7 +15,7 @@ def test_groups_follow_the_comparisons_and_their_order(folders):
     assert [(group.profile, group.batch) for group in found] == [
         ("vit-b-32-8f", 1), ("vit-b-32-12f", 1), ("vit-b-32-12f", 4),
     ]  # fmt: skip
-    assert all([side.name for side in group.sides] == ["original", "torch", "ort", "openvino"] for group in found)
+    assert all([side.candidate for side in group.sides] == ["original", "torch", "ort", "openvino"] for group in found)
     assert sum(len(group.sides) for group in found) == len(results.rows)
 
 
@@ -27,7 +26,7 @@ def test_methods_stand_in_one_group_though_their_profiles_differ(folders):
     assert [group.family for group in found] == ["vit-b-16", "vit-b-32"]
     for group in found:
         assert group.by_method
-        assert [side.row.profile for side in group.sides] == [f"{group.name}-{side.name}" for side in group.sides]
+        assert [side.profile for side in group.sides] == [f"{group.name}-{side.candidate}" for side in group.sides]
 
 
 def test_the_profile_decides_between_rows_that_are_alike_otherwise(bench, candidates):
@@ -37,7 +36,7 @@ def test_the_profile_decides_between_rows_that_are_alike_otherwise(bench, candid
     one.document["comparisons"].reverse()
     found = grouped(Results.of(one.document))
     assert [group.profile for group in found] == ["vit-b-16-12f", "vit-b-32-12f"]
-    assert all(side.row.profile == group.profile for group in found for side in group.sides)
+    assert all(side.profile == group.profile for group in found for side in group.sides)
 
 
 def test_rows_that_no_comparison_names_are_kept(bench, candidates):
@@ -45,7 +44,7 @@ def test_rows_that_no_comparison_names_are_kept(bench, candidates):
     one.compare("vit-b-32-12f", candidates())
     one.document["comparisons"] = []
     (group,) = grouped(Results.of(one.document))
-    assert [side.name for side in group.sides] == ["original", "torch", "ort", "openvino"]
+    assert [side.candidate for side in group.sides] == ["original", "torch", "ort", "openvino"]
 
 
 def test_an_origin_is_a_command_on_a_machine(bench, candidates):
@@ -85,7 +84,7 @@ def test_whatever_speaks_against_a_figure_is_a_doubt(bench, candidates, changes,
     one = bench("c")
     one.compare("vit-b-32-12f", candidates(), ort=changes)
     (group,) = grouped(Results.of(one.document))
-    assert {side.name: side.doubts for side in group.sides if side.doubts} == ({"ort": doubts} if doubts else {})
+    assert {side.candidate: side.doubts for side in group.sides if side.doubts} == ({"ort": doubts} if doubts else {})
 
 
 def test_the_interval_of_a_speed_holds_the_speed_and_narrows_with_samples():
@@ -109,7 +108,7 @@ def test_too_few_samples_have_no_interval():
 def test_samples_that_were_not_kept_leave_a_speed_without_interval(folders):
     with_samples = grouped(read_results(folders[0]))
     without = grouped(Results.of(read_results(folders[0]).document))
-    assert all(side.low < side.row.videos_per_s < side.high for group in with_samples for side in group.sides)
+    assert all(side.low < side.videos_per_s < side.high for group in with_samples for side in group.sides)
     assert all(side.low is None and side.high is None for group in without for side in group.sides)
 
 

@@ -1,4 +1,4 @@
-"""The published figures of a GPU read as rows of today."""
+"""The published figures of a GPU, transcribed as they were printed, and beside them as rows."""
 
 import json
 from pathlib import Path

@@ -1,16 +1,18 @@
 """Patches are followed through all merges exactly: an independent composition and the reference's sizes agree."""
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 import torch
 
+from tempme_export.artifacts import registry
 from tempme_export.artifacts.bundle import VIDEO, open_bundle, write_manifest
 from tempme_export.bench.cases import Case, open_case
-from tempme_export.bench.visualize import merges as merges_module
 from tempme_export.bench.visualize.merges import drawn_blocks, merge_stages, video_merges
 from tempme_export.encoder.checkpoint import load_checkpoint
 from tempme_export.encoder.recipe import prepare
@@ -23,6 +25,7 @@ from tempme_export.media.video import read_frames
 from tempme_export.parity.selftest import draw_clip
 from tempme_export.pipeline import export
 from tempme_export.pipeline.spec import ExportSpec
+from tempme_export.runtime import ort
 
 GRID = 4  # of the tiny model: 64 pixels, patches of 16
 
@@ -50,6 +53,13 @@ def merges_bundle(recipe, tiny_bundle, tmp_path_factory):
     onnx.save(proto, folder / VIDEO)
     write_manifest(folder, export._manifest(ExportSpec("", expose_merges=True), recipe, export.Built()))
     return folder
+
+
+def running(open_runner):
+    """The backend of every bundle's graph, its runners opened by a function."""
+    return dataclasses.replace(
+        registry.BACKENDS[0], runner=SimpleNamespace(open_runner=open_runner, describe=ort.describe)
+    )
 
 
 def original(recipe, frames):
@@ -267,27 +277,25 @@ class TestVideoMerges:
 
     def test_origin(self, recipe, tiny_bundle, video):
         assert video_merges(Case(recipe), video).origin == f"the original path with {recipe.checkpoint.source}"
-        expected = f"{tiny_bundle / VIDEO} under ONNX Runtime"
+        expected = f"{tiny_bundle / VIDEO} under ONNX Runtime, cpu"
         assert video_merges(Case(recipe, tiny_bundle), video).origin == expected
         assert video_merges(open_bundle(tiny_bundle), video).origin == expected
 
-    def test_a_bundle_with_merge_outputs_is_run_as_it_is(self, merges_bundle, video, monkeypatch):
+    def test_a_traced_bundle_is_run_as_it_is(self, traced_bundle, video):
         seen = []
 
-        class Recording(merges_module.OrtRunner):
-            def __init__(self, path, *, extra_outputs):
-                seen.append(tuple(extra_outputs))
-                super().__init__(path, extra_outputs=extra_outputs)
+        def open_runner(path, facts, setting):
+            seen.append(setting.extra_outputs)
+            return ort.open_runner(path, facts, setting)
 
-        monkeypatch.setattr(merges_module, "OrtRunner", Recording)
-        video_merges(open_bundle(merges_bundle), video)
+        video_merges(open_bundle(traced_bundle), video, backend=running(open_runner))
         assert seen == [()]
 
-    def test_every_frame_counts(self, tiny_bundle, video, monkeypatch):
+    def test_every_frame_counts(self, tiny_bundle, video):
         """A graph with a frame mask is given one that leaves nothing out."""
         seen = []
 
-        class Masked(merges_module.OrtRunner):
+        class Masked(ort.OrtRunner):
             def __init__(self, path, *, extra_outputs):
                 super().__init__(path, extra_outputs=extra_outputs)
                 self.inputs["frame_mask"] = (np.dtype(np.bool_), (None, 4))
@@ -296,8 +304,8 @@ class TestVideoMerges:
                 seen.append(inputs["frame_mask"])
                 return super()._infer({"frames": inputs["frames"]})
 
-        monkeypatch.setattr(merges_module, "OrtRunner", Masked)
-        video_merges(open_bundle(tiny_bundle), video)
+        backend = running(lambda path, facts, setting: Masked(path, extra_outputs=setting.extra_outputs))
+        video_merges(open_bundle(tiny_bundle), video, backend=backend)
         (mask,) = seen
         assert mask.shape == (1, 4) and mask.all()
 

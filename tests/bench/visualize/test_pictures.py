@@ -1,7 +1,6 @@
 """Merge pictures: every pixel says which token its patch belongs to, and no file that was there is touched."""
 
 import itertools
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,6 @@ from PIL import Image
 
 from tempme_export.artifacts.bundle import open_bundle
 from tempme_export.bench.cases import Case
-from tempme_export.bench.visualize import pictures
 from tempme_export.bench.visualize.merges import Stage
 from tempme_export.bench.visualize.pictures import draw_merges, draw_stage, save_pictures, token_colours
 from tempme_export.encoder.checkpoint import load_checkpoint
@@ -183,10 +181,9 @@ class TestColours:
         after = np.where(before >= 6, 6, before)
         np.testing.assert_array_equal(token_colours(before)[:6], token_colours(after)[:6])
 
-    def test_more_neighbours_than_colours(self, monkeypatch):
+    def test_more_neighbours_than_colours(self):
         """The colour that differs most is taken; none is refused, and none is given twice in a row."""
-        monkeypatch.setattr(pictures, "_APART", 1000.0)
-        colours = token_colours(np.arange(32).repeat(2).reshape(1, 8, 8))
+        colours = token_colours(np.arange(32).repeat(2).reshape(1, 8, 8), apart=1000.0)
         assert len({tuple(colour) for colour in colours.tolist()}) == 32
 
 
@@ -266,13 +263,10 @@ class TestSavePictures:
             with pytest.raises(UsageError, match="cannot be a folder"):
                 save_pictures(frames, stages, out)
 
-    def test_full_disk(self, frames, stages, tmp_path, monkeypatch):
-        def refuse(*args, **kwargs):
-            raise OSError(28, os.strerror(28))
-
-        monkeypatch.setattr(Image.Image, "save", refuse)
-        with pytest.raises(ExportError, match=r"could not be written.*No space left"):
+    def test_full_disk(self, frames, stages, tmp_path, full_disk):
+        with full_disk(), pytest.raises(ExportError, match="could not be written"):
             save_pictures(frames, stages, tmp_path)
+        assert not list(tmp_path.iterdir())
 
 
 def top_of(pixels, part):
@@ -320,16 +314,13 @@ class TestDrawMerges:
         second = draw_merges(case, video, tmp_path / "b")
         assert [path.read_bytes() for path in first.paths] == [path.read_bytes() for path in second.paths]
 
-    def test_refused_before_the_model_runs(self, case, video, tmp_path, monkeypatch):
-        def never(*args):
-            raise AssertionError("the model ran")
-
-        monkeypatch.setattr(pictures, "video_merges", never)
+    def test_refused_before_the_model_runs(self, case, tmp_path):
+        """Nor is the video asked for, which is not there."""
         (tmp_path / "stage-3.png").write_text("mine")
         with pytest.raises(UsageError, match=r"already holds stage-3\.png"):
-            draw_merges(case, video, tmp_path)
+            draw_merges(case, tmp_path / "none.mp4", tmp_path)
         with pytest.raises(UsageError, match="cannot be a folder"):
-            draw_merges(case, video, tmp_path / "stage-3.png")
+            draw_merges(case, tmp_path / "none.mp4", tmp_path / "stage-3.png")
 
     def test_broken_video(self, case, tmp_path):
         (tmp_path / "broken.mp4").write_bytes(b"\0" * 100)

@@ -1,13 +1,14 @@
 from rich.console import Console
 
-from tempme_export.bench.terminal.suites import fit_tables, method_tables, stage_tables
+from tempme_export.bench.tables.runs import method_tables, stage_tables, sweep_tables
+from tempme_export.bench.tables.terminal import show
 
 
 def shown(tables, width=100):
-    console = Console(width=width, record=True, file=None)
+    console = Console(width=width)
     with console.capture() as capture:
         for table in tables:
-            console.print(table)
+            show(console, table)
     return capture.get()
 
 
@@ -35,18 +36,19 @@ SATURATION = {
 
 
 def test_a_fit_is_a_formula_with_half_its_intervals():
-    text = shown(fit_tables([FIT, {**FIT, "form": "none", "candidate": "torch", "reason": "2 points"}], []))
-    assert "(1.5 +- 0.5) + (20 +- 1) x batch" in text and "0.9991" in text
-    assert "torch" not in text
+    text = shown(sweep_tables([FIT, {**FIT, "form": "none", "candidate": "torch", "reason": "2 points"}], []))
+    assert "(1.5 +- 0.5) + (20 +- 1) x batch" in text and "0.9991" in text and "ms of a call" in text
+    assert "none: 2 points" in text
 
 
 def test_saturation_at_the_edge_may_lie_beyond_it():
-    assert "4 or more" in shown(fit_tables([], [SATURATION]))
-    assert "or more" not in shown(fit_tables([], [{**SATURATION, "at_edge": False}]))
+    assert "4 or more" in shown(sweep_tables([], [SATURATION]))
+    assert "or more" not in shown(sweep_tables([], [{**SATURATION, "at_edge": False}]))
+    assert "within 3 % of" in shown(sweep_tables([], [{**SATURATION, "within_percent": 3.0}]))
 
 
 def test_nothing_to_show():
-    assert list(fit_tables([{**FIT, "form": "none"}], [])) == list(method_tables([])) == list(stage_tables([])) == []
+    assert list(sweep_tables([], [])) == list(method_tables([])) == list(stage_tables([])) == []
 
 
 def test_a_method_without_figures_says_why_and_folds():
@@ -75,4 +77,7 @@ def test_stages_name_the_limit():
         "rows": [{"stage": "decode", "p50_ms": 333.3, "p90_ms": 400.0, "share": 0.667, "videos_per_s": 3.0}],
     }
     text = shown(stage_tables([table]))
-    assert "the limit is decode" in text and "67 %" in text and "333.30" in text
+    assert "decode, the limit" in text and " 66.7 " in text and " 333.30 " in text
+    rates = {" ".join(line.split()[3:-4]): line.split()[-1] for line in text.splitlines() if ", batch 1" in line}
+    whole = {"whole way, one after the other": "2.00", "whole way, overlapped, at most": "3.00"}
+    assert rates == {"decode, the limit": "3.00", **whole}

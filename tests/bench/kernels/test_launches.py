@@ -1,23 +1,16 @@
-"""The walk over an encoder's launches against the encoder itself, and the shipped profiles."""
+"""Launches of an encoder that is run on shapes alone, against its schedule and the shipped profiles."""
+
+import dataclasses
 
 import pytest
 import torch
 
-from tempme_export.bench.kernels import shapes
-from tempme_export.encoder import ops
+from tempme_export.bench.counting.shapes import shape_frames, shape_recipe
+from tempme_export.bench.kernels.calls import fused_calls
+from tempme_export.bench.kernels.resources import encoder_launches
 from tempme_export.encoder.backbone import open_clip_backbone
 from tempme_export.encoder.model import VideoEncoder
 from tempme_export.encoder.profile import load_profile, shipped_profiles
-from tempme_export.kernels import attention, match, merge
-
-LAUNCHERS = {
-    "attention": attention,
-    "attention_match": attention,
-    "match_clips": match,
-    "merge_norm": merge,
-    "add_norm": merge,
-    "layer_norm": merge,
-}
 
 
 def told(argument):
@@ -27,27 +20,16 @@ def told(argument):
     return argument
 
 
-def listening(monkeypatch, holder, name, heard):
-    original = getattr(holder, name)
-
-    def listen(*arguments):
-        heard.append((name, *map(told, arguments)))
-        return original(*arguments)
-
-    monkeypatch.setattr(holder, name, listen)
-
-
-def test_the_walk_launches_what_the_encoder_calls(tiny_recipe, monkeypatch):
-    called, walked = [], []
-    for name, module in LAUNCHERS.items():
-        listening(monkeypatch, ops, name, called)
-        listening(monkeypatch, module, name, walked)
-    recipe, batch = tiny_recipe, 2
-    size = recipe.backbone.image_size
-    VideoEncoder(recipe)(torch.randn(batch, recipe.profile.frames, 3, size, size))
-    shapes.encoder_launches(recipe.schedule, recipe.backbone.width, batch, torch.float32)
-    assert {name for name, *_ in called} == set(LAUNCHERS) - {"attention"}
-    assert walked == called
+def test_shapes_alone_call_what_values_do():
+    profile = load_profile("mini-8f")
+    backbone = open_clip_backbone(profile.backbone)
+    heard = []
+    for device in ("meta", "cpu"):
+        recipe = shape_recipe(profile, backbone, device=device)
+        calls = fused_calls(VideoEncoder(recipe), shape_frames(recipe, 2, device))
+        heard.append([(call.name, *map(told, call.inputs)) for call in calls])
+    assert heard[0] == heard[1]
+    assert {name for name, *_ in heard[0]} >= {"attention_match", "match_clips", "merge_norm", "add_norm", "layer_norm"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -56,7 +38,7 @@ def test_every_merge_of_every_shipped_profile_is_launched(name, dtype):
     profile = load_profile(name)
     backbone = open_clip_backbone(profile.backbone)
     schedule, batch = profile.schedule(backbone), profile.batch.opt
-    launches = shapes.encoder_launches(schedule, backbone.width, batch, dtype)
+    launches = encoder_launches(profile, dtype)
     merged = [one.outputs[0].shape for one in launches if one.variant.name == "merge_kernel"]
     expected = []
     for block in schedule.blocks:
@@ -70,10 +52,8 @@ def test_every_merge_of_every_shipped_profile_is_launched(name, dtype):
 
 def test_without_size_bias_and_positions_they_are_compiled_out():
     profile = load_profile("vit-b-32-12f")
-    backbone = open_clip_backbone(profile.backbone)
-    launches = shapes.encoder_launches(
-        profile.schedule(backbone), backbone.width, 1, torch.float32, size_bias=False, clip_position=False
-    )
+    merge = dataclasses.replace(profile.merge, size_bias=False, clip_position=False)
+    launches = encoder_launches(dataclasses.replace(profile, merge=merge), torch.float32)
     inputs = {(one.variant.name, operand.name) for one in launches for operand in one.inputs}
     assert ("attention_match_kernel", "bias") not in inputs and ("merge_kernel", "position") not in inputs
     assert ("merge_kernel", "size") in inputs
