@@ -9,8 +9,8 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 
 from tempme_export.bench.tables.table import Table
+from tempme_export.cli.terminal import WIDTH
 
-WIDTH = 100
 _UNBOUNDED = 10_000
 _ASCII = str.maketrans(
     {"\N{EN DASH}": "-", "\N{MINUS SIGN}": "-", "\N{MULTIPLICATION SIGN}": "x", "\N{NO-BREAK SPACE}": " "}
