@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-import torch
 from onnx import numpy_helper
 
 from tempme_export.bench.counting.graph import count_graph
-from tempme_export.bench.kernels.cases import kernel_calls
-from tempme_export.bench.kernels.shapes import encoder_launches
+from tempme_export.bench.counting.shapes import shape_frames
+from tempme_export.bench.kernels.calls import fused_calls, launches_of, merging_calls, moved_bytes
+from tempme_export.encoder.model import VideoEncoder
 from tempme_export.encoder.recipe import Recipe
 from tempme_export.errors import ParityError
 
@@ -50,12 +50,10 @@ def count_file(name: str, path: Path) -> dict[str, int]:
 def count_kernels(recipe: Recipe) -> dict[str, int]:
     """Launches between the matrix products of one video in float32, and the bytes that the merging ones move: every
     input and output once."""
-    merge, backbone = recipe.profile.merge, recipe.backbone
-    options = {"size_bias": merge.size_bias, "clip_position": merge.clip_position}
-    launches = encoder_launches(recipe.schedule, backbone.width, 1, torch.float32, **options)
-    calls = kernel_calls(recipe.schedule, backbone.width, backbone.heads, 1, torch.float32, **options)
-    moved = sum(call.n_bytes for call in calls if call.sign > 0)
-    return {"kernels.launches": len(launches), "kernels.bytes": moved}
+    calls = fused_calls(VideoEncoder(recipe).to("meta"), shape_frames(recipe))
+    merging = [call for call in merging_calls(calls) if call.sign > 0]
+    moved = sum(moved_bytes(call.inputs, call.run(*call.inputs)) for call in merging)
+    return {"kernels.launches": len(launches_of(calls)), "kernels.bytes": moved}
 
 
 def count_products(name: str, path: Path, recipe: Recipe) -> dict[str, int]:

@@ -40,6 +40,12 @@ _FIELDS = {
     "temperature": "temperature.gpu",
     "throttle": "clocks_throttle_reasons.active",
 }
+
+
+def _whole(answer: str) -> int:
+    return int(answer, 0)
+
+
 _KINDS: dict[str, Callable[[str], Any]] = {"driver": str, "power": float, "power_limit": float}
 
 
@@ -49,7 +55,7 @@ def _asked(index: int, name: str, program: str) -> Any:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20)
         answer = done.stdout.strip()
-        return _KINDS.get(name, lambda text: int(text, 0))(answer) if done.returncode == 0 and answer else None
+        return _KINDS.get(name, _whole)(answer) if done.returncode == 0 and answer else None
     except (OSError, subprocess.TimeoutExpired, ValueError):
         return None
 

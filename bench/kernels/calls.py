@@ -6,7 +6,7 @@ add + LayerNorm of the same tokens, and attention alone. Their signed sum is wha
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -14,8 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tempme_export.encoder.model import VideoEncoder
 from tempme_export.encoder.ops import DENSE_FORMS
+from tempme_export.kernels import aot, attention, match, merge
 
 Inputs = tuple[Any, ...]
+Operator: TypeAlias = "torch._ops.OpOverload[..., Any]"
 
 _OPERATORS = torch.ops.tempme
 _ATTENTION, _ATTENTION_MATCH = _OPERATORS.attention.default, _OPERATORS.attention_match.default
@@ -26,7 +28,7 @@ _MERGE_NORM, _ADD_NORM = _OPERATORS.merge_norm.default, _OPERATORS.add_norm.defa
 class FusedCall:
     """One call of a fused operator, with the tensors and numbers that it was given."""
 
-    run: Callable[..., Any]
+    run: Operator
     inputs: Inputs
 
     @property
@@ -38,11 +40,11 @@ class _Listening(TorchDispatchMode):
     """Keeps every fused call, and with it what it reads."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[FusedCall] = []
 
     def __torch_dispatch__(
-        self, func: Callable[..., Any], types: object, args: Inputs = (), kwargs: dict[str, Any] | None = None
+        self, func: Operator, types: object, args: Inputs = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in DENSE_FORMS:
             self.calls.append(FusedCall(func, args))
@@ -56,6 +58,12 @@ def fused_calls(encoder: VideoEncoder, frames: Tensor) -> list[FusedCall]:
     return heard.calls
 
 
+def launches_of(calls: list[FusedCall]) -> tuple[aot.Launch, ...]:
+    """The launches of the calls on a GPU; nothing is launched. Raises ValueError for what the kernels do not take."""
+    launchers = {name: launcher for module in (attention, match, merge) for name, launcher in vars(module).items()}
+    return aot.launches_of(lambda: [launchers[call.name](*call.inputs) for call in calls])
+
+
 @dataclass(frozen=True)
 class KernelCall:
     """A fused call of one block, and the same in plain PyTorch.
@@ -67,12 +75,12 @@ class KernelCall:
     sign: int
     name: str
     inputs: Inputs
-    run: Callable[..., Any]
+    run: Operator
 
     @property
     def plain(self) -> Callable[..., Any]:
         """Its dense form: what runs where there is no kernel."""
-        return DENSE_FORMS[self.run]
+        return cast(Callable[..., Any], DENSE_FORMS[self.run])
 
     @property
     def shape(self) -> str:

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from tempme_export.bench.counting.shapes import shape_frames, shape_recipe
-from tempme_export.bench.kernels.calls import fused_calls
+from tempme_export.bench.kernels.calls import fused_calls, launches_of
 from tempme_export.encoder.backbone import open_clip_backbone
 from tempme_export.encoder.model import VideoEncoder
 from tempme_export.encoder.profile import FROM_CHECKPOINT, Profile
 from tempme_export.errors import BackendError, UsageError
-from tempme_export.kernels import aot, attention, match, merge
+from tempme_export.kernels import aot
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -73,9 +73,7 @@ def encoder_launches(profile: Profile, dtype: torch.dtype) -> tuple[aot.Launch, 
             "Choose a profile that names its backbone."
         )
     recipe = shape_recipe(profile, open_clip_backbone(profile.backbone))
-    calls = fused_calls(VideoEncoder(recipe, dtype), shape_frames(recipe, profile.batch.opt))
-    launchers = {name: launcher for module in (attention, match, merge) for name, launcher in vars(module).items()}
-    return aot.launches_of(lambda: [launchers[call.name](*call.inputs) for call in calls])
+    return launches_of(fused_calls(VideoEncoder(recipe, dtype), shape_frames(recipe, profile.batch.opt)))
 
 
 def representative_launches(profile: Profile, dtype: torch.dtype) -> list[aot.Launch]:

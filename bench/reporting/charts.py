@@ -48,7 +48,7 @@ class Bar:
 
 
 class Chart(ABC):
-    """What is drawn at any width, and told in words."""
+    """A chart: drawn at any width, and told in words."""
 
     @abstractmethod
     def __str__(self) -> str: ...

@@ -99,7 +99,7 @@ def accurate(name: str, sides: Iterable[Side]) -> str:
 
 
 def doubt(sides: Iterable[Side]) -> str:
-    """What speaks against any of them, in a few words."""
+    """Objections to any of them, in a few words."""
     return ", ".join(dict.fromkeys(said for side in sides for said in side.doubts))
 
 

@@ -73,8 +73,8 @@ def frames(every: Sequence[Results], groups: Sequence[Group], pictures: Pictures
         *(_measured(groups, pictures) or [_NOTHING]),
     ]
     for results in every:
-        entries = [_judged(results, results.entries(name)) for name in ("fits", "saturations")]
-        parts += map(table_of, sweep_tables(*entries, JUDGED))
+        fits, saturations = (_judged(results, results.entries(name)) for name in ("fits", "saturations"))
+        parts += map(table_of, sweep_tables(fits, saturations, JUDGED))
     return Section("frames", "Cost against frames", join(parts))
 
 
@@ -124,11 +124,12 @@ def _measured(groups: Sequence[Group], pictures: Pictures) -> list[Html]:
 
 def _judged(results: Results, entries: Sequence[Values]) -> list[Values]:
     """Entries with 1 - cosine and parity of the rows that they are of: the worst of them."""
-    found = []
+    found: list[Values] = []
     for one in entries:
         keys = [key for key in ("candidate", "method", "frames", "batch") if one.get(key) is not None]
         own = [row for row in results.rows if all(getattr(row, key) == one[key] for key in keys)]
-        far = max((row.one_minus_cosine for row in own if row.one_minus_cosine is not None), default=NOT_COMPARED)
+        far = max((row.one_minus_cosine for row in own if row.one_minus_cosine is not None), default=None)
         passed = all(row.parity for row in own) if own else None
-        found.append({**one, "one_minus_cosine": far, "parity": PARITY[passed]})
+        said = {"one_minus_cosine": NOT_COMPARED if far is None else far, "parity": PARITY[passed]}
+        found.append({**one, **said})
     return found

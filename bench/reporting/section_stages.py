@@ -63,6 +63,8 @@ def _judged(results: Results, one: Mapping[str, Any]) -> dict[str, Any]:
     if is_number(own):
         return {"one_minus_cosine": own, "parity": PARITY[one.get("parity") is not False]}
     rows = [row for row in results.rows if (row.candidate, row.batch) == (one["candidate"], one["batch"])]
-    compared = [row for row in rows if row.one_minus_cosine is not None]
-    far = max((row.one_minus_cosine for row in compared), default=NOT_COMPARED)
-    return {"one_minus_cosine": far, "parity": PARITY[all(row.parity for row in compared) if compared else None]}
+    far = [row.one_minus_cosine for row in rows if row.one_minus_cosine is not None]
+    if not far:
+        return {"one_minus_cosine": NOT_COMPARED, "parity": PARITY[None]}
+    passed = all(row.parity for row in rows if row.one_minus_cosine is not None)
+    return {"one_minus_cosine": max(far), "parity": PARITY[passed]}

@@ -26,7 +26,7 @@ def tokens(every: Sequence[Results], runs: Sequence[Origin], pictures: Pictures)
         chart = Lines(
             [Panel(title, "block", "tokens of a video", [*map(_line, own.values())]) for title, own in panels.items()]
         )
-        origins = [link(origin) for origin in runs if origin.results is results] or [results.source]
+        origins: list[str] = [link(origin) for origin in runs if origin.results is results] or [results.source]
         said = "Tokens of a whole video in the attention of each block and, half a step on, after it. From "
         caption = join([said, join(origins, ", "), "."])
         parts.append(pictures.figure("tokens_per_block", "Tokens of a video in every block", chart, caption))

@@ -1,4 +1,4 @@
-"""What a run says beside its rows: stages, methods, sweeps, and what changed between two runs."""
+"""Stages, methods and sweeps of a run, and what changed between two runs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -97,13 +97,13 @@ def _curve(fit: Values) -> str:
     return " + ".join(terms).replace("-", MINUS)
 
 
+_COSTS = {"p50_ms": "ms of a call", "encode_mb": "MB of a call", "gmacs": "GMACs of a video"}
 _FITS = (
     *(Column("candidate", "candidate", words), Column("of", _swept, words)),
     Column("cost", lambda fit: _COSTS.get(fit["quantity"], fit["quantity"]), words),
     Column("curve", _curve, words),
     *(Column("R\N{SUPERSCRIPT TWO}", "r2", fixed(4)), Column("points", lambda fit: len(fit["x"]), whole)),
 )
-_COSTS = {"p50_ms": "ms of a call", "encode_mb": "MB of a call", "gmacs": "GMACs of a video"}
 _SATURATIONS = (
     *(Column("candidate", "candidate", words), Column("profile", "profile", words)),
     Column("batch", lambda one: f"{one['batch']}{' or more' if one.get('at_edge') else ''}", texts),

@@ -164,7 +164,7 @@ def test_encoders_are_drawn_once_for_each_profile():
 def test_samples_are_taken_in_turns():
     order = []
     works = {name: Work((lambda name=name: order.append(name),)) for name in "ab"}
-    timings = timer(CPU, Protocol(seconds=1e-9, samples=6, budget=1e-9, window=3, resamples=5), 0.0)(works)
+    timings = timer(CPU, Protocol(seconds=1e-9, samples=6, budget=1e-9, window=3, lead=0.0, resamples=5), 0.0)(works)
     assert "".join(order[-8:]) == "abababab"
     assert {name: len(one.seconds) for name, one in timings.items()} == {"a": FEWEST, "b": FEWEST}
 

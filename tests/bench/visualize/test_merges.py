@@ -281,14 +281,14 @@ class TestVideoMerges:
         assert video_merges(Case(recipe, tiny_bundle), video).origin == expected
         assert video_merges(open_bundle(tiny_bundle), video).origin == expected
 
-    def test_a_traced_bundle_is_run_as_it_is(self, traced_bundle, video):
+    def test_a_traced_bundle_is_run_as_it_is(self, merges_bundle, video):
         seen = []
 
         def open_runner(path, facts, setting):
             seen.append(setting.extra_outputs)
             return ort.open_runner(path, facts, setting)
 
-        video_merges(open_bundle(traced_bundle), video, backend=running(open_runner))
+        video_merges(open_bundle(merges_bundle), video, backend=running(open_runner))
         assert seen == [()]
 
     def test_every_frame_counts(self, tiny_bundle, video):
