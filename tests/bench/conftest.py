@@ -1,8 +1,4 @@
-import os
-import resource
-import subprocess
 import sys
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -80,37 +76,6 @@ def tiny_bundle(tiny, tmp_path_factory):
     export_video(recipe, folder / VIDEO)
     write_manifest(folder, export._manifest(ExportSpec(""), recipe, export.Built()))
     return folder
-
-
-@pytest.fixture
-def full_disk():
-    """A file system on which no file may grow beyond a thousand bytes, while it is entered."""
-
-    @contextmanager
-    def limited():
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-    return limited
-
-
-@pytest.fixture
-def without():
-    """Run lines in a process that lacks a package; returns what it said as it failed."""
-
-    def run(package, *lines):
-        program = "\n".join(["import sys", f"sys.modules[{package!r}] = None", *lines])
-        command = [sys.executable, "-c", program]
-        variables = {**os.environ, "PYTHONSAFEPATH": "1"}
-        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 1
-        return done.stderr
-
-    return run
 
 
 @pytest.fixture

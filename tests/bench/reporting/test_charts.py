@@ -111,12 +111,6 @@ def test_nothing_to_draw_is_refused(chart):
         chart.draw()
 
 
-def test_without_matplotlib_the_command_that_installs_it_is_named(without):
-    said = without("matplotlib", "from tempme_export.bench.reporting.charts import Bar, Bars",
-                   "Bars('', [('', [Bar('', 1.0)])]).draw()")  # fmt: skip
-    assert "BackendError" in said and "pip install 'tempme-export[plot]'" in said
-
-
 def test_the_users_own_style_changes_nothing():
     import matplotlib
 

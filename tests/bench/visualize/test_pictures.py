@@ -263,8 +263,8 @@ class TestSavePictures:
             with pytest.raises(UsageError, match="cannot be a folder"):
                 save_pictures(frames, stages, out)
 
-    def test_full_disk(self, frames, stages, tmp_path, full_disk):
-        with full_disk(), pytest.raises(ExportError, match="could not be written"):
+    def test_full_disk(self, frames, stages, tmp_path, largest_file):
+        with largest_file(1000), pytest.raises(ExportError, match="could not be written"):
             save_pictures(frames, stages, tmp_path)
         assert not list(tmp_path.iterdir())
 
