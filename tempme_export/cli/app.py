@@ -31,19 +31,27 @@ _SETTINGS = {"help_option_names": ["-h", "--help"]}
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-class _Narrow:
-    """Help that fits the terminal and WIDTH."""
+class _Plain:
+    """Help that fits the terminal and WIDTH, and shows a type only of what takes a value."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Parameters of the command; a flag has no word for its value."""
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for one in params:
+            if getattr(one, "is_flag", False):
+                one.metavar = ""
+        return params
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         rich_utils.MAX_WIDTH = min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
         super().format_help(ctx, formatter)  # type: ignore[misc]
 
 
-class _Subcommand(_Narrow, TyperCommand):
+class _Subcommand(_Plain, TyperCommand):
     """A command that a first word names."""
 
 
-class _Default(_Narrow, TyperGroup):
+class _Default(_Plain, TyperGroup):
     """A command with a default action. A first word that names a subcommand is one, anything else is its argument."""
 
     allow_extra_args = False

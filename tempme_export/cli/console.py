@@ -60,7 +60,7 @@ def show_recipe(recipe: "Recipe") -> None:
     _line(
         "schedule",
         f"{start} -> {schedule.final_clips * schedule.final_tokens} tokens   "
-        f"{cost.gmacs:.1f} GMACs (the paper's GFLOPs), {cost.gflops:.1f} GFLOPs",
+        f"{cost.gmacs:.2f} GMACs (the paper's GFLOPs), {cost.gflops:.2f} GFLOPs",
     )
 
 

@@ -41,6 +41,7 @@ from tempme_export.errors import InputError
 __all__ = ["RetrievalData", "Split", "missing", "open_data"]
 
 _SYNTHETIC = "synthetic"
+_RENDERS = "`tempme-train --data synthetic:DIR` and `python examples/demo.py` render one"
 _LISTS = (".csv", ".json", ".txt")
 _KNOWN = f"{', '.join(f'{name}:DIR' for name in (*READERS, _SYNTHETIC))}, or the path of a .csv or .parquet file"
 
@@ -74,7 +75,8 @@ def _folder(kind: str, name: str) -> Path:
     folder = Path(name).expanduser()
     if not name or not folder.is_dir():
         found = f"found no folder {name!r}" if name else "found no folder"
-        raise InputError(f"{kind}:{name}: {found}; expected {kind}:DIR, where DIR holds the annotation files")
+        holds = f"a rendered world; {_RENDERS}" if kind == _SYNTHETIC else "the annotation files"
+        raise InputError(f"{kind}:{name}: {found}; expected {kind}:DIR, where DIR holds {holds}")
     return folder
 
 
@@ -104,7 +106,6 @@ def _synthetic(folder: Path, split: Split, videos: Path | None) -> RetrievalData
     path = folder / f"{split}.csv"
     if not path.is_file():
         raise InputError(
-            f"{path}: found no such file; expected the {split} table of a rendered world; "
-            f"`tempme-train --data synthetic` writes it"
+            f"{path}: found no such file; expected the {split} table of a rendered world; {_RENDERS}"
         )
     return read_table(path, videos, f"synthetic {split}")

@@ -118,7 +118,7 @@ def test_a_link_that_is_moved(releases, next_bundle, expected, frames, tmp_path)
     assert_is(expected[1], tempme_export.load(link), frames)
 
 
-@pytest.mark.parametrize("name", ["text.onnx", "video.onnx"])
+@pytest.mark.parametrize("name", ["text.onnx", "video.onnx", "tokenizer.json"])
 @pytest.mark.parametrize("fault", ["missing", "cut"])
 def test_an_incomplete_bundle_is_not_loaded(releases, name, fault):
     path, _ = releases

@@ -61,6 +61,7 @@ class TestEveryCommand:
         assert (code, err) == (0, "") and run(*called, "-h") == (0, text, "")
         assert f"Usage: {' '.join(called)}" in text and "--version" in text and "Exit codes: 0 done; 2 usage" in text
         assert max(map(len, text.splitlines())) == 100
+        assert "<bool>" not in text and "BOOLEAN" not in text  # flags take no value
 
     def test_help_on_a_narrow_terminal(self, run, called, monkeypatch):
         monkeypatch.setenv("COLUMNS", "80")

@@ -1,5 +1,6 @@
 """Which frames are read, which way up, and what is said about files that cannot be."""
 
+import struct
 import subprocess
 import sys
 import tracemalloc
@@ -213,6 +214,20 @@ def test_edit_list_hides_frames(tmp_path):
                 packet.pts, packet.dts, packet.stream = packet.pts - hidden, packet.dts - hidden, stream
                 target.mux(packet)
     assert [index_of(frame) for frame in read_frames(trimmed, 40)] == list(range(20, 60))
+
+
+def test_a_header_that_counts_too_few_frames(tmp_path):
+    """An AVI above 1 GB has several parts, and its header counts the frames of the first alone."""
+    path = render(tmp_path / "a.avi", 60)
+    content = path.read_bytes()
+    for chunk, place in ((b"avih", 24), (b"strh", 40)):  # where the count lies, from the chunk's name on
+        at = content.index(chunk) + place
+        assert content[at : at + 4] == struct.pack("<I", 60)
+        content = content[:at] + struct.pack("<I", 20) + content[at + 4 :]
+    path.write_bytes(content)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].frames == 20
+    assert [index_of(frame) for frame in read_frames(path, 6)] == sample_positions(60, 25.0, 6)
 
 
 def test_undecodable_start_is_not_counted(tmp_path):
