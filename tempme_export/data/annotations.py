@@ -105,7 +105,5 @@ def _unread(kind: str, folder: Path, split: Split, sources: Sequence[str]) -> li
 def _synthetic(folder: Path, split: Split, videos: Path | None) -> RetrievalData:
     path = folder / f"{split}.csv"
     if not path.is_file():
-        raise InputError(
-            f"{path}: found no such file; expected the {split} table of a rendered world; {_RENDERS}"
-        )
+        raise InputError(f"{path}: found no such file; expected the {split} table of a rendered world; {_RENDERS}")
     return read_table(path, videos, f"synthetic {split}")

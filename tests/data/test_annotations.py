@@ -389,5 +389,6 @@ def test_folders_and_splits_are_checked(msrvtt) -> None:
     for kind in ("msrvtt", "synthetic"):
         assert f"{kind}:nowhere: found no folder 'nowhere'; expected {kind}:DIR" in refusal(f"{kind}:nowhere")
         assert f"{kind}:: found no folder; expected {kind}:DIR" in refusal(f"{kind}:")
+    assert "python examples/demo.py" in refusal("synthetic:nowhere")  # who has no world is told how to get one
     assert "found the split 'val'; expected train or test" in refusal(f"msrvtt:{msrvtt}", "val")
     assert "nowhere: found no such folder" in refusal(f"msrvtt:{msrvtt}", videos=Path("nowhere"))
