@@ -80,7 +80,7 @@ gpu-check: ## on a machine with a GPU: test, compare and time everything; OUT=fo
 
 # In place of TensorRT's own parser and builder, which come from NVIDIA's index alone and ask for a GPU.
 trt-rtx-check: $(RTX)/.installed ## TensorRT-RTX, another product than TensorRT, parses and builds both video graphs on a CPU; 0.3 GB
-	PYTHONSAFEPATH=1 $(BIN)/python -m tempme_export.bench.rtx_check $(or $(ARGS),examples/mini.pth)
+	PYTHONSAFEPATH=1 $(BIN)/python -m tempme_export.cli.rtx_check $(or $(ARGS),examples/mini.pth)
 
 check: format-check lint types imports ## format, lint, types, direction of imports
 

@@ -72,7 +72,7 @@ MAKING = (
     "runtime.tensorrt_engine",
     *("evaluation.checkpoint_encoder", "evaluation.gate", "evaluation.gate_data", "evaluation.original"),
     *("pipeline.drafts", "pipeline.export", "pipeline.rebuild", "pipeline.spec"),
-    *("cli.export_commands", "cli.train", "cli.train_console"),
+    *("cli.export_commands", "cli.rtx_check", "cli.train", "cli.train_console"),
 )
 MAKING_PACKAGES = {"torch", "torchvision", "timm", "onnx", "onnx_ir", "onnxscript", "open_clip", "safetensors"}
 DOORS = {  # from a function alone; the modules that artifacts.registry names, Artifact and Backend open
@@ -93,7 +93,7 @@ OPEN_DOORS = {("parity.selftest", "kernels")}  # a number that lies in the packa
 QUICK = (
     *("", "bench.cli", "cli.export", "cli.evaluate", "cli.train", "cli.doctor", "cli.entry", "cli.terminal"),
     *("cli.live", "cli.console", "cli.evaluate_console", "cli.train_console", "cli.doctor_console"),
-    *("cli.app", "cli.options", "cli.usage", "cli.train_options"),
+    *("cli.app", "cli.options", "cli.rtx_check", "cli.usage", "cli.train_options"),
     *("doctor.advice", "doctor.rules", "doctor.machine", "doctor.process"),
 )
 HEAVY = {

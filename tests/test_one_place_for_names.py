@@ -24,7 +24,6 @@ EXCEPTIONS = {
     "bench/comparing.py": "versions of packages in a row",
     "bench/counting/tokens.py": "counts tokens in the graph itself",
     "bench/machine.py": "versions of packages in a row",
-    "bench/rtx_check.py": "gives both graphs to another product",
 }
 CONSTANTS = {"VIDEO", "TEXT", "PT2", "ENGINE", "SOURCE"}  # their files
 

@@ -4,8 +4,6 @@ With the real libraries in build/trt-rtx (`make trt-rtx-check` puts them there) 
 """
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -13,13 +11,14 @@ from types import ModuleType, SimpleNamespace
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from rich.console import Console
 
-from tempme_export.bench import rtx_builder, rtx_check
+from tempme_export.cli import rtx_check
 from tempme_export.encoder.profile import BatchRange
 from tempme_export.errors import BackendError, ExportError
+from tempme_export.exporters.trt.rtx import builder as rtx_builder
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[4]
+MINI = ROOT / "examples" / "mini.pth"
 REAL = ROOT / rtx_check.FOLDER
 BATCH = BatchRange(1, 2, 5)
 LISTING = (
@@ -141,58 +140,54 @@ def test_a_library_that_does_not_load_is_named(tmp_path):
         rtx_builder.load_bindings(tmp_path)
 
 
-def test_bindings_for_another_python_are_refused(tmp_path, monkeypatch):
+def test_bindings_for_another_python_are_refused(tmp_path):
     (tmp_path / rtx_builder.PROVIDER).mkdir()
     for stem in ("libtensorrt_rtx.so", "libtensorrt_onnxparser_rtx.so"):
         (tmp_path / rtx_builder.PROVIDER / f"{stem}.1").touch()
-    monkeypatch.setattr(rtx_builder.ctypes, "CDLL", lambda name, mode: None)
-    monkeypatch.delitem(sys.modules, rtx_builder.BINDINGS, raising=False)
     before = list(sys.path)
     with pytest.raises(BackendError, match=f"holds no {rtx_builder.BINDINGS} for Python"):
-        rtx_builder.load_bindings(tmp_path)
+        rtx_builder.load_bindings(tmp_path, lambda name, mode: None)
     assert sys.path == before
 
 
-def test_the_document_and_the_table_hold_both_graphs_and_the_warning(monkeypatch, tmp_path, capsys):
+def test_both_graphs_are_exported_and_built(tmp_path):
     def write(recipe, path):
         write_graph(path)
 
-    recipe = SimpleNamespace(
-        profile=SimpleNamespace(name="some-profile", batch=BATCH), checkpoint=SimpleNamespace(source="some.pth")
-    )
-    monkeypatch.setattr(rtx_check, "load_bindings", lambda folder: StandIn())
-    monkeypatch.setattr(rtx_check, "exporters", lambda precision: {"video.onnx": write, "video.plugin.onnx": write})
-    console = Console(stderr=True, markup=False, highlight=False, width=400)
-    document = json.loads(json.dumps(rtx_check.check(recipe, tmp_path, "fp16", console)))
+    recipe = SimpleNamespace(profile=SimpleNamespace(batch=BATCH))
+    built = list(rtx_builder.build_graphs(StandIn(), recipe, dict.fromkeys(rtx_builder.EXPORTERS, write)))
+    assert [one.file for one in built] == ["video.onnx", "video.plugin.onnx"]
+    assert {one.layers for one in built} == {1}
+
+
+def run(monkeypatch, load, *arguments):
+    """Exit code of the command."""
+    monkeypatch.setattr(sys, "argv", ["trt-rtx-check", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        rtx_check.rtx_check(load).main()()
+    return caught.value.code
+
+
+def test_the_command_shows_both_graphs_and_the_warning(monkeypatch, capsys):
+    assert run(monkeypatch, lambda _: StandIn(), MINI, "--json") == 0
+    out, err = capsys.readouterr()
+    document = json.loads(out)
     assert [one["file"] for one in document["graphs"]] == ["video.onnx", "video.plugin.onnx"]
+    assert [one["plugin_nodes"] for one in document["graphs"]] == [0, 14]
     assert document["notice"] == rtx_check.NOTICE and "another product than TensorRT" in rtx_check.NOTICE
-    assert (document["batch"], document["tensorrt_rtx"]) == ({"min": 1, "opt": 2, "max": 5}, "0.0-stand-in")
-    told = capsys.readouterr().err
-    assert "some-profile, fp16, batch 1:2:5, TensorRT-RTX 0.0-stand-in" in told
-    assert "1 of 1" in told and rtx_check.NOTICE in told
+    assert (document["precision"], document["tensorrt_rtx"]) == ("fp16", "0.0-stand-in")
+    assert "fp16, batch 1:8:64, TensorRT-RTX 0.0-stand-in" in err
+    assert "14 for plugins" in err and "by type: Half 1" in err and rtx_check.NOTICE in err
 
 
-def test_the_command_answers_help_without_torch():
-    command = [sys.executable, "-X", "importtime", "-m", "tempme_export.bench.rtx_check"]
-    variables = {**os.environ, "PYTHONSAFEPATH": "1"}
-    told = subprocess.run([*command, "--help"], env=variables, capture_output=True, text=True, check=True, timeout=60)
-    assert "another product than TensorRT" in " ".join(told.stdout.split())
-    loaded = {line.split("|")[-1].strip() for line in told.stderr.splitlines()}
-    assert "tempme_export.bench.rtx_builder" in loaded
-    assert not loaded & {"torch", "onnx", rtx_builder.BINDINGS}
-
-
-def test_the_command_refuses_without_libraries_and_for_an_unknown_checkpoint(tmp_path, monkeypatch, capsys):
-    for arguments, code, message in (
-        ([str(ROOT / "examples" / "mini.pth"), "--libraries", str(tmp_path)], 4, "Run make trt-rtx-check"),
-        (["none.pth"], 3, "none.pth"),
-        (["none", "--random"], 3, "none"),
-    ):
-        monkeypatch.setattr(sys, "argv", ["rtx_check", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            rtx_check.main()
-        assert caught.value.code == code
-        assert message in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [([MINI], 4, "Run make trt-rtx-check"), (["none.pth"], 3, "none.pth"), (["none", "--random"], 3, "none")],
+    ids=["no libraries", "no checkpoint", "no profile"],
+)
+def test_the_command_refuses(tmp_path, monkeypatch, capsys, arguments, code, message):
+    assert run(monkeypatch, lambda _: rtx_builder.load_bindings(tmp_path), *arguments) == code
+    assert message in capsys.readouterr().err
 
 
 def real() -> ModuleType:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tempme_export.bench.rtx_layers import Layer, by_dtype, fused_attentions, read_layers
 from tempme_export.errors import ExportError
+from tempme_export.exporters.trt.rtx.layers import Layer, by_dtype, fused_attentions, read_layers
 
 TENSOR = (
     "Name: {}, Dimensions: [-1,48,64], Strides: [64,-1,1], StrideOrder: [1,2,0], Datatype: {}, Format: (Linear) Row"

@@ -11,15 +11,22 @@ import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import MappingProxyType, ModuleType
+from typing import TYPE_CHECKING, Any
 
-from tempme_export.bench.rtx_layers import Layer, by_dtype, fused_attentions, read_layers
+from tempme_export.artifacts.registry import PLUGIN_ONNX, VIDEO_ONNX
 from tempme_export.encoder.profile import BatchRange
 from tempme_export.errors import BackendError, ExportError
+from tempme_export.exporters.trt.rtx.layers import Layer, by_dtype, fused_attentions, read_layers
+from tempme_export.files import scratch_folder
 
+if TYPE_CHECKING:
+    from tempme_export.encoder.recipe import Recipe
+
+PRECISION, OPSET = "fp16", 20
 BINDINGS, PROVIDER = "tensorrt_rtx_bindings", "onnxruntime_ep_nv_tensorrt_rtx"
 _LIBRARIES = ("libtensorrt_rtx.so", "libtensorrt_onnxparser_rtx.so")
 _APART = os.RTLD_NOW | os.RTLD_LOCAL | getattr(os, "RTLD_DEEPBIND", 0)
@@ -55,11 +62,11 @@ class Built:
     build_seconds: float
 
 
-def load_bindings(folder: Path) -> ModuleType:
+def load_bindings(folder: Path, load: Callable[[str, int], object] = ctypes.CDLL) -> ModuleType:
     """The Python module over the libraries in `folder`, which pip filled.
 
     Libraries that are loaded already are what the module links to, by their names. They and the rest of the process,
-    whose TensorRT has functions of the same names, do not see each other.
+    whose TensorRT has functions of the same names, do not see each other. `load` opens a library, given dlopen's mode.
     Raises BackendError for a folder without them, or with some for another machine or Python.
     """
     for stem in _LIBRARIES:
@@ -70,7 +77,7 @@ def load_bindings(folder: Path) -> ModuleType:
                 "Run make trt-rtx-check, which installs it for Linux on x86-64."
             )
         try:
-            ctypes.CDLL(str(found[-1]), _APART)
+            load(str(found[-1]), _APART)
         except OSError as error:
             raise BackendError(f"{found[-1]} does not load: {error}. It is built for Linux on x86-64.") from error
     sys.path.append(str(folder))
@@ -173,3 +180,29 @@ def build(rtx: ModuleType, path: Path, batch: BatchRange) -> Built:
         parse_seconds=parsed - started,
         build_seconds=built - parsed,
     )
+
+
+def _write_video(recipe: "Recipe", path: Path) -> None:
+    from tempme_export.exporters.onnx import export_video
+
+    export_video(recipe, path, PRECISION, OPSET)
+
+
+def _write_plugin_video(recipe: "Recipe", path: Path) -> None:
+    from tempme_export.exporters.plugin_onnx import export_plugin_video
+
+    export_plugin_video(recipe, path, PRECISION, opset=OPSET)
+
+
+EXPORTERS = MappingProxyType({VIDEO_ONNX.file: _write_video, PLUGIN_ONNX.file: _write_plugin_video})
+"""File name -> its writer: both graphs of the video tower, the one with nodes for plugins last."""
+
+
+def build_graphs(
+    rtx: ModuleType, recipe: "Recipe", exporters: Mapping[str, Callable[["Recipe", Path], None]] = EXPORTERS
+) -> Iterator[Built]:
+    """Export and build each graph. Raises ExportError for one that is not taken."""
+    with scratch_folder("trt-rtx-check") as work:
+        for name, write in exporters.items():
+            write(recipe, work / name)
+            yield build(rtx, work / name, recipe.profile.batch)

@@ -1,0 +1,1 @@
+"""TensorRT-RTX, another product than TensorRT: its parser and builder are asked about both video graphs, on a CPU."""
