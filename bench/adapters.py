@@ -11,6 +11,7 @@ video information", and that the generation is left out of the figures. Their ro
 """
 
 import dataclasses
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tempme_export.bench.paper import Claim, Counter, merge_schedule
@@ -102,6 +103,10 @@ _UNKNOWN = (
 )
 
 
+_prompted = partial(Claim, schedule=prompted_schedule, encoder="prompts")
+_adapted = partial(Claim, count=with_adapters, settings=_ADAPTER, encoder="adapters")
+
+
 def _unknown(label: str, source: str, backbone: str, printed: float, tokens: str = "") -> Claim:
     return Claim(
         label,
@@ -117,8 +122,8 @@ def _unknown(label: str, source: str, backbone: str, printed: float, tokens: str
 
 
 ADAPTER_CLAIMS: tuple[Claim, ...] = (
-    Claim("Prompt B/32", "Table 2", _B32, 12, _NONE, 58.2, schedule=prompted_schedule, settings=_PROMPT),
-    Claim("Prompt B/16", "Table 4", _B16, 12, _NONE, 216.8, schedule=prompted_schedule, settings=_PROMPT + _TABLE_4),
+    _prompted("Prompt B/32", "Table 2", _B32, 12, _NONE, 58.2, settings=_PROMPT),
+    _prompted("Prompt B/16", "Table 4", _B16, 12, _NONE, 216.8, settings=_PROMPT + _TABLE_4),
     Claim(
         "Prompt B/32, keys and values only",
         "tempme-train --tune prompt",
@@ -128,9 +133,10 @@ ADAPTER_CLAIMS: tuple[Claim, ...] = (
         None,
         count=with_key_prompts,
         settings=f"{PROMPTS} more keys and values in every block",
+        encoder="key prompts",
     ),
-    Claim("Adapter B/32", "Table 2", _B32, 12, _NONE, 53.1, count=with_adapters, settings=_ADAPTER),
-    Claim("Adapter B/16", "Table 4", _B16, 12, _NONE, 211.7, (12, 197), count=with_adapters, settings=_ADAPTER),
+    _adapted("Adapter B/32", "Table 2", _B32, 12, _NONE, 53.1),
+    _adapted("Adapter B/16", "Table 4", _B16, 12, _NONE, 211.7, (12, 197)),
     _unknown("VoP B/32", "Table 2", _B32, 58.0),
     _unknown("VoP B/16", "Table 4", _B16, 246.2, "; its 2368 tokens are 12 x 197 + 4"),
     _unknown("DGL B/32", "Table 2", _B32, 67.4),

@@ -217,26 +217,31 @@ def chosen_candidates(names: Sequence[str] | None, known: Mapping[str, Candidate
     return [known[ORIGINAL], *(known[name] for name in names or known if name != ORIGINAL)]
 
 
-def open_all(
-    candidates: Sequence[Candidate], case: Case, device: str, folder: Path, *, named: bool, stage: Progress
+def on_backends(
+    case: Case,
+    names: tuple[str, ...] | None,
+    device: str,
+    folder: Path,
+    stage: Progress,
+    known: Mapping[str, Candidate] | None = None,
 ) -> tuple[list[Entry], dict[str, str]]:
-    """The candidates that are there, ready to run, and the reasons why others are not.
+    """One model on several backends, the original path first; and why others are missing.
 
-    named  whether the user asked for them by name
-
-    Raises BackendError where the original path or one that was named is missing.
+    names  those that must be there; None for all
+    known  the candidates to choose of; None for all of the package
+    Raises UsageError for unknown names, BackendError where the original path or one that was named is missing.
     """
     entries: list[Entry] = []
     missing: dict[str, str] = {}
-    for one in candidates:
-        if not named and torch_device(device).type in one.slow_on:
+    for one in chosen_candidates(names, known):
+        if names is None and torch_device(device).type in one.slow_on:
             missing[one.name] = f"it is measured on {device} only when named, by --backends."
             continue
         stage(f"loading {one.name}")
         try:
             entries.append(one.open(case, device, folder))
         except BackendError as error:
-            if named or one.name == ORIGINAL:
+            if names is not None or one.name == ORIGINAL:
                 raise
             missing[one.name] = str(error)
-    return entries, missing
+    return [replace(one, expect=entries[0].embed) for one in entries], missing

@@ -31,27 +31,12 @@ from tempme_export.cli.options import (
     DamagedOption,
     DeviceOption,
     JsonOption,
-    check_file,
     value,
 )
 from tempme_export.errors import UsageError
 from tempme_export.names import command as shell_command
 
-line = CommandLine(
-    "tempme-bench",
-    moved={
-        "--compare": "tempme-bench compare A B",
-        "--results": "tempme-bench report DIR... --out PAGE",
-        "--complexity": "tempme-bench complexity",
-        "--count": "tempme-bench complexity --count eager|graph",
-        "--kernels": "tempme-bench kernels",
-        "--resources": "tempme-bench kernels --resources",
-        "--dtype": "tempme-bench kernels --dtype fp32,fp16,bf16",
-        "--trace": "tempme-bench visualize VIDEO BUNDLE --out DIR",
-        "--batch": "tempme-bench --batches N,N",
-        "--handicap": "tempme-bench --slow-down NAME:P",
-    },
-)
+line = CommandLine("tempme-bench")
 _INTERRUPTED = 130
 _SOURCE = "Bundle folder or checkpoint. With neither, weights are drawn at random."
 
@@ -122,12 +107,6 @@ def bench(
         Path | None,
         typer.Option(metavar="DIR", rich_help_panel=OUTPUT, help="New folder of results, Parquet and JSON."),
     ] = None,
-    csv: Annotated[
-        Path | None, typer.Option(metavar="FILE", rich_help_panel=OUTPUT, help="Also write the rows as CSV.")
-    ] = None,
-    report: Annotated[
-        Path | None, typer.Option(metavar="DIR", rich_help_panel=OUTPUT, help="Also write a page with charts.")
-    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Speed, operations and tokens of every backend or method, beside the original PyTorch path.
@@ -141,7 +120,6 @@ def bench(
         raise UsageError("--video is for the whole way. Add --mode end-to-end.")
     if allow_damaged and not video:
         raise UsageError("--allow-damaged is of videos, and none was given. Add --video FILE, or leave it out.")
-    check_file("--csv", csv)
     sizes = numbers("--batches", batches)
     config = BenchmarkConfig(
         source=source,
@@ -162,7 +140,7 @@ def bench(
         slowdowns=tuple(map(slowdown, slow_down or ())),
         command=shell_command("tempme-bench", *sys.argv[1:]),
     )
-    if commands.measure(config, commands.Delivery(as_json, out, csv, report), strict=strict):
+    if commands.measure(config, out, as_json, strict=strict):
         raise SystemExit(_INTERRUPTED)
 
 

@@ -14,7 +14,7 @@ from rich.live import Live
 from tempme_export.bench import paper
 from tempme_export.bench.adapters import ADAPTER_CLAIMS
 from tempme_export.bench.config import BenchmarkConfig, chosen_profile
-from tempme_export.bench.counting.agreement import Counted, check_counts, count_claim
+from tempme_export.bench.counting.agreement import Counted, check_counts
 from tempme_export.bench.tables.counts import counted_tables, paper_tables, resource_tables
 from tempme_export.bench.tables.gpu import kernel_tables
 from tempme_export.bench.tables.rows import bench_tables
@@ -28,19 +28,8 @@ from tempme_export.errors import UsageError
 if TYPE_CHECKING:
     from tempme_export.artifacts.bundle import Bundle
     from tempme_export.bench.cases import Case
-    from tempme_export.bench.report import Report
 
 GRAPH = "graph"
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """Destinations of results: JSON on stdout instead of tables, a folder of files, a CSV file, a page's folder."""
-
-    json: bool
-    out: Path | None
-    csv: Path | None
-    page: Path | None
 
 
 @dataclass(frozen=True)
@@ -78,7 +67,13 @@ def _deliver(document: dict[str, Any], json: bool, tables: Iterable[Table]) -> N
         show(console, table)
 
 
-def count(profile: str | None, frames: int | None, by: str | None, json: bool) -> None:
+def count(
+    profile: str | None,
+    frames: int | None,
+    by: str | None,
+    json: bool,
+    printed: Sequence[paper.Claim] = (*paper.CLAIMS, *ADAPTER_CLAIMS),
+) -> None:
     """Show the paper's rows, and the profile's, counted by formula.
 
     by  `eager`: also on the running encoder, at its real size; `graph`: also in the ONNX graph exported for each
@@ -86,7 +81,7 @@ def count(profile: str | None, frames: int | None, by: str | None, json: bool) -
     Raises ParityError if a row that should reproduce does not, or where two ways to count disagree.
     """
     chosen = None if profile is None and frames is None else chosen_profile(profile, frames)
-    claims = [*paper.CLAIMS, *ADAPTER_CLAIMS, *([] if chosen is None else [paper.profile_claim(chosen)])]
+    claims = [*printed, *([] if chosen is None else [paper.profile_claim(chosen)])]
     rows = [paper.count(claim) for claim in claims]
     counted = [] if by is None else _counted(claims, by)
     document = {
@@ -100,6 +95,8 @@ def count(profile: str | None, frames: int | None, by: str | None, json: bool) -
 
 
 def _counted(claims: Sequence[paper.Claim], by: str) -> list[Counted]:
+    from tempme_export.bench.counting.claims import count_claim
+
     with _progress(_console(stderr=True)) as progress:
         counted = []
         for i, claim in enumerate(claims):
@@ -193,8 +190,8 @@ def _opened(model: Model) -> "Case | Bundle":
     return open_case(model.source, model.profile, model.frames, model.activation)
 
 
-def measure(config: BenchmarkConfig, delivery: Delivery, *, strict: bool) -> bool:
-    """Measure, show, write; returns whether the run was interrupted.
+def measure(config: BenchmarkConfig, out: Path | None, json: bool, *, strict: bool) -> bool:
+    """Measure, write into a new folder, show; returns whether the run was interrupted.
 
     Raises ParityError for a candidate that computes something else and, with `strict`, UnstableError for a ratio
     that did not converge; both after everything has been written.
@@ -202,8 +199,8 @@ def measure(config: BenchmarkConfig, delivery: Delivery, *, strict: bool) -> boo
     from tempme_export.bench.report import prepare_folder
     from tempme_export.bench.suites import measure as measure_suite
 
-    if delivery.out is not None:
-        prepare_folder(delivery.out)
+    if out is not None:
+        prepare_folder(out)
     console = _console(stderr=True)
     tell = partial(console.print, soft_wrap=True)
     with _progress(console) as progress:
@@ -214,25 +211,11 @@ def measure(config: BenchmarkConfig, delivery: Delivery, *, strict: bool) -> boo
         *bench_tables(report.rows),
         *method_tables(report.methods),
         *stage_tables(report.stages),
-        *sweep_tables([fit for fit in report.fits if fit["form"] != "none"], report.saturations),
+        *sweep_tables(report.fits, report.saturations),
     ]
-    _write(report, delivery, tell)
-    _deliver(report.to_dict(), delivery.json, tables)
+    if out is not None:
+        report.write(out)
+        tell(f"wrote {out}")
+    _deliver(report.to_dict(), json, tables)
     report.check(strict=strict)
     return report.interrupted
-
-
-def _write(report: "Report", delivery: Delivery, tell: Callable[[str], None]) -> None:
-    """Write the folder, the CSV file and the page."""
-    if delivery.out is not None:
-        report.write(delivery.out)
-        tell(f"wrote {delivery.out}")
-    if delivery.csv is not None:
-        report.write_csv(delivery.csv)
-        tell(f"wrote {delivery.csv}")
-    if delivery.page is not None:
-        from tempme_export.bench.reporting.page import write_report
-        from tempme_export.bench.reporting.read import Results
-
-        written = write_report([Results.of(report.to_dict(), report.samples())], delivery.page)
-        tell(f"wrote {', '.join(map(str, written))}")

@@ -4,7 +4,6 @@ Two runs differ by the machine's mood, by chance, and by what was changed betwee
 candidates with its first one, the base. So the ratio to the base is compared: the machine's own speed cancels in it.
 """
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +11,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tempme_export.bench.core.bootstrap import LEVEL, Estimate, Floats, Ratio, estimate
+from tempme_export.bench.core.bootstrap import LEVEL, Floats, Ratio, estimate
 from tempme_export.bench.core.protocol import FEWEST
-from tempme_export.bench.core.row import Row
+from tempme_export.bench.core.row import VERSIONS, Row
 from tempme_export.bench.reporting.read import Results, read_results
 from tempme_export.errors import InputError
 
 _KEY = ("profile", "method", "backend", "candidate", "precision", "batch", "device", "frames")
+_OWN = ("p50_before_ms", "p50_after_ms", "ratio_before", "ratio_after")
 _SAME: Mapping[str, tuple[str, ...]] = {
     "the same machine": ("cpu", "gpu", "driver", "threads"),
-    "the same versions": ("python", "torch", "onnxruntime", "openvino", "tensorrt"),
+    "the same versions": VERSIONS,
     "the same commit": ("commit",),
     "the same weights": ("weights",),
     "the same artifact": ("artifact_sha256",),
@@ -36,6 +36,7 @@ Key = tuple[Any, ...]
 class Change:
     """One row of both runs. Ratios are B over A; intervals hold for all rows of the report together at 95 %.
 
+    row                 of B
     is_base             whether it is the first candidate, which the machine's drift shows in: the machine or the
                         original path
     p50_before_ms, ...  median time of a call in A and in B
@@ -45,14 +46,7 @@ class Change:
     relative            `ratio_after` over `ratio_before`
     """
 
-    profile: str | None
-    method: str | None
-    backend: str | None
-    candidate: str
-    precision: str | None
-    batch: int
-    device: str | None
-    frames: int
+    row: Row
     is_base: bool
     p50_before_ms: float
     p50_after_ms: float
@@ -82,10 +76,9 @@ class Change:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, flat; changes in per cent, positive where B is faster."""
-        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del own["speed"], own["relative"]
         return {
-            **own,
+            **{name: getattr(self.row, name) for name in _KEY},
+            **{name: getattr(self, name) for name in ("is_base", *_OWN)},
             **_percents("change", self.speed),
             **_percents("ratio_change", self.relative),
             "judged_on": "time" if self.relative is None else "ratio",
@@ -117,11 +110,6 @@ class ComparisonReport:
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
     level: float
-
-    @property
-    def significant(self) -> tuple[Change, ...]:
-        """The changes of candidates that noise does not explain; drift of a base is none of them."""
-        return tuple(change for change in self.changes if change.verdict in ("faster", "slower"))
 
     def to_dict(self) -> dict[str, Any]:
         """The report as one JSON object."""
@@ -156,14 +144,6 @@ class _Measured:
         """Times as fast as the base in each round, [rounds]."""
         return self.base_seconds / self.seconds
 
-    def speed(self, resamples: int, seed: int) -> Estimate:
-        """Of calls per second."""
-        return estimate(1 / self.seconds, resamples=resamples, seed=seed)
-
-    def relative(self, resamples: int, seed: int) -> Estimate:
-        """Of how many times as fast as the base."""
-        return estimate(self.ratios, resamples=resamples, seed=seed)
-
 
 def compare_results(a: Path, b: Path, *, resamples: int = 2000, seed: int = 0) -> ComparisonReport:
     """Compare two results folders, A before and B after.
@@ -184,7 +164,7 @@ def compare_results(a: Path, b: Path, *, resamples: int = 2000, seed: int = 0) -
     changes = []
     for key in shared:
         old, new = before[key], after[key]
-        changes.append(_change(key, old, new, level, resamples, seed))
+        changes.append(_change(old, new, level, resamples, seed))
         if old.base != new.base:
             remarks.append(
                 f"{_words(key)}: beside {old.base} in A and {new.base} in B, so judged on times alone, in which the "
@@ -202,22 +182,24 @@ def compare_results(a: Path, b: Path, *, resamples: int = 2000, seed: int = 0) -
     )
 
 
-def _change(key: Key, old: _Measured, new: _Measured, level: float, resamples: int, seed: int) -> Change:
+def _change(old: _Measured, new: _Measured, level: float, resamples: int, seed: int) -> Change:
     has_ratio = old.base == new.base and not old.is_base
 
-    def changed(before: Estimate, after: Estimate) -> Ratio:
-        return after.across_runs().minus(before.across_runs()).ratio(level)
+    def changed(before: Floats, after: Floats) -> Ratio:
+        # Another seed for the other run: with the same one both would draw the same rounds, and be no longer
+        # independent.
+        first = estimate(before, resamples=resamples, seed=seed).across_runs()
+        return estimate(after, resamples=resamples, seed=seed + 1).across_runs().minus(first).ratio(level)
 
-    # Another seed for the other run: with the same one both would draw the same rounds, and be no longer independent.
     return Change(
-        **dict(zip(_KEY, key, strict=True)),
+        row=new.row,
         is_base=old.is_base and new.is_base,
         p50_before_ms=old.p50_ms,
         p50_after_ms=new.p50_ms,
-        speed=changed(old.speed(resamples, seed), new.speed(resamples, seed + 1)),
+        speed=changed(1 / old.seconds, 1 / new.seconds),
         ratio_before=float(np.median(old.ratios)) if has_ratio else None,
         ratio_after=float(np.median(new.ratios)) if has_ratio else None,
-        relative=changed(old.relative(resamples, seed), new.relative(resamples, seed + 1)) if has_ratio else None,
+        relative=changed(old.ratios, new.ratios) if has_ratio else None,
     )
 
 
@@ -254,7 +236,7 @@ def _comparison(results: Results, row: Row) -> tuple[str | None, str]:
     mine = [
         one
         for one in results.entries("comparisons")
-        if row.candidate in one["order"] and one["batch"] == row.batch and one.get("frames") in (None, row.frames)
+        if row.candidate in one["order"] and (one["batch"], one["frames"]) == (row.batch, row.frames)
     ]
     exact = [one for one in mine if one.get("profile") == row.profile]
     chosen = exact or mine

@@ -1,10 +1,9 @@
-"""Candidates of one comparison: one model on several backends, or several methods on one."""
+"""Candidates of a comparison of methods: all over one model's weights, on one backend."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from tempme_export.bench.candidates import ORIGINAL, chosen_candidates, open_all
+from tempme_export.bench.candidates import ORIGINAL, chosen_candidates
 from tempme_export.bench.cases import Case
 from tempme_export.bench.core.candidate import Candidate, Entry
 from tempme_export.bench.core.protocol import Progress
@@ -14,25 +13,6 @@ from tempme_export.bench.methods.recipes import method_recipe
 from tempme_export.encoder.complexity import complexity
 from tempme_export.errors import UsageError
 from tempme_export.runtime.pytorch import TorchRunner
-
-
-def on_backends(
-    case: Case,
-    names: tuple[str, ...] | None,
-    device: str,
-    folder: Path,
-    stage: Progress,
-    known: Mapping[str, Candidate] | None = None,
-) -> tuple[list[Entry], dict[str, str]]:
-    """One model on several backends, the original path first; and why others are missing.
-
-    names  those that must be there; None for all
-    known  the candidates to choose of; None for all of the package
-    Raises UsageError for unknown names, BackendError where the original path or one that was named is missing.
-    """
-    chosen = chosen_candidates(names, known)
-    entries, missing = open_all(chosen, case, device, folder, named=names is not None, stage=stage)
-    return [replace(one, expect=entries[0].embed) for one in entries], missing
 
 
 def with_methods(

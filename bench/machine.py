@@ -6,6 +6,9 @@ import subprocess
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
+
+from tempme_export.bench.core.row import VERSIONS
 
 
 @dataclass(frozen=True)
@@ -40,17 +43,14 @@ def machine(device: str = "cpu") -> MachineRecord:
         from tempme_export.bench.gpu.state import gpu_state
 
         facts = gpu_state()
+    versions: dict[str, Any] = {name: _version(name) or _version(f"{name}-gpu") for name in VERSIONS}
     return MachineRecord(
+        **{**versions, "python": platform.python_version()},
         cpu=_cpu(),
         threads=torch.get_num_threads(),
         load_average=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         gpu=None if facts is None else facts.name,
         driver=None if facts is None else facts.driver,
-        python=platform.python_version(),
-        torch=_version("torch"),
-        onnxruntime=_version("onnxruntime") or _version("onnxruntime-gpu"),
-        openvino=_version("openvino"),
-        tensorrt=_version("tensorrt"),
         commit=_commit(),
     )
 

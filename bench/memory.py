@@ -10,7 +10,7 @@ from tempme_export.runtime.malloc import trim_malloc
 
 T = TypeVar("T")
 
-_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+PROCESS = Path("/proc/self")
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,15 @@ class Memory:
     peak: float
 
 
-def _status_mb(field: str) -> float:
-    """A kB field of the process's status in 1e6 bytes."""
-    for line in _STATUS.read_text(encoding="ascii").splitlines():
+def _status_mb(process: Path, field: str) -> float:
+    """A kB field of a process's status in 1e6 bytes."""
+    for line in (process / "status").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024 / 1e6
-    raise OSError(f"{_STATUS} has no field {field}")
+    raise OSError(f"{process}/status has no field {field}")
 
 
-def measured(step: Callable[[], T]) -> tuple[T, Memory | None]:
+def measured(step: Callable[[], T], process: Path = PROCESS) -> tuple[T, Memory | None]:
     """Run `step`; its result and the memory of this process it took.
 
     Linux keeps the highest resident size and sets it back on request (proc(5), clear_refs); where it does not, the
@@ -43,12 +43,12 @@ def measured(step: Callable[[], T]) -> tuple[T, Memory | None]:
     gc.collect()
     trim_malloc()
     try:
-        _RESET.write_text("5", encoding="ascii")
-        before = _status_mb("VmRSS")
+        (process / "clear_refs").write_text("5", encoding="ascii")
+        before = _status_mb(process, "VmRSS")
     except OSError:
         return step(), None
     result = step()
-    return result, Memory(_status_mb("VmRSS") - before, max(0.0, _status_mb("VmHWM") - before))
+    return result, Memory(_status_mb(process, "VmRSS") - before, max(0.0, _status_mb(process, "VmHWM") - before))
 
 
 def device_peak_mb(step: Callable[[], object], device: str) -> float | None:

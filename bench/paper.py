@@ -7,7 +7,7 @@ comes from `build_schedule` and `complexity`, the same that every export uses.
 import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tempme_export.bench.methods.schedules import evit_schedule, within_frames
 from tempme_export.encoder.backbone import Backbone, open_clip_backbone
@@ -21,6 +21,7 @@ TOLERANCE = 0.1
 
 ClaimSchedule = Callable[["Claim", Backbone], Schedule]
 Counter = Callable[[Schedule, Backbone], Complexity]
+Encoder = Literal["original", "evit", "adapters", "prompts", "key prompts"]
 
 
 def merge_schedule(claim: "Claim", backbone: Backbone) -> Schedule:
@@ -54,6 +55,7 @@ class Claim:
     reproduces      whether the settings are claimed to give the printed figure
     explanation     a count that gives the printed figure although the settings do not
     reason          why a row does not reproduce; may name {ours} and {explained}
+    encoder         what computes it, to be counted besides; None where the paper does not say enough to build one
     """
 
     label: str
@@ -69,6 +71,7 @@ class Claim:
     reproduces: bool = True
     explanation: Counter | None = None
     reason: str = ""
+    encoder: Encoder | None = "original"
 
 
 def _tempme(
@@ -123,6 +126,7 @@ CLAIMS: tuple[Claim, ...] = (
         37.2,
         schedule=evit_claim_schedule,
         settings="keep 70 % of the patches at blocks 4, 7, 10, fuse the rest",
+        encoder="evit",
     ),
     Claim(
         "joined, nothing merged",
@@ -141,6 +145,7 @@ CLAIMS: tuple[Claim, ...] = (
         34.7,
         count=within_frames,
         settings="the tokens of TempMe, attention within each frame",
+        encoder=None,
     ),
     Claim("12-9->4-10->1", "Table 10", _B32, 12, _b32((8, 9), (3, 4)), 35.4),
     Claim("12-9->1", "Table 10", _B32, 12, _b32((8,), (12,)), 37.0),

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,20 +88,7 @@ class Report:
 
     def __add__(self, other: "Report") -> "Report":
         """Both, one after the other."""
-        return Report(
-            rows=self.rows + other.rows,
-            measured=self.measured + other.measured,
-            missing=self.missing | other.missing,
-            failed=self.failed | other.failed,
-            methods=self.methods + other.methods,
-            tokens=self.tokens + other.tokens,
-            stages=self.stages + other.stages,
-            saturations=self.saturations + other.saturations,
-            fits=self.fits + other.fits,
-            notes=self.notes + other.notes,
-            gpu=self.gpu + other.gpu,
-            interrupted=self.interrupted or other.interrupted,
-        )
+        return Report(**{one.name: _both(getattr(self, one.name), getattr(other, one.name)) for one in fields(self)})
 
     def remarks(self) -> list[str]:
         """Remarks for the reader of the table, one line each."""
@@ -180,9 +167,9 @@ class Report:
         write_file(folder / SAMPLES, self.samples().write_parquet)
         write_file(folder / DOCUMENT, (json.dumps(printable(self.to_dict()), indent=2) + "\n").encode())
 
-    def write_csv(self, path: Path) -> None:
-        """Write the rows as CSV into a file."""
-        write_file(path, frame(self.rows).write_csv)
+
+def _both(first: Any, second: Any) -> Any:
+    return first + second if isinstance(first, tuple) else first | second
 
 
 def prepare_folder(folder: Path) -> None:

@@ -25,12 +25,12 @@ from tempme_export.bench.report import Measured, Report
 from tempme_export.bench.run_settings import RunSettings, check_slowdowns
 from tempme_export.errors import BackendError
 from tempme_export.parity.checks import Floats, centred_cosine, cosine_distance, embedding_checks
+from tempme_export.parity.selftest import SAFE_GAP
 from tempme_export.parity.tolerance import TOLERANCES
 from tempme_export.runtime.devices import torch_device
 
 RESIDENT = " (on the device)"
 PEAK = "matrix product"
-_GAIN = 1.05  # a larger batch that is not at least so much faster is past saturation
 
 
 class OutOfMemoryError(Exception):
@@ -90,7 +90,7 @@ class Bench:
         self.memory = {one.name: _Memory() for one in entries}
         stage("choosing clips")
         recipes = [one.case.recipe for one in entries]
-        self.clips = benchmark_clips(recipes, settings.protocol.seed, safe=not settings.on_device)
+        self.clips = benchmark_clips(recipes, settings.protocol.seed, gap=0.0 if settings.on_device else SAFE_GAP)
         self.expected: dict[Embed, Floats] = {}
         self.device = torch_device(settings.device)
         self.peak = matrix_work(self.device) if settings.on_device else (Work(()), 0)
@@ -177,7 +177,7 @@ class Bench:
         calls: dict[str, Callable[[], object]] = {}
         for one in self.entries:
             call: Callable[[], object] = partial(one.embed, videos)
-            resident = one.timed_on_gpu(videos)
+            resident = one.resident(videos)
             if self.settings.on_device:
                 calls[one.name] = resident or call
                 continue
@@ -279,8 +279,8 @@ def run(entries: Sequence[Entry], settings: RunSettings, *, stage: Progress, pro
             report, done = report + one, [*done, batch]
             gains = [row.videos_per_s / best.get(row.candidate, 1e-12) for row in one.rows]
             best |= {row.candidate: max(row.videos_per_s, best.get(row.candidate, 0.0)) for row in one.rows}
-            no_faster = 0 if any(gain >= _GAIN for gain in gains) else no_faster + 1
-            if settings.until_saturated and no_faster == 2 and queue:
+            no_faster = 0 if any(gain >= settings.least_gain for gain in gains) else no_faster + 1
+            if no_faster == 2 and queue:
                 left = ", ".join(map(str, queue))
                 report += Report(notes=(f"{profile.name}: past saturation, batches {left} are left out",))
                 break

@@ -13,7 +13,7 @@ class RunSettings:
     """Settings of a measurement. The seed of the videos is the protocol's.
 
     batches          videos per call, rising, each measured on its own
-    until_saturated  leave out larger batches once two in a row are no faster
+    least_gain       leave out larger batches once two in a row are not so many times as fast; 0: measure all
     slowdowns        injected: name of an entry and percent
     command          what the user typed, for the record
     on_device        as the GPU check measures: videos lie on the device and its events are the clock, a large matrix
@@ -25,7 +25,7 @@ class RunSettings:
     device: str
     protocol: Protocol
     command: str
-    until_saturated: bool = False
+    least_gain: float = 0.0
     slowdowns: tuple[tuple[str, float], ...] = ()
     on_device: bool = False
 

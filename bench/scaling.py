@@ -16,29 +16,43 @@ from tempme_export.errors import InputError, ProfileError
 WITHIN_PERCENT = 5.0
 """Saturated is within so much of the best of the sweep: what the timing protocol takes for equal (`agreement`)."""
 
-FEWEST_POINTS, FEWEST_FOR_CURVE = 3, 5
-
-Form = Literal["none", "linear", "quadratic"]
+FEWEST_POINTS, FEWEST_FOR_QUADRATIC = 3, 5
 
 _AGAINST_FRAMES = ("p50_ms", "encode_mb", "gmacs")
 _AGAINST_BATCH = ("p50_ms", "encode_mb")
 _SHARED = ("candidate", "backend", "method", "precision", "device")
 
 
-@dataclass(frozen=True)
-class Fit:
-    """A curve through the points of one candidate's sweep, by least squares.
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A polynomial through points, by least squares.
 
-    family        the profile's name without its frame count
-    frames        of every point; None where they are what varies, and `batch` likewise
-    quantity      the column that is fitted: p50_ms, encode_mb or gmacs
-    against       the column it is fitted against: frames or batch
-    form          linear: a + b x; quadratic: a + b x + c x^2; none: no fit, `reason` says why
+    form          linear: a + b x; quadratic: a + b x + c x^2
     coefficients  a, b and c in the quantity's unit. Against batch, a is what a call costs, b what a video does
-    low, high     their 95 % t intervals; None without a point to spare
+    low, high     their 95 % t intervals
     r2            share of the variance that the curve explains; None where the quantity does not vary
     press         root mean square of what the curve misses a point by that it was fitted without
     x, y          the points, x rising
+    """
+
+    form: Literal["linear", "quadratic"]
+    coefficients: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    r2: float | None
+    press: float
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit(Curve):
+    """The curve through one candidate's sweep.
+
+    family    the profile's name without its frame count
+    frames    of every point; None where they are what varies, and `batch` likewise
+    quantity  the column that is fitted: p50_ms, encode_mb or gmacs
+    against   the column it is fitted against: frames or batch
     """
 
     candidate: str
@@ -50,22 +64,7 @@ class Fit:
     frames: int | None
     batch: int | None
     quantity: str
-    against: Literal["frames", "batch"]
-    form: Form
-    coefficients: tuple[float, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    r2: float | None
-    press: float | None
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-    reason: str | None = None
-
-    def at(self, x: float) -> float:
-        """The curve at `x`. Raises InputError where there is none."""
-        if self.form == "none":
-            raise InputError(f"{self.quantity} of {self.candidate} has no curve: {self.reason}.")
-        return float(sum(c * x**power for power, c in enumerate(self.coefficients)))
+    against: str
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -102,25 +101,27 @@ class Saturation:
 
 
 def fits(rows: Sequence[Row]) -> list[Fit]:
-    """Fit cost against frames and against batch size, for every candidate with two or more of them.
+    """Fit cost against frames and against batch size, for every candidate with 3 or more of them.
 
-    rows  as `bench.report.Row`; those whose quantity is None are left out
+    rows  those whose quantity is None are left out
 
     Least squares of a + b x; against 5 or more frame counts also a + b x + c x^2, which is taken where it predicts
     points better that it was fitted without (leave-one-out, PRESS, Allen 1974; AICc is undefined for the quadratic on
     five points). Intervals of the coefficients are Student's t of least squares: so few points cannot be resampled.
-    Fewer than 3 distinct points give a `Fit` of form none with its reason.
     """
     found = []
     for against, fixed, quantities in (
-        ("frames", ("family", "batch"), _AGAINST_FRAMES),
-        ("batch", ("family", "frames"), _AGAINST_BATCH),
+        ("frames", "batch", _AGAINST_FRAMES),
+        ("batch", "frames", _AGAINST_BATCH),
     ):
+        keys = (*_SHARED, "family", fixed)
         for quantity in quantities:
             measured = [row for row in rows if getattr(row, quantity) is not None]
-            for own in _groups(measured, (*_SHARED, *fixed)):
-                if len({getattr(row, against) for row in own}) >= 2:
-                    found.append(_fit(own, quantity, against))
+            for own in _groups(measured, keys):
+                if len({getattr(row, against) for row in own}) >= FEWEST_POINTS:
+                    shared: dict[str, Any] = {against: None, **dict(zip(keys, _values(own[0], keys), strict=True))}
+                    curve = _best(own, quantity, against)
+                    found.append(Fit(**vars(curve), **shared, quantity=quantity, against=against))
     return found
 
 
@@ -144,52 +145,17 @@ def _groups(rows: Iterable[Row], keys: Sequence[str]) -> Iterator[list[Row]]:
     yield from groups.values()
 
 
-def _fit(rows: Sequence[Row], quantity: str, against: str) -> Fit:
+def _best(rows: Sequence[Row], quantity: str, against: str) -> Curve:
     points = sorted((float(getattr(row, against)), float(getattr(row, quantity))) for row in rows)
     x, y = np.array(points).T
-    first, distinct = rows[0], len(np.unique(x))
-    shared: dict[str, Any] = dict(zip(_SHARED, _values(first, _SHARED), strict=True))
-    curve, reason = _Curve("none"), None
-    if distinct < FEWEST_POINTS:
-        reason = f"{distinct} points, a curve needs {FEWEST_POINTS} or more"
-    else:
-        curve = _curve(x, y, 1)
-        # Below, what both forms miss is rounding.
-        matters = curve.press > 1e-9 * float(np.abs(y).max())
-        if against == "frames" and distinct >= FEWEST_FOR_CURVE and matters:
-            curve = min(curve, _curve(x, y, 2), key=lambda one: one.press)
-    return Fit(
-        **shared,
-        family=_family(first),
-        frames=None if against == "frames" else first.frames,
-        batch=None if against == "batch" else first.batch,
-        quantity=quantity,
-        against="frames" if against == "frames" else "batch",
-        form=curve.form,
-        coefficients=curve.coefficients,
-        low=curve.low,
-        high=curve.high,
-        r2=curve.r2,
-        press=None if curve.form == "none" else curve.press,
-        x=tuple(x.tolist()),
-        y=tuple(y.tolist()),
-        reason=reason,
-    )
+    line = _curve(x, y, 1)
+    rounding = 1e-9 * float(np.abs(y).max())
+    if against == "batch" or len(np.unique(x)) < FEWEST_FOR_QUADRATIC or line.press <= rounding:
+        return line
+    return min(line, _curve(x, y, 2), key=lambda one: one.press)
 
 
-@dataclass(frozen=True)
-class _Curve:
-    """Fields of `Fit` for a curve."""
-
-    form: Form
-    coefficients: tuple[float, ...] = ()
-    low: tuple[float, ...] = ()
-    high: tuple[float, ...] = ()
-    r2: float | None = None
-    press: float = 0.0
-
-
-def _curve(x: Floats, y: Floats, degree: int) -> _Curve:
+def _curve(x: Floats, y: Floats, degree: int) -> Curve:
     """The polynomial of `degree` through points x, y: [points] float64."""
     scale = float(np.abs(x).max())  # powers of x itself are badly conditioned
     powers = (x[:, None] / scale) ** np.arange(degree + 1)
@@ -203,13 +169,15 @@ def _curve(x: Floats, y: Floats, degree: int) -> _Curve:
     variance = float(missed @ missed) / freedom
     half = student_t(LEVEL, freedom) * np.sqrt(variance * np.sum(inverse**2, axis=1))
     spread = float(np.sum((y - y.mean()) ** 2))
-    return _Curve(
+    return Curve(
         form="linear" if degree == 1 else "quadratic",
         coefficients=tuple((coefficients * unscale).tolist()),
         low=tuple(((coefficients - half) * unscale).tolist()),
         high=tuple(((coefficients + half) * unscale).tolist()),
         r2=1 - float(missed @ missed) / spread if spread > 0 else None,
         press=float(np.sqrt(np.mean((missed / (1 - leverage)) ** 2))),
+        x=tuple(x.tolist()),
+        y=tuple(y.tolist()),
     )
 
 

@@ -1,13 +1,14 @@
-"""From video file to embedding, stage by stage: which one is the limit.
+"""From video file to embedding: candidates side by side by the one protocol, and which stage of each is the limit.
 
-A batch of videos is taken through every stage, then the next one, so that whatever disturbs the machine meets all
-stages alike. A stage must return only when its work is done: a GPU backend synchronises before it returns.
+A call takes one batch of videos through every stage and keeps the time of each, so that whatever disturbs the machine
+meets all stages alike. A stage must return only when its work is done: a GPU backend synchronises before it returns.
 """
 
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tempme_export.bench.core.bootstrap import bootstrap_ratio
-from tempme_export.bench.core.protocol import FEWEST, Clock, Durations, Progress, Protocol, agree, warm_up
+from tempme_export.bench.core.protocol import Clock, Durations, Progress, Protocol, compare
+from tempme_export.bench.core.timing import Comparison, Timing
 from tempme_export.errors import UnstableError, UsageError
 from tempme_export.files import scratch_folder
 
@@ -25,9 +27,12 @@ if TYPE_CHECKING:
 
 DECODE, PREPROCESS, TRANSFER, ENCODE = "decode", "preprocess", "transfer", "encode"
 
-CLIP_SECONDS, CLIP_RATE, CLIP_SIZE = 10, 25, (320, 240)
 _LISTED = 3  # videos described one by one
 _UNEVEN = 1.25  # a mean so many times the median is worth a word
+
+Way = tuple[Callable[[NDArray[np.float32]], Any] | None, Callable[[Any], object]]
+"""A copy of a batch float32 [B, F, 3, S, S] to the device, None where there is nothing to copy, as on a CPU; and what
+encodes what that returned, or the batch. Both synchronised."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +85,8 @@ class StageTable:
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The table as plain values; `rows` and `notes` are lists."""
-        document = asdict(self)
-        return {**document, "rows": list(document["rows"]), "notes": list(self.notes)}
+        """The table as plain values."""
+        return asdict(self)
 
 
 def source_for(recipe: "Recipe", allow_damaged: bool = False) -> Source:
@@ -100,13 +104,13 @@ def source_for(recipe: "Recipe", allow_damaged: bool = False) -> Source:
 
 
 @contextmanager
-def rendered_clip() -> Iterator[Path]:
+def rendered_clip(seconds: int = 10, rate: int = 25, size: tuple[int, int] = (320, 240)) -> Iterator[Path]:
     """A video to measure with where none is given, which is gone afterwards. Raises BackendError without PyAV."""
     from tempme_export.media.render import render_clip
 
     with scratch_folder("tempme-stages") as folder:
         path = folder / "rendered.mp4"
-        render_clip(path, seconds=CLIP_SECONDS, fps=CLIP_RATE, size=CLIP_SIZE)
+        render_clip(path, seconds=seconds, fps=rate, size=size)
         yield path
 
 
@@ -123,31 +127,23 @@ def describe_video(path: Path) -> str:
     return f"{path.name}: {codec}, {width}x{height}, {frames / rate:.3g} s, {frames} frames"
 
 
-def _described(take: "_Pass") -> str:
-    more = f"; {len(take.videos) - _LISTED} more" if len(take.videos) > _LISTED else ""
-    return "; ".join(take.source.describe(path) for path in take.videos[:_LISTED]) + more
-
-
 class _Pass:
-    """Takes one batch after the other through all stages, going round the videos."""
+    """Takes one batch after the other through all stages, going round the videos.
+
+    laps         [calls, stages] seconds, in the order of the calls
+    first_reads  path -> seconds of its first decoding, by whichever candidate came first
+    """
 
     def __init__(
-        self,
-        embed: Callable[[Any], object],
-        source: Source,
-        videos: Sequence[Path],
-        batch: int,
-        transfer: Callable[[NDArray[np.float32]], Any] | None,
-        clock: Clock,
+        self, way: Way, source: Source, videos: Sequence[Path], batch: int, clock: Clock, first_reads: dict[Path, float]
     ) -> None:
-        self.embed, self.source, self.videos, self.batch = embed, source, videos, batch
-        self.transfer, self.clock = transfer, clock
-        self.stages = [DECODE, PREPROCESS, *([] if transfer is None else [TRANSFER]), ENCODE]
-        self.first_reads: dict[Path, float] = {}
+        self.transfer, self.encode = way
+        self.source, self.videos, self.batch, self.clock = source, videos, batch, clock
+        self.stages = [DECODE, PREPROCESS, *([] if self.transfer is None else [TRANSFER]), ENCODE]
+        self.first_reads, self.laps = first_reads, list[Durations]()
         self._starts = count(0, batch)
 
-    def __call__(self) -> Durations:
-        """[stages] seconds that the next batch of videos took."""
+    def __call__(self) -> None:
         start = next(self._starts)
         decoded = []
         times = [self.clock()]
@@ -156,29 +152,113 @@ class _Pass:
             decoded.append(self.source.decode(path))
             self.first_reads.setdefault(path, self.clock() - began)
         times.append(self.clock())
-        pixels = np.stack([self.source.preprocess(frames) for frames in decoded])
+        inputs: Any = np.stack([self.source.preprocess(frames) for frames in decoded])
         times.append(self.clock())
-        inputs: Any = pixels
         if self.transfer is not None:
-            inputs = self.transfer(pixels)
+            inputs = self.transfer(inputs)
             times.append(self.clock())
-        self.embed(inputs)
+        self.encode(inputs)
         times.append(self.clock())
-        return np.diff(times)
+        self.laps.append(np.diff(times))
 
 
-def _measure(take: _Pass, protocol: Protocol, progress: Progress) -> Durations:
-    """[rounds, stages] seconds: rounds or time enough and every video among them, or the limit reached."""
-    stages, rounds, spent = len(take.stages), [take()], 0.0
-    while True:
-        spent += float(rounds[-1].sum())
-        if len(rounds) % 10 == 0:
-            progress(f"measuring: {len(rounds)} rounds, {spent:.0f} s")
-        enough = len(rounds) >= protocol.samples or spent >= protocol.seconds * stages
-        every = len(rounds) * take.batch >= len(take.videos)
-        if len(rounds) >= FEWEST and ((enough and every) or spent >= protocol.budget):
-            return np.array(rounds)
-        rounds.append(take())
+def compare_stages(
+    ways: Mapping[str, Way],
+    source: Source,
+    videos: Sequence[Path],
+    batch: int,
+    protocol: Protocol,
+    *,
+    clock: Clock = time.perf_counter,
+    progress: Progress = lambda _: None,
+) -> tuple[Comparison, tuple[StageTable, ...]]:
+    """Time the whole way of every candidate over the same videos, batch by batch; its ratios, and a table of each.
+
+    ways      candidate -> how it encodes; the first is what the others are compared with
+    source    see `source_for`
+    videos    files, each once, taken in turn and again from the first; stacking a batch counts as preprocessing
+    batch     videos per call
+    protocol  as `compare` takes it, but that every video is measured where its budget allows
+
+    Raises UsageError without videos or for a batch below 1, UnstableError where a stage is shorter than the clock can
+    tell, and what `source` raises, such as VideoError for a file that cannot be read.
+    """
+    videos = list(dict.fromkeys(map(Path, videos)))
+    if not videos:
+        raise UsageError("there is no video to measure with. Name at least one, or leave it out for a rendered clip.")
+    if batch < 1:
+        raise UsageError(f"a batch of {batch} videos was asked for; it must be 1 or above.")
+    first_reads: dict[Path, float] = {}
+    passes = {name: _Pass(way, source, videos, batch, clock, first_reads) for name, way in ways.items()}
+    # Without a lead: what a neighbour leaves running has ended once the videos are decoded.
+    protocol = replace(protocol, samples=max(protocol.samples, math.ceil(len(videos) / batch)), lead=0.0)
+    comparison = compare(passes, protocol, clock=clock, progress=progress)
+    described = "; ".join(source.describe(path) for path in videos[:_LISTED])
+    described += f"; {len(videos) - _LISTED} more" if len(videos) > _LISTED else ""
+    return comparison, tuple(
+        _table(take, comparison, comparison.timings[name], protocol, described) for name, take in passes.items()
+    )
+
+
+def _table(take: _Pass, comparison: Comparison, timing: Timing, protocol: Protocol, described: str) -> StageTable:
+    """The stages of one candidate in the rounds that count."""
+    first = comparison.warmup_rounds
+    seconds = np.array(take.laps[first : first + len(timing.samples)]) / take.batch
+    medians, high, shortest = np.median(seconds, axis=0), np.percentile(seconds, 90, axis=0), seconds.min(axis=0)
+    if not shortest.min() > 0:
+        name = take.stages[int(shortest.argmin())]
+        raise UnstableError(f"the stage {name} took less than the clock can tell. Measure larger batches.")
+    rows = tuple(
+        StageRow(stage, float(p50 * 1e3), float(p90 * 1e3), float(p50 / medians.sum()), float(1 / p50))
+        for stage, p50, p90 in zip(take.stages, medians, high, strict=True)
+    )
+    return StageTable(
+        candidate=timing.name,
+        batch=take.batch,
+        rows=rows,
+        limit=take.stages[int(medians.argmax())],
+        sequential_videos_per_s=float(1 / medians.sum()),
+        overlapped_videos_per_s=float(1 / medians.max()),
+        videos=len(take.videos),
+        notes=(described, *_notes(take, seconds, comparison, timing, protocol)),
+    )
+
+
+def _notes(
+    take: _Pass, seconds: Durations, comparison: Comparison, timing: Timing, protocol: Protocol
+) -> Iterator[str]:
+    """Remarks for the reader of the table; `seconds` [rounds, stages] are of one video."""
+    every, warmed = len(take.videos), comparison.warmup_rounds * take.batch
+    means, medians = seconds.mean(axis=0), np.median(seconds, axis=0)
+    if take.transfer is None:
+        yield "no transfer: the encoder reads the batch where preprocessing leaves it"
+    if timing.name != comparison.order[0]:
+        ratio = timing.ratio
+        yield (
+            f"the whole way is {ratio.value:.3g} times as fast as with {comparison.order[0]} "
+            f"({ratio.low:.3g} to {ratio.high:.3g})"
+        )
+    yield from _uncertain(take.stages, seconds, protocol)
+    yield (
+        f"the first read of a file took {np.median(list(take.first_reads.values())) * 1e3:.3g} ms, the median of those "
+        f"measured is {medians[0] * 1e3:.3g} ms: files read before come from the page cache, not from the disk"
+    )
+    if warmed < every:
+        yield f"{every - warmed} of {every} videos were not read in the warm-up"
+    if len(take.first_reads) < every:
+        yield f"{every - len(take.first_reads)} of {every} videos were not reached at all"
+    if not timing.steady:
+        yield (
+            f"the time of a round did not converge within {protocol.agreement:.0%}: the videos differ, or other "
+            "programs were running"
+        )
+    for stage, mean, median in zip(take.stages, means, medians, strict=True):
+        if mean > _UNEVEN * median:
+            yield (
+                f"{stage} takes {mean * 1e3:.3g} ms in the mean and {median * 1e3:.3g} ms in the median: a long "
+                "queue of videos takes the mean"
+            )
+    yield f"{len(seconds)} rounds of {take.batch}; videos/s and shares are of the medians; decoding in one process"
 
 
 def _uncertain(stages: list[str], seconds: Durations, protocol: Protocol) -> Iterator[str]:
@@ -190,100 +270,3 @@ def _uncertain(stages: list[str], seconds: Durations, protocol: Protocol) -> Ite
             f"which stage is the limit is uncertain: {stages[first]} takes {found.value:.3g} times as long as "
             f"{stages[second]}, with 95 % certainty {found.low:.3g} to {found.high:.3g} times"
         )
-
-
-def _first_read(take: _Pass, seconds: Durations) -> str:
-    """Effect of the page cache, as far as it shows."""
-    first, later = float(np.median(list(take.first_reads.values()))), float(np.median(seconds[:, 0]))
-    return (
-        f"the first read of a file took {first * 1e3:.3g} ms, the median of those measured is {later * 1e3:.3g} ms: "
-        "files read before come from the page cache, not from the disk"
-    )
-
-
-def _notes(take: _Pass, seconds: Durations, warmed: int, steady: bool, protocol: Protocol) -> Iterator[str]:
-    """Remarks for the reader of the table; `seconds` [rounds, stages] are of one video."""
-    yield _described(take)
-    if take.transfer is None:
-        yield "no transfer: the encoder reads the batch where preprocessing leaves it"
-    yield from _uncertain(take.stages, seconds, protocol)
-    yield _first_read(take, seconds)
-    if warmed < len(take.videos):
-        yield f"{len(take.videos) - warmed} of {len(take.videos)} videos were not read in the warm-up"
-    if len(take.first_reads) < len(take.videos):
-        yield f"{len(take.videos) - len(take.first_reads)} of {len(take.videos)} videos were not reached at all"
-    totals = seconds.sum(axis=1)
-    if not (steady and agree(np.array_split(totals, 3), protocol.agreement)):
-        yield (
-            f"the time of a round did not converge within {protocol.agreement:.0%}: the videos differ, or other "
-            "programs were running"
-        )
-    for stage, mean, median in zip(take.stages, seconds.mean(axis=0), np.median(seconds, axis=0), strict=True):
-        if mean > _UNEVEN * median:
-            yield (
-                f"{stage} takes {mean * 1e3:.3g} ms in the mean and {median * 1e3:.3g} ms in the median: a long "
-                "queue of videos takes the mean"
-            )
-    yield f"{len(seconds)} rounds of {take.batch}; videos/s and shares are of the medians; decoding in one process"
-
-
-def measure_stages(
-    embed: Callable[[Any], object],
-    source: Source,
-    videos: Sequence[Path],
-    batch: int,
-    protocol: Protocol,
-    *,
-    candidate: str = "torch",
-    transfer: Callable[[NDArray[np.float32]], Any] | None = None,
-    clock: Clock = time.perf_counter,
-    progress: Progress = lambda _: None,
-) -> StageTable:
-    """Time decode, preprocess, transfer and encode over the same videos, batch by batch.
-
-    embed      what `transfer` returned, or without it float32 [B, F, 3, S, S] -> embeddings; synchronised
-    source     see `source_for`
-    videos     files, each once, taken in turn and again from the first; stacking a batch counts as preprocessing
-    batch      videos per round
-    protocol   measured are `samples` rounds or `seconds` per stage, whichever comes first, and 5 rounds at least;
-               time limits count per stage
-    transfer   copies a batch float32 [B, F, 3, S, S] to the device; synchronised. None where there is nothing to copy,
-               as on a CPU: the table then has no such row and says so
-    candidate  the name of what encodes
-
-    Raises UsageError without videos or for a batch below 1, UnstableError where a stage is shorter than the clock can
-    tell, and what `source` raises, such as VideoError for a file that cannot be read.
-    """
-    videos = list(dict.fromkeys(map(Path, videos)))
-    if not videos:
-        raise UsageError("there is no video to measure with. Name at least one, or leave it out for a rendered clip.")
-    if batch < 1:
-        raise UsageError(f"a batch of {batch} videos was asked for; it must be 1 or above.")
-    take = _Pass(embed, source, videos, batch, transfer, clock)
-    _, (steady,) = warm_up(
-        lambda: take().sum(keepdims=True),
-        protocol,
-        progress,
-        ready=lambda: len(take.first_reads) == len(take.videos),
-    )
-    warmed = len(take.first_reads)
-    seconds = _measure(take, protocol, progress) / batch
-    medians, high = np.median(seconds, axis=0), np.percentile(seconds, 90, axis=0)
-    shortest = seconds.min(axis=0)
-    if not shortest.min() > 0:
-        name = take.stages[int(shortest.argmin())]
-        raise UnstableError(f"the stage {name} took less than the clock can tell. Measure larger batches.")
-    rows = tuple(
-        StageRow(stage, float(p50 * 1e3), float(p90 * 1e3), float(p50 / medians.sum()), float(1 / p50))
-        for stage, p50, p90 in zip(take.stages, medians, high, strict=True)
-    )
-    return StageTable(
-        candidate=candidate,
-        batch=batch,
-        rows=rows,
-        limit=take.stages[int(medians.argmax())],
-        sequential_videos_per_s=float(1 / medians.sum()),
-        overlapped_videos_per_s=float(1 / medians.max()),
-        videos=len(take.videos),
-        notes=tuple(_notes(take, seconds, warmed, steady, protocol)),
-    )

@@ -6,22 +6,22 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from tempme_export.bench.candidates import chosen_candidates
+from tempme_export.bench.candidates import chosen_candidates, on_backends
 from tempme_export.bench.cases import Case, benchmark_clips, open_case, random_case
 from tempme_export.bench.config import DEFAULT_FRAMES, BenchmarkConfig, chosen_profile
 from tempme_export.bench.core.candidate import Entry
 from tempme_export.bench.core.protocol import Progress, Protocol
 from tempme_export.bench.counting.running import count_candidates
-from tempme_export.bench.entries import on_backends, with_methods
+from tempme_export.bench.entries import with_methods
 from tempme_export.bench.gpu.state import gpu_now
 from tempme_export.bench.machine import machine
 from tempme_export.bench.methods.catalogue import chosen
 from tempme_export.bench.methods.derive import paper_comparison
-from tempme_export.bench.report import Report
+from tempme_export.bench.report import Measured, Report
 from tempme_export.bench.run import Bench, run
 from tempme_export.bench.run_settings import RunSettings, check_batches, sweep
 from tempme_export.bench.scaling import fits, profile_for_frames, saturations
-from tempme_export.bench.stages import measure_stages, rendered_clip, source_for
+from tempme_export.bench.stages import compare_stages, rendered_clip, source_for
 from tempme_export.encoder.conventions import in_words
 from tempme_export.encoder.profile import load_profile
 from tempme_export.errors import UsageError
@@ -29,6 +29,7 @@ from tempme_export.files import scratch_folder
 from tempme_export.runtime.devices import torch_device
 
 THROUGHPUT, END_TO_END = "throughput", "end-to-end"
+_GAIN = 1.05  # a larger batch that is not at least so much faster is past saturation
 
 
 def measure(config: BenchmarkConfig, *, stage: Progress, progress: Progress) -> Report:
@@ -38,8 +39,11 @@ def measure(config: BenchmarkConfig, *, stage: Progress, progress: Progress) -> 
     """
     torch_device(config.device)
     protocol = Protocol(seconds=config.seconds, samples=config.samples, budget=config.budget, seed=config.seed)
-    if config.mode == END_TO_END and (config.methods is not None or len(config.batches or ()) > 1):
-        raise UsageError("--mode end-to-end measures backends at one batch size. Leave out --methods, name one batch.")
+    if config.mode == END_TO_END and (config.methods is not None or config.slowdowns or len(config.batches or ()) > 1):
+        raise UsageError(
+            "--mode end-to-end measures backends at one batch size. Leave out --methods and --slow-down, "
+            "name one batch."
+        )
     chosen_candidates(config.backends)
     if config.methods is not None:
         chosen(config.methods)
@@ -131,7 +135,7 @@ def _settings(case: Case, config: BenchmarkConfig, protocol: Protocol) -> RunSet
         device=config.device,
         protocol=protocol,
         command=config.command,
-        until_saturated=throughput and config.batches is None,
+        least_gain=_GAIN if throughput and config.batches is None else 0.0,
         slowdowns=config.slowdowns,
     )
 
@@ -148,24 +152,18 @@ def _whole_way(
     (batch,) = settings.batches
     bench = Bench(candidates, settings, stage, progress)
     distances, _ = bench.measure_distances(batch)
-    tables = []
+    ways = {one.name: one.split() for one in bench.entries}
+    if not ways:
+        return Report(failed=bench.failed)
+    stage(f"timing the whole way with {', '.join(ways)}")
+    source = source_for(case.recipe, config.allow_damaged)
     with ExitStack() as stack:
         videos = config.videos or (stack.enter_context(rendered_clip()),)
-        for one in bench.entries:
-            stage(f"the whole way with {one.name}")
-            transfer, encode = one.split()
-            table = measure_stages(
-                encode,
-                source_for(case.recipe, config.allow_damaged),
-                videos,
-                batch,
-                settings.protocol,
-                candidate=one.name,
-                transfer=transfer,
-                progress=progress,
-            )
-            tables.append({**table.to_dict(), "one_minus_cosine": distances[one.name].plain, **_origin(case, config)})
-    return Report(stages=tuple(tables), failed=bench.failed)
+        comparison, tables = compare_stages(ways, source, videos, batch, settings.protocol, progress=progress)
+    origin = _origin(case, config)
+    stages = [{**table.to_dict(), "one_minus_cosine": distances[table.candidate].plain, **origin} for table in tables]
+    measured = Measured(case.profile.name, case.profile.frames, batch, comparison)
+    return Report(measured=(measured,), stages=tuple(stages), failed=bench.failed, interrupted=comparison.interrupted)
 
 
 def _origin(case: Case, config: BenchmarkConfig) -> dict[str, Any]:

@@ -20,10 +20,6 @@ EXCEPTIONS = {
     "tempme_export/doctor/probes.py": "loads parts for real, OpenVINO without its telemetry",
     "tempme_export/pipeline/export.py": "the facade's keywords",
     "tempme_export/serving/repository.py": "says which file returns the merges",
-    "bench/core/candidate.py": "an engine is timed by its own device events",
-    "bench/comparing.py": "versions of packages in a row",
-    "bench/counting/tokens.py": "counts tokens in the graph itself",
-    "bench/machine.py": "versions of packages in a row",
 }
 CONSTANTS = {"VIDEO", "TEXT", "PT2", "ENGINE", "SOURCE"}  # their files
 

@@ -34,7 +34,6 @@ SMALL = {
     "tempme_export/quantization/embedding.py": "the token embedding is rounded by a rule of its own",
     "tempme_export/quantization/invariance.py": "rewrites a finished ONNX graph; its neighbours change towers in torch",
     "tempme_export/quantization/pixels.py": "the patch embedding is quantised by a rule of its own",
-    "tempme_export/runtime/device_time.py": "device events, shared by the runtimes of PyTorch and TensorRT",
     "tempme_export/runtime/malloc.py": "one call of glibc, shared by two runtimes and the bench",
     "tempme_export/runtime/processor.py": "facts of the processor, asked without importing a runtime",
     "tempme_export/training/files.py": "the format that other code reads; a run's own state is another",

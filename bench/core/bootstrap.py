@@ -29,8 +29,7 @@ processes of 250 rounds that spread by 0.04; 0.06 in six processes under load wh
 _QUARTILES = 2 * NormalDist().inv_cdf(0.75)
 """Between the quartiles of a normal distribution, in standard deviations."""
 
-_AT_ONCE = 4_000_000
-"""Drawn samples held in memory together."""
+AT_ONCE = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -116,10 +115,11 @@ def _ranks(series: Floats) -> Floats:
     return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
-def estimate(series: Floats, *, resamples: int, seed: int) -> Estimate:
+def estimate(series: Floats, *, resamples: int, seed: int, at_once: int = AT_ONCE) -> Estimate:
     """The logarithm of the median of `series`, its error by a circular block bootstrap.
 
-    series  [rounds] float64 above 0, in the order measured
+    series   [rounds] float64 above 0, in the order measured
+    at_once  drawn samples held in memory together
 
     The block length follows the autocorrelation of the ranks, which no single spike moves. The error is divided by
     sqrt(1 - block / rounds), since blocks vary around their own mean, and its few independent blocks count as degrees
@@ -130,7 +130,7 @@ def estimate(series: Floats, *, resamples: int, seed: int) -> Estimate:
     blocks = math.ceil(n / block)
     starts = np.random.default_rng(seed).integers(n, size=(resamples, blocks, 1))
     medians = np.empty(resamples)
-    for chunk in np.array_split(np.arange(resamples), math.ceil(resamples * n / _AT_ONCE)):
+    for chunk in np.array_split(np.arange(resamples), math.ceil(resamples * n / at_once)):
         drawn = ((starts[chunk] + np.arange(block)) % n).reshape(len(chunk), -1)[:, :n]
         medians[chunk] = np.median(series[drawn], axis=1)
     return Estimate(

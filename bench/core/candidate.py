@@ -14,16 +14,13 @@ from numpy.typing import NDArray
 from tempme_export.artifacts.graph_files import graph_bytes, graph_files
 from tempme_export.bench.cases import Case
 from tempme_export.bench.core.clocks import DeviceCall, Work
-from tempme_export.bench.core.graphed import GraphRunner, inferring
 from tempme_export.bench.memory import measured
 from tempme_export.errors import BackendError
 from tempme_export.files import file_sha256
 from tempme_export.parity.checks import inputs_for
 from tempme_export.runtime.base import Runner
 from tempme_export.runtime.devices import torch_device
-from tempme_export.runtime.pt2 import Pt2Runner
 from tempme_export.runtime.pytorch import TorchRunner
-from tempme_export.runtime.tensorrt import TensorRtRunner
 
 Embed = Callable[[NDArray[np.float32]], NDArray[Any]]
 
@@ -66,22 +63,13 @@ class Entry:
         """[B, F, 3, S, S] normalised pixels -> [B, E], every frame counting."""
         return self.runner.infer(inputs_for(self.runner, frames))["video_embedding"]
 
-    def timed_on_gpu(self, frames: NDArray[np.float32]) -> Callable[[], float] | None:
+    def resident(self, frames: NDArray[np.float32]) -> Callable[[], float] | None:
         """A call that encodes videos which already lie on the GPU and returns the seconds between its device events.
 
         None on a CPU, and for a backend whose inputs cannot be put there beforehand.
         """
-        runner = self.runner
-        if isinstance(runner, TensorRtRunner):
-            return runner.timed(inputs_for(runner, frames))
-        if isinstance(runner, TorchRunner) and runner.on_gpu:
-            inputs = runner.to_device({"frames": frames})
-            run = runner.replaying(inputs) if isinstance(runner, GraphRunner) else inferring(runner.module, inputs)
-            return DeviceCall(Work((run,)), self.device)
-        if isinstance(runner, Pt2Runner) and self.device.type == "cuda":
-            tensor = torch.from_numpy(frames).to(self.device)
-            return DeviceCall(Work((lambda: runner.run_tensors(tensor),)), self.device)
-        return None
+        call = self.runner.resident(inputs_for(self.runner, frames))
+        return None if call is None else DeviceCall(Work((call,)), self.device)
 
     def split(self) -> tuple[Callable[[Any], Any] | None, Callable[[Any], Any]]:
         """Copying videos to the GPU, and encoding them there; on a CPU, and where a backend copies by itself, None and

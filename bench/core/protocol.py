@@ -117,9 +117,9 @@ def _window(take: Callable[[], Durations], protocol: Protocol) -> Durations:
 
 
 def warm_up(
-    take: Callable[[], Durations], protocol: Protocol, progress: Progress, *, ready: Callable[[], bool] = lambda: True
+    take: Callable[[], Durations], protocol: Protocol, progress: Progress
 ) -> tuple[list[Durations], list[bool]]:
-    """Run windows until the last three of every column agree and it is `ready`, or the limit is reached.
+    """Run windows until the last three of every column agree, or the limit is reached.
 
     take  one round: [columns] seconds
     Returns the windows, each [rounds, columns] seconds, and whether each column is steady.
@@ -133,7 +133,7 @@ def warm_up(
         if len(windows) < 3:
             continue
         steady = [agree([window[:, i] for window in windows[-3:]], protocol.agreement) for i in range(len(spent))]
-        if (all(steady) and ready()) or spent.sum() >= protocol.warmup_limit:
+        if all(steady) or spent.sum() >= protocol.warmup_limit:
             return windows, steady
 
 

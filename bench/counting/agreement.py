@@ -7,28 +7,13 @@ to a count's products for its GMACs; products that choose and merge tokens are s
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tempme_export.bench import paper
-from tempme_export.bench.adapters import (
-    ADAPTER_WIDTH,
-    PROMPTS,
-    prompted_schedule,
-    with_adapters,
-    with_key_prompts,
-)
-from tempme_export.bench.counting.products import PARTS, Parts, Products, parts_of
-from tempme_export.bench.paper import Claim, ClaimSchedule, Counter
-from tempme_export.encoder.backbone import Backbone, open_clip_backbone
-from tempme_export.encoder.complexity import Complexity, complexity
-from tempme_export.encoder.schedule import Schedule
+from tempme_export.bench.counting.products import PARTS, Parts, parts_of
+from tempme_export.encoder.complexity import Complexity
 from tempme_export.errors import ParityError
-
-if TYPE_CHECKING:
-    from tempme_export.encoder.recipe import Recipe
 
 NO_ENCODER = "by formula only: the paper does not say enough to build an encoder that computes this"
 NO_EXPORT = "has no exported graph: it runs on the original path only"
@@ -94,94 +79,3 @@ def check_counts(counted: Iterable[Counted]) -> None:
             f"{len(wrong)} count(s) of multiply-accumulates per video disagree: {'; '.join(wrong)}. "
             "What runs is not what the formula describes."
         )
-
-
-Way = Callable[["Recipe"], Products]
-
-
-@dataclass(frozen=True)
-class _Encoder:
-    """Recipe of the encoder of a kind of claim: which additions its recipe has, how it is counted, and whether
-    the fast encoder, and so an exported graph, computes the same."""
-
-    eager: Way
-    adapter: int | None = None
-    prompts: int | None = None
-    exports: bool = False
-
-
-def _original(recipe: "Recipe") -> Products:
-    from tempme_export.bench.counting.flops import count_eager
-    from tempme_export.bench.counting.shapes import shape_frames
-    from tempme_export.encoder.reference import ReferenceVideo
-
-    return count_eager(ReferenceVideo(recipe, device="meta"), shape_frames(recipe))
-
-
-def _evit(recipe: "Recipe") -> Products:
-    """Reading the class token's attention and fusing count as merging: the paper charges neither."""
-    from tempme_export.bench.counting.flops import MERGING, count_eager
-    from tempme_export.bench.counting.shapes import shape_frames
-    from tempme_export.bench.methods.encoders import EvitVideo, class_attention, keep_attentive
-
-    merging = (*MERGING, class_attention, keep_attentive)
-    return count_eager(EvitVideo(recipe, device="meta"), shape_frames(recipe), merging=merging)
-
-
-def _prompted(recipe: "Recipe") -> Products:
-    from tempme_export.bench.counting.flops import count_eager
-    from tempme_export.bench.counting.prompted import PromptedVideo
-    from tempme_export.bench.counting.shapes import shape_frames
-
-    return count_eager(PromptedVideo(recipe, PROMPTS, "meta"), shape_frames(recipe))
-
-
-_ENCODERS: Mapping[tuple[ClaimSchedule, Counter], _Encoder] = MappingProxyType(
-    {
-        (paper.merge_schedule, complexity): _Encoder(_original, exports=True),
-        (paper.evit_claim_schedule, complexity): _Encoder(_evit),
-        (paper.merge_schedule, with_adapters): _Encoder(_original, adapter=ADAPTER_WIDTH, exports=True),
-        (prompted_schedule, complexity): _Encoder(_prompted),
-        (paper.merge_schedule, with_key_prompts): _Encoder(_original, prompts=PROMPTS),
-    }
-)
-
-
-def _counted(products: Products, schedule: Schedule, backbone: Backbone, where: str) -> Parts:
-    """The parts of a count whose tokens are those of the schedule. Raises ParityError where they are not."""
-    from tempme_export.bench.counting.tokens import check_tokens
-
-    check_tokens(products.tokens(backbone.width), schedule, where)
-    return products.parts(backbone.width)
-
-
-def count_claim(claim: Claim, *, graph: bool = False, backbone: Backbone | None = None) -> Counted:
-    """Count a claim by formula, on the running encoder at its real size (on `meta`, where nothing is computed), and,
-    with `graph`, in the ONNX graph that is exported for it (about half a minute each).
-
-    backbone  None for the claim's own
-    Raises ParityError where the tokens of a running encoder or graph are not the schedule's; whether the counts agree
-    is for `check_counts`.
-    """
-    backbone = open_clip_backbone(claim.backbone) if backbone is None else backbone
-    schedule = claim.schedule(claim, backbone)
-    formula, method = claim.count(schedule, backbone), f"{claim.label} ({claim.source}, {claim.frames} frames)"
-    encoder = _ENCODERS.get((claim.schedule, claim.count))
-    if encoder is None:
-        return Counted(method, formula, no_eager=NO_ENCODER, no_graph=NO_ENCODER)
-
-    from tempme_export.bench.counting.shapes import claim_profile, shape_recipe
-
-    profile = claim_profile(claim)
-    products = encoder.eager(shape_recipe(profile, backbone, adapter=encoder.adapter, prompts=encoder.prompts))
-    eager = _counted(products, schedule, backbone, f"{method}, run eagerly,")
-    if not encoder.exports:
-        return Counted(method, formula, eager, no_graph=NO_EXPORT)
-    if not graph:
-        return Counted(method, formula, eager, no_graph=NOT_ASKED)
-
-    from tempme_export.bench.counting.exported import graph_of
-    from tempme_export.bench.counting.graph import count_graph
-
-    proto = graph_of(shape_recipe(profile, backbone, device="cpu", adapter=encoder.adapter))
-    return Counted(method, formula, eager, _counted(count_graph(proto), schedule, backbone, f"the graph of {method}"))

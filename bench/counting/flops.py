@@ -18,14 +18,15 @@ from torch.utils._pytree import tree_any, tree_map
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from tempme_export.bench.counting.products import Kind, Product, Products
+from tempme_export.bench.methods.encoders import class_attention, keep_attentive
 from tempme_export.encoder.ops import DENSE_FORMS
 from tempme_export.errors import InputError, ParityError
 from tempme_export.kernels import dense, reference
 
 Code = ModuleType | Callable[..., Any]
 
-MERGING: tuple[Code, ...] = (reference, dense)
-"""Modules whose products choose and merge tokens: what the formula does not charge."""
+MERGING: tuple[Code, ...] = (reference, dense, class_attention, keep_attentive)
+"""Code whose products choose, merge and fuse tokens: what the formula does not charge, and the paper to no method."""
 
 _aten = torch.ops.aten
 _NAMESPACES = ("aten", "prim", "prims")
@@ -97,7 +98,7 @@ class _Recorder(TorchDispatchMode):
         if packet in _READERS:
             kind, batch, rows, inner, columns = _READERS[packet](out, args)
             kind = "merging" if self._merges() else kind
-            self.items.append(Product(kind, batch, rows, inner, columns, str(packet)))
+            self.items.append(Product(kind, batch, rows, inner, columns))
         return out
 
     def _merges(self) -> bool:
@@ -123,16 +124,22 @@ def _with_real_indices(packet: Any, args: Any, kwargs: dict[str, Any]) -> tuple[
     return args, kwargs
 
 
-def count_eager(module: nn.Module, *inputs: Tensor, merging: Iterable[Code] = MERGING) -> Products:
+def count_eager(
+    module: nn.Module,
+    *inputs: Tensor,
+    merging: Iterable[Code] = MERGING,
+    torchs: Callable[..., FlopCounterMode] = FlopCounterMode,
+) -> Products:
     """Run `module` on `inputs` and count its products.
 
     inputs   [B, ...] each, of B videos; on the module's device. On `meta` nothing is computed, whatever the size
     merging  modules and functions whose products are kept apart, with everything they call
+    torchs   torch's counter, whose total has the last word
 
     Raises InputError for an operator whose products cannot be read, and ParityError where the products found do not
     add up to the total of torch's counter (two operations for each multiply-accumulate).
     """
-    recorder, counter = _Recorder(merging), FlopCounterMode(display=False)
+    recorder, counter = _Recorder(merging), torchs(display=False)
     with torch.no_grad(), counter, recorder:
         module(*inputs)
     found, total = 2 * sum(one.macs for one in recorder.items), counter.get_total_flops()

@@ -171,16 +171,16 @@ def _product(graph: _Graph, node: "onnx.NodeProto") -> Product:
     out, name = graph.shape(node.output[0]), node.output[0]
     if node.op_type == "Conv":
         weight = graph.shape(node.input[1])
-        return Product("convolution", 1, math.prod(out) // out[1], math.prod(weight[1:]), weight[0], name)
+        return Product("convolution", 1, math.prod(out) // out[1], math.prod(weight[1:]), weight[0])
     a, b = graph.shape(node.input[0]), graph.shape(node.input[1])
     if min(len(a), len(b)) < 2:
         raise InputError(f"{graph.name}: {name!r} multiplies a vector, {list(a)} by {list(b)}; expected matrices.")
     transposed = {attribute.name: attribute.i for attribute in node.attribute if attribute.name == "transA"}
     inner = a[-2] if transposed.get("transA") else a[-1]
     if graph.is_constant(node.input[1]) and len(b) == 2 and not graph.was_compared(node.input[0]):
-        return Product("weights", 1, math.prod(out[:-1]), inner, out[-1], name)
+        return Product("weights", 1, math.prod(out[:-1]), inner, out[-1])
     kind: Kind = "attention" if graph.is_attention(node) else "merging"
-    return Product(kind, math.prod(out[:-2]), out[-2], inner, out[-1], name)
+    return Product(kind, math.prod(out[:-2]), out[-2], inner, out[-1])
 
 
 def count_graph(graph: "onnx.ModelProto | Path", videos: int = 1) -> Products:

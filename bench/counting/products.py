@@ -22,17 +22,13 @@ _PROJECTIONS = (1, 2, 3)  # widths out of an attention's projections: output; ke
 
 @dataclass(frozen=True)
 class Product:
-    """`batch` products of [rows, inner] with [inner, columns]; a convolution as the product of its patches.
-
-    name  the operator, or the graph's value that holds the result
-    """
+    """`batch` products of [rows, inner] with [inner, columns]; a convolution as the product of its patches."""
 
     kind: Kind
     batch: int
     rows: int
     inner: int
     columns: int
-    name: str = ""
 
     @property
     def macs(self) -> int:
@@ -77,6 +73,10 @@ class BlockTokens:
     clips: tuple[int, ...]
     attention: tuple[int, ...]
     mlp: tuple[int, ...]
+
+    def rows(self) -> Iterator[tuple[int, int, int]]:
+        """All three of each block."""
+        return zip(self.clips, self.attention, self.mlp, strict=True)
 
     def to_dict(self) -> dict[str, list[int]]:
         """As a JSON object of lists, one entry per block."""
@@ -163,8 +163,8 @@ class Products:
         return BlockTokens(tuple(clips), tuple(attention), tuple(mlp))
 
 
-def block_products(model: tuple[Product, ...], width: int) -> Iterator[tuple[Product, Product | None, Product | None]]:
-    """Of every block the product to queries, keys and values, the one to logits and the first one of the MLP."""
+def _blocks(model: tuple[Product, ...], width: int) -> Iterator[tuple[int, int, int]]:
+    """Rows into a block, tokens that attend to each other, rows into the MLP; 0 for what it does not have."""
     starts = [
         place
         for place, one in enumerate(model)
@@ -172,16 +172,25 @@ def block_products(model: tuple[Product, ...], width: int) -> Iterator[tuple[Pro
     ]
     for start, end in zip(starts, [*starts[1:], len(model)], strict=True):
         block = model[start:end]
-        logits = next((one for one in block if one.kind == "attention"), None)
-        mlp = next((one for one in block if one.kind == "weights" and one.columns == 4 * width), None)
-        yield block[0], logits, mlp
+        attending = (one.rows for one in block if one.kind == "attention")
+        into_mlp = (one.batch * one.rows for one in block if one.kind == "weights" and one.columns == 4 * width)
+        yield block[0].batch * block[0].rows, next(attending, 0), next(into_mlp, 0)
 
 
-def _blocks(model: tuple[Product, ...], width: int) -> Iterator[tuple[int, int, int]]:
-    """Rows into a block, tokens that attend to each other, rows into the MLP; 0 for what it does not have."""
-    for entry, logits, mlp in block_products(model, width):
-        yield (
-            entry.batch * entry.rows,
-            0 if logits is None else logits.rows,
-            0 if mlp is None else mlp.batch * mlp.rows,
-        )
+def check_tokens(found: BlockTokens, schedule: Schedule, where: str) -> None:
+    """Raise ParityError, naming each block that has other clips or tokens than `schedule`.
+
+    where  what ran, for the message
+    """
+    expected = tokens_of_schedule(schedule)
+    if len(found.clips) != len(expected.clips):
+        raise ParityError(f"{where} ran {len(found.clips)} blocks, its schedule has {len(expected.clips)}.")
+    rows = zip(found.rows(), expected.rows(), strict=True)
+    wrong = [
+        f"block {number}: {has[0]} clips, {has[1]} tokens in attention, {has[2]} in the MLP instead of {needed[0]}, "
+        f"{needed[1]}, {needed[2]}"
+        for number, (has, needed) in enumerate(rows)
+        if has != needed
+    ]
+    if wrong:
+        raise ParityError(f"{where} does not have the tokens of its schedule: {'; '.join(wrong)}.")

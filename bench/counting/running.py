@@ -1,20 +1,18 @@
 """Products that the candidates of a comparison run, counted on themselves before they are timed."""
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from tempme_export.bench.core.candidate import Entry
-from tempme_export.bench.counting.flops import MERGING, count_eager
+from tempme_export.bench.counting.flops import count_eager
 from tempme_export.bench.counting.graph import count_graph
-from tempme_export.bench.counting.products import BlockTokens, Parts, parts_of
-from tempme_export.bench.counting.tokens import check_tokens, tokens_of_artifact, tokens_of_encoder
-from tempme_export.bench.methods.encoders import EvitVideo, class_attention, keep_attentive
+from tempme_export.bench.counting.products import BlockTokens, Parts, Products, check_tokens, parts_of
 from tempme_export.encoder.model import VideoEncoder
 from tempme_export.encoder.reference import ReferenceVideo
 from tempme_export.errors import ParityError
@@ -56,45 +54,29 @@ class Running:
 
 
 def count_candidates(candidates: Iterable[Entry], clip: NDArray[np.float32]) -> list[Running]:
-    """Run each candidate on one clip [1, F, 3, S, S] and count its tokens and products.
+    """Run each candidate on one clip [1, F, 3, S, S] and count its tokens and products; those of a graph by its shapes.
 
     Raises ParityError where tokens are not those of the candidate's schedule, or products not those of its formula.
     """
-    of_files: dict[Path, tuple[BlockTokens, Parts]] = {}
-
-    def of_file(path: Path, width: int) -> tuple[BlockTokens, Parts]:
-        if path not in of_files:
-            of_files[path] = tokens_of_artifact(path, clip), count_graph(path).parts(width)
-        return of_files[path]
-
-    return [_checked(_count(one, clip, of_file), one) for one in candidates]
+    count_file = functools.cache(count_graph)
+    return [_checked(_running(one, _products(one, clip, count_file)), one) for one in candidates]
 
 
-def _count(one: Entry, clip: NDArray[np.float32], of_file: Callable[[Path, int], tuple[BlockTokens, Parts]]) -> Running:
-    name, profile, runner = one.name, one.case.profile, one.runner
-    tokens: BlockTokens | None = None
-    parts: Parts | None = None
-    reason, width = "", one.case.recipe.backbone.width
+def _products(one: Entry, clip: NDArray[np.float32], count_file: Callable[[Path], Products]) -> Products | None:
+    """None for what cannot be watched."""
     if one.onnx is not None:
-        tokens, parts = of_file(one.onnx, width)
-    elif not isinstance(runner, TorchRunner):
-        reason = COMPILED
-    else:
-        (frames,) = runner.to_device({"frames": clip})
-        module = runner.module
-        if isinstance(module, ReferenceVideo):
-            products = count_eager(module, frames, merging=_merging(module))
-            tokens, parts = products.tokens(width), products.parts(width)
-        elif isinstance(module, VideoEncoder):
-            tokens, parts = tokens_of_encoder(module, frames), count_eager(module, frames).parts(width)
-        else:
-            reason = COMPILED
-    return Running(name, profile.name, one.case.method_key, profile.frames, tokens, parts, reason)
+        return count_file(one.onnx)
+    if not (isinstance(one.runner, TorchRunner) and isinstance(one.runner.module, ReferenceVideo | VideoEncoder)):
+        return None
+    (frames,) = one.runner.to_device({"frames": clip})
+    return count_eager(one.runner.module, frames)
 
 
-def _merging(module: torch.nn.Module) -> Any:
-    """Products that choose and merge tokens, which the paper charges to no method."""
-    return (*MERGING, class_attention, keep_attentive) if isinstance(module, EvitVideo) else MERGING
+def _running(one: Entry, products: Products | None) -> Running:
+    profile, width = one.case.profile, one.case.recipe.backbone.width
+    tokens, parts = (None, None) if products is None else (products.tokens(width), products.parts(width))
+    reason = COMPILED if products is None else ""
+    return Running(one.name, profile.name, one.case.method_key, profile.frames, tokens, parts, reason)
 
 
 def _checked(found: Running, one: Entry) -> Running:

@@ -141,7 +141,9 @@ def _relative(change: "Change") -> str | None:
 
 
 _CHANGES = (
-    *(Column("candidate", "candidate", words), Column("profile", "profile", words), Column("batch", "batch", whole)),
+    Column("candidate", lambda change: change.row.candidate, words),
+    Column("profile", lambda change: change.row.profile, words),
+    Column("batch", lambda change: change.row.batch, whole),
     *(Column("p50 ms A", "p50_before_ms"), Column("p50 ms B", "p50_after_ms")),
     Column("videos/s", lambda change: _percent(change.speed.value), texts),
     *(Column("ratio, 95 %", _relative, texts), Column("verdict", "verdict", words)),

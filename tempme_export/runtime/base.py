@@ -1,7 +1,7 @@
 """The contract of every backend."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from types import TracebackType
 from typing import Self
@@ -71,6 +71,14 @@ class Runner(ProcessBound, ABC):
         if len(parts) == 1:
             return parts[0]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def resident(self, inputs: Mapping[str, NDArray[np.generic]]) -> Callable[[], object] | None:
+        """A call that runs a batch which lies on the runner's GPU already, and may return before its work is done.
+
+        The batch is copied there now, at most `max_batch` rows. None on a processor, and where the runtime copies each
+        batch by itself.
+        """
+        return None
 
     def __enter__(self) -> Self:
         return self

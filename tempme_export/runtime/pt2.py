@@ -5,8 +5,9 @@ import os
 import platform
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -181,8 +182,7 @@ class Pt2Runner(Runner):
 
     @torch.inference_mode()
     def _infer(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
-        tensors = [torch.from_numpy(np.ascontiguousarray(inputs[name])).to(self._device) for name in self.inputs]
-        return {key: value.cpu().numpy() for key, value in self.opened()(*tensors).items()}
+        return {key: value.cpu().numpy() for key, value in self.opened()(*self._tensors(inputs)).items()}
 
     @torch.inference_mode()
     def run_tensors(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -192,6 +192,15 @@ class Pt2Runner(Runner):
         """
         found: dict[str, torch.Tensor] = self.opened()(*tensors)
         return found
+
+    def resident(self, inputs: Mapping[str, NDArray[np.generic]]) -> Callable[[], object] | None:
+        """The package without a copy."""
+        if self._device.type == "cpu":
+            return None
+        return partial(self.run_tensors, *self._tensors(inputs))
+
+    def _tensors(self, inputs: Mapping[str, NDArray[np.generic]]) -> list[torch.Tensor]:
+        return [torch.from_numpy(np.ascontiguousarray(inputs[name])).to(self._device) for name in self.inputs]
 
 
 def choose_device(facts: ArtifactFacts, device: str | None) -> str:

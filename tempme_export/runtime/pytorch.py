@@ -1,6 +1,7 @@
 """PyTorch modules as Runners: the reference and the fast encoder."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,7 +10,6 @@ from torch import Tensor, nn
 
 from tempme_export.encoder.recipe import Recipe
 from tempme_export.runtime.base import Arrays, Runner
-from tempme_export.runtime.device_time import timed
 from tempme_export.runtime.devices import after_fork, torch_device
 
 
@@ -56,6 +56,6 @@ class TorchRunner(Runner):
     def _infer(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
         return self.encode(self.to_device(inputs))
 
-    def timed(self, tensors: Sequence[Tensor]) -> Callable[[], float]:
-        """A call that runs the module on `to_device`'s tensors on a GPU, and returns the device's seconds for it."""
-        return timed(lambda: self.module(*tensors), self._device)
+    def resident(self, inputs: Mapping[str, NDArray[np.generic]]) -> Callable[[], object] | None:
+        """The module without gradients, and not in inference mode, whose tensors compilers meet less often."""
+        return torch.no_grad()(partial(self.module, *self.to_device(inputs))) if self.on_gpu else None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from tempme_export.artifacts.backend import ArtifactFacts, Setting
 from tempme_export.errors import BackendError
 from tempme_export.names import command
 from tempme_export.runtime.base import Arrays, Runner
-from tempme_export.runtime.device_time import timed
 from tempme_export.runtime.devices import torch_device
 from tempme_export.runtime.engine_facts import EngineFacts
 from tempme_export.runtime.nvidia import Gpu, find_gpu, gpu_index
@@ -136,14 +136,11 @@ class TensorRtRunner(Runner):
         with calls, self._lock:
             return engine.run_tensors(tensors)
 
-    def timed(self, inputs: Mapping[str, NDArray[np.generic]]) -> Callable[[], float]:
-        """A call that runs the engine on inputs which lie on the GPU already, and returns the device's seconds for it.
-
-        The batch is no larger than the engine's; one between the sizes that it is set up for takes the next one's time.
-        """
+    def resident(self, inputs: Mapping[str, NDArray[np.generic]]) -> Callable[[], object]:
+        """The engine without a copy; a batch between the sizes that it is set up for takes the next one's time."""
         device = self._host.device(self._device)
         tensors = [torch.from_numpy(np.ascontiguousarray(inputs[name])).to(device) for name in self.inputs]
-        return timed(lambda: self.run_tensors(*tensors), device, self._host.cuda)
+        return partial(self.run_tensors, *tensors)
 
 
 def choose_device(facts: ArtifactFacts, device: str | None) -> str:

@@ -10,10 +10,10 @@ import polars as pl
 import pytest
 import torch
 
-from tempme_export.bench import candidates, cli, paper, report, suites
+from tempme_export.bench import cli, commands, paper, report
 from tempme_export.bench.adapters import ADAPTER_CLAIMS
-from tempme_export.bench.counting import flops
-from tempme_export.exporters import onnx
+from tempme_export.encoder.complexity import complexity
+from tempme_export.errors import ParityError
 from tempme_export.exporters.trt.requirements import missing_for_engine
 from tempme_export.files import file_sha256
 from tempme_export.pipeline import export as pipeline
@@ -93,21 +93,24 @@ def test_complexity_counted_on_the_running_encoder(tempme_bench):
     assert sum(row["eager_gmacs"] is None for row in counted[: len(paper.CLAIMS)]) == 1
 
 
-def test_counts_that_disagree_exit_5(tempme_bench, monkeypatch):
-    plain = flops.count_eager
+def one_too_many(plan, backbone):
+    counted = complexity(plan, backbone)
+    return dataclasses.replace(counted, mlp=counted.mlp + 1)
 
-    def more_products(*arguments, **options):
-        found = plain(*arguments, **options)
-        one_row = dataclasses.replace(found.items[0], rows=found.items[0].rows + 1)
-        return dataclasses.replace(found, items=(one_row, *found.items[1:]))
 
+@pytest.mark.parametrize(
+    ("changes", "by", "said"),
+    [
+        ({"count": one_too_many}, "eager", "multiply-accumulates per video disagree"),
+        ({"printed": 35.2}, None, r"1 row\(s\) that claim to reproduce the paper differ"),
+    ],
+    ids=["two ways to count", "print"],
+)
+def test_a_row_that_is_wrong_is_refused_with_the_table_shown(capsys, changes, by, said):
     first = next(claim for claim in paper.CLAIMS if claim.label == "TempMe B/32")
-    monkeypatch.setattr(paper, "CLAIMS", (first,))
-    monkeypatch.setattr("tempme_export.bench.commands.ADAPTER_CLAIMS", ())
-    monkeypatch.setattr("tempme_export.bench.counting.flops.count_eager", more_products)
-    code, out, err = tempme_bench("complexity", "--count", "eager")
-    assert code == 5 and "TempMe B/32" in out
-    assert "multiply-accumulates per video disagree" in err
+    with pytest.raises(ParityError, match=said):
+        commands.count(None, None, by, False, (dataclasses.replace(first, **changes),))
+    assert "TempMe B/32" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -123,15 +126,6 @@ def test_complexity_counts_a_profile_besides(tempme_bench, arguments, name, fina
     assert last["paper_gflops"] is None and last["reproduces"] is None
 
 
-def test_a_row_that_stops_reproducing_exits_5_with_the_table_shown(tempme_bench, monkeypatch):
-    tampered = dataclasses.replace(paper.CLAIMS[0], printed=53.2)
-    monkeypatch.setattr(paper, "CLAIMS", (tampered, *paper.CLAIMS[1:]))
-    code, out, err = tempme_bench("complexity")
-    assert code == 5
-    assert "53.2" in out
-    assert err.startswith("error: 1 row(s)") and err.count("\n") == 1
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -141,9 +135,9 @@ def test_a_row_that_stops_reproducing_exits_5_with_the_table_shown(tempme_bench,
         (["complexity", "--frames", "8,12"], 2, "--frames: found 2 numbers, expected one"),
         (["--mode", "speed"], 2, "--mode: found 'speed', expected one of latency, throughput, end-to-end"),
         (["--mode", "end-to-end", "--methods", "all"], 2, "Leave out --methods"),
+        (["--mode", "end-to-end", "--slow-down", "ort:10"], 2, "Leave out --methods and --slow-down"),
         (["--video", "clip.mp4"], 2, "Add --mode end-to-end"),
         (["--allow-damaged"], 2, "Add --video FILE, or leave it out"),
-        (["--csv", "/nowhere/rows.csv"], 2, "--csv /nowhere/rows.csv cannot be written"),
         (["--slow-down", "ort"], 2, "--slow-down: found 'ort', expected NAME:P"),
         (["--slow-down", "ort:-1"], 2, "--slow-down: found 'ort:-1', expected NAME:P"),
         (["--slow-down", "ort:inf"], 2, "--slow-down: found 'ort:inf', expected NAME:P"),
@@ -204,43 +198,18 @@ def test_refusals_of_subcommands(tempme_bench, tmp_path, monkeypatch, arguments,
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("option", "instead"),
-    [
-        ("--compare", "tempme-bench compare A B"),
-        ("--results", "tempme-bench report DIR... --out PAGE"),
-        ("--complexity", "tempme-bench complexity"),
-        ("--count", "tempme-bench complexity --count eager|graph"),
-        ("--kernels", "tempme-bench kernels"),
-        ("--resources", "tempme-bench kernels --resources"),
-        ("--dtype", "tempme-bench kernels --dtype fp32,fp16,bf16"),
-        ("--trace", "tempme-bench visualize VIDEO BUNDLE --out DIR"),
-        ("--batch", "tempme-bench --batches N,N"),
-        ("--handicap", "tempme-bench --slow-down NAME:P"),
-    ],
-)
-def test_an_option_that_moved(tempme_bench, option, instead):
-    assert tempme_bench(option, "x") == (2, "", f"error: tempme-bench: {option} has moved. Write: {instead}\n")
-
-
 def test_an_unknown_option_is_a_usage_error(tempme_bench):
     code, _, err = tempme_bench("--gflops")
     assert code == 2
     assert "--gflops" in err
 
 
-def test_a_checkpoint_from_command_to_files(tempme_bench, tiny, tiny_bundle, tmp_path, monkeypatch):
-    def export(recipe, path, precision):
-        shutil.copy(tiny_bundle / "video.onnx", path)
-
-    monkeypatch.setattr(onnx, "export_video", export)
+def test_a_checkpoint_from_command_to_files(tempme_bench, tiny, tiny_bundle, tmp_path):
     checkpoint, profile = tiny
     quick = [*QUICK, "--batches", "1,2"]
     names = ["original", "torch", "ort", "openvino"]
-    chosen = [*quick, "--backends", ",".join(names[1:]), "--out", tmp_path, "--csv", tmp_path / "rows.csv"]
-    code, out, err = tempme_bench(
-        checkpoint, "--profile", profile, *chosen, "--out", tmp_path, "--csv", tmp_path / "rows.csv"
-    )
+    chosen = [*quick, "--backends", ",".join(names[1:]), "--out", tmp_path]
+    code, out, err = tempme_bench(checkpoint, "--profile", profile, *chosen)
     assert code == 0
     assert err.startswith(f"tiny: 4 frames, {checkpoint}\nactivation quickgelu (assumed from CLIP's own defaults; ")
     assert "\npixels " in err and "\nloading original\n" in err
@@ -250,7 +219,6 @@ def test_a_checkpoint_from_command_to_files(tempme_bench, tiny, tiny_bundle, tmp
     rows = pl.read_parquet(tmp_path / report.ROWS)
     assert rows["candidate"].to_list() == names * 2
     assert rows["parity"].all()
-    assert pl.read_csv(tmp_path / "rows.csv")["candidate"].to_list() == names * 2
     ort = rows.filter(pl.col("backend").is_in(["ort", "openvino"]))
     assert set(ort["artifact_sha256"]) == {file_sha256(tiny_bundle / "video.onnx")}
     assert set(ort["artifact_mb"]) == {(tiny_bundle / "video.onnx").stat().st_size / 1e6}
@@ -271,16 +239,15 @@ def test_int8_is_built_once_for_both_runtimes_when_it_is_named(tempme_bench, tin
     assert code == 4 and "--precision int8" in err
 
 
-def test_what_is_missing_is_said_unless_it_was_named(tempme_bench, tiny, monkeypatch):
-    known = candidates.known_candidates()
-    few = {name: known[name] for name in ("original", "ort-cuda", "pt2", "tensorrt")}
-    monkeypatch.setattr(candidates, "known_candidates", lambda: few)
+def test_what_is_missing_is_said_unless_it_was_named(tempme_bench, tiny):
     checkpoint, profile = tiny
     quick = [checkpoint, "--profile", profile, *QUICK]
     code, out, err = tempme_bench(*quick, "--json")
     assert code == 0
-    assert json.loads(out)["missing"].keys() == {"ort-cuda", "pt2", "tensorrt"}
-    assert "ort-cuda, tensorrt are missing, for one reason: it runs on cuda only, and this measurement on cpu." in (
+    document = json.loads(out)
+    assert {"ort-cuda", "pt2", "tensorrt"} <= document["missing"].keys()
+    assert {"original", "torch", "ort"} <= {row["candidate"] for row in document["rows"]}
+    assert "tensorrt, ort-cuda are missing, for one reason: it runs on cuda only, and this measurement on cpu." in (
         " ".join(err.split())
     )
     assert tempme_bench(*quick, "--backends", "tensorrt")[0] == 4
@@ -333,20 +300,7 @@ def test_two_runs_are_compared(tempme_bench, tiny, tmp_path):
 
 
 def test_a_sweep_over_frames_fits_its_costs(tempme_bench, tmp_path):
-    quick = [
-        "--profile",
-        "mini-8f",
-        "--frames",
-        "4,8,16",
-        "--backends",
-        "torch",
-        "--seconds",
-        0.05,
-        "--samples",
-        5,
-        "--budget",
-        0.2,
-    ]
+    quick = ["--profile", "mini-8f", "--frames", "4,8,16", "--backends", "torch", *QUICK]
     code, out, err = tempme_bench(*quick, "--out", tmp_path)
     assert code == 0, err
     document = json.loads((tmp_path / report.DOCUMENT).read_text())
@@ -364,31 +318,14 @@ def test_a_checkpoint_has_one_frame_count(tempme_bench, tiny):
     assert code == 2 and "a checkpoint has one frame count" in err
 
 
-def test_a_sweep_that_is_interrupted_keeps_the_counts_that_were_finished(tempme_bench, tmp_path, monkeypatch):
-    real, seen = suites.on_backends, []
-
-    def interrupted(case, *arguments):
-        seen.append(case)
-        if len(seen) == 2:
+def test_a_sweep_that_is_interrupted_keeps_the_counts_that_were_finished(tempme_bench, tmp_path, runs):
+    def second(opened):
+        if len(opened) == 2:
             raise KeyboardInterrupt
-        return real(case, *arguments)
 
-    monkeypatch.setattr(suites, "on_backends", interrupted)
-    quick = [
-        "--profile",
-        "mini-8f",
-        "--frames",
-        "4,8",
-        "--backends",
-        "torch",
-        "--seconds",
-        0.05,
-        "--samples",
-        5,
-        "--budget",
-        0.2,
-    ]
-    code, _, err = tempme_bench(*quick, "--out", tmp_path)
+    runs("ort", before=second)
+    sweep = ["--profile", "mini-8f", "--frames", "4,8", "--backends", "ort"]
+    code, _, err = tempme_bench(*sweep, *QUICK, "--out", tmp_path)
     assert code == 130 and "the frame counts that were finished are kept" in err
     assert [row["frames"] for row in json.loads((tmp_path / report.DOCUMENT).read_text())["rows"]] == [4, 4]
 
@@ -402,14 +339,14 @@ def test_a_bundle_that_was_changed_is_refused(tempme_bench, tiny_bundle, tmp_pat
     assert "video.onnx" in err
 
 
-def test_a_page_of_this_run_and_of_results(tempme_bench, tiny, tmp_path):
+def test_a_page_of_results(tempme_bench, tiny, tmp_path):
     checkpoint, profile = tiny
     quick = [*QUICK, "--backends", "torch", "--out", tmp_path / "run"]
-    code, _, err = tempme_bench(checkpoint, "--profile", profile, *quick, "--report", tmp_path / "page")
+    code, _, err = tempme_bench(checkpoint, "--profile", profile, *quick)
     assert code == 0, err
-    assert "torch" in (tmp_path / "page" / "report.html").read_text()
     code, _, err = tempme_bench("report", tmp_path / "run", "--out", tmp_path / "again")
     assert code == 0 and "report.html" in err
+    assert "torch" in (tmp_path / "again" / "report.html").read_text()
     code, out, _ = tempme_bench("report", tmp_path / "run", "--out", tmp_path / "again", "--json")
     files = json.loads(out)["files"]
     assert code == 0 and files[0] == str(tmp_path / "again" / "report.html") and len(files) > 1
@@ -425,18 +362,17 @@ def test_a_merge_picture_of_a_bundle(tempme_bench, tiny_bundle, tmp_path):
     assert {"merges.png", "merges.gif", "stage-1.png"} <= {path.name for path in (tmp_path / "pictures").iterdir()}
 
 
-def test_interrupted_exits_130_with_what_was_measured(tempme_bench, tiny, tmp_path, monkeypatch):
-    real = suites.run
+def test_interrupted_exits_130_with_what_was_measured(tempme_bench, tiny_bundle, tmp_path, runs):
+    def two(found):
+        if len(found["video_embedding"]) == 2:
+            raise KeyboardInterrupt
+        return found
 
-    def interrupted(*arguments, **options):
-        return real(*arguments, **options) + report.Report(interrupted=True)
-
-    monkeypatch.setattr(suites, "run", interrupted)
-    checkpoint, profile = tiny
-    quick = [*QUICK, "--backends", "torch"]
-    code, _, _ = tempme_bench(checkpoint, "--profile", profile, *quick, "--out", tmp_path)
+    runs("ort", answer=two)
+    code, _, _ = tempme_bench(tiny_bundle, *QUICK, "--backends", "ort", "--batches", "1,2", "--out", tmp_path)
     assert code == 130
-    assert len(json.loads((tmp_path / report.DOCUMENT).read_text())["rows"]) == 2
+    rows = json.loads((tmp_path / report.DOCUMENT).read_text())["rows"]
+    assert [(row["candidate"], row["batch"]) for row in rows] == [("original", 1), ("ort", 1)]
 
 
 def test_a_bundle_is_measured_as_it_is(tempme_bench, tiny, tiny_bundle):

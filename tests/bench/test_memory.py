@@ -1,11 +1,10 @@
 import numpy as np
 import pytest
 
-from tempme_export.bench import memory
-from tempme_export.bench.memory import device_peak_mb, is_out_of_memory, measured
+from tempme_export.bench.memory import PROCESS, device_peak_mb, is_out_of_memory, measured
 
 MB = 10**6
-linux = pytest.mark.skipif(not memory._RESET.exists(), reason="the system does not tell its memory")
+linux = pytest.mark.skipif(not (PROCESS / "clear_refs").exists(), reason="the system does not tell its memory")
 
 
 @linux
@@ -37,16 +36,10 @@ def test_memory_that_was_freed_counts_when_it_is_taken_again():
     assert took.peak >= 150
 
 
-def test_a_system_that_does_not_tell(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "_RESET", tmp_path / "nowhere" / "clear_refs")
-    assert measured(lambda: 7) == (7, None)
-
-
-def test_a_status_without_the_field(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "_RESET", tmp_path / "clear_refs")
-    monkeypatch.setattr(memory, "_STATUS", tmp_path / "status")
+@pytest.mark.parametrize("folder", ["nowhere", "."], ids=["no files", "a status without the field"])
+def test_a_system_that_does_not_tell(tmp_path, folder):
     (tmp_path / "status").write_text("Name: python\n")
-    assert measured(lambda: 7) == (7, None)
+    assert measured(lambda: 7, tmp_path / folder) == (7, None)
 
 
 def test_a_step_that_fails_fails():

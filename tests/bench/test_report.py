@@ -187,15 +187,6 @@ def test_a_file_is_no_folder(tmp_path):
         prepare_folder(tmp_path / "file")
 
 
-def test_csv_comes_when_asked_for(tmp_path):
-    a_report().write(tmp_path)
-    assert not list(tmp_path.glob("*.csv"))
-    a_report().write_csv(tmp_path / "rows.csv")
-    back = pl.read_csv(tmp_path / "rows.csv")
-    assert back.columns == frame(ROWS).columns
-    assert back["candidate"].to_list() == ["original", "ort"]
-
-
 def test_nothing_measured_is_still_a_document(tmp_path):
     Report(notes=("nothing",)).write(tmp_path)
     assert json.loads((tmp_path / report.DOCUMENT).read_text())["rows"] == []

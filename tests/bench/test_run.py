@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from tempme_export.bench.candidates import chosen_candidates, known_candidates
+from tempme_export.bench.candidates import chosen_candidates, known_candidates, on_backends
 from tempme_export.bench.cases import benchmark_clips, open_case
 from tempme_export.bench.core.candidate import Candidate
 from tempme_export.bench.core.protocol import Protocol
-from tempme_export.bench.entries import on_backends
 from tempme_export.bench.run import batches_of, run, slowed
 from tempme_export.bench.run_settings import RunSettings, check_batches, sweep
 from tempme_export.encoder.reference import MergeLog, ReferenceVideo
@@ -261,7 +260,7 @@ def test_slowed_lengthens_by_what_was_asked():
     assert 15 <= now[0] <= 17.5
 
 
-def test_past_saturation_larger_batches_are_left_out(case, monkeypatch, tmp_path):
+def test_past_saturation_larger_batches_are_left_out(case, tmp_path):
     """Videos/s are made to fall with the batch, so the second and third size are no faster than the first."""
     import time
 
@@ -274,8 +273,7 @@ def test_past_saturation_larger_batches_are_left_out(case, monkeypatch, tmp_path
         return Falling(ReferenceVideo(case.recipe), case.recipe, "original", "video", device)
 
     known = {"original": Candidate("original", load)}
-    monkeypatch.setattr("tempme_export.bench.run._GAIN", 100.0)
-    done, _ = measure(case, tmp_path, None, known, batches=(1, 2, 3, 4), until_saturated=True)
+    done, _ = measure(case, tmp_path, None, known, batches=(1, 2, 3, 4), least_gain=100.0)
     assert [row.batch for row in done.rows] == [1, 2, 3]
     assert done.notes == ("tiny: past saturation, batches 4 are left out",)
 
@@ -321,10 +319,9 @@ def test_clips_are_seeded_and_different_and_hang_on_no_near_tie(case):
     assert min(float(step.gap.min()) for step in log.steps) >= SAFE_GAP
 
 
-def test_features_without_differences_offer_no_clips(case, monkeypatch):
-    monkeypatch.setattr("tempme_export.bench.cases.SAFE_GAP", 1.0)
+def test_features_without_differences_offer_no_clips(case):
     with pytest.raises(ParityError, match="only 0 of 64 moving clips"):
-        benchmark_clips([case.recipe], seed=0)
+        benchmark_clips([case.recipe], seed=0, gap=1.0)
 
 
 def test_what_takes_minutes_is_measured_only_when_named(case, tmp_path):

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tempme_export.bench import stages
 from tempme_export.bench.core.protocol import FEWEST, Protocol
 from tempme_export.bench.stages import (
     DECODE,
@@ -14,8 +13,8 @@ from tempme_export.bench.stages import (
     PREPROCESS,
     TRANSFER,
     Source,
+    compare_stages,
     describe_video,
-    measure_stages,
     rendered_clip,
     source_for,
 )
@@ -61,16 +60,14 @@ class StageCosts:
         return Source(self.decode, self.preprocess, lambda path: f"about {path.name}")
 
 
-def measure(machine, *, videos=("0.mp4",), batch=1, transfer=False, protocol=PROTOCOL):
-    return measure_stages(
-        machine.embed,
-        machine.source,
-        [Path(name) for name in videos],
-        batch,
-        protocol,
-        transfer=machine.transfer if transfer else None,
-        clock=machine.clock,
+def measure(machine, *, videos=("0.mp4",), batch=1, transfer=False, protocol=PROTOCOL, progress=lambda _: None):
+    """The table of one candidate."""
+    way = (machine.transfer if transfer else None, machine.embed)
+    paths = [Path(name) for name in videos]
+    _, (table,) = compare_stages(
+        {"torch": way}, machine.source, paths, batch, protocol, clock=machine.clock, progress=progress
     )
+    return table
 
 
 COSTS = {DECODE: 0.030, PREPROCESS: 0.020, TRANSFER: 0.004, ENCODE: 0.040}
@@ -106,7 +103,7 @@ class TestTable:
     def test_plain_values(self):
         table = replace(measure(StageCosts(COSTS)), candidate="ort")
         document = table.to_dict()
-        assert document["candidate"] == "ort" and document["limit"] == ENCODE and document["notes"] == [*table.notes]
+        assert document["candidate"] == "ort" and document["limit"] == ENCODE and document["notes"] == table.notes
         assert set(document["rows"][0]) == {"stage", "p50_ms", "p90_ms", "share", "videos_per_s"}
         assert [row["stage"] for row in document["rows"]] == [DECODE, PREPROCESS, ENCODE]
 
@@ -139,34 +136,31 @@ class TestProtocol:
         table = measure(StageCosts({**COSTS, ENCODE: lambda *_: 0.06 if next(calls) < 5 else 0.04}))
         assert table.rows[-1].p90_ms == pytest.approx(40)
 
-    def test_it_stops_at_the_samples(self):
-        machine = StageCosts(dict.fromkeys(COSTS, 0.001))
-        measure(machine)
-        assert sum(stage == ENCODE for stage, _ in machine.log) == 3 * PROTOCOL.window + PROTOCOL.samples
-
-    def test_it_stops_at_the_seconds(self):
-        """3 stages of 0.2 s: 1 s for each of them is 5 rounds."""
-        table = measure(StageCosts(dict.fromkeys(COSTS, 0.2)))
-        assert table.notes[-1].startswith("5 rounds of 1;")
+    @pytest.mark.parametrize(("stage_s", "rounds"), [(0.03, 20), (0.003, 112)], ids=["samples", "seconds"])
+    def test_it_goes_on_for_the_samples_and_the_seconds(self, stage_s, rounds):
+        table = measure(StageCosts(dict.fromkeys(COSTS, stage_s)))
+        assert table.notes[-1].startswith(f"{rounds} rounds of 1;")
 
     def test_one_round_longer_than_every_limit_is_still_taken_five_times(self):
         table = measure(StageCosts(dict.fromkeys(COSTS, 60.0)))
         assert table.notes[-1].startswith(f"{FEWEST} rounds of 1;")
 
     def test_every_video_is_measured(self):
-        """30 videos are more than 20 samples; each is read in the warm-up and again after it."""
+        """30 videos are more than 20 samples; the warm-up is 3 windows of 3 rounds."""
         machine = StageCosts(COSTS)
         videos = [f"{i}.mp4" for i in range(30)]
         table = measure(machine, videos=videos)
         read = [what for stage, what in machine.log if stage == DECODE]
-        assert min(read.count(name) for name in videos) >= 2
+        assert set(read[9:]) == set(videos) and len(read) == 39
         assert table.notes[-1].startswith("30 rounds")
-        assert not any("not reached" in note or "not read" in note for note in table.notes)
+        assert "21 of 30 videos were not read in the warm-up" in table.notes
+        assert not any("not reached" in note for note in table.notes)
 
     def test_videos_beyond_the_limits_are_said(self):
+        """A budget of 120 s holds 40 rounds of 3 s, after 9 of the warm-up."""
         table = measure(StageCosts(dict.fromkeys(COSTS, 1.0)), videos=[f"{i}.mp4" for i in range(100)])
-        assert any("91 of 100 videos were not read in the warm-up" in note for note in table.notes)
-        assert any("videos were not reached at all" in note for note in table.notes)
+        assert "91 of 100 videos were not read in the warm-up" in table.notes
+        assert "51 of 100 videos were not reached at all" in table.notes
 
     def test_a_drifting_machine_is_said(self):
         calls = iter(range(10**6))
@@ -184,11 +178,40 @@ class TestProtocol:
 
     def test_progress_is_told(self):
         told = []
-        machine = StageCosts(COSTS)
-        measure_stages(
-            machine.embed, machine.source, [Path("0.mp4")], 1, PROTOCOL, clock=machine.clock, progress=told.append
-        )
+        measure(StageCosts(COSTS), progress=told.append)
         assert told[0].startswith("warm-up: 3 rounds") and any(line.startswith("measuring: 10") for line in told)
+
+
+class TestSideBySide:
+    def test_candidates_take_turns_over_the_same_videos(self):
+        """90 ms the whole way with one, 60 ms with the other."""
+        machine = StageCosts(COSTS)
+
+        def fast(pixels):
+            machine.now += 0.01
+
+        paths = [Path("0.mp4"), Path("1.mp4")]
+        ways = {"original": (None, machine.embed), "fast": (None, fast)}
+        comparison, tables = compare_stages(ways, machine.source, paths, 1, PROTOCOL, clock=machine.clock)
+        assert [table.candidate for table in tables] == ["original", "fast"]
+        assert [table.rows[-1].p50_ms for table in tables] == pytest.approx([40, 10])
+        assert [table.limit for table in tables] == [ENCODE, DECODE]
+        assert comparison.timings["fast"].ratio.value == pytest.approx(1.5) and not comparison.unconverged
+        assert any(note.startswith("the whole way is 1.5 times as fast as with original (") for note in tables[1].notes)
+        read = [what for stage, what in machine.log if stage == DECODE]
+        assert read[:4] == ["0.mp4", "0.mp4", "1.mp4", "1.mp4"]
+
+    def test_a_ratio_that_the_budget_leaves_open_is_said(self):
+        machine, wild = StageCosts(COSTS), np.random.default_rng(3)
+
+        def uneven(pixels):
+            machine.now += 0.2 * np.exp(wild.normal(0, 1))
+
+        ways = {"original": (None, machine.embed), "uneven": (None, uneven)}
+        protocol = replace(PROTOCOL, budget=12)
+        comparison, _ = compare_stages(ways, machine.source, [Path("0.mp4")], 1, protocol, clock=machine.clock)
+        with pytest.raises(UnstableError, match="the ratio of uneven has not converged"):
+            comparison.require_converged()
 
 
 class TestUncertainty:
@@ -199,7 +222,8 @@ class TestUncertainty:
         assert "decode" in note and "encode" in note and "preprocess" not in note
 
     def test_five_rounds_tell_stages_apart_that_are_far_apart(self):
-        table = measure(StageCosts({DECODE: 5.0, PREPROCESS: 0.2, ENCODE: 0.6}, jitter=0.1))
+        protocol = replace(PROTOCOL, samples=5)
+        table = measure(StageCosts({DECODE: 5.0, PREPROCESS: 0.2, ENCODE: 0.6}, jitter=0.1), protocol=protocol)
         assert table.notes[-1].startswith("5 rounds") and not any("uncertain" in note for note in table.notes)
 
     def test_two_stages_apart_do_not(self):
@@ -253,7 +277,7 @@ class TestReal:
                 return encoder(torch.from_numpy(frames)).numpy()
 
         protocol = Protocol(seconds=0.2, samples=5, window=3, resamples=50)
-        table = measure_stages(embed, source_for(recipe), [clip], 2, protocol, candidate="torch")
+        _, (table,) = compare_stages({"torch": (None, embed)}, source_for(recipe), [clip], 2, protocol)
         expected = preprocess_for(recipe)(read_frames(clip, recipe.profile.frames))
         np.testing.assert_array_equal(seen[0], np.stack([expected, expected]))
         assert [row.stage for row in table.rows] == [DECODE, PREPROCESS, ENCODE]
@@ -267,11 +291,10 @@ class TestReal:
         if content is not None:
             path.write_bytes(content)
         with pytest.raises(VideoError, match=r"broken\.mp4"):
-            measure_stages(lambda frames: None, source_for(recipe), [path], 1, PROTOCOL)
+            compare_stages({"torch": (None, lambda frames: None)}, source_for(recipe), [path], 1, PROTOCOL)
 
-    def test_the_rendered_clip_is_what_its_constants_say_and_goes_away(self, monkeypatch):
-        monkeypatch.setattr(stages, "CLIP_SIZE", (64, 48))
-        with rendered_clip() as path:
+    def test_the_rendered_clip_is_what_was_asked_for_and_goes_away(self):
+        with rendered_clip(seconds=2, rate=5, size=(64, 48)) as path:
             said = describe_video(path)
         assert not path.exists()
-        assert said.startswith("rendered.mp4: ") and said.endswith(", 64x48, 10 s, 250 frames")
+        assert said.startswith("rendered.mp4: ") and said.endswith(", 64x48, 2 s, 10 frames")

@@ -17,10 +17,9 @@ import torch
 import tempme_export
 from tempme_export.artifacts.bundle import PT2, TEXT, VIDEO, open_bundle, verify_files
 from tempme_export.artifacts.registry import PACKAGE, VIDEO_ONNX, find_backend
-from tempme_export.bench.candidates import known_candidates
+from tempme_export.bench.candidates import known_candidates, on_backends
 from tempme_export.bench.cases import Case
 from tempme_export.bench.core.protocol import Protocol
-from tempme_export.bench.entries import on_backends
 from tempme_export.bench.run import run
 from tempme_export.bench.run_settings import RunSettings
 from tempme_export.cli import export as export_cli

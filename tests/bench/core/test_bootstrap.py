@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 
-from tempme_export.bench.core import bootstrap
 from tempme_export.bench.core.bootstrap import RUN_TO_RUN, Estimate, block_length, bootstrap_ratio, estimate, student_t
 
 
@@ -87,11 +86,10 @@ def test_the_error_is_that_of_blocks_drawn_one_by_one():
     assert found.log == pytest.approx(math.log(sorted(series)[18]))
 
 
-def test_memory_is_bounded_and_nothing_else_changes(monkeypatch):
+def test_memory_is_bounded_and_nothing_else_changes():
     series = np.random.default_rng(16).uniform(1, 2, 50)
     whole = estimate(series, resamples=200, seed=0)
-    monkeypatch.setattr(bootstrap, "_AT_ONCE", 170)
-    assert estimate(series, resamples=200, seed=0) == whole
+    assert estimate(series, resamples=200, seed=0, at_once=170) == whole
 
 
 def test_slow_moments_of_the_machine_cancel_within_a_round():

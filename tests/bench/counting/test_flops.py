@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from tempme_export.bench.counting import flops
+from tempme_export.bench.counting.claims import PromptedVideo
 from tempme_export.bench.counting.flops import count_eager
-from tempme_export.bench.counting.products import parts_of, tokens_of_schedule
-from tempme_export.bench.counting.prompted import PromptedVideo
+from tempme_export.bench.counting.products import check_tokens, parts_of, tokens_of_schedule
 from tempme_export.bench.counting.shapes import shape_frames
 from tempme_export.encoder.complexity import complexity
 from tempme_export.encoder.model import VideoEncoder
@@ -78,6 +78,16 @@ def test_matching_on_meta_has_the_shape_of_an_assignment():
     assert module.assign.shape == (2, 18) and module.assign.is_meta and module.assign.dtype == torch.int32
     a, b = split_ab(18, 3)
     assert [one.macs for one in counted.items] == [2 * len(a) * len(b) * 8]
+
+
+def test_a_skipped_block_and_one_that_runs_twice_are_no_schedule(tiny_recipe):
+    recipe = tiny_recipe("none")
+    for blocks in ((0, 2), (0, 1, 2, 2)):
+        other = VideoEncoder(recipe)
+        other.blocks = nn.ModuleList(other.blocks[i] for i in blocks)
+        found = count_eager(other, shape_frames(recipe)).tokens(recipe.backbone.width)
+        with pytest.raises(ParityError, match=f"the encoder ran {len(blocks)} blocks, its schedule has 3"):
+            check_tokens(found, recipe.schedule, "the encoder")
 
 
 def test_a_dropped_block_a_doubled_mlp_and_a_dropped_token_are_seen(tiny_recipe):
@@ -186,7 +196,11 @@ def test_what_cannot_be_read_is_refused(function, said):
         count_eager(Calls(function), torch.zeros(4, 4))
 
 
-def test_torchs_counter_has_the_last_word(monkeypatch):
-    monkeypatch.setattr(flops.FlopCounterMode, "get_total_flops", lambda _: 7)
-    with pytest.raises(ParityError, match="add up to 128 operations, torch's counter says 7"):
-        count_eager(Calls(lambda x: x @ x), torch.zeros(4, 4))
+class OffByOne(FlopCounterMode):
+    def get_total_flops(self):
+        return super().get_total_flops() - 1
+
+
+def test_torchs_counter_has_the_last_word():
+    with pytest.raises(ParityError, match="add up to 128 operations, torch's counter says 127"):
+        count_eager(Calls(lambda x: x @ x), torch.zeros(4, 4), torchs=OffByOne)

@@ -1,6 +1,8 @@
+import dataclasses
+
 import pytest
 
-from tempme_export.bench.counting.products import Product, Products
+from tempme_export.bench.counting.products import BlockTokens, Product, Products, check_tokens, tokens_of_schedule
 from tempme_export.errors import InputError, ParityError
 
 # One block of a tower 8 channels wide: 2 clips of 5 tokens in attention, 4 in the MLP; 3 channels out.
@@ -63,3 +65,17 @@ def test_a_block_without_attention_or_mlp_is_no_block():
         Products((STEM, BLOCK[0], *BLOCK[3:], HEAD), 1).tokens(8)
     with pytest.raises(InputError, match="block 0 has 0 tokens of 2 clips in its MLP"):
         Products((STEM, *BLOCK[:5], HEAD), 1).tokens(8)
+
+
+def test_tokens_of_the_schedule_by_hand(tiny_recipe):
+    """17 - 2 tokens; 2 x 15 - 30 % - 10 %; 2 x 19 - 30 % - 10 %, each rounded down."""
+    assert tokens_of_schedule(tiny_recipe("clips").schedule) == BlockTokens((4, 2, 1), (17, 21, 27), (15, 19, 25))
+
+
+def test_other_tokens_than_the_schedules_are_named_block_by_block(tiny_recipe):
+    schedule = tiny_recipe("none").schedule
+    found = dataclasses.replace(tokens_of_schedule(schedule), attention=(17, 16, 17), mlp=(17, 16, 16))
+    said = "the encoder does not have .*: block 1: 4 clips, 16 tokens in attention, 16 in the MLP instead of 4, 17, 17"
+    with pytest.raises(ParityError, match=f"{said}; block 2"):
+        check_tokens(found, schedule, "the encoder")
+    check_tokens(tokens_of_schedule(schedule), schedule, "the encoder")
