@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tempme_export.bench.core.bootstrap import bootstrap_ratio
 from tempme_export.bench.core.protocol import Clock, Durations, Progress, Protocol, compare
-from tempme_export.bench.core.timing import Comparison, Timing
+from tempme_export.bench.core.timing import Timing, TimingComparison
 from tempme_export.errors import UnstableError, UsageError
 from tempme_export.files import scratch_folder
 
@@ -171,7 +171,7 @@ def compare_stages(
     *,
     clock: Clock = time.perf_counter,
     progress: Progress = lambda _: None,
-) -> tuple[Comparison, tuple[StageTable, ...]]:
+) -> tuple[TimingComparison, tuple[StageTable, ...]]:
     """Time the whole way of every candidate over the same videos, batch by batch; its ratios, and a table of each.
 
     ways      candidate -> how it encodes; the first is what the others are compared with
@@ -200,7 +200,7 @@ def compare_stages(
     )
 
 
-def _table(take: _Pass, comparison: Comparison, timing: Timing, protocol: Protocol, described: str) -> StageTable:
+def _table(take: _Pass, comparison: TimingComparison, timing: Timing, protocol: Protocol, described: str) -> StageTable:
     """The stages of one candidate in the rounds that count."""
     first = comparison.warmup_rounds
     seconds = np.array(take.laps[first : first + len(timing.samples)]) / take.batch
@@ -225,7 +225,7 @@ def _table(take: _Pass, comparison: Comparison, timing: Timing, protocol: Protoc
 
 
 def _notes(
-    take: _Pass, seconds: Durations, comparison: Comparison, timing: Timing, protocol: Protocol
+    take: _Pass, seconds: Durations, comparison: TimingComparison, timing: Timing, protocol: Protocol
 ) -> Iterator[str]:
     """Remarks for the reader of the table; `seconds` [rounds, stages] are of one video."""
     every, warmed = len(take.videos), comparison.warmup_rounds * take.batch
