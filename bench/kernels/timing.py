@@ -17,7 +17,6 @@ from torch import Tensor
 
 from tempme_export.bench.candidates import DTYPES
 from tempme_export.bench.core.clocks import Timer, Work, copy_work, l2_bytes
-from tempme_export.bench.core.graphed import inferring
 from tempme_export.bench.core.protocol import Progress, Protocol
 from tempme_export.bench.core.timing import Timing
 from tempme_export.bench.kernels.calls import Inputs, KernelCall, fused_calls, merging_calls, moved_bytes
@@ -266,7 +265,7 @@ def time_encoder(
     if not rows:
         return [], None
     progress(f"{encoder}: the whole encoder")
-    whole = take({"encode": Work((inferring(module, (frames,)),), graph=True)})["encode"].p50
+    whole = take({"encode": Work((torch.no_grad()(partial(module, frames)),), graph=True)})["encode"].p50
     return rows, marginal_row(rows, whole)
 
 
