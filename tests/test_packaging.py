@@ -117,7 +117,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     expected = {
         f"{package.replace('.', '/')}/{file.name}"
         for package in PACKAGES
-        for pattern in ("*.py", "*.toml", "*.css", "*.mplstyle", "py.typed")
+        for pattern in ("*.py", "*.toml", "*.css", "*.h", "*.cpp", "*.mplstyle", "py.typed")
         for file in folder_of(package).glob(pattern)
     }
     with zipfile.ZipFile(wheel) as archive:
