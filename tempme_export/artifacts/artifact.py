@@ -138,6 +138,7 @@ class Artifact:
     drafted  a dry run writes it beside the bundle: what is built from it may be built on another machine
     source   the file of the bundle that it is built from, without any weights of the checkpoint, so that it can be
              built again; None: from the checkpoint
+    graph    the file of another artifact whose operators it holds: an export writes that too, and servers get both
     needs    what a machine must have to build it: Requirements, or the name of the module that is them
     """
 
@@ -150,6 +151,7 @@ class Artifact:
     bound: bool = False
     drafted: bool = False
     source: str | None = None
+    graph: str | None = None
     needs: "str | Requirements | None" = field(default=None, compare=False)
 
     @property

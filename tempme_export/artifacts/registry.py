@@ -32,14 +32,25 @@ PLAN = Artifact(
     source=PLUGIN_ONNX.file,
     needs=f"{_EXPORTERS}.trt.requirements",
 )
+ORT_LIBRARY = Artifact(
+    "libtempme_ort.so",
+    "video",
+    f"{_EXPORTERS}.ort_ops",
+    option="ort-ops",
+    help="Also compile our operators for ONNX Runtime on processors.",
+    states=("sha256", "graph", "machine"),
+    bound=True,
+    graph=PLUGIN_ONNX.file,
+)
 
 # In the order in which they are built and verified: an engine is built from the graph before it.
-ARTIFACTS: tuple[Artifact, ...] = (VIDEO_ONNX, TEXT_ONNX, PACKAGE, PLUGIN_ONNX, PLAN)
+ARTIFACTS: tuple[Artifact, ...] = (VIDEO_ONNX, TEXT_ONNX, PACKAGE, PLUGIN_ONNX, PLAN, ORT_LIBRARY)
 
 _ORT = f"{_RUNNERS}.ort"
 _ORT_PACKAGES, _TORCH_PACKAGES = ("onnxruntime",), ("torch", "triton")
 _CPU_EXTRA, _OPENVINO_EXTRA = "pip install 'tempme-export[cpu]'", "pip install 'tempme-export[openvino]'"
 _GPU_EXTRA = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'tempme-export[gpu]'"
+_CXX = "sudo apt install g++, or name one in CXX"
 _DRIVER = "install NVIDIA's driver (https://www.nvidia.com/drivers), or start the container with --gpus all"
 
 BACKENDS: tuple[Backend, ...] = (
@@ -70,7 +81,7 @@ BACKENDS: tuple[Backend, ...] = (
             "compile video.pt2 (--pt2)",
             {
                 "torch": "pip install 'tempme-export[export]'",
-                "C++ compiler": "sudo apt install g++, or name one in CXX",
+                "C++ compiler": _CXX,
             },
         ),
     ),
@@ -124,6 +135,22 @@ BACKENDS: tuple[Backend, ...] = (
             "ort-gpu",
             "ONNX Runtime on a GPU",
             {"driver": _DRIVER, "onnxruntime": _GPU_EXTRA, "CUDAExecutionProvider": _GPU_EXTRA},
+        ),
+    ),
+    Backend(
+        "ort-ops",
+        ORT_LIBRARY,
+        f"{_RUNNERS}.ort_ops",
+        ("cpu",),
+        Reveals.VALUES,
+        _ORT_PACKAGES,
+        need=Need("ort-ops", "compile our operators (--ort-ops)", {"C++ compiler": _CXX}),
+        platform=Platform(
+            "video_ops",
+            "onnxruntime_onnx",
+            kind="KIND_CPU",
+            requires="was compiled for {machine} with {libc}; its library is found where the server starts in this "
+            "folder, or by a full path in its config.pbtxt",
         ),
     ),
     Backend("plugin-ort", PLUGIN_ONNX, _ORT, ("cpu", "cuda"), Reveals.VALUES, _ORT_PACKAGES, offered=False),

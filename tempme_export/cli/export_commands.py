@@ -60,7 +60,7 @@ def preview_bundle(spec: ExportSpec, as_json: bool) -> None:
         console.show_preview(preview)
     needed = spec.size(recipe)
     check_destination(target, needed + spec.scratch(recipe), spec.force, recipe.checkpoint.sha256)
-    drafts = {one: draft_path(one, target) for one in spec.artifacts if one.drafted}
+    drafts = {one: draft_path(one, target) for one in spec.drafts}
     for path in drafts.values():
         check_draft(path, spec.force)
     for artifact, path in drafts.items():

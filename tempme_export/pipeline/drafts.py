@@ -15,8 +15,7 @@ from tempme_export.progress import SILENT
 
 def check_request(spec: ExportSpec) -> None:
     """Raise as `ExportSpec.check`, but for what only this machine lacks to build from drafts: a preview tells that."""
-    drafted = {one.option for one in spec.artifacts if one.drafted}
-    replace(spec, options=spec.options - drafted).check()
+    replace(spec, options=spec.options - {one.option for one in spec.drafts}).check()
 
 
 def draft_path(artifact: Artifact, out: Path) -> Path:

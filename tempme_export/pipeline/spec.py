@@ -67,7 +67,14 @@ class ExportSpec:
     @property
     def artifacts(self) -> tuple[Artifact, ...]:
         """Artifacts to build, in that order."""
-        return tuple(one for one in registry.ARTIFACTS if one.option is None or one.option in self.options)
+        asked = [one for one in registry.ARTIFACTS if one.option is None or one.option in self.options]
+        graphs = {one.graph for one in asked}
+        return tuple(one for one in registry.ARTIFACTS if one in asked or one.file in graphs)
+
+    @property
+    def drafts(self) -> tuple[Artifact, ...]:
+        """Artifacts that a dry run writes."""
+        return tuple(one for one in self.artifacts if one.drafted and one.option in self.options)
 
     @property
     def target(self) -> Path:

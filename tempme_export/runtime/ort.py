@@ -99,6 +99,13 @@ class OrtRunner(Runner):
             self.not_after_fork = "CUDA"
         self.opened()
 
+    def _session_options(self, ort: ModuleType) -> Any:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if self._threads is not None:
+            options.intra_op_num_threads = self._threads
+        return options
+
     def _open(self) -> Any:
         """The session."""
         path, device = self._path, self._device
@@ -106,10 +113,7 @@ class OrtRunner(Runner):
         ort = import_onnxruntime()
         kind, _, index = device.partition(":")
         provider = _PROVIDERS[kind]
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        if self._threads is not None:
-            options.intra_op_num_threads = self._threads
+        options = self._session_options(ort)
         errors = ort.capi.onnxruntime_pybind11_state
         try:
             settings = [(provider, {"device_id": index or "0"})] if kind == "cuda" else [provider]

@@ -10,7 +10,7 @@ INT8_ADVICE: dict[Int8Products, str] = {
     "dot product": "has int8 dot products, which --precision int8 is for",
     "pairs": "has no int8 dot products (VNNI, AMX, Arm dotprod): --precision int8 was 1.4 to 1.7 times as fast as "
     "float32 on such a one; results are the same",
-    "unknown": "unknown; --precision int8 is worth its while with int8 dot products (VNNI, AMX, Arm dotprod)",
+    "unknown": "unknown; --precision int8 pays with int8 dot products (VNNI, AMX, Arm dotprod)",
 }
 _TOKENS_AT_ONCE = 2400
 

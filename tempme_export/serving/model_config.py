@@ -42,6 +42,7 @@ class ServedModel:
     """One model of a repository.
 
     artifact     file of the bundle
+    library      file of the bundle with operators of that graph, which the server loads with it; None: none
     platform     the server's name of the file's format
     kind         where instances run: KIND_AUTO takes the GPUs that are there, otherwise the processor
     batch        rows per call: what `max_batch_size` and the preferred sizes come from
@@ -64,6 +65,7 @@ class ServedModel:
     requires: str = ""
     few_sizes: bool = False
     threads: int | None = None
+    library: str | None = None
 
     @property
     def suffix(self) -> str:
@@ -138,16 +140,19 @@ def _graph(backend: Backend, platform: Platform, bundle: Bundle, threads: int | 
         mask = (TensorSpec("frame_mask", "TYPE_BOOL", (profile.frames,)),) if manifest["frame_mask"] else ()
         inputs = (TensorSpec("frames", "TYPE_FP32", (profile.frames, 3, size, size)), *mask)
         output = TensorSpec(_VIDEO_OUTPUT, "TYPE_FP32", embed)
+    artifact = backend.artifact
     return ServedModel(
         platform.model,
-        backend.artifact.file,
+        artifact.graph or artifact.file,
         platform.format,
         inputs,
         (output,),
         kind,
         profile.batch,
         manifest["sha256"],
+        requires=platform.requires.format(**folder_of(bundle).facts_of(artifact)),
         threads=threads,
+        library=artifact.file if artifact.graph else None,
     )
 
 
@@ -191,6 +196,9 @@ def model_config(model: ServedModel) -> str:
     ]
     if model.preferred:
         blocks.append(f"dynamic_batching {{\n  preferred_batch_size: {_numbers(model.preferred)}\n}}")
+    if model.library is not None:  # a path that the server hands to the system as it is
+        path = f"{model.name}/{VERSION}/{model.library}"
+        blocks.append(f"model_operations {{\n  op_library_filename: [ {json.dumps(path)} ]\n}}")
     parameters = {"bundle_sha256": model.fingerprint}
     if model.threads is not None:
         parameters["intra_op_thread_count"] = str(model.threads)  # the ONNX Runtime backend's own name

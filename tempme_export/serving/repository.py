@@ -90,6 +90,8 @@ def _write_model(model: ServedModel, bundle: Bundle, work: Path) -> list[Path]:
     # The graph names its data, so that keeps its name.
     data = data_path(bundle.path / model.artifact)
     names = {model.artifact: model.filename, data.name: data.name}
+    if model.library is not None:
+        names[model.library] = model.library
     held = [name for name in names if name in bundle.manifest["files"]]
     for name in held:
         _take(bundle.path / name, version / names[name])

@@ -205,7 +205,7 @@ class TestDiagnose:
             ("av", {"video"}),
             ("openvino", {"openvino"}),
             ("matplotlib", {"plot"}),
-            ("C++ compiler", {"pt2"}),
+            ("C++ compiler", {"pt2", "ort-ops"}),
             ("C compiler", {"kernels"}),
             ("triton", {"kernels", "trt"}),
             ("torch on GPU", {"gpu", "kernels", "trt"}),

@@ -1,8 +1,10 @@
-"""`video.plugin.onnx`: the nodes it holds, and what four runtimes without plugins compute with it."""
+"""`video.plugin.onnx`: the nodes it holds, and what four runtimes without plugins and our operators compute with it."""
 
 import dataclasses
 import functools
+import tempfile
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -19,6 +21,7 @@ from tempme_export.encoder.reference import MergeLog, ReferenceText, ReferenceVi
 from tempme_export.encoder.schedule import MergePolicy
 from tempme_export.errors import ExportError
 from tempme_export.exporters.plugin_onnx import check_plugin_graph, export_plugin_video, plugin_nodes
+from tempme_export.kernels.native.build import build, find_compiler
 from tempme_export.media.preprocess import preprocess_for
 from tempme_export.parity.checks import cosine_distance, embedding_checks
 from tempme_export.parity.making import make_selftest
@@ -129,13 +132,27 @@ def extra_outputs(path, names):
     return proto
 
 
-def run_ort(path, inputs, names, inline=False):
+@functools.cache
+def library():
+    """Folder with the library of our operators, which goes when this process ends, and its path."""
+    compiler = find_compiler()
+    if compiler is None:
+        pytest.skip("no C++ compiler is installed")
+    folder = tempfile.TemporaryDirectory()
+    path = Path(folder.name) / "library.so"
+    build(compiler, path, path.parent)
+    return folder, path
+
+
+def run_ort(path, inputs, names, inline=False, operators=False):
     proto = extra_outputs(path, names)
     if inline:
         proto = onnx.inliner.inline_local_functions(proto)
         assert not proto.functions
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
+    if operators:
+        options.register_custom_ops_library(str(library()[1]))
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return dict(zip(names, session.run(names, inputs), strict=True))
 
@@ -156,6 +173,7 @@ def run_openvino(path, inputs, names):
 RUN = {
     "ort": run_ort,
     "inlined": functools.partial(run_ort, inline=True),
+    "ort-ops": functools.partial(run_ort, operators=True),
     "reference": run_reference,
     "openvino": run_openvino,
 }
@@ -189,13 +207,14 @@ def assert_same_video(recipe, engine, path, frames, mask=None):
 
 
 @pytest.mark.parametrize("case", GOLDEN)
-def test_reference_cases_equal_the_reference(case, golden_case, tmp_path):
+@pytest.mark.parametrize("engine", ["ort", "ort-ops"])
+def test_reference_cases_equal_the_reference(engine, case, golden_case, tmp_path):
     golden = golden_case(case)
     path = tmp_path / "video.plugin.onnx"
     export_plugin_video(golden.recipe, path)
     for batch in (1, 3):
         rows = np.arange(batch) % len(golden.video)
-        assert_same_video(golden.recipe, "ort", path, golden.video.numpy()[rows])
+        assert_same_video(golden.recipe, engine, path, golden.video.numpy()[rows])
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -228,7 +247,14 @@ def test_frame_mask(engine, file_of, recipe_of, clips_of):
 
 @pytest.mark.parametrize(
     ("precision", "engine"),
-    [("fp16", "ort"), ("fp16", "inlined"), ("fp16", "reference"), ("bf16", "reference"), ("bf16", "openvino")],
+    [
+        ("fp16", "ort"),
+        ("fp16", "ort-ops"),
+        ("fp16", "inlined"),
+        ("fp16", "reference"),
+        ("bf16", "reference"),
+        ("bf16", "openvino"),
+    ],
 )
 def test_low_precision_is_within_its_tolerance(precision, engine, file_of, recipe_of, clips_of):
     """ONNX Runtime's CPU provider has no bfloat16 MatMul, so bf16 is judged elsewhere."""
