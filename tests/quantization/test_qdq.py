@@ -6,8 +6,10 @@ import math
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+import torch
+from onnx import helper, numpy_helper
 
+from tempme_export.encoder.model import Linear
 from tempme_export.errors import ExportError
 from tempme_export.quantization.products import Range, products
 from tempme_export.quantization.qdq import find_products, quantise
@@ -129,6 +131,16 @@ def test_each_product_is_found_by_its_weights(graphs):
     constants = Reading(proto).constants
     for name, node in found.items():
         np.testing.assert_array_equal(constants[node.input[1]], modules[name].weight.numpy().T)
+
+
+def test_products_with_equal_weights_are_found_in_their_order():
+    """Untrained blocks may be copies: what tells them apart is which comes first."""
+    weight = torch.arange(6.0).reshape(3, 2)
+    tower = torch.nn.ModuleDict({name: Linear(weight) for name in ("first", "second", "third")})
+    nodes = [helper.make_node("MatMul", [f"{name}.x", name], [f"{name}.y"], name=name) for name in tower]
+    constants = [numpy_helper.from_array(weight.T.numpy(), name) for name in tower]
+    proto = helper.make_model(helper.make_graph(nodes, "twins", [], [], constants))
+    assert {name: node.name for name, node in find_products(proto, tower).items()} == {name: name for name in tower}
 
 
 def test_a_product_that_the_graph_lacks(mini_text):
