@@ -49,8 +49,12 @@ def selftest(recipe):
 
 def outside(graph):
     """Names of the weights that a graph does not hold."""
-    weights = onnx.load(graph, load_external_data=False).graph.initializer
-    return {one.name for one in weights if one.data_location == onnx.TensorProto.EXTERNAL}
+    return {one.name for one in read_alone(graph) if one.data_location == onnx.TensorProto.EXTERNAL}
+
+
+def read_alone(graph):
+    """Constants of a graph without what lies outside it."""
+    return onnx.load(graph, load_external_data=False).graph.initializer
 
 
 def whole(graph):
@@ -112,6 +116,18 @@ def test_the_limit_itself_still_fits(tmp_path):
     path.write_bytes(message_of(proto, path, size - 1))
     assert outside(path) == {"w"} and data_path(path).stat().st_size == 4 * 2**15
     np.testing.assert_array_equal(whole(path)["w"], np.arange(2**15, dtype=np.float32))
+
+
+def test_weights_begin_at_pages_of_any_system(tmp_path):
+    """Sizes that fill no page: what a runtime maps into memory begins at one."""
+    weights = [np.full(size, value, np.float32) for size, value in ((16385, 1), (20001, 2), (16400, 3))]
+    constants = [onnx.numpy_helper.from_array(one, f"w{i}") for i, one in enumerate(weights)]
+    proto = onnx.helper.make_model(onnx.helper.make_graph([], "weights", [], [], constants))
+    (tmp_path / "g.onnx").write_bytes(message_of(proto, tmp_path / "g.onnx", limit=100_000))
+    entries = [entry for one in read_alone(tmp_path / "g.onnx") for entry in one.external_data]
+    assert [int(entry.value) for entry in entries if entry.key == "offset"] == [0, 2 * 2**16, 4 * 2**16]
+    for i, one in enumerate(weights):
+        np.testing.assert_array_equal(whole(tmp_path / "g.onnx")[f"w{i}"], one)
 
 
 def test_what_will_be_written(recipe):

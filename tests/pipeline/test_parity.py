@@ -435,6 +435,17 @@ def test_int8_must_not_depend_on_neighbours_by_a_last_bit(small_selftest, prepro
         assert failures(check_batches(small_selftest, preprocess, runner, [1, 3, 8], TOLERANCES[INT8])) == failed
 
 
+def test_answers_of_an_earlier_run_fail(small_selftest, preprocess):
+    """What replays its last answers has those of the clips in their own order; batches come in another one."""
+    rows = small_selftest.video_embedding
+
+    def answer(inputs):
+        return {"video_embedding": rows[np.arange(len(inputs["frames"])) % len(rows)]}
+
+    checks = check_batches(small_selftest, preprocess, Fake(answer, FRAMES), [3, len(rows), 8], FP32)
+    assert {name.split(":")[0] for name in failures(checks)} == {f"video, batch {batch}" for batch in (3, len(rows), 8)}
+
+
 def test_batches_are_right_for_the_right_artifact(small_selftest, preprocess, honest):
     seen = []
 

@@ -58,6 +58,27 @@ def test_wrong_inputs(graph):
         runner.infer({"x": np.ones((1, 3), np.float32)})
 
 
+def test_float32_is_asked_for(run_python):
+    """Left alone, a processor with bfloat16 computes in that; most have none, so a stand-in says what it is asked."""
+    stand_in = """
+class Core:
+    def read_model(self, path):
+        return self
+    inputs = outputs = ()
+    def compile_model(self, model, device, settings):
+        print(device, settings["INFERENCE_PRECISION_HINT"], settings.get("INFERENCE_NUM_THREADS"))
+        return self
+    def create_infer_request(self):
+        return self
+"""
+    code = """
+        from pathlib import Path
+        from tempme_export.runtime.openvino import OpenVinoRunner
+        OpenVinoRunner(Path("graph.onnx"), threads=3)
+    """
+    assert run_python(code, packages={"openvino": stand_in}) == "CPU f32 3\n"
+
+
 def test_a_file_that_is_no_model(tmp_path):
     (tmp_path / "video.onnx").write_bytes(b"not a model")
     with pytest.raises(BundleError, match=r"video\.onnx cannot be loaded by OpenVINO"):

@@ -1,5 +1,6 @@
 """Calls that are under way hold a fork up, and nothing else does."""
 
+import os
 import threading
 
 import pytest
@@ -94,3 +95,33 @@ def test_a_fork_waits_for_no_lock():
         thread.join(LONG)
         assert not thread.is_alive()
     assert owner.openings == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_the_system_s_own_fork_waits_and_calls_go_on_after_it(run_python):
+    printed = run_python(
+        """
+        import os, threading
+        from tempme_export.runtime.process import calls
+
+        began, ended = threading.Event(), threading.Event()
+
+        def call():
+            with calls:
+                began.set()
+                may_end.wait()
+                ended.set()
+
+        may_end = threading.Event()
+        threading.Thread(target=call, daemon=True).start()
+        began.wait()
+        threading.Timer(0.2, may_end.set).start()
+        child = os.fork()
+        if not child:
+            os._exit(0 if ended.is_set() else 1)
+        print("waited" if os.waitpid(child, 0)[1] == 0 else "forked in the middle of a call")
+        with calls:
+            print("goes on")
+        """
+    )
+    assert printed.split("\n")[:2] == ["waited", "goes on"]
