@@ -436,7 +436,7 @@ def test_int8_must_not_depend_on_neighbours_by_a_last_bit(small_selftest, prepro
 
 
 def test_answers_of_an_earlier_run_fail(small_selftest, preprocess):
-    """What replays its last answers has those of the clips in their own order; batches come in another one."""
+    """A runner that replays its last answers has those of the clips in their own order; batches come in another."""
     rows = small_selftest.video_embedding
 
     def answer(inputs):
