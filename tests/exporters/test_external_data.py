@@ -49,17 +49,18 @@ def selftest(recipe):
 
 def outside(graph):
     """Names of the weights that a graph does not hold."""
-    return {one.name for one in read_alone(graph) if one.data_location == onnx.TensorProto.EXTERNAL}
-
-
-def read_alone(graph):
-    """Constants of a graph without what lies outside it."""
-    return onnx.load(graph, load_external_data=False).graph.initializer
+    weights = onnx.load(graph, load_external_data=False).graph.initializer
+    return {one.name for one in weights if one.data_location == onnx.TensorProto.EXTERNAL}
 
 
 def whole(graph):
     """Every constant of a graph, wherever it lies."""
     return {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(graph).graph.initializer}
+
+
+def nodes(graph):
+    """Every operation of a graph, in order."""
+    return [one.SerializeToString(deterministic=True) for one in onnx.load(graph, load_external_data=False).graph.node]
 
 
 def assert_passed(checks):
@@ -93,16 +94,22 @@ def test_a_text_tower(recipe, selftest, tmp_path, precision):
             assert_passed(check_text(selftest, opened, TOLERANCES[precision]))
 
 
-def test_an_int8_tower(recipe, tmp_path):
-    """Its products are found by their weights, so that these leave the graph last."""
+def test_an_int8_tower(recipe, tmp_path, unit_error):
+    """Its products are found by their weights, so that these leave the graph last: what is computed is the same node by
+    node and weight by weight. What a runtime makes of it may differ in a float's last bit, which turns a step of 8."""
     calls = torch.randint(1, 100, (3, 2, 8), generator=torch.Generator().manual_seed(5))
     tower = prepare_text(recipe, list(calls))
     int8.export_text(recipe, tower, tmp_path / "one.onnx")
     int8.export_text(recipe, tower, tmp_path / "two.onnx", largest_file=30_000)
     assert graph_files(tmp_path / "one.onnx") == (tmp_path / "one.onnx",) and outside(tmp_path / "two.onnx")
-    token_ids = {"token_ids": calls[0].numpy()}
-    with OrtRunner(tmp_path / "one.onnx", threads=1) as one, OrtRunner(tmp_path / "two.onnx", threads=1) as two:
-        np.testing.assert_array_equal(one.infer(token_ids)["text_embedding"], two.infer(token_ids)["text_embedding"])
+    one, two = whole(tmp_path / "one.onnx"), whole(tmp_path / "two.onnx")
+    assert list(one) == list(two)
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name])
+    assert nodes(tmp_path / "one.onnx") == nodes(tmp_path / "two.onnx")
+    with OrtRunner(tmp_path / "two.onnx", threads=1) as runner:
+        embedding = runner.infer({"token_ids": calls[0].numpy()})["text_embedding"].astype(np.float64)
+    np.testing.assert_allclose(np.linalg.norm(embedding, axis=-1), 1, rtol=0, atol=unit_error(embedding.shape[-1]))
 
 
 def test_the_limit_itself_still_fits(tmp_path):
@@ -116,18 +123,6 @@ def test_the_limit_itself_still_fits(tmp_path):
     path.write_bytes(message_of(proto, path, size - 1))
     assert outside(path) == {"w"} and data_path(path).stat().st_size == 4 * 2**15
     np.testing.assert_array_equal(whole(path)["w"], np.arange(2**15, dtype=np.float32))
-
-
-def test_weights_begin_at_pages_of_any_system(tmp_path):
-    """Sizes that fill no page: what a runtime maps into memory begins at one."""
-    weights = [np.full(size, value, np.float32) for size, value in ((16385, 1), (20001, 2), (16400, 3))]
-    constants = [onnx.numpy_helper.from_array(one, f"w{i}") for i, one in enumerate(weights)]
-    proto = onnx.helper.make_model(onnx.helper.make_graph([], "weights", [], [], constants))
-    (tmp_path / "g.onnx").write_bytes(message_of(proto, tmp_path / "g.onnx", limit=100_000))
-    entries = [entry for one in read_alone(tmp_path / "g.onnx") for entry in one.external_data]
-    assert [int(entry.value) for entry in entries if entry.key == "offset"] == [0, 2 * 2**16, 4 * 2**16]
-    for i, one in enumerate(weights):
-        np.testing.assert_array_equal(whole(tmp_path / "g.onnx")[f"w{i}"], one)
 
 
 def test_what_will_be_written(recipe):
@@ -170,7 +165,7 @@ class TestHeads:
         text = {"context_length": 8, "vocab_size": 100, "width": 64, "heads": 1, "layers": 1}
         return CLIP(32, vision, text, quick_gelu=True).eval()
 
-    def test_a_named_backbone(self, open_clip_model, tmp_path):
+    def test_a_named_backbone(self, open_clip_model, video_rounding, tmp_path):
         checkpoint = from_state_dict(open_clip_model.state_dict(), source="small")
         backbone = Backbone("small", 48, 16, 160, 2, 2, 32, 64, 1, 1, 8, 100)
         profile = Profile(
@@ -182,4 +177,4 @@ class TestHeads:
             expected = open_clip_model.encode_image(frames, normalize=True).numpy()
         with OrtRunner(tmp_path / "video.onnx", threads=1) as runner:
             found = runner.infer({"frames": frames[:, None].numpy()})["video_embedding"]
-        np.testing.assert_allclose(found, expected, atol=1e-6)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=video_rounding(backbone).difference)

@@ -259,7 +259,7 @@ class TestTorch:
 
 
 @pytest.mark.parametrize("runner", [OrtRunner, OpenVinoRunner])
-def test_int8_products_do_not_saturate(tmp_path, runner):
+def test_int8_products_do_not_saturate(tmp_path, sum_error, runner):
     """Largest activations and weights of an int8 bundle: sums of two products just fit the 16 bits in which processors
     without int8 dot products hold them."""
     rows, depth, columns, step = 3, 64, 8, 1 / 255
@@ -290,4 +290,5 @@ def test_int8_products_do_not_saturate(tmp_path, runner):
     with runner(path) as running:
         found = running.infer({"x": np.ones((rows, depth), np.float32)})["y"]
     expected = 0.5 * weight.astype(np.float32).sum(axis=0)
-    np.testing.assert_allclose(found, np.tile(expected, (rows, 1)), rtol=1e-6)
+    # In whole numbers exact; as floats, rounded once for either scale, 64 terms of one sign in any order.
+    np.testing.assert_allclose(found, np.tile(expected, (rows, 1)), rtol=sum_error(depth + 2), atol=0)

@@ -80,6 +80,14 @@ def recipe(checkpoint, profile):
 
 
 @pytest.fixture(scope="session")
+def logit_error(recipe, video_rounding, text_rounding):
+    """How far a logit of `recipe` may lie from itself in another order of additions: the embeddings' difference times
+    the scale. A loss is the difference of a logarithm of sums and a logit, so that it errs by at most twice that."""
+    towers = (one(recipe.backbone).difference for one in (video_rounding, text_rounding))
+    return float(recipe.checkpoint.tensors["logit_scale"].exp()) * sum(towers)
+
+
+@pytest.fixture(scope="session")
 def trainable():
     """TrainableModel of a recipe and a tuning, seed 0."""
     return lambda recipe, tune, rank=8, **more: TrainableModel(recipe, tune, rank, seed=0, **more)

@@ -30,6 +30,7 @@ from tempme_export.training.step import Stepper
 from tempme_export.training.validate import evaluate
 
 BATCH, STEPS = 5, 3  # an odd batch does not divide between two processes
+RATE = 1e-3
 INVALID = 1  # this row of every batch could not be read
 
 
@@ -74,20 +75,25 @@ def batches(frames, size, words, length):
 
 
 def take_steps(model, world, preprocess, drawn):
-    """Gradients of the first step before they are cut, all outcomes, and the weights after the last step."""
+    """Gradients of the first step before they are cut, all outcomes, of every step the longest gradient of a weight and
+    Adam's second moments, and the weights after the last step."""
     optimizer = make_optimizer(model, 1e-2, 0.2)
-    stepper = Stepper(model, optimizer, preprocess, world, "fp32", clip_norm=1e9)
-    outcomes, gradients = [], {}
+    stepper, state = Stepper(model, optimizer, preprocess, world, "fp32", clip_norm=1e9), optimizer.state
+    outcomes, gradients, largest, moments = [], {}, [], []
     for pixels, token_ids, valid in drawn:
         rows, present = share(np.arange(BATCH), world.rank, world.size)
-        outcome = stepper(pixels[rows], token_ids[rows], valid[rows] & torch.from_numpy(present), 1e-3)
+        outcome = stepper(pixels[rows], token_ids[rows], valid[rows] & torch.from_numpy(present), RATE)
         outcomes.append(vars(outcome))
         if not gradients:
             gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         stepper.clip_norm = 0.1
+        largest.append(max(float(p.grad.abs().max()) for p in model.parameters() if p.grad is not None))
+        moments.append({n: state[p]["exp_avg_sq"].clone() for n, p in model.named_parameters() if p in state})
     return {
         "gradients": gradients,
         "outcomes": outcomes,
+        "largest": largest,
+        "moments": moments,
         "weights": {name: p.detach().clone() for name, p in model.named_parameters()},
     }
 

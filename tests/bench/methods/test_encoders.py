@@ -72,12 +72,13 @@ def test_tempme_is_the_original_recipe_bitwise(deep, frames_for):
     assert torch.equal(encoder(chosen("tempme")[0], deep)(frames), ReferenceVideo(deep)(frames))
 
 
-def test_none_encodes_every_frame_on_its_own(deep, frames_for):
+def test_none_encodes_every_frame_on_its_own(deep, frames_for, video_rounding):
     """No merging is a vision transformer per frame: frames change places with their features."""
     module, frames = encoder(chosen("none")[0], deep, dtype=torch.float64), frames_for(deep, 1, torch.float64)
     together = module.frame_features(frames)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(module.frame_features(frames[:, order]), together[:, order], rtol=0, atol=1e-12)
+    limit = video_rounding(deep.backbone, torch.float64).difference
+    torch.testing.assert_close(module.frame_features(frames[:, order]), together[:, order], rtol=0, atol=limit)
     changed = frames.clone()
     changed[:, 4] += 1
     assert [
@@ -125,7 +126,7 @@ def numpy_evit_block(x, w, heads, fuses):
 
 
 @pytest.mark.parametrize("index", [3, 6, 9, 4])
-def test_evit_block_is_its_rule_in_numpy(deep, frames_for, index):
+def test_evit_block_is_its_rule_in_numpy(deep, frames_for, rounding, index):
     """Two heads, so that their mean matters; a block that fuses nothing; from block 6 on a fused token comes in."""
     log = logged(encoder(chosen("evit")[0], deep, dtype=torch.float64), frames_for(deep, 1, torch.float64))
     prefix = f"transformer.resblocks.{index}."
@@ -136,10 +137,11 @@ def test_evit_block_is_its_rule_in_numpy(deep, frames_for, index):
     }
     for before, after in zip(log.tokens[index - 1], log.tokens[index], strict=True):
         expected = numpy_evit_block(before.numpy(), weights, 2, index in (3, 6, 9))
-        np.testing.assert_allclose(after.numpy(), expected, rtol=0, atol=1e-10)
+        off, limit = np.linalg.norm(after.numpy() - expected, axis=-1), rounding(torch.float64, 1, 128).difference
+        assert (off <= limit * np.linalg.norm(expected, axis=-1)).all()
 
 
-def test_class_attention_is_a_row_of_the_softmax(deep):
+def test_class_attention_is_a_row_of_the_softmax(rounding):
     generator = torch.Generator().manual_seed(5)
     h = torch.randn(3, 7, 128, generator=generator, dtype=torch.float64)
     weights = {
@@ -147,9 +149,12 @@ def test_class_attention_is_a_row_of_the_softmax(deep):
         "attn.in_proj_bias": torch.randn(384, generator=generator, dtype=torch.float64),
     }
     q, k, _ = torch.nn.functional.linear(h, *weights.values()).view(3, 7, 3, 2, 64).permute(2, 0, 3, 1, 4)
-    expected = (q @ k.transpose(-1, -2) / 8).softmax(-1).mean(1)[:, 0]
+    logits = q @ k.transpose(-1, -2) / 8
+    expected = logits.softmax(-1).mean(1)[:, 0]
     found = class_attention(h, k, weights)
-    torch.testing.assert_close(found, expected[:, 1:], rtol=0, atol=1e-12)
+    # A softmax passes on an error of its logits, which is relative to their size.
+    limit = rounding(torch.float64, 0, 128).difference * float(logits.abs().max())
+    torch.testing.assert_close(found, expected[:, 1:], rtol=0, atol=limit)
     assert (found.sum(1) < 1).all(), "the class token's own share is left out"
 
 
@@ -162,7 +167,8 @@ def test_evit_that_keeps_everything_is_no_merging(deep, frames_for):
 def test_evit_heeds_the_frame_mask(deep, frames_for):
     module, frames = encoder(chosen("evit")[0], deep), frames_for(deep)
     mask = torch.ones(2, 12)
-    torch.testing.assert_close(module(frames, mask), module(frames))
+    mean = 12 * torch.finfo(torch.float32).eps  # over 12 frames, of numbers of at most 1, in any order
+    torch.testing.assert_close(module(frames, mask), module(frames), rtol=0, atol=mean)
     mask[:, 3:] = 0
     assert (module(frames, mask) - module(frames)).abs().max() > 1e-4
 

@@ -117,8 +117,9 @@ def test_what_does_not_apply_has_no_recipe(shallow):
 
 
 @pytest.mark.parametrize("key", EXPORTED)
-def test_fast_encoder_agrees_with_the_original_path(deep, frames_for, key):
+def test_fast_encoder_agrees_with_the_original_path(deep, frames_for, video_rounding, key):
     recipe, frames = method_recipe(chosen(key)[0], deep), frames_for(deep, batch=1, dtype=torch.float64)
     with torch.inference_mode():
         found = VideoEncoder(recipe, torch.float64)(frames)
-    torch.testing.assert_close(found, ReferenceVideo(recipe, torch.float64)(frames), rtol=0, atol=1e-9)
+    limit = video_rounding(recipe.backbone, torch.float64).difference
+    torch.testing.assert_close(found, ReferenceVideo(recipe, torch.float64)(frames), rtol=0, atol=limit)
