@@ -208,21 +208,21 @@ def _measured(folder: Path) -> dict[Key, _Measured]:
     results = read_results(folder)
     if not results.samples:
         raise InputError(
-            f"found no samples.parquet beside {results.source}; expected every sample of the run, from which intervals "
+            f"found no samples.parquet beside {results.source}, expected every sample of the run, from which intervals "
             "come. Measure again with: tempme-bench --out FOLDER"
         )
     found: dict[Key, _Measured] = {}
     for row in results.rows:
         key = tuple(getattr(row, name) for name in _KEY)
         if key in found:
-            raise InputError(f"found two rows of {_words(key)} in {results.source}; expected one. Measure again.")
+            raise InputError(f"found two rows of {_words(key)} in {results.source}, expected one. Measure again.")
         profile, base = _comparison(results, row)
         seconds = _seconds(results, profile, row.batch, row.candidate)
         base_seconds = _seconds(results, profile, row.batch, base)
         if len(seconds) > len(base_seconds):
             raise InputError(
                 f"found {len(seconds)} samples of {row.candidate} and {len(base_seconds)} of {base} beside "
-                f"{results.source}; expected one of {base} in every round. Measure again."
+                f"{results.source}, expected one of {base} in every round. Measure again."
             )
         found[key] = _Measured(row, seconds, base, base_seconds[: len(seconds)])
     return found
@@ -242,7 +242,7 @@ def _comparison(results: Results, row: Row) -> tuple[str | None, str]:
     chosen = exact or mine
     if len(chosen) != 1:
         raise InputError(
-            f"found {len(chosen)} comparisons of {row.candidate} at batch {row.batch} in {results.source}; "
+            f"found {len(chosen)} comparisons of {row.candidate} at batch {row.batch} in {results.source}, "
             "expected one. Measure again."
         )
     return chosen[0].get("profile"), chosen[0]["order"][0]
@@ -253,13 +253,13 @@ def _seconds(results: Results, profile: str | None, batch: int, candidate: str) 
     seconds: Sequence[float] = results.samples.get((profile, batch, candidate), ())
     if len(seconds) < FEWEST:
         raise InputError(
-            f"found {len(seconds)} samples of {candidate}, {profile}, batch {batch} beside {results.source}; expected "
+            f"found {len(seconds)} samples of {candidate}, {profile}, batch {batch} beside {results.source}, expected "
             f"{FEWEST} or more. Measure again."
         )
     taken = np.array(seconds, dtype=np.float64)
     if not (np.isfinite(taken) & (taken > 0)).all():
         raise InputError(
-            f"found samples of {candidate}, {profile}, batch {batch} beside {results.source} that are no durations; "
+            f"found samples of {candidate}, {profile}, batch {batch} beside {results.source} that are no durations, "
             "expected seconds above 0. Measure again."
         )
     return taken

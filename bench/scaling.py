@@ -192,7 +192,7 @@ def saturation(rows: Sequence[Row]) -> Saturation:
     of_sweep = (*_SHARED, "profile", "frames")
     sweeps = {_values(row, of_sweep) for row in rows}
     if len(sweeps) != 1:
-        raise InputError(f"found rows of {len(sweeps)} sweeps over batch sizes; expected those of one candidate.")
+        raise InputError(f"found rows of {len(sweeps)} sweeps over batch sizes, expected those of one candidate.")
     best = max(rows, key=lambda row: (row.videos_per_s, -row.batch))
     near = [row for row in rows if row.videos_per_s >= best.videos_per_s * (1 - WITHIN_PERCENT / 100)]
     chosen = min(near, key=lambda row: row.batch)
@@ -245,7 +245,7 @@ def profile_for_frames(base: Profile, frames: int) -> Profile:
     near it that do.
     """
     if frames < 1:
-        raise ProfileError(f"found {frames} frames; a video has 1 or more.")
+        raise ProfileError(f"found {frames} frames, expected 1 or more.")
     if frames == base.frames:
         return base
     for name in shipped_profiles():

@@ -98,6 +98,11 @@ def making(what: str) -> Iterator[None]:
         ) from error
 
 
+def sentence(text: str) -> str:
+    """A text within a message, with its full stop."""
+    return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown word: a sentence after a space, or nothing where no known word is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.65)

@@ -64,15 +64,17 @@ class Protocol:
 
     def __post_init__(self) -> None:
         if self.seconds <= 0:
-            raise UsageError(f"the measured time is {self.seconds} s; it must be above 0.")
+            raise UsageError(f"seconds: found {self.seconds}, expected more than 0.")
         if self.budget <= 0:
-            raise UsageError(f"the budget is {self.budget} s; it must be above 0.")
+            raise UsageError(f"budget: found {self.budget} s, expected more than 0.")
         if self.lead < 0:
-            raise UsageError(f"the lead is {self.lead} s; it must be 0 or above.")
+            raise UsageError(f"lead: found {self.lead} s, expected 0 or more.")
         if self.samples < FEWEST:
-            raise UsageError(f"{self.samples} samples are too few for percentiles and an interval: {FEWEST} or more.")
+            raise UsageError(
+                f"samples: found {self.samples}, expected {FEWEST} or more, for percentiles and an interval."
+            )
         if self.seed < 0:
-            raise UsageError(f"the seed is {self.seed}; it must be 0 or above.")
+            raise UsageError(f"seed: found {self.seed}, expected 0 or more.")
 
     @property
     def window_seconds(self) -> float:

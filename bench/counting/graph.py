@@ -174,7 +174,7 @@ def _product(graph: _Graph, node: "onnx.NodeProto") -> Product:
         return Product("convolution", 1, math.prod(out) // out[1], math.prod(weight[1:]), weight[0])
     a, b = graph.shape(node.input[0]), graph.shape(node.input[1])
     if min(len(a), len(b)) < 2:
-        raise InputError(f"{graph.name}: {name!r} multiplies a vector, {list(a)} by {list(b)}; expected matrices.")
+        raise InputError(f"{graph.name}: {name!r} multiplies a vector, {list(a)} by {list(b)}, expected matrices.")
     transposed = {attribute.name: attribute.i for attribute in node.attribute if attribute.name == "transA"}
     inner = a[-2] if transposed.get("transA") else a[-1]
     if graph.is_constant(node.input[1]) and len(b) == 2 and not graph.was_compared(node.input[0]):

@@ -38,8 +38,8 @@ def chosen_steps(names: str | None) -> list[Step]:
     asked = known if names is None else {name.strip() for name in names.split(",")}
     if not asked <= known:
         raise UsageError(
-            f"--steps {names!r}: unknown are {', '.join(sorted(asked - known))}. "
-            f"Choose of: {', '.join(step.name for step in STEPS)}."
+            f"--steps: found {', '.join(sorted(asked - known))}, "
+            f"expected some of {', '.join(step.name for step in STEPS)}."
         )
     return [step for step in STEPS if step.name in asked]
 

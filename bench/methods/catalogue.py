@@ -187,7 +187,7 @@ def chosen(names: Iterable[str] | str | None) -> tuple[Method, ...]:
     unknown = [name for name in asked if name not in known and name != ALL]
     if unknown or not asked:
         raise UsageError(
-            f"found {', '.join(map(repr, unknown)) or 'no name'} for a method; expected some of: "
+            f"found {', '.join(map(repr, unknown)) or 'no name'} for a method, expected some of: "
             f"{', '.join(known)}, or {ALL}."
         )
     keys = dict.fromkeys(key for name in asked for key in (known if name == ALL else (name,)))

@@ -133,6 +133,6 @@ def _refuse_foreign(folder: Path, names: Sequence[str] | dict[str, bytes]) -> No
     foreign = [name for name in names if (folder / name).exists() and not _is_own(folder / name)]
     if foreign:
         raise UsageError(
-            f"the page's folder {folder} holds {', '.join(foreign)}, not written by this command; expected a new "
+            f"the page's folder {folder} holds {', '.join(foreign)}, not written by this command, expected a new "
             "folder, or one with an earlier report. Name another folder, or move that away."
         )

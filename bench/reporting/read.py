@@ -91,12 +91,12 @@ def read_results(path: Path) -> Results:
     except FileNotFoundError:
         folder = path if path == file.parent or not path.suffix else path.parent
         raise InputError(
-            f"found no {file}; expected a folder with {DOCUMENT}, or that file. Measure with: "
+            f"found no {file}, expected a folder with {DOCUMENT}, or that file. Measure with: "
             f"{command('tempme-bench', '--out', folder)}"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
-            f"found {file}, which cannot be read as JSON ({error}); expected the {DOCUMENT} that tempme-bench --out "
+            f"found {file}, which cannot be read as JSON ({error}), expected the {DOCUMENT} that tempme-bench --out "
             "writes. Measure again, or name another file."
         ) from error
     return Results.of(document, _samples(file.parent / SAMPLES), source=str(file))
@@ -109,7 +109,7 @@ def _checked(document: Any, source: str) -> dict[str, Any]:
     schema = document.get("schema")
     if schema not in (EARLIER, SCHEMA_VERSION):
         raise InputError(
-            f"found schema {schema!r} in {source}; expected {SCHEMA_VERSION} or {EARLIER}. Measure again with this "
+            f"found schema {schema!r} in {source}, expected {SCHEMA_VERSION} or {EARLIER}. Measure again with this "
             "version, or make the report with the version that measured."
         )
     if schema == EARLIER:
@@ -155,7 +155,7 @@ def _samples(file: Path) -> "pl.DataFrame | None":
         return pl.read_parquet(file)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise InputError(
-            f"found {file}, which cannot be read as Parquet ({error}); expected every sample of the run. "
+            f"found {file}, which cannot be read as Parquet ({error}), expected every sample of the run. "
             f"{_WITHOUT_SAMPLES}"
         ) from error
 
@@ -167,7 +167,7 @@ def _by_candidate(samples: "pl.DataFrame", source: str) -> dict[SampleKey, tuple
     needed = {"profile", "batch", "round", "candidate", "seconds"}
     if not needed <= set(samples.columns):
         raise InputError(
-            f"found samples with the columns {', '.join(samples.columns)} beside {source}; expected "
+            f"found samples with the columns {', '.join(samples.columns)} beside {source}, expected "
             f"{', '.join(sorted(needed))} among them. {_WITHOUT_SAMPLES}"
         )
     grouped = samples.sort("round", maintain_order=True).group_by("profile", "batch", "candidate").agg("seconds")

@@ -75,10 +75,10 @@ def merge_stages(assigns: Sequence[NDArray[np.int32]], schedule: Schedule, grid:
     """
     if grid**2 + 1 != schedule.tokens_per_frame:
         raise InputError(
-            f"found {grid} x {grid} patches a frame; expected {schedule.tokens_per_frame - 1}, as in the schedule."
+            f"found {grid} x {grid} patches a frame, expected {schedule.tokens_per_frame - 1}, as in the schedule."
         )
     if len(assigns) != len(schedule.merges):
-        raise InputError(f"found {len(assigns)} assignments; expected {len(schedule.merges)}, one for every merge.")
+        raise InputError(f"found {len(assigns)} assignments, expected {len(schedule.merges)}, one for every merge.")
     frames, patches = schedule.frames, grid**2
     clip = np.repeat(np.arange(frames), patches).reshape(frames, patches)
     row = np.tile(1 + np.arange(patches), (frames, 1))
@@ -104,13 +104,13 @@ def _checked(assign: NDArray[np.int32], merge: ScheduledMerge, schedule: Schedul
     tokens = block.tokens_attention + (merge.r if merge.kind == "cross" else 0)
     if assign.shape != (block.clips, tokens):
         raise InputError(
-            f"{merge.assign_name}: found shape {list(assign.shape)}; expected {[block.clips, tokens]}, "
+            f"{merge.assign_name}: found shape {list(assign.shape)}, expected {[block.clips, tokens]}, "
             "clips and tokens of one video."
         )
     rows = np.arange(tokens - merge.r)
     if not all(np.array_equal(np.unique(clip), rows) for clip in assign):
         raise InputError(
-            f"{merge.assign_name}: found rows {assign.min()} to {assign.max()}; expected every row from 0 to "
+            f"{merge.assign_name}: found rows {assign.min()} to {assign.max()}, expected every row from 0 to "
             f"{len(rows) - 1} in every clip."
         )
     return assign.astype(np.int64)

@@ -139,15 +139,15 @@ def draw_stage(frames: NDArray[np.uint8], groups: NDArray[np.int64], clips: int 
 def _check(frames: NDArray[np.uint8], groups: NDArray[np.int64], clips: int | None) -> None:
     square = frames.ndim == 4 and frames.dtype == np.uint8 and frames.shape[1] == frames.shape[2] > 0
     if not square or frames.shape[3] != 3 or len(frames) == 0:
-        raise InputError(f"found frames {frames.dtype} {list(frames.shape)}; expected uint8 [F, S, S, 3].")
+        raise InputError(f"found frames {frames.dtype} {list(frames.shape)}, expected uint8 [F, S, S, 3].")
     grid = groups.shape[-1]
     if groups.shape != (len(frames), grid, grid) or grid == 0 or frames.shape[1] % grid:
         raise InputError(
-            f"found groups of shape {list(groups.shape)}; expected [{len(frames)}, g, g] with g a divisor of "
+            f"found groups of shape {list(groups.shape)}, expected [{len(frames)}, g, g] with g a divisor of "
             f"{frames.shape[1]} pixels."
         )
     if clips is not None and (clips < 1 or len(frames) % clips):
-        raise InputError(f"found {clips} clips of {len(frames)} frames; expected a number that divides the frames.")
+        raise InputError(f"found {clips} clips of {len(frames)} frames, expected a number that divides the frames.")
 
 
 def _tiles(frames: NDArray[np.uint8], grid: int) -> NDArray[np.uint8]:

@@ -224,7 +224,7 @@ def find_backend(name: str | None, device: str | None = None) -> Backend:
     """
     names = offered()
     if name is not None and name not in names:
-        raise BackendError(f"backend {name!r} is not one of {', '.join(names)}.{did_you_mean(name, names)}")
+        raise BackendError(f"backend: found {name!r}, expected one of {', '.join(names)}.{did_you_mean(name, names)}")
     named = {one.name: one for one in BACKENDS}
     found = named[name or names[0]]
     if device is None or found.runs_on(device):

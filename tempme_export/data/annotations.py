@@ -57,9 +57,9 @@ def open_data(spec: str | Path, split: Split, videos: Path | None = None) -> Ret
     spec, a folder that is not there, and annotation files that are missing, malformed or contradict each other.
     """
     if split not in get_args(Split):
-        raise InputError(f"found the split {split!r}; expected {' or '.join(get_args(Split))}")
+        raise InputError(f"found the split {split!r}, expected {' or '.join(get_args(Split))}.")
     if videos is not None and not videos.is_dir():
-        raise InputError(f"{videos}: found no such folder; expected the folder of the video files; check the path")
+        raise InputError(f"{videos}: found no such folder, expected the folder of the video files. Check the path.")
     kind, colon, rest = str(spec).partition(":")
     kind = kind.lower()
     if colon and (kind in READERS or kind == _SYNTHETIC):
@@ -68,15 +68,15 @@ def open_data(spec: str | Path, split: Split, videos: Path | None = None) -> Ret
     path = Path(spec).expanduser()
     if path.suffix.lower() in SUFFIXES and (not colon or path.exists()):
         return read_table(path, videos)
-    raise InputError(f"found the data {str(spec)!r}; expected {_KNOWN}")
+    raise InputError(f"found the data {str(spec)!r}, expected {_KNOWN}.")
 
 
 def _folder(kind: str, name: str) -> Path:
     folder = Path(name).expanduser()
     if not name or not folder.is_dir():
         found = f"found no folder {name!r}" if name else "found no folder"
-        holds = f"a rendered world; {_RENDERS}" if kind == _SYNTHETIC else "the annotation files"
-        raise InputError(f"{kind}:{name}: {found}; expected {kind}:DIR, where DIR holds {holds}")
+        holds = f"a rendered world. {_RENDERS}" if kind == _SYNTHETIC else "the annotation files."
+        raise InputError(f"{kind}:{name}: {found}, expected {kind}:DIR, where DIR holds {holds}")
     return folder
 
 
@@ -105,5 +105,5 @@ def _unread(kind: str, folder: Path, split: Split, sources: Sequence[str]) -> li
 def _synthetic(folder: Path, split: Split, videos: Path | None) -> RetrievalData:
     path = folder / f"{split}.csv"
     if not path.is_file():
-        raise InputError(f"{path}: found no such file; expected the {split} table of a rendered world; {_RENDERS}")
+        raise InputError(f"{path}: found no such file, expected the {split} table of a rendered world. {_RENDERS}")
     return read_table(path, videos, f"synthetic {split}")

@@ -69,17 +69,17 @@ def _msrvtt_train(path: Path, list_path: Path) -> dict[str, list[str]]:
     document = read_json(path, "the videos and sentences of MSR-VTT")
     if not isinstance(document, dict) or not {"videos", "sentences"} <= document.keys():
         raise InputError(
-            f"{path}: found {kind(document)}; expected an object with videos and sentences; "
-            "copy the MSRVTT_data.json that is shared for retrieval"
+            f"{path}: found {kind(document)}, expected an object with videos and sentences. "
+            "Copy the MSRVTT_data.json that is shared for retrieval."
         )
     videos = [entry["video_id"] for entry in entries(path, document["videos"], "videos", ("video_id",))]
     if len(set(videos)) < len(videos):
-        raise InputError(f"{path}: found videos twice: {some(repeated(videos))}; expected each once; copy it again")
+        raise InputError(f"{path}: found videos twice: {some(repeated(videos))}, expected each once. Copy it again.")
     unknown = sorted(set(listed) - set(videos))
     if unknown:
         raise InputError(
-            f"{list_path}: found videos that {path.name} does not have: {some(unknown)}; expected a part of its "
-            f"{len(videos)} videos; take both files from one source"
+            f"{list_path}: found videos that {path.name} does not have: {some(unknown)}, expected a part of its "
+            f"{len(videos)} videos. Take both files from one source."
         )
     captions: dict[str, list[str]] = {video_id: [] for video_id in listed}
     empty = []
@@ -105,7 +105,7 @@ def read_activitynet(folder: Path, split: Split) -> Annotations:
     path, list_path = _files(folder, "activitynet", split)
     document = read_json(path, "the sentences of ActivityNet Captions")
     if not isinstance(document, dict):
-        raise InputError(f"{path}: found {kind(document)}; expected an object of videos; copy the file again")
+        raise InputError(f"{path}: found {kind(document)}, expected an object of videos. Copy the file again.")
     wrong = [
         video_id
         for video_id, entry in document.items()
@@ -116,12 +116,12 @@ def read_activitynet(folder: Path, split: Split) -> Annotations:
         )
     ]
     if wrong:
-        raise InputError(f"{path}: found videos without a list of sentences: {some(wrong)}; expected one for each")
+        raise InputError(f"{path}: found videos without a list of sentences: {some(wrong)}, expected one for each.")
     source, listed = path, list(document)
     if list_path.exists():
         source, ids = list_path, read_json(list_path, "a list of video ids")
         if not isinstance(ids, list) or not all(isinstance(one, str) for one in ids):
-            raise InputError(f"{list_path}: found {kind(ids)}; expected a list of video ids, all text; correct it")
+            raise InputError(f"{list_path}: found {kind(ids)}, expected a list of video ids, all text. Correct it.")
         listed = [one if one in document or f"v_{one}" not in document else f"v_{one}" for one in ids]
     captions = _paragraphs({video_id: entry["sentences"] for video_id, entry in document.items()})
     captions = _listed(captions, listed, source, path)
@@ -151,8 +151,8 @@ def read_didemo(folder: Path, split: Split) -> Annotations:
     if shared and source == path:
         several = [name for name in captions if without_suffix(name) in shared]
         raise InputError(
-            f"{path}: found names that differ by their suffix only: {some(several)}; expected one each; put "
-            f"{list_path.name}, which says which are meant, beside it"
+            f"{path}: found names that differ by their suffix only: {some(several)}, expected one each. Put "
+            f"{list_path.name}, which says which are meant, beside it."
         )
     ids = {name: name if without_suffix(name) in shared else without_suffix(name) for name in captions}
     files = {ids[name]: (name,) if without_suffix(name) != name else (f"{name}.mp4", name) for name in captions}
@@ -172,8 +172,8 @@ def _didemo_names(path: Path, list_path: Path, described: Mapping[str, Any], lin
     several = [f"{line} ({some(names)})" for line, names in zip(lines, meant, strict=True) if len(names) > 1]
     if several:
         raise InputError(
-            f"{list_path}: found videos that {path.name} has under several names: {some(several)}; expected one of "
-            "these names; correct the list"
+            f"{list_path}: found videos that {path.name} has under several names: {some(several)}, expected one of "
+            "these names. Correct the list."
         )
     return [name for (name,) in meant]
 
@@ -191,12 +191,12 @@ def read_lsmdc(folder: Path, split: Split) -> Annotations:
     wrong = [f"{place} has {len(row)}" for place, row in rows if len(row) != len(_LSMDC_COLUMNS)]
     if wrong:
         raise InputError(
-            f"{path}: found another number of columns: {some(wrong)}; expected {len(_LSMDC_COLUMNS)} between tabs: "
-            f"{', '.join(_LSMDC_COLUMNS)}"
+            f"{path}: found another number of columns: {some(wrong)}, expected {len(_LSMDC_COLUMNS)} between tabs: "
+            f"{', '.join(_LSMDC_COLUMNS)}."
         )
     nameless = [place for place, row in rows if not row[0].strip()]
     if nameless:
-        raise InputError(f"{path}: found no clip id at {some(nameless)}; expected one; correct the lines")
+        raise InputError(f"{path}: found no clip id at {some(nameless)}, expected one. Correct the lines.")
     captions: dict[str, list[str]] = {}
     for _, row in rows:
         captions.setdefault(row[0].strip(), []).append(clean(row[-1]))
@@ -241,22 +241,22 @@ def _listed(
     Raises InputError when the list is empty, names a video twice, or names one without captions in `path`.
     """
     if not listed:
-        raise InputError(f"{list_path}: found no video; expected at least 1; copy the file again")
+        raise InputError(f"{list_path}: found no video, expected at least 1. Copy the file again.")
     twice = repeated(listed)
     if twice:
         raise InputError(
-            f"{list_path}: found videos twice: {some(twice)}; expected each once; remove the repeated ones"
+            f"{list_path}: found videos twice: {some(twice)}, expected each once. Remove the repeated ones."
         )
     silent = [video_id for video_id in listed if not captions.get(video_id)]
     if silent:
         where = "it" if list_path == path else path.name
         raise InputError(
-            f"{list_path}: found videos without a caption in {where}: {some(silent)}; expected at least 1 each; "
-            "take both files from one source, or take these videos out"
+            f"{list_path}: found videos without a caption in {where}: {some(silent)}, expected at least 1 each. "
+            "Take both files from one source, or take these videos out."
         )
     return {video_id: captions[video_id] for video_id in listed}
 
 
 def _check_empty(path: Path, places: Sequence[str]) -> None:
     if places:
-        raise InputError(f"{path}: found empty captions at {some(places)}; expected words; fill or remove them")
+        raise InputError(f"{path}: found empty captions at {some(places)}, expected words. Fill or remove them.")

@@ -30,7 +30,7 @@ def decode(
     without PyAV, ExportError when a process dies, InputError for fewer than 1 frame or 0 workers.
     """
     if frames < 1:
-        raise InputError(f"found {frames} frames to read; expected at least 1; ask for more")
+        raise InputError(f"found {frames} frames to read, expected at least 1. Ask for more.")
     job = partial(_read, frames=frames, preprocess=preprocess, allow_damaged=allow_damaged)
     return answers(job, clips, workers)
 

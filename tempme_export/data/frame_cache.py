@@ -94,7 +94,7 @@ class FrameCache:
             return self.rows.read(i)
         if i in self.failures:
             raise VideoError(self.failures[i])
-        raise InputError(f"{self.clips[i]}: found no frames in {self.rows.folder} yet; expected them; fill it first")
+        raise InputError(f"{self.clips[i]}: found no frames in {self.rows.folder} yet, expected them. Fill it first.")
 
     def stream(self, selected: Sequence[int], workers: int = 0, changes: Sequence[Change] | None = None) -> Decoded:
         """Copies of the selected clips' frames, or why they could not be read. Takes no changes: it holds them resized.

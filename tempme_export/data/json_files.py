@@ -13,17 +13,17 @@ def read_text(path: Path, holds: str) -> str:
     """The text of a UTF-8 file, line breaks as "\\n". Raises InputError when it is missing or of another kind."""
     if not os.path.isfile(path):
         kind = "a folder or device" if os.path.exists(path) else "no such file"
-        raise InputError(f"{path}: found {kind}; expected {holds}; copy it there or name another folder")
+        raise InputError(f"{path}: found {kind}, expected {holds}. Copy it there or name another folder.")
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(
-            f"{path}: found a file that cannot be read ({error.strerror}); expected {holds}; mend its permissions"
+            f"{path}: found a file that cannot be read ({error.strerror}), expected {holds}. Mend its permissions."
         ) from error
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path}: found the byte {error.object[error.start]:#04x} at {error.start}, which is not UTF-8; "
-            f"expected {holds} as UTF-8 text; convert the file"
+            f"{path}: found the byte {error.object[error.start]:#04x} at {error.start}, which is not UTF-8, "
+            f"expected {holds} as UTF-8 text. Convert the file."
         ) from error
 
 
@@ -34,7 +34,7 @@ def read_json(path: Path, holds: str) -> Any:
         value = dict(pairs)
         if len(value) < len(pairs):
             twice = [repr(key) for key in repeated([key for key, _ in pairs])]
-            raise InputError(f"{path}: found keys twice: {some(twice)}; expected each once; remove the repeated ones")
+            raise InputError(f"{path}: found keys twice: {some(twice)}, expected each once. Remove the repeated ones.")
         return value
 
     text = read_text(path, holds)
@@ -42,11 +42,11 @@ def read_json(path: Path, holds: str) -> Any:
         return json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         raise InputError(
-            f"{path}: found no JSON ({error.msg} in line {error.lineno}, column {error.colno}); expected {holds}; "
-            "the file may be cut short, copy it again"
+            f"{path}: found no JSON ({error.msg} in line {error.lineno}, column {error.colno}), expected {holds}. "
+            "The file may be cut short, copy it again."
         ) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists within lists without end
-        raise InputError(f"{path}: found JSON that cannot be read ({error}); expected {holds}") from error
+        raise InputError(f"{path}: found JSON that cannot be read ({error}), expected {holds}.") from error
 
 
 def entries(path: Path, value: Any, name: str, keys: tuple[str, ...]) -> list[dict[str, str]]:
@@ -55,7 +55,7 @@ def entries(path: Path, value: Any, name: str, keys: tuple[str, ...]) -> list[di
     Raises InputError, naming the entries.
     """
     if not isinstance(value, list):
-        raise InputError(f"{path}: found {kind(value)} for {name}; expected a list of objects with {', '.join(keys)}")
+        raise InputError(f"{path}: found {kind(value)} for {name}, expected a list of objects with {', '.join(keys)}.")
     wrong = [
         f"{name}[{i}]"
         for i, entry in enumerate(value)
@@ -63,8 +63,8 @@ def entries(path: Path, value: Any, name: str, keys: tuple[str, ...]) -> list[di
     ]
     if wrong:
         raise InputError(
-            f"{path}: found entries that are not objects with {', '.join(keys)} as text: {some(wrong)}; "
-            "expected all to be; correct them"
+            f"{path}: found entries that are not objects with {', '.join(keys)} as text: {some(wrong)}, "
+            "expected all to be. Correct them."
         )
     return value
 

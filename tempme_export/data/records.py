@@ -37,29 +37,29 @@ class RetrievalData:
     def __post_init__(self) -> None:
         n_videos = len(self.video_ids)
         if n_videos == 0:
-            raise InputError(f"{self.name}: found no video; expected at least 1; give other annotations or videos")
+            raise InputError(f"{self.name}: found no video, expected at least 1. Give other annotations or videos.")
         counts = {"video ids": n_videos, "clips": len(self.clips)}
         if self.groups is not None:
             counts["groups"] = len(self.groups)
         if len(set(counts.values())) > 1 or len(self.captions) != len(self.owner):
             found = ", ".join(f"{count} {what}" for what, count in counts.items())
             raise InputError(
-                f"{self.name}: found {found}, {len(self.captions)} captions and {len(self.owner)} owners; "
-                "expected as many clips and groups as video ids, and as many owners as captions"
+                f"{self.name}: found {found}, {len(self.captions)} captions and {len(self.owner)} owners, "
+                "expected as many clips and groups as video ids, and as many owners as captions."
             )
         if len(set(self.video_ids)) < n_videos:
             raise InputError(
-                f"{self.name}: found video ids twice: {some(repeated(self.video_ids))}; expected each once"
+                f"{self.name}: found video ids twice: {some(repeated(self.video_ids))}, expected each once."
             )
         if not set(self.owner) <= set(range(n_videos)):
             strange = [str(owner) for owner in self.owner if not 0 <= owner < n_videos]
-            raise InputError(f"{self.name}: found captions of videos {some(strange)}; expected 0 to {n_videos - 1}")
+            raise InputError(f"{self.name}: found captions of videos {some(strange)}, expected 0 to {n_videos - 1}.")
         silent = [self.video_ids[i] for i in sorted(set(range(n_videos)) - set(self.owner))]
         if silent:
-            raise InputError(f"{self.name}: found videos without a caption: {some(silent)}; expected at least 1 each")
+            raise InputError(f"{self.name}: found videos without a caption: {some(silent)}, expected at least 1 each.")
         empty = [str(i) for i, caption in enumerate(self.captions) if not caption.strip()]
         if empty:
-            raise InputError(f"{self.name}: found empty captions at {some(empty)}; expected words")
+            raise InputError(f"{self.name}: found empty captions at {some(empty)}, expected words.")
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -74,10 +74,10 @@ class RetrievalData:
         n_videos = len(self.video_ids)
         strange = [str(i) for i in keep if not 0 <= i < n_videos]
         if strange:
-            raise InputError(f"{self.name}: found video indices {some(strange)}; expected 0 to {n_videos - 1}")
+            raise InputError(f"{self.name}: found video indices {some(strange)}, expected 0 to {n_videos - 1}.")
         if len(set(keep)) < len(keep):
             twice = some(repeated([str(i) for i in keep]))
-            raise InputError(f"{self.name}: found video indices twice: {twice}; expected each once")
+            raise InputError(f"{self.name}: found video indices twice: {twice}, expected each once.")
         place = {old: new for new, old in enumerate(keep)}
         kept = [i for i, owner in enumerate(self.owner) if owner in place]
         return replace(

@@ -55,7 +55,7 @@ class RowStore:
         """
         if min(len(names), *shape) < 1:
             raise InputError(
-                f"found {len(names)} rows of shape {list(shape)} to keep; expected at least 1 of each; name some"
+                f"found {len(names)} rows of shape {list(shape)} to keep, expected at least 1 of each. Name some."
             )
         own = {"layout": _LAYOUT, "shape": list(shape), "dtype": np.dtype(dtype).str}
         assert not own.keys() & key.keys(), "the store adds these itself"
@@ -108,8 +108,8 @@ class RowStore:
         self._check_index(i)
         if row.shape != self._rows.shape[1:] or row.dtype != self._rows.dtype:
             raise InputError(
-                f"{self.folder}: found a row of shape {list(row.shape)} and dtype {row.dtype}; expected shape "
-                f"{list(self._rows.shape[1:])} and dtype {self._rows.dtype}; keep it in another folder"
+                f"{self.folder}: found a row of shape {list(row.shape)} and dtype {row.dtype}, expected shape "
+                f"{list(self._rows.shape[1:])} and dtype {self._rows.dtype}. Keep it in another folder."
             )
         self._rows[self._places[i]] = row
         self._state[self._places[i]] = FILLED
@@ -151,7 +151,7 @@ class RowStore:
 
     def _damaged(self, why: str, error: Exception | None = None) -> NoReturn:
         raise InputError(
-            f"{self.folder}: found a damaged store ({why}); expected a whole one; delete {self.folder}"
+            f"{self.folder}: found a damaged store ({why}), expected a whole one. Delete {self.folder}."
         ) from error
 
     def _check(self) -> None:
@@ -165,14 +165,14 @@ class RowStore:
         if found.get("layout") != _LAYOUT:
             raise InputError(
                 f"{self.folder}: found rows that another version of this package kept, layout "
-                f"{found.get('layout', 1)}; expected layout {_LAYOUT}; delete {self.folder} or choose another folder"
+                f"{found.get('layout', 1)}, expected layout {_LAYOUT}. Delete {self.folder} or choose another folder."
             )
         names = [name for name in {**self._key, **found} if found.get(name) != self._key.get(name)]
         if names:
             was, expected = (", ".join(f"{name} {side.get(name)}" for name in names) for side in (found, self._key))
             raise InputError(
-                f"{self.folder}: found rows kept for {was}; expected {expected}; "
-                f"delete {self.folder} or choose another folder"
+                f"{self.folder}: found rows kept for {was}, expected {expected}. "
+                f"Delete {self.folder} or choose another folder."
             )
 
     def _known(self) -> dict[Name, int]:
@@ -195,8 +195,8 @@ class RowStore:
         folder = self.folder
         if folder.is_dir() and any(folder.iterdir()) and not (folder / _LOCK).exists():
             raise InputError(
-                f"{folder}: found a folder with something else in it; expected an empty one or a store of rows; "
-                "choose another folder"
+                f"{folder}: found a folder with something else in it, expected an empty one or a store of rows. "
+                "Choose another folder."
             )
         with _writing(folder):
             missing = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -249,8 +249,8 @@ class RowStore:
     def _refuse_full(self, needed: int, rows: int) -> NoReturn:
         free = self._disk.free(self.folder)
         raise ExportError(
-            f"{self.folder}: found {free / 1e9:.3f} GB free on its disk; expected {needed / 1e9:.3f} GB for "
-            f"{rows} rows; free some space or choose another folder"
+            f"{self.folder}: found {free / 1e9:.3f} GB free on its disk, expected {needed / 1e9:.3f} GB for "
+            f"{rows} rows. Free some space or choose another folder."
         )
 
 
@@ -266,8 +266,8 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ExportError(
-            f"{folder}: found that it cannot be written ({error}); expected a folder to keep rows in; "
-            "change its permissions or choose another folder"
+            f"{folder}: found that it cannot be written ({error}), expected a folder to keep rows in. "
+            "Change its permissions or choose another folder."
         ) from error
 
 
@@ -281,11 +281,11 @@ def _exclusive(folder: Path, disk: Disk) -> Iterator[None]:
             disk.lock(stream)
         except (BlockingIOError, PermissionError) as error:  # of Linux, of Windows
             raise InputError(
-                f"{folder}: found a store being filled by another process; expected to be alone; wait until it is done"
+                f"{folder}: found a store being filled by another process, expected to be alone. Wait until it is done."
             ) from error
         except OSError as error:
             raise ExportError(
-                f"{folder}: found a file system without locks ({error}); expected one with; choose another folder"
+                f"{folder}: found a file system without locks ({error}), expected one with. Choose another folder."
             ) from error
         yield
 

@@ -141,8 +141,8 @@ def draw_splits(train_clips: int, test_clips: int, seed: int) -> tuple[Split, Sp
     scenes, rng = all_scenes(), np.random.default_rng(seed)
     if train_clips < 1 or not 1 <= test_clips <= len(scenes):
         raise InputError(
-            f"found {train_clips} training and {test_clips} held-out clips; expected at least 1, and 1 to "
-            f"{len(scenes)}, which is how many different captions there are"
+            f"found {train_clips} training and {test_clips} held-out clips, expected at least 1, and 1 to "
+            f"{len(scenes)}, which is how many different captions there are."
         )
     held = [scenes[i] for i in sorted(rng.permutation(len(scenes))[:test_clips])]
     rounds = -(-train_clips // len(scenes))

@@ -50,24 +50,25 @@ def read_columns(
     if absent:
         may = f" (and may have {', '.join((*optional, *numeric))})" if optional or numeric else ""
         raise InputError(
-            f"{found}; expected {', '.join(required)}{may}; add {', '.join(absent)}, or rename the column that is meant"
+            f"{found}, expected {', '.join(required)}{may}. "
+            f"Add {', '.join(absent)}, or rename the column that is meant."
         )
     again = [column for column in used if f"{column}_duplicated_0" in frame.columns]
     if again:
-        raise InputError(f"{found}, so {', '.join(again)} is there twice; expected each once; rename one of them")
+        raise InputError(f"{found}, so {', '.join(again)} is there twice, expected each once. Rename one of them.")
     texts = [column for column in used if column not in numeric]
     for column in texts:
         kind = frame.schema[column]
         if not (isinstance(kind, _TEXT) or (column in optional and kind.is_integer())):
-            raise InputError(f"{path}: found {kind} in the column {column!r}; expected text, one per row; convert it")
+            raise InputError(f"{path}: found {kind} in the column {column!r}, expected text, one per row. Convert it.")
     places = _places(path, frame)
     columns = {column: [value or "" for value in frame[column].cast(pl.String).to_list()] for column in texts}
     if not places:
-        raise InputError(f"{path}: found no rows; expected at least 1; write the file again")
+        raise InputError(f"{path}: found no rows, expected at least 1. Write the file again.")
     for name, values in columns.items():
         empty = [place for place, value in zip(places, values, strict=True) if not value.strip()]
         if empty:
-            raise InputError(f"{path}: found an empty {name} at {some(empty)}; expected text; fill or remove the rows")
+            raise InputError(f"{path}: found an empty {name} at {some(empty)}, expected text. Fill or remove the rows.")
     numbers = {column: _numbers(path, frame[column], places) for column in used if column in numeric}
     return Table(columns, places, numbers, tuple(column for column in frame.columns if column not in used))
 
@@ -76,7 +77,7 @@ def _numbers(path: Path, column: pl.Series, places: Sequence[str]) -> list[float
     """The numbers of a column; None where a row is empty."""
     kind = column.dtype
     if not (isinstance(kind, _TEXT) or kind.is_numeric()):
-        raise InputError(f"{path}: found {kind} in the column {column.name!r}; expected numbers; convert it")
+        raise InputError(f"{path}: found {kind} in the column {column.name!r}, expected numbers. Convert it.")
     numbers: list[float | None] = []
     wrong = []
     for place, value in zip(places, column.cast(pl.String).to_list(), strict=True):
@@ -87,8 +88,8 @@ def _numbers(path: Path, column: pl.Series, places: Sequence[str]) -> list[float
             wrong.append(f"{place} ({text!r})")
     if wrong:
         raise InputError(
-            f"{path}: found no number as {column.name} at {some(wrong)}; expected a decimal number, as 12.5; correct "
-            "the rows"
+            f"{path}: found no number as {column.name} at {some(wrong)}, expected a decimal number, as 12.5. Correct "
+            "the rows."
         )
     return numbers
 
@@ -109,7 +110,7 @@ def _separator(data: bytes, required: Sequence[str]) -> str:
 def _read(path: Path, required: Sequence[str]) -> pl.DataFrame:
     if not os.path.isfile(path):
         kind = "a folder or device" if os.path.exists(path) else "no such file"
-        raise InputError(f"{path}: found {kind}; expected a table of videos and captions; check the path")
+        raise InputError(f"{path}: found {kind}, expected a table of videos and captions. Check the path.")
     holds = "a Parquet file"
     try:
         if path.suffix.lower() == ".parquet":
@@ -122,7 +123,7 @@ def _read(path: Path, required: Sequence[str]) -> pl.DataFrame:
     except (OSError, pl.exceptions.PolarsError) as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(
-            f"{path}: found a file that cannot be read ({reason}); expected {holds}; write it again"
+            f"{path}: found a file that cannot be read ({reason}), expected {holds}. Write it again."
         ) from error
     while frame.height and not any(frame.row(-1)):  # blank lines at the end
         frame = frame.head(-1)
@@ -183,7 +184,7 @@ def _clips(path: Path, table: Table) -> list[Clip]:
     """The clip of each row, its path as in the table."""
     if len(table.numbers) == 1:
         (there,) = table.numbers
-        raise InputError(f"{path}: found the column {there} alone; expected start and end, in seconds; add the other")
+        raise InputError(f"{path}: found the column {there} alone, expected start and end, in seconds. Add the other.")
     nothing: list[float | None] = [None] * len(table.places)
     starts, ends = (table.numbers.get(name, nothing) for name in _RANGE)
     wrong = [
@@ -193,8 +194,8 @@ def _clips(path: Path, table: Table) -> list[Clip]:
     ]
     if wrong:
         raise InputError(
-            f"{path}: found ranges that are none at {some(wrong)}; expected a start from 0 on and a later end, in "
-            "seconds, or neither; correct the rows"
+            f"{path}: found ranges that are none at {some(wrong)}, expected a start from 0 on and a later end, in "
+            "seconds, or neither. Correct the rows."
         )
     files = (Path(os.path.normpath(video)) for video in table.columns["video"])
     return [Clip(*clip) for clip in zip(files, starts, ends, strict=True)]
@@ -217,7 +218,7 @@ def _check_backslashes(path: Path, root: Path, table: Table) -> None:
     ]
     if wrong:
         raise InputError(
-            f"{path}: found backslashes in paths at {some(wrong)}; expected forward slashes, sub/a.mp4; replace them"
+            f"{path}: found backslashes in paths at {some(wrong)}, expected forward slashes, sub/a.mp4. Replace them."
         )
 
 
@@ -232,4 +233,4 @@ def _check_one_each(path: Path, what: str, rows: Iterable[tuple[str, str, str]])
         if len(found) > 1
     ]
     if wrong:
-        raise InputError(f"{path}: found {what}: {some(wrong, '; ')}; expected one for each; correct the rows")
+        raise InputError(f"{path}: found {what}: {some(wrong, '; ')}, expected one for each. Correct the rows.")

@@ -61,8 +61,8 @@ def index_files(folder: Path) -> Index:
                         names.setdefault(entry.name, []).append(here / entry.name)
         except OSError as error:
             raise InputError(
-                f"{folder / here}: found a folder that cannot be read ({error.strerror}); expected the videos; "
-                "mend its permissions or name another folder"
+                f"{folder / here}: found a folder that cannot be read ({error.strerror}), expected the videos. "
+                "Mend its permissions or name another folder."
             ) from error
     stems: dict[str, list[PurePosixPath]] = {}
     others: dict[str, list[PurePosixPath]] = {}
@@ -102,7 +102,7 @@ def find_videos(folder: Path, search: Path, expected: Mapping[str, Sequence[str]
         paths[video_id] = search / files[0] if files else folder / names[0]
     if ambiguous:
         raise InputError(
-            f"{search}: found several files for one video: {some(ambiguous)}; expected one each; "
-            "name the folder that holds the ones you mean, or remove the others"
+            f"{search}: found several files for one video: {some(ambiguous)}, expected one each. "
+            "Name the folder that holds the ones you mean, or remove the others."
         )
     return paths

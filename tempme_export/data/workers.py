@@ -34,7 +34,7 @@ def answers(
     Raises ExportError when a process dies, InputError for fewer than 0 workers.
     """
     if workers < 0:
-        raise InputError(f"found {workers} worker processes; expected 0, for none, or more; ask for another number")
+        raise InputError(f"found {workers} worker processes, expected 0, for none, or more. Ask for another number.")
     if workers == 0:
         return ((index, job(clip)) for index, clip in enumerate(clips))
     return _in_processes(job, clips, min(workers, len(clips)))

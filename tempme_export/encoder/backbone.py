@@ -110,8 +110,8 @@ def open_clip_config(name: str) -> dict[str, Any]:
     if not path.is_file():
         known = sorted(p.stem for p in path.parent.glob("*.json"))
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else "see open_clip.list_models()"
-        raise ProfileError(f"found backbone {name!r}; expected an open_clip model config; {hint}")
+        hint = f"Did you mean {' or '.join(near)}?" if near else "See open_clip.list_models()."
+        raise ProfileError(f"found backbone {name!r}, expected an open_clip model config. {hint}")
     config: dict[str, Any] = json.loads(path.read_text())
     return config
 

@@ -50,7 +50,7 @@ class Recipe:
 
 def _check_activation(activation: str | None) -> None:
     if activation not in (None, *ACTIVATIONS):
-        raise UsageError(f"activation {activation!r} is not one of {', '.join(ACTIVATIONS)}.")
+        raise UsageError(f"activation: found {activation!r}, expected one of {', '.join(ACTIVATIONS)}.")
 
 
 def _heads(known: _Known, about: Literal["heads", "text_heads"], width: int, name: str) -> int:

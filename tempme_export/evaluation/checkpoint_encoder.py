@@ -28,7 +28,9 @@ class CheckpointEncoder:
         """Raises BackendError for an unknown backend or a missing device, ProfileError without a tokenizer."""
         self.backend, self.device = backend or "original", device or "cpu"
         if self.backend not in CHECKPOINT_BACKENDS:
-            raise BackendError(f"backend {backend!r} of a checkpoint is not one of {', '.join(CHECKPOINT_BACKENDS)}.")
+            raise BackendError(
+                f"backend: found {backend!r}, expected one of {', '.join(CHECKPOINT_BACKENDS)} for a checkpoint."
+            )
         chosen = torch_device(self.device)
         self._tokenizer = Tokenizer(recipe.profile.backbone, recipe.profile.text_length)
         towers: tuple[nn.Module, nn.Module] = (

@@ -93,8 +93,8 @@ def check_frames(frames: NDArray[np.uint8], count: int, size: int) -> None:
     """A wrong size would be resized once more, silently. Raises InputError."""
     if frames.dtype != np.uint8 or frames.shape != (len(frames), count, size, size, 3):
         raise InputError(
-            f"found frames {frames.dtype} {list(frames.shape)}; expected uint8 [batch, {count}, {size}, {size}, 3], "
-            "as Preprocess.crop makes them"
+            f"found frames {frames.dtype} {list(frames.shape)}, expected uint8 [batch, {count}, {size}, {size}, 3], "
+            "as Preprocess.crop makes them."
         )
 
 
@@ -155,7 +155,7 @@ def _check_backend(source: str, is_bundle: bool, backend: str | None) -> None:
             f"{', '.join(CHECKPOINT_BACKENDS)}."
         )
     meant = did_you_mean(backend, known)
-    raise BackendError(f"backend {backend!r} is unknown. {source} runs on: {', '.join(known)}.{meant}")
+    raise BackendError(f"backend: found {backend!r}, expected one of {', '.join(known)} for {source}.{meant}")
 
 
 def open_encoder(

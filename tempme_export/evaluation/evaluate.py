@@ -18,7 +18,7 @@ from tempme_export.data.clip_rows import ClipRows
 from tempme_export.data.decoding import made_by
 from tempme_export.data.frames import FrameSource
 from tempme_export.data.store import RowStore
-from tempme_export.errors import InputError
+from tempme_export.errors import InputError, sentence
 from tempme_export.evaluation.encoders import Encoder
 from tempme_export.evaluation.metrics import Retrieval, best_caption_retrieval, group_retrieval, retrieval
 from tempme_export.names import printable
@@ -165,9 +165,9 @@ def _check_source(encoder: Encoder, data: RetrievalData, source: FrameSource) ->
     expected = (len(data.video_ids), encoder.frames, encoder.preprocess.size)
     if found != expected:
         raise InputError(
-            "found a source of {} videos, {} frames of {} pixels; ".format(*found)
-            + "expected {} videos, {} frames of {} pixels; ".format(*expected)
-            + f"open the source for {data.name} and {encoder.name}"
+            "found a source of {} videos, {} frames of {} pixels, ".format(*found)
+            + "expected {} videos, {} frames of {} pixels. ".format(*expected)
+            + f"Open the source for {data.name} and {encoder.name}."
         )
 
 
@@ -240,7 +240,7 @@ def embed(
     if not keep:
         first = next(iter(skipped.values()))
         raise InputError(
-            f"{data.name}: found none of {len(skipped)} videos readable, the first because: {first}. "
+            f"{data.name}: found none of {len(skipped)} videos readable, the first because: {sentence(first)} "
             "Check where the videos lie (--videos)."
         )
     kept = data.select(keep)

@@ -69,7 +69,7 @@ def check_enough(name: str, videos: int, skipped: Mapping[str, str]) -> None:
     """Raise InputError, with some of the reasons in `skipped`, for fewer than MIN_VIDEOS videos."""
     if videos >= MIN_VIDEOS:
         return
-    lost = "; ".join(f"{video}: {reason}" for video, reason in list(skipped.items())[:_SHOWN])
+    lost = "; ".join(f"{video}: {reason.rstrip('.')}" for video, reason in list(skipped.items())[:_SHOWN])
     more = f" {len(skipped)} are left out ({lost}{'; ...' if len(skipped) > _SHOWN else ''})." if skipped else ""
     raise InputError(
         f"{name}: found {videos} videos that can be compared, expected at least {MIN_VIDEOS}: among fewer, a right "
@@ -96,7 +96,10 @@ def open_gate(gate: RetrievalData | str | Path, videos: str | Path | None, profi
     elif videos is None:
         data = gate
     else:
-        raise InputError("found data that names its files, and a folder of videos beside it; give one of the two.")
+        raise InputError(
+            "found data that names its files, and a folder of videos beside it, expected one of them. "
+            "Leave the folder out."
+        )
     absent = tuple(missing(data))
     check_enough(data.name, len(data.paths) - len(absent), absent_files(data, absent))
     with warnings.catch_warnings():

@@ -66,12 +66,12 @@ def ranks(similarity: ArrayLike, right: ArrayLike, tie: float = 0.0) -> NDArray[
     scores, is_right = np.asarray(similarity), np.asarray(right)
     if scores.ndim != 2 or scores.shape != is_right.shape or is_right.dtype != np.bool_:
         raise InputError(
-            f"found similarity {list(scores.shape)} and right {is_right.dtype} {list(is_right.shape)}; expected "
-            "[queries, candidates] and bool of the same shape"
+            f"found similarity {list(scores.shape)} and right {is_right.dtype} {list(is_right.shape)}, expected "
+            "[queries, candidates] and bool of the same shape."
         )
     if not is_right.any(axis=1).all():
         query = int(np.flatnonzero(~is_right.any(axis=1))[0])
-        raise InputError(f"found query {query} without a right candidate; expected at least one; leave the query out")
+        raise InputError(f"found query {query} without a right candidate, expected at least one. Leave the query out.")
     scores = scores.astype(np.float64, copy=False)
     best = np.where(is_right & ~np.isnan(scores), scores, -np.inf).max(axis=1, keepdims=True)
     ahead = ~(scores < best - tie)  # true for NaN too
@@ -81,7 +81,7 @@ def ranks(similarity: ArrayLike, right: ArrayLike, tie: float = 0.0) -> NDArray[
 def summarise(direction: Direction, found: NDArray[np.int64], candidates: int) -> Retrieval:
     """Recalls, median and mean of ranks [Q]. Raises InputError for none."""
     if len(found) == 0:
-        raise InputError(f"found no queries for {direction}; expected at least one with a right candidate")
+        raise InputError(f"found no queries for {direction}, expected at least one with a right candidate.")
     r1, r5, r10 = (100.0 * float(np.mean(found <= k)) for k in (1, 5, 10))
     return Retrieval(
         direction, r1, r5, r10, float(np.median(found)), float(np.mean(found)), len(found), int(candidates)
@@ -97,15 +97,15 @@ def _checked(
     shapes = [list(side.shape) for side in sides]
     if any(side.ndim != 2 for side in sides) or shapes[0][1] != shapes[1][1] or owners.shape != (shapes[0][0],):
         raise InputError(
-            f"found text {shapes[0]}, video {shapes[1]} and owner {list(owners.shape)}; expected [texts, E], "
-            "[videos, E] and one video index for each text"
+            f"found text {shapes[0]}, video {shapes[1]} and owner {list(owners.shape)}, expected [texts, E], "
+            "[videos, E] and one video index for each text."
         )
     if 0 in (*shapes[0], *shapes[1]):
-        raise InputError(f"found text {shapes[0]} and video {shapes[1]}; expected at least one of each")
+        raise InputError(f"found text {shapes[0]} and video {shapes[1]}, expected at least one of each.")
     if not np.issubdtype(owners.dtype, np.integer) or owners.min() < 0 or owners.max() >= len(sides[1]):
         raise InputError(
-            f"found owners {owners.dtype} from {owners.min()} to {owners.max()}; expected video indices from 0 to "
-            f"{len(sides[1]) - 1}"
+            f"found owners {owners.dtype} from {owners.min()} to {owners.max()}, expected video indices from 0 to "
+            f"{len(sides[1]) - 1}."
         )
     for side in sides:
         side[~np.isfinite(side).all(axis=1)] = np.nan
@@ -217,7 +217,7 @@ def group_ranks(
     others in its group. Arguments and errors as `group_retrieval`."""
     t, v, owners = _checked(text, video, owner)
     if len(groups) != len(v):
-        raise InputError(f"found {len(groups)} groups for {len(v)} videos; expected one for each")
+        raise InputError(f"found {len(groups)} groups for {len(v)} videos, expected one for each.")
     _, group = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
     found = np.zeros(len(t), np.int64)  # 0: a group of one
     for which in range(int(group.max()) + 1):

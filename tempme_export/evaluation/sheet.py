@@ -42,9 +42,9 @@ def contact_sheet(queries: Sequence[Query]) -> Image.Image:
     Raises InputError for no query, or hits without frames.
     """
     if not queries or not all(query.hits for query in queries):
-        raise InputError("found nothing to draw; expected at least one query, each with at least one hit")
+        raise InputError("found nothing to draw, expected at least one query, each with at least one hit.")
     if any(hit.frames.ndim != 4 or len(hit.frames) == 0 for query in queries for hit in query.hits):
-        raise InputError("found a hit without frames; expected uint8 [n, H, W, 3], n at least 1")
+        raise InputError("found a hit without frames, expected uint8 [n, H, W, 3], n at least 1.")
     strip = max(len(hit.frames) for query in queries for hit in query.hits) * _TILE + 2 * _BORDER
     most = max(len(query.hits) for query in queries)
     height = 2 * _TEXT + _TILE + 2 * _BORDER + _GAP

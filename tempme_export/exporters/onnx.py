@@ -123,7 +123,7 @@ def to_proto(
     Raises ExportError for an untested opset.
     """
     if opset not in OPSETS:
-        raise ExportError(f"opset {opset} is not one of {', '.join(map(str, OPSETS))}, which are tested.")
+        raise ExportError(f"opset: found {opset}, expected one of {', '.join(map(str, OPSETS))}, which are tested.")
     exporter_log = logging.getLogger("torch.onnx")
     level = exporter_log.level
     exporter_log.setLevel(logging.ERROR)

@@ -91,42 +91,42 @@ def _images(frames: NDArray[np.uint8] | Sequence[Image.Image]) -> list[Image.Ima
         return [Image.fromarray(frame) for frame in frames]
     if not isinstance(frames, Sequence) or isinstance(frames, str | bytes):
         raise InputError(
-            f"found frames of type {type(frames).__name__}; expected a uint8 array [F, H, W, 3] or a list of "
-            "PIL images; put a single image in a list"
+            f"found frames of type {type(frames).__name__}, expected a uint8 array [F, H, W, 3] or a list of "
+            "PIL images. Put a single image in a list."
         )
     if len(frames) == 0:
-        raise InputError("found no frames; expected at least 1; pass a list with a PIL image in it")
+        raise InputError("found no frames, expected at least 1. Pass a list with a PIL image in it.")
     return [_rgb(frame, index) for index, frame in enumerate(frames)]
 
 
 def _check_array(frames: NDArray[np.uint8]) -> None:
     expected = "expected uint8 [F, H, W, 3]"
     if frames.dtype != np.uint8:
-        raise InputError(f"found frames of dtype {frames.dtype}; {expected}; pass RGB values from 0 to 255 as uint8")
+        raise InputError(f"found frames of dtype {frames.dtype}, {expected}. Pass RGB values from 0 to 255 as uint8.")
     if frames.ndim != 4:
-        raise InputError(f"found frames of shape {list(frames.shape)}; {expected}; pass one frame as frame[None]")
+        raise InputError(f"found frames of shape {list(frames.shape)}, {expected}. Pass one frame as frame[None].")
     if frames.shape[3] != 3:
-        advice = "transpose(0, 2, 3, 1) puts channels last" if frames.shape[1] == 3 else "convert the frames to RGB"
-        raise InputError(f"found frames of shape {list(frames.shape)}; {expected}; {advice}")
+        advice = "transpose(0, 2, 3, 1) puts channels last." if frames.shape[1] == 3 else "Convert the frames to RGB."
+        raise InputError(f"found frames of shape {list(frames.shape)}, {expected}. {advice}")
     if frames.size == 0:
-        raise InputError(f"found frames of shape {list(frames.shape)}; {expected}; pass at least one frame and pixel")
+        raise InputError(f"found frames of shape {list(frames.shape)}, {expected}. Pass at least one frame and pixel.")
 
 
 def _rgb(image: Image.Image, index: int) -> Image.Image:
     if not isinstance(image, Image.Image):
         raise InputError(
-            f"found frame {index} to be of type {type(image).__name__}; expected a PIL image; "
-            "pass arrays as one uint8 array [F, H, W, 3]"
+            f"found frame {index} to be of type {type(image).__name__}, expected a PIL image. "
+            "Pass arrays as one uint8 array [F, H, W, 3]."
         )
     if image.mode not in _EIGHT_BIT_MODES:
         raise InputError(
-            f"found frame {index} in mode {image.mode}; expected 8 bits per channel; scale it to 0..255 first"
+            f"found frame {index} in mode {image.mode}, expected 8 bits per channel. Scale it to 0..255 first."
         )
     if 0 in image.size:
-        raise InputError(f"found frame {index} of size {image.size}; expected at least one pixel; drop the frame")
+        raise InputError(f"found frame {index} of size {image.size}, expected at least one pixel. Drop the frame.")
     try:
         return image.convert("RGB")
     except OSError as error:
         raise InputError(
-            f"found frame {index} unreadable ({error}); expected a whole image; copy its file again"
+            f"found frame {index} unreadable ({error}), expected a whole image. Copy its file again."
         ) from error

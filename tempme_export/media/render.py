@@ -32,9 +32,9 @@ def render_clip(
     n_frames = round(seconds * fps)
     check_video_path(path)
     if n_frames < 1 or fps < 1:
-        raise InputError(f"found {seconds} s at {fps} frames per second; expected at least one frame; ask for more")
+        raise InputError(f"found {seconds} s at {fps} frames per second, expected at least one frame. Ask for more.")
     if min(size) < 16 or width % 2 or height % 2:
-        raise InputError(f"found a size of {width}x{height}; expected even numbers, at least 16; round them")
+        raise InputError(f"found a size of {width}x{height}, expected even numbers, at least 16. Round them.")
     write_video(path, _pictures(n_frames, width, height, seed), fps, size)
 
 

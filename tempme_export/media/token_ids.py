@@ -38,7 +38,7 @@ class TokenIds:
         """
         if isinstance(texts, str) or not isinstance(texts, Sequence):
             raise InputError(
-                f"found texts of type {type(texts).__name__}; expected a list of str; put a single text in a list"
+                f"found texts of type {type(texts).__name__}, expected a list of str. Put a single text in a list."
             )
         token_ids = np.zeros((len(texts), self.text_length), np.int64)
         dropped: dict[int, int] = {}
@@ -59,13 +59,13 @@ class TokenIds:
 
     def _words(self, text: str, row: int) -> list[int]:
         if not isinstance(text, str):
-            raise InputError(f"found text {row} to be of type {type(text).__name__}; expected str; convert it")
+            raise InputError(f"found text {row} to be of type {type(text).__name__}, expected str. Convert it.")
         words = self._encode(text)
         if not words:
-            raise InputError(f"found text {row} blank; expected at least one word; drop it from the list")
+            raise InputError(f"found text {row} blank, expected at least one word. Drop it from the list.")
         if not {START, END}.isdisjoint(words):
             raise InputError(
-                f"found {START_MARK} or {END_MARK} inside text {row}; expected plain words; "
-                "remove the marks, they are added here"
+                f"found {START_MARK} or {END_MARK} inside text {row}, expected plain words. "
+                "Remove the marks, they are added here."
             )
         return words

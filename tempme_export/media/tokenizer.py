@@ -29,15 +29,15 @@ class Tokenizer(TokenIds):
             others.append(f"a vocabulary of {vocabulary}")
         if others:
             raise ProfileError(
-                f"found backbone {backbone!r} with {', '.join(others)}; "
-                f"expected CLIP's byte-pair encoding of {VOCABULARY} tokens; "
-                "use a backbone such as 'ViT-B-32-quickgelu'"
+                f"found backbone {backbone!r} with {', '.join(others)}, "
+                f"expected CLIP's byte-pair encoding of {VOCABULARY} tokens. "
+                "Use a backbone such as ViT-B-32-quickgelu."
             )
         context_length = text_config.get("context_length", _CONTEXT_LENGTH)
         if not 3 <= text_length <= context_length:
             raise ProfileError(
-                f"found a text length of {text_length}; expected 3 to {context_length}, which backbone "
-                f"{backbone!r} reads; change text_length in the profile"
+                f"found a text length of {text_length}, expected 3 to {context_length}, which backbone "
+                f"{backbone!r} reads. Change text_length in the profile."
             )
         self.backbone, self.text_length = backbone, text_length
         self._bpe = byte_pair_encoding()
@@ -64,8 +64,8 @@ def _open_clip_folder() -> Path:
 def _text_config(backbone: str) -> dict[str, Any]:
     if backbone == "checkpoint":
         raise ProfileError(
-            "found backbone 'checkpoint', which has no tokenizer; expected the name of an open_clip model "
-            "config; name one in the profile, or pass token ids"
+            "found backbone 'checkpoint', which has no tokenizer, expected the name of an open_clip model "
+            "config. Name one in the profile, or pass token ids."
         )
     text_config: dict[str, Any] = open_clip_config(backbone)["text_cfg"]
     return text_config
@@ -76,7 +76,7 @@ def byte_pair_encoding() -> Any:
     """Load open_clip/tokenizer.py alone: importing open_clip takes seconds and brings every model with it."""
     spec = importlib.util.spec_from_file_location("open_clip_tokenizer", _open_clip_folder() / "tokenizer.py")
     if spec is None or spec.loader is None:
-        raise BackendError("found open_clip without tokenizer.py; run: pip install --force-reinstall open_clip_torch")
+        raise BackendError("found open_clip without tokenizer.py. Run: pip install --force-reinstall open_clip_torch")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.SimpleTokenizer()

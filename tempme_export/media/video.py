@@ -44,15 +44,15 @@ def sample_positions(
     """
     _check_request(frames, start, end)
     if n_frames < 1:
-        raise InputError(f"found {n_frames} frames in the video; expected at least 1")
+        raise InputError(f"found {n_frames} frames in the video, expected at least 1.")
     if not (math.isfinite(fps) and fps > 0):
-        raise InputError(f"found a frame rate of {fps}; expected a positive number of frames per second")
+        raise InputError(f"found a frame rate of {fps}, expected a positive number of frames per second.")
     first = 0 if start is None else math.floor(start * fps)
     last = n_frames - 1 if end is None else min(math.floor(end * fps), n_frames - 1)
     if first >= n_frames:
         raise InputError(
-            f"found {n_frames / fps:.2f} s of video; expected more than {start:g} s, where the range starts; mend the "
-            "range, or see whether this is the right video"
+            f"found {n_frames / fps:.2f} s of video, expected more than {start:g} s, where the range starts. Mend the "
+            "range, or see whether this is the right video."
         )
     stride = max(1, round(fps))
     seconds = np.arange(first, last + 1, stride)
@@ -64,12 +64,12 @@ def sample_positions(
 def _check_request(frames: int, start: float | None, end: float | None) -> None:
     """Refuse what no video can give: no frames, or an empty range of seconds."""
     if frames < 1:
-        raise InputError(f"found {frames} frames to read; expected at least 1; ask for more")
+        raise InputError(f"found {frames} frames to read, expected at least 1. Ask for more.")
     for name, second in (("start", start), ("end", end)):
         if second is not None and not (math.isfinite(second) and second >= 0):
-            raise InputError(f"found a range whose {name} is {second} s; expected a number of seconds from 0 on")
+            raise InputError(f"found a range whose {name} is {second} s, expected a number of seconds from 0 on.")
     if end is not None and (start or 0) >= end:
-        raise InputError(f"found a range from {start or 0:g} s to {end:g} s; expected a start before the end")
+        raise InputError(f"found a range from {start or 0:g} s to {end:g} s, expected a start before the end.")
 
 
 def read_frames(
@@ -103,15 +103,15 @@ def read_frames(
     if len(pictures) < len(set(positions)):
         if not scan.torn and n_decoded < _LEAST_DECODED * scan.n_decodable:
             raise VideoError(
-                f"{path}: found {n_decoded} decodable frames; expected {scan.n_decodable}, which the file holds; "
-                "it is damaged, copy it again or re-encode it"
+                f"{path}: found {n_decoded} decodable frames, expected {scan.n_decodable}, which the file holds. "
+                "It is damaged, copy it again or re-encode it."
             )
         positions = _positions(path, n_decoded, scan.fps, frames, start, end)
         pictures, _ = decode_pictures(path, positions, scan, allow_damaged)
     shapes = {picture.shape for picture in pictures.values()}
     if len(shapes) > 1:
         sizes = ", ".join(f"{width}x{height}" for height, width, _ in sorted(shapes))
-        raise VideoError(f"{path}: found frames of several sizes ({sizes}); expected one size; re-encode the video")
+        raise VideoError(f"{path}: found frames of several sizes ({sizes}), expected one size. Re-encode the video.")
     return np.stack([pictures[position] for position in positions])
 
 
@@ -144,8 +144,8 @@ def is_video(path: str | os.PathLike[str]) -> bool:
 
 def _check_file(path: Path) -> None:
     if not os.path.exists(path):
-        raise VideoError(f"{path}: found no such file; expected a video file; check the path")
+        raise VideoError(f"{path}: found no such file, expected a video file. Check the path.")
     if not os.path.isfile(path):
-        raise VideoError(f"{path}: found a directory or device; expected a video file; name the file itself")
+        raise VideoError(f"{path}: found a directory or device, expected a video file. Name the file itself.")
     if path.stat().st_size == 0:
-        raise VideoError(f"{path}: found an empty file; expected a video; copy or download it again")
+        raise VideoError(f"{path}: found an empty file, expected a video. Copy or download it again.")

@@ -95,17 +95,17 @@ def _decode_damaged(path: Path, positions: Sequence[int], scan: Scan, allow_dama
             break
     if not n_shown and reason:
         raise VideoError(
-            f"{path}: found no readable video (FFmpeg: {reason}); expected a whole video file; "
-            "it may be damaged or of another kind: copy it again or re-encode it"
+            f"{path}: found no readable video (FFmpeg: {reason}), expected a whole video file. "
+            "It may be damaged or of another kind: copy it again or re-encode it."
         )
     if origins and not allow_damaged:
         damaged |= _found_strictly(path, origins[-1].last + 1)
         for origin in origins:
             if any(origin.first <= number <= origin.last and lead != origin.first for number, lead in damaged.items()):
                 raise VideoError(
-                    f"{path}: found the frame at {origin.time:.2f} s damaged, or one it is predicted from; expected "
-                    "whole frames; copy the file again, or take its pictures as a player shows them: --allow-damaged, "
-                    "allow_damaged=True"
+                    f"{path}: found the frame at {origin.time:.2f} s damaged, or one it is predicted from, expected "
+                    "whole frames. Copy the file again, or take its pictures as a player shows them: --allow-damaged, "
+                    "allow_damaged=True."
                 )
     return pictures, n_decoded
 
@@ -140,8 +140,8 @@ def _upright(frame: Any, path: Path) -> NDArray[np.uint8]:
     straight, crossed = min(abs(a), abs(d)), min(abs(b), abs(c))
     if min(straight, crossed) > 0.02 * max(straight, crossed):
         raise VideoError(
-            f"{path}: found a video to be shown at {frame.rotation} degrees; expected a multiple of 90; "
-            "re-encode it upright"
+            f"{path}: found a video to be shown at {frame.rotation} degrees, expected a multiple of 90. "
+            "Re-encode it upright."
         )
     if crossed > straight:
         picture = picture.transpose(1, 0, 2)

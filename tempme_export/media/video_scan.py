@@ -44,16 +44,16 @@ def scan_video(path: Path) -> Scan:
                 early = key_time is not None and packet.pts is not None and packet.pts < key_time
                 n_decodable += whole and not early
         if n_frames == 0:
-            raise VideoError(f"{path}: found a video stream without frames; expected at least 1; copy the file again")
+            raise VideoError(f"{path}: found a video stream without frames, expected at least 1. Copy the file again.")
         rate = stream.average_rate or stream.guessed_rate
         if not rate:
-            raise VideoError(f"{path}: found no frame rate; expected frames per second; re-encode the video")
+            raise VideoError(f"{path}: found no frame rate, expected frames per second. Re-encode the video.")
         container_name = container.format.name
     found, expected = path.stat().st_size, end_of_frames(path, container_name)
     if found < expected:
         raise VideoError(
-            f"{path}: found {found} bytes; expected {expected}, up to which its container declares frames; the file is "
-            "cut short, copy it again"
+            f"{path}: found {found} bytes, expected {expected}, up to which its container declares frames. The file is "
+            "cut short, copy it again."
         )
     return Scan(n_frames, float(rate), n_decodable, _torn(path, container_name, flagged, seen))
 

@@ -32,7 +32,7 @@ def import_av() -> ModuleType:
         import av
     except ImportError as error:
         raise BackendError(
-            "found no PyAV, which reads and writes video files; run: pip install 'tempme-export[video]'"
+            "found no PyAV, which reads and writes video files. Run: pip install 'tempme-export[video]'"
         ) from error
     return av
 
@@ -47,8 +47,8 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
             yield container, _video_stream(container, path)
     except av.error.FFmpegError as error:
         raise VideoError(
-            f"{path}: found no readable video (FFmpeg: {error.strerror}); expected a whole video file; "
-            "it may be cut short, damaged or of another kind: copy it again or re-encode it"
+            f"{path}: found no readable video (FFmpeg: {error.strerror}), expected a whole video file. "
+            "It may be cut short, damaged or of another kind: copy it again or re-encode it."
         ) from error
 
 
@@ -56,19 +56,19 @@ def _video_stream(container: Any, path: Path) -> Any:
     name = container.format.name
     refused = "picture" if name.endswith("_pipe") else _REFUSED_FORMATS.get(name)
     if refused:
-        raise VideoError(f"{path}: found a {refused} file; expected a video; name one, or pass a list of PIL images")
+        raise VideoError(f"{path}: found a {refused} file, expected a video. Name one, or pass a list of PIL images.")
     for stream in container.streams.video:
         if not stream.disposition & import_av().stream.Disposition.attached_pic:
             if stream.codec_context is None:
                 raise VideoError(
-                    f"{path}: found a codec that this FFmpeg has no decoder for; expected one that it has; re-encode "
-                    "the video as H.264"
+                    f"{path}: found a codec that this FFmpeg has no decoder for, expected one that it has. Re-encode "
+                    "the video as H.264."
                 )
             return stream
     kinds = {"cover picture" if stream.type == "video" else stream.type for stream in container.streams}
     raise VideoError(
-        f"{path}: found no video stream, only {', '.join(sorted(kinds)) or 'nothing'}; "
-        "expected a video; name another file"
+        f"{path}: found no video stream, only {', '.join(sorted(kinds)) or 'nothing'}, "
+        "expected a video. Name another file."
     )
 
 

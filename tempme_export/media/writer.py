@@ -19,7 +19,7 @@ _REPEATABLE = {"libx264": {"threads": "1", "x264-params": "asm=ssse3"}, "mpeg4":
 def check_video_path(path: Path) -> None:
     """Raises InputError unless the suffix is one that `write_video` can write."""
     if path.suffix not in _CODECS:
-        raise InputError(f"found the suffix {path.suffix!r}; expected one of {', '.join(_CODECS)}; rename the clip")
+        raise InputError(f"found the suffix {path.suffix!r}, expected one of {', '.join(_CODECS)}. Rename the clip.")
 
 
 def write_video(path: Path, pictures: Iterable[NDArray[np.uint8]], fps: int, size: tuple[int, int]) -> None:

@@ -92,14 +92,14 @@ class ExportSpec:
         """
         known = registry.options()
         if unknown := sorted(self.options - known.keys()):
-            raise UsageError(f"no artifact has the option {', '.join(unknown)}. Choose of: {', '.join(sorted(known))}.")
+            raise UsageError(f"options: found {', '.join(unknown)}, expected some of {', '.join(sorted(known))}.")
         for artifact in reversed(self.artifacts):  # what needs the most first
             if artifact.option is not None:
                 artifact.check(self)
         if self.precision not in PRECISIONS:
-            raise UsageError(f"precision {self.precision!r} is not one of {', '.join(PRECISIONS)}.")
+            raise UsageError(f"precision: found {self.precision!r}, expected one of {', '.join(PRECISIONS)}.")
         if self.batch is not None and not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]:
-            raise UsageError(f"batch {self.batch} must have 1 <= MIN <= OPT <= MAX.")
+            raise UsageError(f"batch: found {self.batch}, expected 1 <= MIN <= OPT <= MAX.")
         for artifact in self.artifacts:
             if artifact.option is None:
                 artifact.check(self)

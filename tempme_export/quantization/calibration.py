@@ -19,7 +19,7 @@ from tempme_export.data.records import missing
 from tempme_export.data.video_files import SUFFIXES, index_files
 from tempme_export.encoder.profile import FROM_CHECKPOINT
 from tempme_export.encoder.recipe import Recipe
-from tempme_export.errors import InputError
+from tempme_export.errors import InputError, sentence
 from tempme_export.media.preprocess import Preprocess, preprocess_for
 from tempme_export.media.token_ids import TextTruncatedWarning
 from tempme_export.media.tokenizer import Tokenizer
@@ -123,14 +123,14 @@ def _from_arrays(path: Path, recipe: Recipe) -> NDArray[np.uint8]:
     except Exception as error:  # numpy and zipfile have no common root for what damaged files give
         reason = str(error) or type(error).__name__
         raise InputError(
-            f"{path}: found no array `clips` ({reason}); expected a .npz file with clips, uint8 [V, F, S, S, 3], as a "
-            "bundle's selftest.npz has"
+            f"{path}: found no array `clips` ({reason}), expected a .npz file with clips, uint8 [V, F, S, S, 3], as a "
+            "bundle's selftest.npz has."
         ) from error
     frames, size = recipe.profile.frames, recipe.backbone.image_size
     if clips.dtype != np.uint8 or clips.ndim != 5 or clips.shape[1:] != (frames, size, size, 3):
         raise InputError(
-            f"{path}: found clips {clips.dtype} {list(clips.shape)}; profile {recipe.profile.name} expects uint8 "
-            f"[V, {frames}, {size}, {size}, 3]; give clips of {frames} frames, or the videos themselves"
+            f"{path}: found clips {clips.dtype} {list(clips.shape)}, expected uint8 [V, {frames}, {size}, {size}, 3] "
+            f"for profile {recipe.profile.name}. Give clips of {frames} frames, or the videos themselves."
         )
     return np.stack(_spread(list(clips), CLIPS)) if len(clips) else clips
 
@@ -173,7 +173,8 @@ def read_calibration(spec: str | Path, recipe: Recipe, allow_damaged: bool = Fal
     else:
         if not path.exists() and ":" not in str(spec):
             raise InputError(
-                f"{spec}: found nothing there; expected a folder of videos, a .npz file of clips, or DATA as for --gate"
+                f"{spec}: found nothing there, expected a folder of videos, a .npz file of clips, or DATA as for "
+                "--gate."
             )
         if path.is_dir():
             videos = [Clip(path / name) for names in index_files(path).names.values() for name in names]
@@ -181,10 +182,10 @@ def read_calibration(spec: str | Path, recipe: Recipe, allow_damaged: bool = Fal
             videos, captions = _captioned(spec)
         clips, skipped = _decoded(videos, recipe, allow_damaged)
     if len(clips) < _LEAST:
-        lost = "".join(f" {name}: {reason}." for name, reason in list(skipped.items())[:3])
+        lost = "".join(f" {name}: {sentence(reason)}" for name, reason in list(skipped.items())[:3])
         raise InputError(
             f"{spec}: found {len(clips)} calibration clips that can be read, expected at least {_LEAST} and better "
-            f"{CLIPS}; give a folder of videos like those that will be indexed.{lost}"
+            f"{CLIPS}. Give a folder of videos like those that will be indexed.{lost}"
         )
     texts, origin = _texts(recipe, captions)
     return Calibration(str(spec), clips, texts, origin, skipped)

@@ -17,7 +17,7 @@ def check(spec: Spec) -> None:
     """Raises UsageError for an opset that is not tested, and for an int8 that is asked for in part or where it is not
     proven."""
     if spec.opset not in OPSETS:
-        raise UsageError(f"opset {spec.opset} is not one of {', '.join(map(str, OPSETS))}, which are tested.")
+        raise UsageError(f"opset: found {spec.opset}, expected one of {', '.join(map(str, OPSETS))}, which are tested.")
     if spec.ranges is not None:
         check_method(spec.ranges)
     if spec.precision != INT8:

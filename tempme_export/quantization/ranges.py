@@ -24,7 +24,7 @@ _QUANTISED_BINS = 256
 def check_method(method: str) -> None:
     """Raises UsageError for a method that does not exist."""
     if method not in METHODS:
-        raise UsageError(f"--ranges {method!r} is not one of {', '.join(METHODS)}.")
+        raise UsageError(f"--ranges: found {method!r}, expected one of {', '.join(METHODS)}.")
 
 
 def _whole(seen: Mapping[str, ActivationStats]) -> dict[str, Range]:

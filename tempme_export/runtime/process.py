@@ -94,7 +94,7 @@ class ProcessBound:
         library = self.not_after_fork
         if library in _lost:
             raise BackendError(
-                f"{library}: found a process forked from one that had used it, where it does not work; expected a "
+                f"{library}: found a process forked from one that had used it, where it does not work, expected a "
                 "fresh process. Start workers by multiprocessing.get_context('spawn'), or load and use the model in "
                 "the children alone."
             )

@@ -33,7 +33,7 @@ def check_version(version: str) -> None:
     """Raise BackendError for a TensorRT that cannot hold the plugins."""
     if parse_version(version)[:2] < _MINIMUM:
         raise BackendError(
-            f"TensorRT {version} is installed, which has no plugins built ahead of time or breaks them; expected "
+            f"TensorRT {version} is installed, which has no plugins built ahead of time or breaks them, expected "
             f"{SUPPORTED}. Run: {install_command()}"
         )
 

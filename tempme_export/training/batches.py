@@ -78,13 +78,13 @@ class Deck:
             n = len(np.unique(found))
             if n < self.size:
                 raise InputError(
-                    f"found {n} {what} to train on; expected at least {self.size}, since a batch of {self.size} holds "
-                    f"each at most once; choose a smaller batch, like --batch {max(n, 2)}, or add videos"
+                    f"found {n} {what} to train on, expected at least {self.size}, since a batch of {self.size} holds "
+                    f"each at most once. Choose a smaller batch, like --batch {max(n, 2)}, or add videos."
                 )
         if not self.epoch(0):
             raise InputError(
-                f"found no batch of {self.size} captions in which no video and no caption comes twice; "
-                "choose a smaller batch with --batch, or add videos"
+                f"found no batch of {self.size} captions in which no video and no caption comes twice. "
+                "Choose a smaller batch with --batch, or add videos."
             )
 
     def epoch(self, epoch: int) -> list[Ints]:

@@ -67,13 +67,13 @@ class TrainConfig:
     def check(self) -> None:
         """Raise UsageError for settings out of range, naming their options."""
         rules = (
-            (self.tune in TUNINGS, f"--tune {self.tune!r} is not one of {', '.join(TUNINGS)}"),
+            (self.tune in TUNINGS, f"--tune: found {self.tune!r}, expected one of {', '.join(TUNINGS)}"),
             (self.rank >= 1, f"--rank {self.rank} is below 1"),
             (self.epochs >= 1, f"--epochs {self.epochs} is below 1"),
             (self.batch >= 2, f"--batch {self.batch} is below 2: a loss of contrasts needs two pairs"),
             (0 < self.rate < float("inf"), f"--lr {self.rate} is not a positive number"),
             (0 <= self.weight_decay < float("inf"), f"--weight-decay {self.weight_decay} is negative or not a number"),
-            (self.decay in DECAYS, f"--decay {self.decay!r} is not one of {', '.join(DECAYS)}"),
+            (self.decay in DECAYS, f"--decay: found {self.decay!r}, expected one of {', '.join(DECAYS)}"),
             (
                 all(0 <= beta < 1 for beta in self.betas),
                 f"--betas {self.betas[0]} {self.betas[1]} are not both from 0 to below 1",
@@ -81,7 +81,7 @@ class TrainConfig:
             (0 < self.eps < float("inf"), f"--eps {self.eps} is not a positive number"),
             (0 <= self.warmup < 1, f"--warmup {self.warmup} is not a share of the steps, from 0 to below 1"),
             (0 < self.clip_norm < float("inf"), f"--clip-norm {self.clip_norm} is not a positive number"),
-            (self.augment in AUGMENTS, f"--augment {self.augment!r} is not one of {', '.join(AUGMENTS)}"),
+            (self.augment in AUGMENTS, f"--augment: found {self.augment!r}, expected one of {', '.join(AUGMENTS)}"),
             (
                 self.augment == "none" or self.cache is None,
                 f"--cache keeps frames that are resized and cropped, and --augment {self.augment} changes them before "

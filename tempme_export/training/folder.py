@@ -14,7 +14,7 @@ def check_folder(config: TrainConfig) -> None:
     """Raise InputError when the results of another run would be overwritten, or `out` is no folder."""
     out = config.out
     if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file; expected a folder, which need not exist.")
+        raise InputError(f"--out {out} is a file, expected a folder, which need not exist.")
     found = [name for name in (LAST, BEST, FINAL, METRICS) if (out / name).exists()]
     if found and not config.resume:
         raise InputError(
@@ -36,7 +36,7 @@ def check_room(config: TrainConfig, model: TrainableModel, disk: Disk | None = N
     free = (disk or Disk()).free(config.out)
     if free + present < needed:
         raise ExportError(
-            f"--out {config.out}: found {free / 1e6:.0f} MB free on its disk; expected {(needed - present) / 1e6:.0f} "
+            f"--out {config.out}: found {free / 1e6:.0f} MB free on its disk, expected {(needed - present) / 1e6:.0f} "
             "MB for the saved states and checkpoints. Make room or choose another folder."
         )
 

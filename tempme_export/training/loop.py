@@ -12,7 +12,7 @@ import torch
 
 from tempme_export.data.annotations import RetrievalData
 from tempme_export.encoder.recipe import Recipe
-from tempme_export.errors import BackendError, ExportError, InputError
+from tempme_export.errors import BackendError, ExportError, InputError, sentence
 from tempme_export.media.preprocess import preprocess_for
 from tempme_export.progress import SILENT, Note, Progress, Step
 from tempme_export.training.augment import RandAugment
@@ -216,8 +216,8 @@ class Run:
             skipped = self.skipped.found
             first = skipped[-1].reason if skipped else "no reason is on record"
             raise InputError(
-                f"{where}: no video of the batch could be read, the last because: {first}. Look after the videos, "
-                "then --resume."
+                f"{where}: no video of the batch could be read, the last because: {sentence(first)} "
+                "Look after the videos, then --resume."
             )
         if not outcome.finite:
             raise ExportError(

@@ -156,9 +156,9 @@ def account(model: TrainableModel, recipe: Recipe, batch: int, precision: Precis
     Raises UsageError for a batch below 1 or another precision.
     """
     if batch < 1:
-        raise UsageError(f"found a batch of {batch} to account for; expected 1 or more.")
+        raise UsageError(f"found a batch of {batch} to account for, expected 1 or more.")
     if precision not in ("fp32", "bf16"):
-        raise UsageError(f"found precision {precision!r} to account for; expected fp32 or bf16.")
+        raise UsageError(f"found precision {precision!r} to account for, expected fp32 or bf16.")
     with FakeTensorMode():
         shadow, inputs = _shadow(model), _inputs(recipe, batch)
         optimizer = make_optimizer(shadow, rate=1.0, weight_decay=0.0)
@@ -195,7 +195,7 @@ def largest_batch(one: MemoryAccount, other: MemoryAccount, capacity: int) -> in
     """
     if one.batch == other.batch:
         raise UsageError(
-            f"found two accounts of batch {one.batch}; expected different ones. Account for another batch."
+            f"found two accounts of batch {one.batch}, expected different ones. Account for another batch."
         )
     per_pair = (other.peak - one.peak) / (other.batch - one.batch)
     return max(0, one.batch + int((capacity - one.peak) // per_pair))

@@ -32,7 +32,7 @@ def draw_curves(rows: Sequence[Row], path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise BackendError(
-            f"found no matplotlib, so {path.name} is not drawn; run: pip install 'tempme-export[plot]'"
+            f"found no matplotlib, so {path.name} is not drawn. Run: pip install 'tempme-export[plot]'"
         ) from error
     steps = [row for row in rows if row["kind"] == "step"]
     evaluations = [row for row in rows if row["kind"] == "evaluation"]

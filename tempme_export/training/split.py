@@ -20,7 +20,7 @@ from tempme_export.data.decoding import probe
 from tempme_export.data.frame_cache import FrameCache
 from tempme_export.data.frames import FrameFiles, FrameSource
 from tempme_export.encoder.recipe import Recipe
-from tempme_export.errors import InputError, ProfileError
+from tempme_export.errors import InputError, ProfileError, sentence
 from tempme_export.media.preprocess import preprocess_for
 from tempme_export.media.token_ids import TextTruncatedWarning
 from tempme_export.media.tokenizer import Tokenizer
@@ -148,8 +148,8 @@ def open_split(
     keep = [i for i in range(len(data.paths)) if i not in reasons]
     if not keep:
         raise InputError(
-            f"{data.name}: found none of {len(skipped)} videos readable, the first because: {skipped[0].reason}. "
-            "Check where the videos lie (--videos)."
+            f"{data.name}: found none of {len(skipped)} videos readable, the first because: "
+            f"{sentence(skipped[0].reason)} Check where the videos lie (--videos)."
         )
     kept = data.select(keep)
     source: FrameSource = FrameFiles(kept.clips, frames, preprocess, config.allow_damaged)

@@ -107,7 +107,7 @@ def save_state(path: Path, state: State) -> None:
 def load_state(path: Path) -> State:
     """Read what `save_state` wrote, onto the CPU. Raises InputError where none is, CheckpointError for another file."""
     if not path.is_file():
-        raise InputError(f"--resume found no {path}; expected the state of a run; leave --resume out to start one")
+        raise InputError(f"--resume found no {path}, expected the state of a run. Leave --resume out to start one.")
     try:
         document = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from tempme_export.data.clip_batches import placed_batches
-from tempme_export.errors import InputError
+from tempme_export.errors import InputError, sentence
 from tempme_export.evaluation.metrics import Retrieval, group_retrieval, retrieval
 from tempme_export.training.log import Row
 from tempme_export.training.prefetch import prefetch
@@ -77,7 +77,8 @@ def evaluate(stepper: Stepper, split: Split, step: int, n_videos: int = VIDEOS, 
     keep = [i for i in range(len(data.video_ids)) if i not in reasons]
     if not keep:
         raise InputError(
-            f"{data.name}: no video can be read any more, the first because: {next(iter(reasons.values()))}"
+            f"{data.name}: no video can be read any more, the first because: "
+            f"{sentence(next(iter(reasons.values())))} Look after the videos, then --resume."
         )
     kept = data.select(keep)
     text = text[np.isin(split.owner, keep)]

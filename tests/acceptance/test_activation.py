@@ -113,7 +113,9 @@ class TestOnScreen:
 class TestWhoKnows:
     @pytest.mark.parametrize("name", ["relu", "QuickGELU", ""])
     def test_an_option_that_is_none(self, name, folder, refused):
-        refused(folder / "ckpt.pth", f"{name!r} is not one of quickgelu, gelu", code=2, activation=name)
+        refused(
+            folder / "ckpt.pth", f"activation: found {name!r}, expected one of quickgelu, gelu", code=2, activation=name
+        )
 
     @pytest.mark.parametrize(
         "entries",

@@ -84,18 +84,18 @@ def test_videos_are_searched_in_the_usual_and_in_another_folder(msrvtt, tmp_path
     ("file", "content", "said"),
     [
         ("MSRVTT_train.9k.csv", None, "MSRVTT_train.9k.csv: found no such file"),
-        ("MSRVTT_train.9k.csv", "name\nvideo1\n", "the columns 'name'; expected video_id"),
+        ("MSRVTT_train.9k.csv", "name\nvideo1\n", "the columns 'name', expected video_id"),
         ("MSRVTT_train.9k.csv", "video_id\nvideo1\nvideo1\n", "videos twice: video1;"),
         ("MSRVTT_train.9k.csv", "video_id\nvideo3\n", "without a caption in MSRVTT_data.json: video3;"),
         ("MSRVTT_train.9k.csv", "video_id\nvideo77\n", "videos that MSRVTT_data.json does not have: video77;"),
         ("MSRVTT_data.json", None, "MSRVTT_data.json: found no such file"),
         ("MSRVTT_data.json", '{"videos": [', "no JSON (Expecting value in line 1, column 13)"),
-        ("MSRVTT_data.json", [], "found a list; expected an object with videos and sentences"),
-        ("MSRVTT_data.json", {"images": 1, "videos": []}, "an object with the keys 'images', 'videos'; expected"),
+        ("MSRVTT_data.json", [], "found a list, expected an object with videos and sentences"),
+        ("MSRVTT_data.json", {"images": 1, "videos": []}, "an object with the keys 'images', 'videos', expected"),
         (
             "MSRVTT_data.json",
             {"videos": {}, "sentences": []},
-            "an object with the keys none for videos; expected a list",
+            "an object with the keys none for videos, expected a list",
         ),
         (
             "MSRVTT_data.json",
@@ -128,7 +128,7 @@ def test_msrvtt_captions_of_listed_videos_are_checked_and_those_of_others_are_no
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("video_id,caption\nvideo1,one\n", "'video_id', 'caption'; expected video_id, sentence"),
+        ("video_id,caption\nvideo1,one\n", "'video_id', 'caption', expected video_id, sentence"),
         ("video_id,sentence\nvideo1,one\nvideo2,\n", "an empty sentence at line 3;"),
         ("video_id,sentence\nvideo1,one\nvideo1,two\n", "videos twice: video1;"),
     ],
@@ -188,18 +188,18 @@ def test_activitynet_ids_restrict_and_order(activitynet) -> None:
     ("file", "content", "said"),
     [
         ("train.json", None, "train.json: found no such file"),
-        ("train.json", [{"video": "a"}], "found a list; expected an object of videos"),
+        ("train.json", [{"video": "a"}], "found a list, expected an object of videos"),
         (
             "train.json",
             {"v_a": ["one"], "v_b": {"sentences": "one"}, "v_c": {"sentences": [1]}},
             "sentences: v_a, v_b, v_c;",
         ),
-        ("train.json", {}, "found no video;"),
+        ("train.json", {}, "found no video,"),
         ("train.json", {"v_a": {"sentences": []}, "v_b": {"sentences": [" "]}}, "without a caption in it: v_a, v_b;"),
         ("train.json", '{"v_a": {"sentences": ["one"]}, "v_a": {"sentences": ["two"]}}', "keys twice: 'v_a';"),
-        ("train_ids.json", {"v_b": 1}, "an object with the keys 'v_b'; expected a list of video ids"),
-        ("train_ids.json", ["v_b", 1], "found a list; expected a list of video ids, all text"),
-        ("train_ids.json", [], "train_ids.json: found no video;"),
+        ("train_ids.json", {"v_b": 1}, "an object with the keys 'v_b', expected a list of video ids"),
+        ("train_ids.json", ["v_b", 1], "found a list, expected a list of video ids, all text"),
+        ("train_ids.json", [], "train_ids.json: found no video,"),
         ("train_ids.json", ["v_b", "b"], "videos twice: v_b;"),
         ("train_ids.json", ["v_b", "v_x", "y"], "without a caption in train.json: v_x, y;"),
     ],
@@ -247,13 +247,13 @@ def test_didemo_lists_restrict_and_order(didemo) -> None:
     ("file", "content", "said"),
     [
         ("train_data.json", None, "train_data.json: found no such file"),
-        ("train_data.json", {"video": "a"}, "an object with the keys 'video' for descriptions; expected a list"),
+        ("train_data.json", {"video": "a"}, "an object with the keys 'video' for descriptions, expected a list"),
         (
             "train_data.json",
             [{"video": "a"}, {"video": 1, "description": "x"}],
             "as text: descriptions[0], descriptions[1];",
         ),
-        ("train_data.json", [], "found no video;"),
+        ("train_data.json", [], "found no video,"),
         ("train_data.json", "3", "found a number for descriptions"),
         ("train_data.json", '"a"', "found a text for descriptions"),
         ("train_data.json", "null", "found null for descriptions"),
@@ -262,10 +262,10 @@ def test_didemo_lists_restrict_and_order(didemo) -> None:
         (
             "train_data.json",
             [{"video": "a.mov", "description": "x"}, {"video": "a.avi", "description": "y"}],
-            "names that differ by their suffix only: a.mov, a.avi; expected one each; put train_list.txt",
+            "names that differ by their suffix only: a.mov, a.avi, expected one each. Put train_list.txt",
         ),
-        ("train_list.txt", "", "train_list.txt: found no video;"),
-        ("train_list.txt", "c\nc.mp4\n", "train_list.txt: found videos twice: c;"),
+        ("train_list.txt", "", "train_list.txt: found no video,"),
+        ("train_list.txt", "c\nc.mp4\n", "train_list.txt: found videos twice: c,"),
         ("train_list.txt", "c\nx\n", "without a caption in train_data.json: x;"),
     ],
 )
@@ -321,8 +321,8 @@ def test_lsmdc_may_have_a_header_and_clips_without_movie(lsmdc) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, f"{TRAIN}: found no such file; expected 6 columns between tabs"),
-        ("", "found no video;"),
+        (None, f"{TRAIN}: found no such file, expected 6 columns between tabs"),
+        ("", "found no video,"),
         (f"a_1\t{TIMES}\tone\nb_1\tone\nc_1\t{TIMES}\tone\ttwo\n", "number of columns: line 2 has 2, line 3 has 7;"),
         (f"a_1\t{TIMES}\tone\n\n \t{TIMES}\ttwo\n", "no clip id at line 3;"),
         (f"a_1\t{TIMES}\tone\nb_1\t{TIMES}\t \n", "empty captions at line 2;"),
@@ -335,7 +335,7 @@ def test_lsmdc_refuses(lsmdc, content, said) -> None:
 
 def test_a_file_that_is_no_utf8_or_no_file(lsmdc) -> None:
     (lsmdc / TRAIN).write_bytes(b"caf\xe9\n")
-    assert "found the byte 0xe9 at 3, which is not UTF-8; expected 6 columns" in refusal(f"lsmdc:{lsmdc}")
+    assert "found the byte 0xe9 at 3, which is not UTF-8, expected 6 columns" in refusal(f"lsmdc:{lsmdc}")
     (lsmdc / TRAIN).unlink()
     (lsmdc / TRAIN).symlink_to("/proc/self/mem")  # nothing lies at its beginning, for root neither
     assert "cannot be read (Input/output error)" in refusal(f"lsmdc:{lsmdc}")
@@ -380,15 +380,15 @@ def test_a_tilde_is_the_home_folder(msrvtt, monkeypatch) -> None:
 @pytest.mark.parametrize("spec", ["webvid:data", "data", "", ":x", "pairs.tsv", "webvid:pairs.csv", "msrvtt"])
 def test_an_unknown_request_lists_the_known(spec) -> None:
     said = refusal(spec)
-    assert said.startswith(f"found the data {spec!r}; expected ")
+    assert said.startswith(f"found the data {spec!r}, expected ")
     for known in ("msrvtt:DIR", "activitynet:DIR", "didemo:DIR", "lsmdc:DIR", "synthetic:DIR", ".csv", ".parquet"):
         assert known in said
 
 
 def test_folders_and_splits_are_checked(msrvtt) -> None:
     for kind in ("msrvtt", "synthetic"):
-        assert f"{kind}:nowhere: found no folder 'nowhere'; expected {kind}:DIR" in refusal(f"{kind}:nowhere")
-        assert f"{kind}:: found no folder; expected {kind}:DIR" in refusal(f"{kind}:")
+        assert f"{kind}:nowhere: found no folder 'nowhere', expected {kind}:DIR" in refusal(f"{kind}:nowhere")
+        assert f"{kind}:: found no folder, expected {kind}:DIR" in refusal(f"{kind}:")
     assert "python examples/demo.py" in refusal("synthetic:nowhere")  # who has no world is told how to get one
-    assert "found the split 'val'; expected train or test" in refusal(f"msrvtt:{msrvtt}", "val")
+    assert "found the split 'val', expected train or test" in refusal(f"msrvtt:{msrvtt}", "val")
     assert "nowhere: found no such folder" in refusal(f"msrvtt:{msrvtt}", videos=Path("nowhere"))

@@ -25,7 +25,7 @@ def whole(paths):
 
 
 def refusal(error, call, *arguments, **named):
-    with pytest.raises(error, match=r"found (.|\n)*expected (.|\n)*;") as caught:
+    with pytest.raises(error, match=r"found (.|\n)*expected (.|\n)*\.") as caught:
         call(*arguments, **named)
     return str(caught.value)
 
@@ -117,10 +117,10 @@ def test_missing_pyav_is_no_failure_of_the_video(clips, tmp_path):
 def test_frames_that_cannot_be_cropped_are_a_failure_of_the_video(clips):
     class Refuses(Preprocess):
         def crop(self, frames):
-            raise InputError("found x; expected y; do z")
+            raise InputError("found x, expected y. Do z.")
 
     ((_, answer),) = decode([Clip(clips[3])], F, Refuses(30, (0, 0, 0), (1, 1, 1)), 0)
-    assert isinstance(answer, VideoError) and str(answer) == f"{clips[3]}: found x; expected y; do z"
+    assert isinstance(answer, VideoError) and str(answer) == f"{clips[3]}: found x, expected y. Do z."
 
 
 def test_refused_requests(clips, preprocess):

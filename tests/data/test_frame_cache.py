@@ -25,7 +25,7 @@ def whole(paths):
 
 
 def refusal(error, call, *arguments, **named):
-    with pytest.raises(error, match=r"found (.|\n)*expected (.|\n)*;") as caught:
+    with pytest.raises(error, match=r"found (.|\n)*expected (.|\n)*\.") as caught:
         call(*arguments, **named)
     return str(caught.value)
 
@@ -200,8 +200,8 @@ def test_another_request_is_another_key(clips, preprocess, tmp_path):
     FrameCache.open(tmp_path, whole(clips), F, preprocess)
     FrameCache.open(tmp_path, whole(clips), F, Preprocess(30, (0, 0, 0), (1, 1, 1)))  # of no matter to uint8
     for said, frames, size in (
-        ("shape [3, 30, 30, 3], frames 3; expected shape [4, 30, 30, 3], frames 4;", 4, 30),
-        ("shape [3, 30, 30, 3], size 30; expected shape [3, 28, 28, 3], size 28;", F, 28),
+        ("shape [3, 30, 30, 3], frames 3, expected shape [4, 30, 30, 3], frames 4.", 4, 30),
+        ("shape [3, 30, 30, 3], size 30, expected shape [3, 28, 28, 3], size 28.", F, 28),
     ):
         other = Preprocess(size, preprocess.mean, preprocess.std)
         assert said in refusal(InputError, FrameCache.open, tmp_path, whole(clips), frames, other)
@@ -214,7 +214,7 @@ def test_another_decoder_is_another_key(clips, preprocess, tmp_path):
         key = json.loads((folder / "key.json").read_text())
         (folder / "key.json").write_text(json.dumps(key | {"decoder": "another"}))
         said = refusal(InputError, FrameCache.open, tmp_path, whole(clips), F, preprocess)
-        assert "found rows kept for decoder another; expected decoder PyAV" in said and "; delete" in said
+        assert "found rows kept for decoder another, expected decoder PyAV" in said and ". Delete" in said
         (folder / "key.json").write_text(json.dumps(key))
 
 

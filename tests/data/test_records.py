@@ -36,7 +36,7 @@ def pairs(data: RetrievalData) -> list[tuple[str, str]]:
         ({"groups": ("x",)}, "3 clips, 1 groups"),
         ({"owner": (0, 1, 2)}, "4 captions and 3 owners"),
         ({"video_ids": ("a", "b", "a")}, "video ids twice: a;"),
-        ({"owner": (2, 0, 1, 3)}, "captions of videos 3; expected 0 to 2"),
+        ({"owner": (2, 0, 1, 3)}, "captions of videos 3, expected 0 to 2"),
         ({"owner": (2, 0, 1, -1)}, "captions of videos -1;"),
         ({"owner": (2, 0, 2, 0)}, "videos without a caption: b;"),
         ({"captions": ("c", "a", " \n", "a")}, "empty captions at 2;"),
@@ -76,7 +76,7 @@ def test_select_keeps_what_is_said_of_each_video(data) -> None:
     ("keep", "said"),
     [
         ([], "found no video"),
-        ([3], "video indices 3; expected 0 to 2"),
+        ([3], "video indices 3, expected 0 to 2"),
         ([-1], "video indices -1;"),
         ([1, 0, 1], "video indices twice: 1;"),
     ],

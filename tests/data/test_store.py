@@ -30,7 +30,7 @@ def row(seed):
 
 
 def refusal(error, call, *arguments, **named):
-    with pytest.raises(error, match=r"found (.|\n)*expected (.|\n)*;") as caught:
+    with pytest.raises(error, match=r"found (.|\n)*expected (.|\n)*\.") as caught:
         call(*arguments, **named)
     return str(caught.value)
 
@@ -247,19 +247,19 @@ def test_no_locks_on_the_file_system(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "was", "expected"),
     [
-        ({"key": {"model": "b", "frames": 3}}, "model a;", "model b;"),
-        ({"key": {"model": "b", "frames": 4}}, "model a, frames 3;", "model b, frames 4;"),
-        ({"key": {"model": "a"}}, "frames 3;", "frames None;"),
-        ({"key": {**KEY, "extra": 1}}, "extra None;", "extra 1;"),
-        ({"shape": (3, 2)}, "shape [2, 3];", "shape [3, 2];"),
-        ({"dtype": "int32"}, "dtype <f4;", "dtype <i4;"),
+        ({"key": {"model": "b", "frames": 3}}, "model a,", "model b."),
+        ({"key": {"model": "b", "frames": 4}}, "model a, frames 3,", "model b, frames 4."),
+        ({"key": {"model": "a"}}, "frames 3,", "frames None."),
+        ({"key": {**KEY, "extra": 1}}, "extra None,", "extra 1."),
+        ({"shape": (3, 2)}, "shape [2, 3],", "shape [3, 2]."),
+        ({"dtype": "int32"}, "dtype <f4,", "dtype <i4."),
     ],
 )
 def test_another_key_is_refused(tmp_path, changes, was, expected):
     open_store(tmp_path).write(0, row(0))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     said = refusal(InputError, open_store, tmp_path, **changes)
-    assert f"found rows kept for {was}" in said and f"expected {expected}" in said and f"delete {tmp_path}" in said
+    assert f"found rows kept for {was}" in said and f"expected {expected}" in said and f"Delete {tmp_path}" in said
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -345,7 +345,7 @@ def test_an_older_layout_is_refused(tmp_path):
     for content in ({**key, "layout": 3}, {name: value for name, value in key.items() if name != "layout"}):
         (tmp_path / "key.json").write_text(json.dumps(content))
         said = refusal(InputError, open_store, tmp_path)
-        assert f"layout {content.get('layout', 1)}; expected layout 2; delete {tmp_path}" in said
+        assert f"layout {content.get('layout', 1)}, expected layout 2. Delete {tmp_path}" in said
 
 
 # damage

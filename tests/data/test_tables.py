@@ -130,10 +130,10 @@ def test_what_polars_writes_is_read_back(tmp_path_factory, rows, suffix) -> None
     [
         (
             "file,text\na.mp4,one\n",
-            "the columns 'file', 'text'; expected video, caption (and may have video_id, group, start, end)",
+            "the columns 'file', 'text', expected video, caption (and may have video_id, group, start, end)",
         ),
-        ("video|caption\na.mp4|one\n", "the columns 'video|caption'; expected video, caption"),
-        ("video, caption\na.mp4,one\n", "the columns 'video', ' caption'; expected video, caption"),
+        ("video|caption\na.mp4|one\n", "the columns 'video|caption', expected video, caption"),
+        ("video, caption\na.mp4,one\n", "the columns 'video', ' caption', expected video, caption"),
         ("video,caption,caption\na.mp4,one,two\n", "so caption is there twice"),
         ("video,caption\n", "no rows"),
         ("video,caption\n\n,\n", "no rows"),
@@ -177,7 +177,7 @@ def test_many_problems_are_counted(table) -> None:
         ({"video": ["a"], "caption": ["one"], "start": [[1]], "end": [2]}, "List(Int64) in the column 'start'"),
         ({"video": ["a"], "caption": ["one"], "start": [2.0], "end": [float("nan")]}, "row 1 (2 to nan);"),
         ({"video": ["a"], "caption": ["one"], "start": [True], "end": [2]}, "Boolean in the column 'start'"),
-        ({"words": ["one"]}, "the columns 'words'; expected video, caption"),
+        ({"words": ["one"]}, "the columns 'words', expected video, caption"),
     ],
 )
 def test_a_wrong_parquet_is_refused(tmp_path, columns, said) -> None:

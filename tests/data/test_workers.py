@@ -22,7 +22,7 @@ from tempme_export.media.video import sample_positions
 
 
 def refusal(error, call, *arguments, **named):
-    with pytest.raises(error, match=r"found (.|\n)*expected (.|\n)*;") as caught:
+    with pytest.raises(error, match=r"found (.|\n)*expected (.|\n)*\.") as caught:
         call(*arguments, **named)
     return str(caught.value)
 

@@ -251,9 +251,9 @@ class TestEmbed:
     @pytest.mark.parametrize(
         ("change", "words"),
         [
-            ({"frames": 3}, "5 videos, 3 frames of 16 pixels; expected 5 videos, 4 frames of 16 pixels"),
-            ({"size": 8}, "5 videos, 4 frames of 8 pixels; expected 5 videos, 4 frames of 16 pixels"),
-            ({"clips": []}, "0 videos, 4 frames of 16 pixels; expected 5 videos"),
+            ({"frames": 3}, "5 videos, 3 frames of 16 pixels, expected 5 videos, 4 frames of 16 pixels"),
+            ({"size": 8}, "5 videos, 4 frames of 8 pixels, expected 5 videos, 4 frames of 16 pixels"),
+            ({"clips": []}, "0 videos, 4 frames of 16 pixels, expected 5 videos"),
         ],
     )
     def test_a_source_of_another_kind(self, fake_encoder, change, words):

@@ -347,7 +347,7 @@ def test_a_profile_without_merges_is_refused(recipe_of, tmp_path):
 
 
 def test_unknown_opset_is_refused(recipe_of, tmp_path):
-    with pytest.raises(ExportError, match=r"opset 19 is not one of 18, 20, 23"):
+    with pytest.raises(ExportError, match=r"opset: found 19, expected one of 18, 20, 23"):
         export_plugin_video(recipe_of(BASE), tmp_path / "video.plugin.onnx", opset=19)
     assert list(tmp_path.iterdir()) == []
 

@@ -258,7 +258,7 @@ def test_range_of_a_file(tmp_path):
     path = render(tmp_path / "a.mp4", 130)
     found = [index_of(frame) for frame in read_frames(path, 3, start=1, end=4.2)]
     assert found == [25, 50, 100] == sample_positions(130, 25.0, 3, 1, 4.2)
-    with pytest.raises(VideoError, match=r"a\.mp4: found 5\.20 s of video; expected more than 6 s"):
+    with pytest.raises(VideoError, match=r"a\.mp4: found 5\.20 s of video, expected more than 6 s"):
         read_frames(path, 3, start=6)
     for nonsense in ((2, 1), (-1, None), (None, 0)):
         with pytest.raises(InputError, match="found a range"):
@@ -483,7 +483,7 @@ def test_decoder_that_shows_too_few_frames(tmp_path):
     path = render(tmp_path / "a.avi", 100)
     without_pictures(path, packets(path)[60:])
     assert check_video(path) == 100
-    with pytest.raises(VideoError, match="found 61 decodable frames; expected 100"):
+    with pytest.raises(VideoError, match="found 61 decodable frames, expected 100"):
         read_frames(path, 100)  # 60, and the last one, which the decoder holds back, once more
 
 

@@ -119,7 +119,7 @@ class TestWhole:
         assert list(tmp_path.iterdir()) == []
 
     def test_unknown_precision_is_usage(self, export, tmp_path):
-        with pytest.raises(UsageError, match="'int4' is not one of fp32, fp16, bf16, int8"):
+        with pytest.raises(UsageError, match="precision: found 'int4', expected one of fp32, fp16, bf16, int8"):
             export(tmp_path / "out", precision="int4")
         assert list(tmp_path.iterdir()) == []
 

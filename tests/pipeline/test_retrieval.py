@@ -326,7 +326,7 @@ class TestLoad:
                 np.testing.assert_array_equal(found, expected)  # one file, one shape: one order of additions
 
     def test_unknown_backend(self, small_bundle):
-        with pytest.raises(BackendError, match="backend 'tensorflow' is not one of ort") as caught:
+        with pytest.raises(BackendError, match="backend: found 'tensorflow', expected one of ort") as caught:
             tempme_export.load(small_bundle, backend="tensorflow")
         assert caught.value.exit_code == 4
 

@@ -148,7 +148,7 @@ class TestVideos:
             read_calibration(tmp_path, plain_recipe)
 
     def test_no_such_data(self, tmp_path, plain_recipe):
-        with pytest.raises(InputError, match=r"missing: found nothing there; expected a folder of videos, a \.npz"):
+        with pytest.raises(InputError, match=r"missing: found nothing there, expected a folder of videos, a \.npz"):
             read_calibration(tmp_path / "missing", plain_recipe)
 
 

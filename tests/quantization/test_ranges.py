@@ -55,6 +55,8 @@ def test_default():
 
 @pytest.mark.parametrize("method", ["max", "", "MINMAX"])
 def test_unknown(tower, calls, method):
-    with pytest.raises(UsageError, match=f"--ranges '{method}' is not one of minmax, percentile, entropy") as caught:
+    with pytest.raises(
+        UsageError, match=f"--ranges: found '{method}', expected one of minmax, percentile, entropy"
+    ) as caught:
         choose_ranges(tower, {}, calls, method)
     assert caught.value.exit_code == 2

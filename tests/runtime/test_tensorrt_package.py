@@ -43,7 +43,7 @@ def test_versions_that_are_taken(importing, version):
 )
 def test_too_old(importing, version):
     said = importing(version)
-    assert re.match(rf"4 TensorRT {version} .* breaks them; expected >=10\.15, better >=11\.1\. Run: pip install", said)
+    assert re.match(rf"4 TensorRT {version} .* breaks them, expected >=10\.15, better >=11\.1\. Run: pip install", said)
 
 
 def test_a_minor_version_of_more_digits_is_newer():

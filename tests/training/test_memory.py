@@ -194,7 +194,7 @@ class TestRefusals:
             account(models["lora"], recipe, 0, "fp32")
 
     def test_another_precision(self, models, recipe):
-        with pytest.raises(UsageError, match="'fp16' to account for; expected fp32 or bf16"):
+        with pytest.raises(UsageError, match="'fp16' to account for, expected fp32 or bf16"):
             account(models["lora"], recipe, 2, "fp16")
 
 

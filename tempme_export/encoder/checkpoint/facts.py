@@ -84,7 +84,7 @@ def _rows(tensors: Mapping[str, Tensor], ending: str, what: str) -> int | None:
     """Rows of the matrices whose names end so; None without any."""
     rows = {t.shape[0] for name, t in tensors.items() if name.endswith(ending) and t.ndim == 2}
     if len(rows) > 1:
-        raise CheckpointError(f"{what} differ between blocks: {sorted(rows)}; expected one.")
+        raise CheckpointError(f"{what} differ between blocks: {sorted(rows)}, expected one.")
     return next(iter(rows), None)
 
 

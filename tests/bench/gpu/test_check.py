@@ -242,7 +242,7 @@ def test_refusals(tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(BackendError, match="Rehearse with --dry-run"):
             check.check(tmp_path, None, **options)
-    with pytest.raises(UsageError, match=r"unknown are nonsense\. Choose of: encoder-b32"):
+    with pytest.raises(UsageError, match=r"--steps: found nonsense, expected some of encoder-b32"):
         check.check(tmp_path, "kernels,nonsense", **options)
     with pytest.raises(UsageError, match="--minutes 0: found no time"):
         check.check(tmp_path, None, dry_run=True, minutes=0.0)

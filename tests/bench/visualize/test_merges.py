@@ -232,17 +232,17 @@ class TestRefused:
 
     def test_number_of_assignments(self, assigns, recipe):
         count = len(recipe.schedule.merges)
-        with pytest.raises(InputError, match=f"found {count - 1} assignments; expected {count}"):
+        with pytest.raises(InputError, match=f"found {count - 1} assignments, expected {count}"):
             merge_stages(assigns[:-1], recipe.schedule, GRID)
 
     def test_grid(self, assigns, recipe):
-        with pytest.raises(InputError, match="found 5 x 5 patches a frame; expected 16"):
+        with pytest.raises(InputError, match="found 5 x 5 patches a frame, expected 16"):
             merge_stages(assigns, recipe.schedule, 5)
 
     def test_two_videos(self, assigns, recipe):
         """The first axis counts the clips of all videos; one is drawn at a time."""
         doubled = [np.concatenate([assign, assign]) for assign in assigns]
-        with pytest.raises(InputError, match=r"assign_00: found shape \[8, 17\]; expected \[4, 17\]"):
+        with pytest.raises(InputError, match=r"assign_00: found shape \[8, 17\], expected \[4, 17\]"):
             merge_stages(doubled, recipe.schedule, GRID)
 
     @pytest.mark.parametrize("row", [-1, 99])

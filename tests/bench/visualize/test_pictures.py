@@ -123,11 +123,11 @@ class TestDrawStage:
     @pytest.mark.parametrize(
         ("change", "said"),
         [
-            ({"groups": GROUPS[:1]}, r"groups of shape \[1, 2, 2\]; expected \[2, g, g\]"),
+            ({"groups": GROUPS[:1]}, r"groups of shape \[1, 2, 2\], expected \[2, g, g\]"),
             ({"groups": np.zeros((2, 3, 3), np.int64)}, "g a divisor of 8 pixels"),
             ({"groups": np.zeros((2, 2, 4), np.int64)}, r"groups of shape \[2, 2, 4\]"),
             ({"groups": np.zeros((2, 0, 0), np.int64)}, r"groups of shape \[2, 0, 0\]"),
-            ({"frames": np.zeros((2, 8, 8, 3))}, r"frames float64 \[2, 8, 8, 3\]; expected uint8 \[F, S, S, 3\]"),
+            ({"frames": np.zeros((2, 8, 8, 3))}, r"frames float64 \[2, 8, 8, 3\], expected uint8 \[F, S, S, 3\]"),
             ({"frames": np.zeros((2, 8, 6, 3), np.uint8)}, r"frames uint8 \[2, 8, 6, 3\]"),
             ({"frames": np.zeros((2, 8, 8, 4), np.uint8)}, r"frames uint8 \[2, 8, 8, 4\]"),
             ({"frames": np.zeros((0, 8, 8, 3), np.uint8)}, r"frames uint8 \[0, 8, 8, 3\]"),

@@ -514,7 +514,7 @@ class TestLora:
     def test_ranks_that_differ(self, state, tmp_path):
         state[f"clip.{BLOCK}{LORA_A}"] = torch.zeros(5, 64)
         state[f"clip.{BLOCK}{LORA_B}"] = torch.zeros(192, 5)
-        refused(saved(tmp_path, state), "LoRA ranks differ between blocks: [3, 5]; expected one")
+        refused(saved(tmp_path, state), "LoRA ranks differ between blocks: [3, 5], expected one")
 
     @pytest.mark.parametrize("half", [LORA_A, LORA_B])
     def test_half_missing(self, half, state, tmp_path):
