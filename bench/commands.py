@@ -21,9 +21,10 @@ from tempme_export.bench.tables.rows import bench_tables
 from tempme_export.bench.tables.runs import change_tables, method_tables, stage_tables, sweep_tables
 from tempme_export.bench.tables.table import Table
 from tempme_export.bench.tables.terminal import say, show
-from tempme_export.cli.terminal import write_json
+from tempme_export.cli.terminal import show_again, show_next, write_json
 from tempme_export.encoder.profile import load_profile
 from tempme_export.errors import UsageError
+from tempme_export.names import command
 
 if TYPE_CHECKING:
     from tempme_export.artifacts.bundle import Bundle
@@ -92,6 +93,7 @@ def count(
     _deliver(document, json, [*paper_tables(rows), *counted_tables(counted)])
     paper.check(rows)
     check_counts(counted)
+    show_next(command("tempme-bench", *([] if chosen is None else ["--profile", profile or chosen.name])))
 
 
 def _counted(claims: Sequence[paper.Claim], by: str) -> list[Counted]:
@@ -114,6 +116,7 @@ def compile_kernels(profile: str | None, frames: int | None, json: bool) -> None
         rows = compile_rows(chosen, progress)
     document = {"profile": chosen.name, "triton": triton_version(), "rows": [row.to_dict() for row in rows]}
     _deliver(document, json, resource_tables(rows, f"{chosen.name}, triton {triton_version()}"))
+    show_again("tempme-bench", without="--resources")
 
 
 def time_kernels(
@@ -133,6 +136,7 @@ def time_kernels(
         found = timing.time_encoders(encoders, timer(device, timing.PROTOCOL), progress)
     document = {**_on_gpu(), "machine": dataclasses.asdict(machine("cuda")), **found}
     _deliver(document, json, kernel_tables(found["kernels"], found["marginals"]))
+    show_next(command("tempme-bench", "gpu-check", "gpu"))
 
 
 def _on_gpu() -> dict[str, Any]:
@@ -152,6 +156,7 @@ def compare(before: Path, after: Path, seed: int, json: bool) -> None:
     for remark in report.remarks:
         say(console, remark)
     _deliver(report.to_dict(), json, change_tables(report))
+    show_next(command("tempme-bench", "report", before, after, "--out", "page"))
 
 
 def write_page(folder: Path, results: Sequence[Path], json: bool) -> None:
@@ -159,20 +164,24 @@ def write_page(folder: Path, results: Sequence[Path], json: bool) -> None:
     from tempme_export.bench.reporting.page import write_report
     from tempme_export.bench.reporting.read import read_results
 
-    _show_files(write_report([read_results(path) for path in results], folder), json)
+    paths = write_report([read_results(path) for path in results], folder)
+    _show_files(paths, paths[0], json)
 
 
-def _show_files(paths: Sequence[Path], json: bool) -> None:
+def _show_files(paths: Sequence[Path], first: Path, json: bool) -> None:
+    """The files that were written, and how to look at one."""
     _console(stderr=True).print(f"wrote {', '.join(map(str, paths))}", soft_wrap=True)
     if json:
         write_json({"files": [str(path) for path in paths]})
+    show_next(command("python", "-m", "webbrowser", first.absolute().as_uri()))
 
 
 def draw(model: Model, video: Path, out: Path, allow_damaged: bool, json: bool) -> None:
     """Draw which patches of a video became one token. A bundle is enough; its checkpoint may be gone."""
     from tempme_export.bench.visualize.pictures import draw_merges
 
-    _show_files(draw_merges(_opened(model), video, out, allow_damaged).paths, json)
+    paths = draw_merges(_opened(model), video, out, allow_damaged).paths
+    _show_files(paths, paths[-1], json)
 
 
 def _opened(model: Model) -> "Case | Bundle":
@@ -218,4 +227,8 @@ def measure(config: BenchmarkConfig, out: Path | None, json: bool, *, strict: bo
         tell(f"wrote {out}")
     _deliver(report.to_dict(), json, tables)
     report.check(strict=strict)
+    if delivery.out is None:
+        show_again("tempme-bench", "--out", "results")
+    else:
+        show_next(command("tempme-bench", "report", delivery.out, "--out", "page"))
     return report.interrupted

@@ -187,7 +187,7 @@ def compare_stages(
     if not videos:
         raise UsageError("there is no video to measure with. Name at least one, or leave it out for a rendered clip.")
     if batch < 1:
-        raise UsageError(f"a batch of {batch} videos was asked for; it must be 1 or above.")
+        raise UsageError(f"batch: found {batch} videos, expected 1 or more.")
     first_reads: dict[Path, float] = {}
     passes = {name: _Pass(way, source, videos, batch, clock, first_reads) for name, way in ways.items()}
     # Without a lead: what a neighbour leaves running has ended once the videos are decoded.

@@ -23,6 +23,7 @@ from tempme_export.bench.gpu.processes import FAILED, STEPS, TIMED_OUT, Context,
 from tempme_export.bench.tables.gpu import gpu_tables
 from tempme_export.bench.tables.rows import bench_tables
 from tempme_export.bench.tables.terminal import say, show
+from tempme_export.cli.terminal import show_again, show_next
 from tempme_export.errors import BackendError, UsageError
 from tempme_export.files import write_file
 from tempme_export.names import command
@@ -146,4 +147,9 @@ def check(folder: Path, steps: str | None, *, dry_run: bool, minutes: float) -> 
     bad = failed(outcomes)
     if bad:
         console.print(f"NOT as they should be: {', '.join(bad)}", soft_wrap=True)
+        show_again("tempme-bench", "--steps", ",".join(bad))
+    elif dry_run:
+        show_again("tempme-bench", without="--dry-run")
+    else:
+        show_next(command("tempme-bench", "--device", "cuda", "--out", "results"))
     return 1 if bad else 0

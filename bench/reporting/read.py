@@ -140,7 +140,7 @@ def _rows(document: Mapping[str, Any], source: str) -> tuple[Row, ...]:
 
 def _foreign(source: str, found: str) -> InputError:
     return InputError(
-        f"found {found} in {source}; expected the {DOCUMENT} that tempme-bench --out writes. Name that file, or "
+        f"found {found} in {source}, expected the {DOCUMENT} that tempme-bench --out writes. Name that file, or "
         "measure again."
     )
 

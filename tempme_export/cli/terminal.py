@@ -51,10 +51,9 @@ def show_next(*commands: str) -> None:
         show_command("next", one)
 
 
-def show_again(name: str, *, without: str = "", also: str = "") -> None:
-    """This very command as the one to copy next, without an option that it had, or with another one."""
-    words = [word for word in sys.argv[1:] if word != without]
-    show_next(command(name, *words, *([also] if also else [])))
+def show_again(name: str, *also: str, without: str = "") -> None:
+    """This very command as the one to copy next, without an option that it had, or with further words."""
+    show_next(command(name, *(word for word in sys.argv[1:] if word != without), *also))
 
 
 def show_error(error: Exception) -> None:

@@ -112,7 +112,7 @@ def show_stopped(where: str) -> None:
     """Show that a run can be resumed, and by what command; torchrun's own is not known here."""
     _line("stopped", f"{where}; the same command with --resume goes on")
     if "WORLD_SIZE" not in os.environ:
-        show_again("tempme-train", without="--resume", also="--resume")
+        show_again("tempme-train", "--resume", without="--resume")
 
 
 def show_result(result: "TrainResult") -> None:

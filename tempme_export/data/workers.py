@@ -117,12 +117,12 @@ class _Worker(Generic[_Answer]):
         code = self._process.exitcode
         if code is not None and code < 0:
             return (
-                f"found the process that was reading this video killed by {signal.Signals(-code).name}; expected "
-                "frames; use fewer workers if memory ran out; if it stays so, re-encode this video or leave it out"
+                f"found the process that was reading this video killed by {signal.Signals(-code).name}, expected "
+                "frames. Use fewer workers if memory ran out; if it stays so, re-encode this video or leave it out."
             )
         return (
-            f"found the process that was reading this video ended with exit code {code}; expected frames; a script "
-            "that starts worker processes needs `if __name__ == '__main__':` around what it does, or 0 workers"
+            f"found the process that was reading this video ended with exit code {code}, expected frames. A script "
+            "that starts worker processes needs `if __name__ == '__main__':` around what it does, or 0 workers."
         )
 
 

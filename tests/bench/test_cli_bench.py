@@ -2,6 +2,7 @@ import dataclasses
 import inspect
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -35,7 +36,7 @@ except SystemExit as exit:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert all(line.startswith("next ") for line in done.stderr.splitlines())
 
 
 def test_help_names_every_option(tempme_bench):
@@ -48,7 +49,7 @@ def test_help_names_every_option(tempme_bench):
 
 def test_complexity_is_complete_when_piped(tempme_bench):
     code, out, err = tempme_bench("complexity")
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, "next       tempme-bench\n")
     assert "…" not in out
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert max(map(len, out.splitlines())) <= 100
@@ -68,7 +69,7 @@ def test_complexity_folds_but_never_cuts_on_a_terminal(tempme_bench, monkeypatch
 
 def test_complexity_as_json_is_all_of_stdout(tempme_bench):
     code, out, err = tempme_bench("complexity", "--json")
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, "next       tempme-bench\n")
     document = json.loads(out)
     assert document["tolerance"] == 0.1
     assert len(document["rows"]) == len(paper.CLAIMS) + len(ADAPTER_CLAIMS)
@@ -82,7 +83,7 @@ def test_complexity_as_json_is_all_of_stdout(tempme_bench):
 
 def test_complexity_counted_on_the_running_encoder(tempme_bench):
     code, out, err = tempme_bench("complexity", "--count", "eager", "--json")
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, "next       tempme-bench\n")
     counted = json.loads(out)["counted"]
     assert len(counted) == len(paper.CLAIMS) + len(ADAPTER_CLAIMS)
     for claim, row in zip(paper.CLAIMS, counted, strict=False):
@@ -119,8 +120,8 @@ def test_a_row_that_is_wrong_is_refused_with_the_table_shown(capsys, changes, by
     ids=["profile", "frames"],
 )
 def test_complexity_counts_a_profile_besides(tempme_bench, arguments, name, final):
-    code, out, _ = tempme_bench("complexity", "--json", *arguments)
-    assert code == 0
+    code, out, err = tempme_bench("complexity", "--json", *arguments)
+    assert code == 0 and err.splitlines()[-1] == f"next       tempme-bench --profile {name}"
     last = json.loads(out)["rows"][-1]
     assert (last["label"], last["clips"], last["tokens_per_clip"]) == (name, 1, final)
     assert last["paper_gflops"] is None and last["reproduces"] is None
@@ -213,6 +214,7 @@ def test_a_checkpoint_from_command_to_files(tempme_bench, tiny, tiny_bundle, tmp
     assert code == 0
     assert err.startswith(f"tiny: 4 frames, {checkpoint}\nactivation quickgelu (assumed from CLIP's own defaults; ")
     assert "\npixels " in err and "\nloading original\n" in err
+    assert err.splitlines()[-1] == f"next       tempme-bench report {tmp_path} --out page"
     lines = [line.split() for line in out.splitlines()]
     assert [line[:3] for line in lines if "fp32" in line] == [[name, "fp32", batch] for batch in "12" for name in names]
     assert max(map(len, out.splitlines())) <= 100
@@ -295,8 +297,10 @@ def test_two_runs_are_compared(tempme_bench, tiny, tmp_path):
     verdicts = {change["candidate"]: change["verdict"] for change in json.loads(out)["changes"]}
     assert verdicts["torch"] == "slower"
     assert "slowdown" in err
-    code, out, _ = tempme_bench("compare", tmp_path / "a", tmp_path / "a")
+    code, out, err = tempme_bench("compare", tmp_path / "a", tmp_path / "a")
     assert code == 0 and "no change" in out and "slower" not in out
+    again = ["next", "tempme-bench", "report", *2 * [str(tmp_path / "a")], "--out", "page"]
+    assert shlex.split(err.splitlines()[-1]) == again
 
 
 def test_a_sweep_over_frames_fits_its_costs(tempme_bench, tmp_path):
@@ -347,6 +351,7 @@ def test_a_page_of_results(tempme_bench, tiny, tmp_path):
     code, _, err = tempme_bench("report", tmp_path / "run", "--out", tmp_path / "again")
     assert code == 0 and "report.html" in err
     assert "torch" in (tmp_path / "again" / "report.html").read_text()
+    assert re.fullmatch(r"next +python -m webbrowser file:///.*/again/report\.html", err.splitlines()[-1])
     code, out, _ = tempme_bench("report", tmp_path / "run", "--out", tmp_path / "again", "--json")
     files = json.loads(out)["files"]
     assert code == 0 and files[0] == str(tmp_path / "again" / "report.html") and len(files) > 1
@@ -359,6 +364,7 @@ def test_a_merge_picture_of_a_bundle(tempme_bench, tiny_bundle, tmp_path):
     render_clip(tmp_path / "clip.mp4", seconds=1)
     code, out, err = tempme_bench("visualize", tmp_path / "clip.mp4", tiny_bundle, "--out", tmp_path / "pictures")
     assert (code, out) == (0, ""), err
+    assert err.splitlines()[-1].endswith("/merges.gif")
     assert {"merges.png", "merges.gif", "stage-1.png"} <= {path.name for path in (tmp_path / "pictures").iterdir()}
 
 

@@ -65,7 +65,7 @@ def test_a_repository_is_served(capsys):
 def test_this_very_command_again(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["tempme-export", "a b.pth", "--dry-run", "--out", "x"])
     show_again("tempme-export", without="--dry-run")
-    show_again("tempme-train", also="--resume")
+    show_again("tempme-train", "--resume")
     assert printed(capsys) == [
         ["tempme-export", "a b.pth", "--out", "x"],
         ["tempme-train", "a b.pth", "--dry-run", "--out", "x", "--resume"],
