@@ -237,7 +237,7 @@ class TestRefusals:
             measure(StageCosts(COSTS), videos=())
 
     def test_no_batch(self):
-        with pytest.raises(UsageError, match="batch of 0"):
+        with pytest.raises(UsageError, match="batch: found 0"):
             measure(StageCosts(COSTS), batch=0)
 
     def test_a_clock_that_cannot_tell(self):

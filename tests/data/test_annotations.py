@@ -85,9 +85,9 @@ def test_videos_are_searched_in_the_usual_and_in_another_folder(msrvtt, tmp_path
     [
         ("MSRVTT_train.9k.csv", None, "MSRVTT_train.9k.csv: found no such file"),
         ("MSRVTT_train.9k.csv", "name\nvideo1\n", "the columns 'name', expected video_id"),
-        ("MSRVTT_train.9k.csv", "video_id\nvideo1\nvideo1\n", "videos twice: video1;"),
-        ("MSRVTT_train.9k.csv", "video_id\nvideo3\n", "without a caption in MSRVTT_data.json: video3;"),
-        ("MSRVTT_train.9k.csv", "video_id\nvideo77\n", "videos that MSRVTT_data.json does not have: video77;"),
+        ("MSRVTT_train.9k.csv", "video_id\nvideo1\nvideo1\n", "videos twice: video1,"),
+        ("MSRVTT_train.9k.csv", "video_id\nvideo3\n", "without a caption in MSRVTT_data.json: video3,"),
+        ("MSRVTT_train.9k.csv", "video_id\nvideo77\n", "videos that MSRVTT_data.json does not have: video77,"),
         ("MSRVTT_data.json", None, "MSRVTT_data.json: found no such file"),
         ("MSRVTT_data.json", '{"videos": [', "no JSON (Expecting value in line 1, column 13)"),
         ("MSRVTT_data.json", [], "found a list, expected an object with videos and sentences"),
@@ -100,10 +100,10 @@ def test_videos_are_searched_in_the_usual_and_in_another_folder(msrvtt, tmp_path
         (
             "MSRVTT_data.json",
             {"videos": [{}, {"video_id": "a"}, 3], "sentences": []},
-            "video_id as text: videos[0], videos[2];",
+            "video_id as text: videos[0], videos[2],",
         ),
-        ("MSRVTT_data.json", {"videos": [{"video_id": ""}], "sentences": []}, "videos[0];"),
-        ("MSRVTT_data.json", {"videos": [{"video_id": "a"}] * 2, "sentences": []}, "videos twice: a;"),
+        ("MSRVTT_data.json", {"videos": [{"video_id": ""}], "sentences": []}, "videos[0],"),
+        ("MSRVTT_data.json", {"videos": [{"video_id": "a"}] * 2, "sentences": []}, "videos twice: a,"),
     ],
 )
 def test_msrvtt_refuses(msrvtt, file, content, said) -> None:
@@ -120,17 +120,17 @@ def test_msrvtt_captions_of_listed_videos_are_checked_and_those_of_others_are_no
     msrvtt_sentences(msrvtt, [*SENTENCES, stranger])
     assert len(open_data(f"msrvtt:{msrvtt}", "train").captions) == 3
     msrvtt_sentences(msrvtt, [*SENTENCES, {"video_id": "video1", "caption": " "}])
-    assert "empty captions at sentences[4];" in refusal(f"msrvtt:{msrvtt}")
+    assert "empty captions at sentences[4]," in refusal(f"msrvtt:{msrvtt}")
     msrvtt_sentences(msrvtt, [*SENTENCES, {"video_id": "video1", "caption": None}])
-    assert "video_id, caption as text: sentences[4];" in refusal(f"msrvtt:{msrvtt}")
+    assert "video_id, caption as text: sentences[4]," in refusal(f"msrvtt:{msrvtt}")
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         ("video_id,caption\nvideo1,one\n", "'video_id', 'caption', expected video_id, sentence"),
-        ("video_id,sentence\nvideo1,one\nvideo2,\n", "an empty sentence at line 3;"),
-        ("video_id,sentence\nvideo1,one\nvideo1,two\n", "videos twice: video1;"),
+        ("video_id,sentence\nvideo1,one\nvideo2,\n", "an empty sentence at line 3,"),
+        ("video_id,sentence\nvideo1,one\nvideo1,two\n", "videos twice: video1,"),
     ],
 )
 def test_msrvtt_test_refuses(msrvtt, content, said) -> None:
@@ -192,16 +192,16 @@ def test_activitynet_ids_restrict_and_order(activitynet) -> None:
         (
             "train.json",
             {"v_a": ["one"], "v_b": {"sentences": "one"}, "v_c": {"sentences": [1]}},
-            "sentences: v_a, v_b, v_c;",
+            "sentences: v_a, v_b, v_c,",
         ),
         ("train.json", {}, "found no video,"),
-        ("train.json", {"v_a": {"sentences": []}, "v_b": {"sentences": [" "]}}, "without a caption in it: v_a, v_b;"),
-        ("train.json", '{"v_a": {"sentences": ["one"]}, "v_a": {"sentences": ["two"]}}', "keys twice: 'v_a';"),
+        ("train.json", {"v_a": {"sentences": []}, "v_b": {"sentences": [" "]}}, "without a caption in it: v_a, v_b,"),
+        ("train.json", '{"v_a": {"sentences": ["one"]}, "v_a": {"sentences": ["two"]}}', "keys twice: 'v_a',"),
         ("train_ids.json", {"v_b": 1}, "an object with the keys 'v_b', expected a list of video ids"),
         ("train_ids.json", ["v_b", 1], "found a list, expected a list of video ids, all text"),
         ("train_ids.json", [], "train_ids.json: found no video,"),
-        ("train_ids.json", ["v_b", "b"], "videos twice: v_b;"),
-        ("train_ids.json", ["v_b", "v_x", "y"], "without a caption in train.json: v_x, y;"),
+        ("train_ids.json", ["v_b", "b"], "videos twice: v_b,"),
+        ("train_ids.json", ["v_b", "v_x", "y"], "without a caption in train.json: v_x, y,"),
     ],
 )
 def test_activitynet_refuses(activitynet, file, content, said) -> None:
@@ -251,14 +251,14 @@ def test_didemo_lists_restrict_and_order(didemo) -> None:
         (
             "train_data.json",
             [{"video": "a"}, {"video": 1, "description": "x"}],
-            "as text: descriptions[0], descriptions[1];",
+            "as text: descriptions[0], descriptions[1],",
         ),
         ("train_data.json", [], "found no video,"),
         ("train_data.json", "3", "found a number for descriptions"),
         ("train_data.json", '"a"', "found a text for descriptions"),
         ("train_data.json", "null", "found null for descriptions"),
         ("train_data.json", "true", "found true or false for descriptions"),
-        ("train_data.json", [{"video": "a.mov", "description": "\t"}], "without a caption in it: a.mov;"),
+        ("train_data.json", [{"video": "a.mov", "description": "\t"}], "without a caption in it: a.mov,"),
         (
             "train_data.json",
             [{"video": "a.mov", "description": "x"}, {"video": "a.avi", "description": "y"}],
@@ -266,7 +266,7 @@ def test_didemo_lists_restrict_and_order(didemo) -> None:
         ),
         ("train_list.txt", "", "train_list.txt: found no video,"),
         ("train_list.txt", "c\nc.mp4\n", "train_list.txt: found videos twice: c,"),
-        ("train_list.txt", "c\nx\n", "without a caption in train_data.json: x;"),
+        ("train_list.txt", "c\nx\n", "without a caption in train_data.json: x,"),
     ],
 )
 def test_didemo_refuses(didemo, file, content, said) -> None:
@@ -323,9 +323,9 @@ def test_lsmdc_may_have_a_header_and_clips_without_movie(lsmdc) -> None:
     [
         (None, f"{TRAIN}: found no such file, expected 6 columns between tabs"),
         ("", "found no video,"),
-        (f"a_1\t{TIMES}\tone\nb_1\tone\nc_1\t{TIMES}\tone\ttwo\n", "number of columns: line 2 has 2, line 3 has 7;"),
-        (f"a_1\t{TIMES}\tone\n\n \t{TIMES}\ttwo\n", "no clip id at line 3;"),
-        (f"a_1\t{TIMES}\tone\nb_1\t{TIMES}\t \n", "empty captions at line 2;"),
+        (f"a_1\t{TIMES}\tone\nb_1\tone\nc_1\t{TIMES}\tone\ttwo\n", "number of columns: line 2 has 2, line 3 has 7,"),
+        (f"a_1\t{TIMES}\tone\n\n \t{TIMES}\ttwo\n", "no clip id at line 3,"),
+        (f"a_1\t{TIMES}\tone\nb_1\t{TIMES}\t \n", "empty captions at line 2,"),
     ],
 )
 def test_lsmdc_refuses(lsmdc, content, said) -> None:

@@ -96,7 +96,7 @@ def test_frames_are_copies(clips, preprocess, pixels, tmp_path):
 
 def test_what_is_not_there_is_refused(mixed, preprocess, tmp_path):
     cache = FrameCache.open(tmp_path, whole(mixed[0]), F, preprocess)
-    with pytest.raises(InputError, match="fill it first") as caught:
+    with pytest.raises(InputError, match="Fill it first") as caught:
         cache[0]
     assert not isinstance(caught.value, VideoError)  # nobody may skip it as unreadable
     cache.fill(0)
@@ -175,7 +175,7 @@ def test_a_changed_video_is_read_again(own, preprocess, tmp_path, change):
     change(own[1])
     change(own[3])
     cache = FrameCache.open(tmp_path / "cache", whole(own), F, preprocess)
-    with pytest.raises(InputError, match="fill it first"):
+    with pytest.raises(InputError, match="Fill it first"):
         cache[3]
     assert read_by(cache) == [1, 3]
     assert batch(cache, range(5)).shape == (5, F, 30, 30, 3)

@@ -35,11 +35,11 @@ def pairs(data: RetrievalData) -> list[tuple[str, str]]:
         ({"clips": (Clip(Path("a.mp4")),)}, "found 3 video ids, 1 clips, 3 groups, 4 captions and 4 owners"),
         ({"groups": ("x",)}, "3 clips, 1 groups"),
         ({"owner": (0, 1, 2)}, "4 captions and 3 owners"),
-        ({"video_ids": ("a", "b", "a")}, "video ids twice: a;"),
+        ({"video_ids": ("a", "b", "a")}, "video ids twice: a,"),
         ({"owner": (2, 0, 1, 3)}, "captions of videos 3, expected 0 to 2"),
-        ({"owner": (2, 0, 1, -1)}, "captions of videos -1;"),
-        ({"owner": (2, 0, 2, 0)}, "videos without a caption: b;"),
-        ({"captions": ("c", "a", " \n", "a")}, "empty captions at 2;"),
+        ({"owner": (2, 0, 1, -1)}, "captions of videos -1,"),
+        ({"owner": (2, 0, 2, 0)}, "videos without a caption: b,"),
+        ({"captions": ("c", "a", " \n", "a")}, "empty captions at 2,"),
     ],
 )
 def test_a_contradiction_is_refused(changes, said) -> None:
@@ -77,8 +77,8 @@ def test_select_keeps_what_is_said_of_each_video(data) -> None:
     [
         ([], "found no video"),
         ([3], "video indices 3, expected 0 to 2"),
-        ([-1], "video indices -1;"),
-        ([1, 0, 1], "video indices twice: 1;"),
+        ([-1], "video indices -1,"),
+        ([1, 0, 1], "video indices twice: 1,"),
     ],
 )
 def test_select_refuses(keep, said) -> None:

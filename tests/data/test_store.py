@@ -371,7 +371,7 @@ def test_a_damaged_store_is_refused(tmp_path, damage):
     open_store(tmp_path)
     damage(tmp_path)
     said = refusal(InputError, open_store, tmp_path)
-    assert "damaged" in said and f"delete {tmp_path}" in said
+    assert "damaged" in said and f"Delete {tmp_path}" in said
 
 
 # no room

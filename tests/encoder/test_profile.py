@@ -235,7 +235,7 @@ def test_unknown_backbone_suggests(document):
     expected = "expected an open_clip model config"
     refused(put(document, "backbone", "ViT-B-32-quikgelu"), f"{expected}. Did you mean ViT-B-32-quickgelu")
     refused(
-        put(document, "backbone", "zzzzzzzz"), rf"found backbone 'zzzzzzzz'; {expected}. See open_clip\.list_models"
+        put(document, "backbone", "zzzzzzzz"), rf"found backbone 'zzzzzzzz', {expected}. See open_clip\.list_models"
     )
 
 

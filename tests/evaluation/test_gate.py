@@ -378,7 +378,7 @@ class TestOpenGate:
             open_gate(data_of(8, tmp_path), None, profile)
 
     def test_a_folder_beside_data_that_is_read(self, tmp_path):
-        with pytest.raises(InputError, match="give one of the two"):
+        with pytest.raises(InputError, match="expected one of them"):
             open_gate(data_of(8, tmp_path), tmp_path, MINI)
 
     def test_long_captions_are_cut_without_a_word(self, tmp_path):

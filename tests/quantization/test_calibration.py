@@ -59,7 +59,9 @@ class TestArrays:
 
     @pytest.mark.parametrize("shape", [(9, 3, 48, 48, 3), (9, 4, 47, 48, 3), (9, 4, 48, 48), (9, 4, 48, 48, 1)])
     def test_of_another_shape(self, save, plain_recipe, shape):
-        with pytest.raises(InputError, match=r"profile small expects uint8 \[V, 4, 48, 48, 3\].*clips of 4 frames"):
+        with pytest.raises(
+            InputError, match=r"expected uint8 \[V, 4, 48, 48, 3\] for profile small.*clips of 4 frames"
+        ):
             read_calibration(save(clips=np.zeros(shape, np.uint8)), plain_recipe)
 
     def test_of_another_type(self, save, plain_recipe):
