@@ -248,7 +248,7 @@ def _style() -> Any:
         import matplotlib.style
     except ImportError as error:
         raise BackendError(
-            "found no matplotlib, which draws the charts of a report; run: pip install 'tempme-export[plot]'"
+            "found no matplotlib, which draws the charts of a report. Run: pip install 'tempme-export[plot]'"
         ) from error
     return matplotlib.style.context(["default", str(resources.files(__package__) / "report.mplstyle")])
 

@@ -11,7 +11,7 @@ from rich.text import Text
 from tempme_export.cli import live
 from tempme_export.cli.terminal import STDERR as STDERR
 from tempme_export.cli.terminal import show_line as _line
-from tempme_export.cli.terminal import show_next
+from tempme_export.cli.terminal import show_next, show_warning
 from tempme_export.names import command
 from tempme_export.progress import LogLine, Progress
 
@@ -89,7 +89,7 @@ def show_calibration(calibration: "Calibration") -> None:
     for video, reason in list(calibration.skipped.items())[:_LISTED]:
         _line("skipped", f"{video}: {reason}")
     for warning in calibration.warnings:
-        STDERR.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
+        show_warning(warning)
 
 
 def show_quantization(quantization: "Quantization") -> None:

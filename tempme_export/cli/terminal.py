@@ -23,15 +23,18 @@ STDERR = Console(stderr=True, highlight=False, emoji=False, width=None if _IS_TE
 
 def folded(label: str, text: str, width: int) -> str:
     """A label and a text in lines of `width` columns, broken at spaces alone: a path stays whole, however long."""
-    lines = textwrap.fill(
-        as_text(text),
+    return _filled(as_text(text), width, f"{label:<{_LABEL - 1}} ", " " * _LABEL) or label
+
+
+def _filled(text: str, width: int, first: str, others: str) -> str:
+    return textwrap.fill(
+        text,
         max(width, 2 * _LABEL),
-        initial_indent=f"{label:<{_LABEL - 1}} ",
-        subsequent_indent=" " * _LABEL,
+        initial_indent=first,
+        subsequent_indent=others,
         break_long_words=False,
         break_on_hyphens=False,
     )
-    return lines or label
 
 
 def show_line(label: str, text: str, style: str = "") -> None:
@@ -63,7 +66,8 @@ def show_error(error: Exception) -> None:
 
 def show_warning(text: str) -> None:
     """Something to know that stops nothing."""
-    STDERR.print(f"warning: {as_text(text)}", style="yellow", markup=False, soft_wrap=True)
+    line = _filled(as_text(text), min(WIDTH, STDERR.width), "warning: ", " " * len("warning: "))
+    STDERR.print(line, style="yellow", markup=False, soft_wrap=True)
 
 
 def json_text(document: Any) -> str:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tempme_export.cli.terminal import WIDTH, folded, show_command, show_line
+from tempme_export.cli.terminal import WIDTH, folded, show_command, show_line, show_warning
 
 WORDS = "Of all the videos of the test split these were read, and each of them was seen by every tower of the bundle"
 
@@ -43,3 +43,10 @@ def test_a_command_stays_whole(capsys):
     line = "tempme-export " + " ".join(f"--option-{i} value" for i in range(20))
     show_command("next", line)
     assert capsys.readouterr().err == f"next       {line}\n"
+
+
+def test_a_warning_is_folded_too(capsys):
+    show_warning(WORDS)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("warning: Of all") and second.startswith(" " * 9) and len(first) <= WIDTH
+    assert f"{first[9:]} {second[9:]}" == WORDS
