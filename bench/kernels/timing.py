@@ -116,7 +116,7 @@ def require_gpu() -> torch.device:
     if not torch.cuda.is_available():
         raise BackendError(
             "there is nothing to time: kernels run on a GPU, and torch finds none. What they take of one is compiled "
-            "without it: tempme-bench kernels --resources"
+            "without it. Run: tempme-bench kernels --resources"
         )
     return torch.device("cuda", torch.cuda.current_device())
 

@@ -156,7 +156,7 @@ def infer_profile(checkpoint: Checkpoint, activation: str | None = None) -> Prof
     if matches:
         raise ProfileError(
             f"{checkpoint.source} fits {len(matches)} profiles: {', '.join(p.name for p in matches)}. "
-            "Its shapes cannot tell which; choose one with --profile."
+            "Its shapes cannot tell which. Choose one with --profile."
         )
     f, told = checkpoint.facts, known.get("activation")
     activated = "" if told is None else f", {told.value} by {told.source}"
