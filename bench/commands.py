@@ -227,8 +227,8 @@ def measure(config: BenchmarkConfig, out: Path | None, json: bool, *, strict: bo
         tell(f"wrote {out}")
     _deliver(report.to_dict(), json, tables)
     report.check(strict=strict)
-    if delivery.out is None:
+    if out is None:
         show_again("tempme-bench", "--out", "results")
     else:
-        show_next(command("tempme-bench", "report", delivery.out, "--out", "page"))
+        show_next(command("tempme-bench", "report", out, "--out", "page"))
     return report.interrupted
