@@ -154,9 +154,9 @@ def test_complexity_counts_a_profile_besides(tempme_bench, arguments, name, fina
         (["--batches", "0"], 2, "--batches: found '0', expected a whole number"),
         (["--backends", "ort,"], 2, "--backends: found 'ort,', expected different items"),
         (["--samples", 1], 2, "samples: found 1, expected"),
-        (["--seconds", 0], 2, "must be above 0"),
+        (["--seconds", 0], 2, "seconds: found 0"),
         (["--budget", 0], 2, "budget: found 0"),
-        (["--seed", -1], 2, "must be 0 or above"),
+        (["--seed", -1], 2, "seed: found -1, expected 0 or more"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else None,
 )

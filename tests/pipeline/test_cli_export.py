@@ -166,7 +166,7 @@ class TestInput:
             tempme_export(tmp_path / "plain.pt"),
             3,
             "profiles: mini-8f, mini-8f-none",
-            "choose one with --profile",
+            "Choose one with --profile",
         )
 
     def test_output_in_the_way(self, export, tmp_path):
