@@ -57,7 +57,7 @@ def test_another_decoder_is_refused_frames(films, evaluate, tmp_path, monkeypatc
     monkeypatch.setattr(av, "__version__", "0.0.1")
     found = evaluate(films(2), "--cache", tmp_path / "kept")
     assert found["code"] == 3 and "decoder" in found["said"] and "0.0.1" in found["said"], found["said"]
-    assert f"delete {tmp_path / 'kept'}" in found["said"]
+    assert f"Delete {tmp_path / 'kept'}" in found["said"]
 
 
 @pytest.mark.parametrize("option", ["--cache", "--features"])
@@ -84,5 +84,5 @@ def test_frames_in_an_older_layout_are_refused(films, evaluate, tmp_path):
     ):
         (kept / name).write_bytes(content)
     found = evaluate(films(2), "--cache", kept)
-    assert found["code"] == 3 and f"delete {kept}" in found["said"] and "layout" in found["said"], found["said"]
+    assert found["code"] == 3 and f"Delete {kept}" in found["said"] and "layout" in found["said"], found["said"]
     assert (kept / "key.json").read_text() == key
