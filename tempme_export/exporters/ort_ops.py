@@ -90,7 +90,7 @@ def _compile(compiler: str, target: Path) -> None:
     except subprocess.CalledProcessError as error:
         lines = [line for line in str(error.stderr).splitlines() if line.strip()][-_MESSAGE_LINES:]
         raise ExportError(
-            f"{target.name} could not be compiled by {compiler}; expected C++17 as g++ 9 or clang 10 know it. Name "
+            f"{target.name} could not be compiled by {compiler}, expected C++17 as g++ 9 or clang 10 know it. Name "
             "another in the environment variable CXX, or leave out --ort-ops. The compiler's last lines follow.\n"
             + "\n".join(lines)
         ) from error
