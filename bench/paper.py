@@ -171,21 +171,13 @@ CLAIMS: tuple[Claim, ...] = (
 )
 
 
-@dataclass(frozen=True)
-class PaperRow:
-    """A claim beside its count. Tokens are per clip after the last block."""
+@dataclass(frozen=True, kw_only=True)
+class PaperRow(Claim):
+    """A claim, its settings and reason in words, beside its count. Tokens are per clip after the last block."""
 
-    label: str
-    source: str
-    frames: int
-    settings: str
     clips: int
     tokens: int
     complexity: Complexity
-    printed: float | None
-    printed_tokens: tuple[int, int] | None
-    reproduces: bool
-    reason: str
 
     @property
     def difference(self) -> float | None:
@@ -241,19 +233,12 @@ def count(claim: Claim) -> PaperRow:
     schedule = claim.schedule(claim, backbone)
     counted = claim.count(schedule, backbone)
     explained = claim.explanation(schedule, backbone).gmacs if claim.explanation else None
-    return PaperRow(
-        label=claim.label,
-        source=claim.source,
-        frames=claim.frames,
-        settings=claim.settings or in_words(claim.merge, claim.frames),
-        clips=schedule.final_clips,
-        tokens=schedule.final_tokens,
-        complexity=counted,
-        printed=claim.printed,
-        printed_tokens=claim.printed_tokens,
-        reproduces=claim.reproduces,
-        reason=claim.reason.format(ours=counted.gmacs, explained=explained),
-    )
+    claimed = {
+        **vars(claim),
+        "settings": claim.settings or in_words(claim.merge, claim.frames),
+        "reason": claim.reason.format(ours=counted.gmacs, explained=explained),
+    }
+    return PaperRow(**claimed, clips=schedule.final_clips, tokens=schedule.final_tokens, complexity=counted)
 
 
 def profile_claim(profile: Profile) -> Claim:

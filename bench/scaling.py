@@ -66,10 +66,6 @@ class Fit(Curve):
     quantity: str
     against: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return dataclasses.asdict(self)
-
 
 @dataclass(frozen=True)
 class Saturation:
@@ -94,10 +90,6 @@ class Saturation:
     best_videos_per_s: float
     at_edge: bool
     within_percent: float = WITHIN_PERCENT
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return dataclasses.asdict(self)
 
 
 def fits(rows: Sequence[Row]) -> list[Fit]:

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,10 +83,6 @@ class StageTable:
     overlapped_videos_per_s: float
     videos: int
     notes: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The table as plain values."""
-        return asdict(self)
 
 
 def source_for(recipe: "Recipe", allow_damaged: bool = False) -> Source:

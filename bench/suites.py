@@ -61,8 +61,8 @@ def measure(config: BenchmarkConfig, *, stage: Progress, progress: Progress) -> 
             raise
         report += Report(notes=("interrupted, the frame counts that were finished are kept",), interrupted=True)
     return report + Report(
-        saturations=tuple(one.to_dict() for one in saturations(report.rows)),
-        fits=tuple(one.to_dict() for one in fits(report.rows)),
+        saturations=tuple(map(asdict, saturations(report.rows))),
+        fits=tuple(map(asdict, fits(report.rows))),
         gpu=gpu_now(config.device),
     )
 
@@ -161,7 +161,7 @@ def _whole_way(
         videos = config.videos or (stack.enter_context(rendered_clip()),)
         comparison, tables = compare_stages(ways, source, videos, batch, settings.protocol, progress=progress)
     origin = _origin(case, config)
-    stages = [{**table.to_dict(), "one_minus_cosine": distances[table.candidate].plain, **origin} for table in tables]
+    stages = [{**asdict(table), "one_minus_cosine": distances[table.candidate].plain, **origin} for table in tables]
     measured = Measured(case.profile.name, case.profile.frames, batch, comparison)
     return Report(measured=(measured,), stages=tuple(stages), failed=bench.failed, interrupted=comparison.interrupted)
 

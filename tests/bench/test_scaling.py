@@ -145,9 +145,9 @@ def test_operations_are_a_line_in_the_frames():
 
 def test_plain_values_survive_json():
     fit = only(fits([row(f, p50_ms=3.0 + 0.5 * f) for f in FRAMES]))
-    assert json.loads(json.dumps(fit.to_dict()))["coefficients"] == list(fit.coefficients)
+    assert json.loads(json.dumps(dataclasses.asdict(fit)))["coefficients"] == list(fit.coefficients)
     found = saturation([row(batch=1)])
-    assert json.loads(json.dumps(found.to_dict()))["within_percent"] == 5.0
+    assert json.loads(json.dumps(dataclasses.asdict(found)))["within_percent"] == 5.0
 
 
 def sweep(speeds, **values):

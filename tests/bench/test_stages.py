@@ -1,6 +1,6 @@
 """Stages are timed in turn on a fake clock whose every reading is known, and once for real on the tiny model."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +102,7 @@ class TestTable:
 
     def test_plain_values(self):
         table = replace(measure(StageCosts(COSTS)), candidate="ort")
-        document = table.to_dict()
+        document = asdict(table)
         assert document["candidate"] == "ort" and document["limit"] == ENCODE and document["notes"] == table.notes
         assert set(document["rows"][0]) == {"stage", "p50_ms", "p90_ms", "share", "videos_per_s"}
         assert [row["stage"] for row in document["rows"]] == [DECODE, PREPROCESS, ENCODE]
