@@ -1,11 +1,14 @@
 """Counts of an exported graph and of the kernels' launches that no processor moves, and the table that holds them."""
 
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 from onnx import numpy_helper
 
 from tempme_export.bench.counting.graph import count_graph
@@ -13,8 +16,11 @@ from tempme_export.bench.counting.shapes import shape_frames
 from tempme_export.bench.kernels.calls import fused_calls, launches_of, merging_calls, moved_bytes
 from tempme_export.encoder.model import VideoEncoder
 from tempme_export.encoder.recipe import Recipe
-from tempme_export.errors import ParityError
+from tempme_export.errors import BackendError, ParityError
+from tempme_export.files import scratch_folder
 
+_PEAK = "mem_in_use_peak"
+_INPUTS = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 TABLE = Path(__file__).with_name("budgets.toml")
 
 
@@ -59,6 +65,31 @@ def count_kernels(recipe: Recipe) -> dict[str, int]:
 def count_products(name: str, path: Path, recipe: Recipe) -> dict[str, int]:
     """Multiply-accumulates of a video in the graph's products."""
     return {f"{name}.products": count_graph(path).parts(recipe.backbone.width).products}
+
+
+def count_arena(name: str, path: Path, threads: int = 1) -> dict[str, int]:
+    """The most bytes that ONNX Runtime's arena holds at once for the values of a graph that encodes one row.
+
+    Its profile says it of every node. Rewrites for the kind of processor are left out, and weights,
+    which it may pack for one: found the same under Sandy Bridge's, Haswell's and AVX-512's instructions, on one thread
+    and on two. Raises BackendError for a version whose profile does not say it.
+    """
+    with scratch_folder("tempme-arena") as folder:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.enable_mem_pattern = threads, False
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.enable_profiling, options.profile_file_prefix = True, str(folder / "profile")
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session.run(None, {one.name: np.zeros([1, *one.shape[1:]], _INPUTS[one.type]) for one in session.get_inputs()})
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    nodes = [event["args"] for event in events if _PEAK in event.get("args", {})]
+    if not nodes:
+        raise BackendError(
+            f"onnxruntime {onnxruntime.__version__} does not say in its profile what its arena holds. Install the "
+            "version of constraints.txt."
+        )
+    weights = int(nodes[0]["mem_bytes_in_use"]) - int(nodes[0]["mem_in_use_delta"])
+    return {f"{name}.arena_bytes": max(int(node[_PEAK]) for node in nodes) - weights}
 
 
 def _strided_slices(model: onnx.GraphProto) -> int:

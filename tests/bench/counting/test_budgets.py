@@ -8,6 +8,7 @@ import pytest
 from tempme_export.bench.counting.budgets import (
     Budget,
     check_budgets,
+    count_arena,
     count_file,
     count_kernels,
     count_products,
@@ -23,19 +24,34 @@ EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "mini.pth"
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    recipe, folder = prepare(load_checkpoint(str(EXAMPLE))), tmp_path_factory.mktemp("graphs")
+def recipe():
+    return prepare(load_checkpoint(str(EXAMPLE)))
+
+
+@pytest.fixture(scope="module")
+def files(recipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("graphs")
     export_video(recipe, folder / "video.onnx")
     export_plugin_video(recipe, folder / "plugin.onnx", "fp16")
     export_text(recipe, folder / "text.onnx")
-    files = {name: folder / f"{name}.onnx" for name in ("video", "plugin", "text")}
+    return {name: folder / f"{name}.onnx" for name in ("video", "plugin", "text")}
+
+
+@pytest.fixture(scope="module")
+def found(recipe, files):
     counts = [count_file(name, path) for name, path in files.items()]
     counts += [count_kernels(recipe), count_products("video", files["video"], recipe)]
+    counts += [count_arena(name, files[name]) for name in ("video", "text")]
     return {name: count for one in counts for name, count in one.items()}
 
 
 def test_the_graphs_are_those_of_the_table(found):
     check_budgets(found, read_table())
+
+
+@pytest.mark.parametrize("name", ["video", "text"])
+def test_threads_do_not_move_what_the_arena_holds(found, files, name):
+    assert count_arena(name, files[name], threads=2)[f"{name}.arena_bytes"] == found[f"{name}.arena_bytes"]
 
 
 def test_every_budget_says_why():
