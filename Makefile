@@ -80,7 +80,8 @@ gpu-check: ## on a machine with a GPU: test, compare and time everything; OUT=fo
 
 # In place of TensorRT's own parser and builder, which come from NVIDIA's index alone and ask for a GPU.
 trt-rtx-check: $(RTX)/.installed ## TensorRT-RTX, another product than TensorRT, parses and builds both video graphs on a CPU; 0.3 GB
-	PYTHONSAFEPATH=1 $(BIN)/python -m tempme_export.cli.rtx_check $(or $(ARGS),examples/mini.pth)
+	LD_LIBRARY_PATH=$(CURDIR)/$(RTX)/onnxruntime_ep_nv_tensorrt_rtx PYTHONSAFEPATH=1 \
+	    $(BIN)/python -m tempme_export.cli.rtx_check $(or $(ARGS),examples/mini.pth)
 
 check: format-check lint types imports ## format, lint, types, direction of imports
 
@@ -114,6 +115,7 @@ imports: $(STAMP)
 $(RTX)/.installed: Makefile | $(STAMP)
 	rm -rf $(RTX)
 	$(BIN)/python -m pip install --quiet --no-deps --no-compile --target $(RTX) $(RTX_WHEELS)
+	ln -s libtensorrt_rtx.so.1.7.1 $(RTX)/onnxruntime_ep_nv_tensorrt_rtx/libtensorrt_rtx.so # the name that the parser opens
 	@touch $@
 
 # A venv that was there before is kept if it works; one that an interrupted run left half made is made anew.

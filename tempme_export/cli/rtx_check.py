@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
@@ -11,17 +12,26 @@ import typer
 from tempme_export.cli.app import CommandLine
 from tempme_export.cli.options import JsonOption
 from tempme_export.cli.terminal import show_line, write_json
-from tempme_export.exporters.trt.rtx.builder import OPSET, PRECISION, Built, build_graphs, load_bindings
+from tempme_export.exporters.trt.rtx.builder import OPSET, Built, build_graphs, carry, load_bindings
 
 if TYPE_CHECKING:
     from tempme_export.encoder.recipe import Recipe
+    from tempme_export.exporters.trt.rtx.plugins import RtxPlugins
 
 FOLDER = Path("build/trt-rtx")
 SEED = 0
 NOTICE = (
     "TensorRT-RTX is another product than TensorRT. That it takes a graph makes it likely that TensorRT does, "
-    "and proves nothing about TensorRT. Nothing is run: that takes a GPU."
+    "and proves nothing about TensorRT. Nothing is launched: that takes a GPU."
 )
+
+
+class GraphPrecision(StrEnum):
+    """Precision of the graphs."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
 
 
 def _recipe(source: str, random: bool) -> "Recipe":
@@ -37,7 +47,8 @@ def _recipe(source: str, random: bool) -> "Recipe":
 
 def _show(one: Built) -> None:
     dtypes = ", ".join(f"{name} {count}" for name, count in one.dtypes.items())
-    show_line("graph", f"{one.file}: {one.onnx_nodes} nodes, {one.plugin_nodes} for plugins, {one.functions} functions")
+    name = f"{one.file} with plugins" if one.plugins else one.file
+    show_line("graph", f"{name}: {one.onnx_nodes} nodes, {one.plugin_nodes} for plugins, {one.functions} functions")
     show_line(
         "network", f"{one.network_layers} layers, {one.plugin_layers} plugins, parsed in {one.parse_seconds:.1f} s"
     )
@@ -45,8 +56,11 @@ def _show(one: Built) -> None:
     show_line("", f"{one.engine_bytes / 1e6:.1f} MB, built in {one.build_seconds:.1f} s")
 
 
-def rtx_check(load: Callable[[Path], ModuleType] = load_bindings) -> CommandLine:
-    """The command. `load` brings the bindings of TensorRT-RTX from a folder."""
+def rtx_check(
+    load: Callable[[Path], ModuleType] = load_bindings,
+    plugins_of: Callable[[ModuleType, "Recipe", str], "RtxPlugins"] = carry,
+) -> CommandLine:
+    """The command. `load` brings the bindings of TensorRT-RTX from a folder, `plugins_of` our plugins for them."""
     line = CommandLine("trt-rtx-check")
 
     @line.default(3, 4, 6)
@@ -56,15 +70,18 @@ def rtx_check(load: Callable[[Path], ModuleType] = load_bindings) -> CommandLine
             typer.Argument(metavar="CKPT", show_default=False, help="A checkpoint, or with --random a profile."),
         ],
         random: Annotated[bool, typer.Option("--random", help="Random weights of the named profile.")] = False,
+        precision: Annotated[
+            GraphPrecision, typer.Option("--precision", help="Precision of the graphs.")
+        ] = GraphPrecision.FP16,
         as_json: JsonOption = False,
     ) -> None:
-        """Parse and build both video graphs with TensorRT-RTX on a CPU: another product than TensorRT, and no proof."""
+        """Parse and build both video graphs, the second also with our plugins, by TensorRT-RTX on a CPU."""
         recipe = _recipe(source, random)
         rtx, profile = load(FOLDER), recipe.profile
         sizes = f"{profile.batch.min}:{profile.batch.opt}:{profile.batch.max}"
-        show_line("check", f"{profile.name}, {PRECISION}, batch {sizes}, TensorRT-RTX {rtx.__version__}")
+        show_line("check", f"{profile.name}, {precision.value}, batch {sizes}, TensorRT-RTX {rtx.__version__}")
         built = []
-        for one in build_graphs(rtx, recipe):
+        for one in build_graphs(rtx, recipe, precision.value, plugins_of=plugins_of):
             _show(one)
             built.append(one)
         show_line("note", NOTICE)
@@ -74,7 +91,7 @@ def rtx_check(load: Callable[[Path], ModuleType] = load_bindings) -> CommandLine
                     "notice": NOTICE,
                     "profile": profile.name,
                     "checkpoint": recipe.checkpoint.source,
-                    "precision": PRECISION,
+                    "precision": precision.value,
                     "opset": OPSET,
                     "batch": dataclasses.asdict(profile.batch),
                     "tensorrt_rtx": rtx.__version__,

@@ -20,16 +20,22 @@ from typing import TYPE_CHECKING, Any
 from tempme_export.artifacts.registry import PLUGIN_ONNX, VIDEO_ONNX
 from tempme_export.encoder.profile import BatchRange
 from tempme_export.errors import BackendError, ExportError
-from tempme_export.exporters.trt.rtx.layers import Layer, by_dtype, fused_attentions, read_layers
+from tempme_export.exporters.trt.layers import EngineLayers, prove
+from tempme_export.exporters.trt.layers import read_layers as engine_layers
+from tempme_export.exporters.trt.reports import Failure
+from tempme_export.exporters.trt.rtx.layers import Layer, by_dtype, fused_attentions, inspector_report, read_layers
 from tempme_export.files import scratch_folder
+from tempme_export.kernels.aot import UNIVERSAL
 
 if TYPE_CHECKING:
     from tempme_export.encoder.recipe import Recipe
+    from tempme_export.exporters.trt.rtx.plugins import RtxPlugins
 
-PRECISION, OPSET = "fp16", 20
+OPSET = 20
 BINDINGS, PROVIDER = "tensorrt_rtx_bindings", "onnxruntime_ep_nv_tensorrt_rtx"
 _LIBRARIES = ("libtensorrt_rtx.so", "libtensorrt_onnxparser_rtx.so")
 _APART = os.RTLD_NOW | os.RTLD_LOCAL | getattr(os, "RTLD_DEEPBIND", 0)
+STANDARD = ("", "ai.onnx")
 _PLUGIN_LAYERS = ("PLUGIN", "PLUGIN_V2", "PLUGIN_V3")
 _REPORTED_ERRORS = 8
 
@@ -38,6 +44,7 @@ _REPORTED_ERRORS = 8
 class Built:
     """Outcome of building one ONNX file.
 
+    plugins                whether ours were registered; otherwise functions are built from their bodies
     onnx_nodes, functions  nodes of the main graph, and local functions, of the file
     plugin_nodes           nodes outside ONNX's own domain: where a plugin would go
     attentions             softmax nodes of the main graph: one per attention
@@ -48,6 +55,7 @@ class Built:
     """
 
     file: str
+    plugins: bool
     onnx_nodes: int
     functions: int
     plugin_nodes: int
@@ -117,9 +125,11 @@ class _Log:
         return [message for severity, message in self._kept if severity in bad]
 
 
-def _parse(rtx: ModuleType, network: Any, path: Path, log: _Log) -> None:
+def _parse(rtx: ModuleType, network: Any, path: Path, log: _Log, failure: Failure) -> None:
     parser = rtx.OnnxParser(network, log.logger)
-    if parser.parse_from_file(str(path)):
+    parsed = parser.parse_from_file(str(path))
+    failure.raise_again()
+    if parsed:
         return
     errors = [parser.get_error(i) for i in range(parser.num_errors)]
     told = [f"node {one.node()} ({one.node_name()!r}, {one.node_operator()}): {one.desc()}" for one in errors]
@@ -141,35 +151,43 @@ def _set_profile(builder: Any, config: Any, network: Any, batch: BatchRange) -> 
     config.add_optimization_profile(profile)
 
 
-def build(rtx: ModuleType, path: Path, batch: BatchRange) -> Built:
+def build(rtx: ModuleType, path: Path, batch: BatchRange, plugins: "RtxPlugins | None" = None) -> Built:
     """Parse and build one ONNX file for any batch within the range; the engine is counted and dropped.
 
-    Raises ExportError where TensorRT-RTX does not parse or build it, with its own reasons.
+    plugins  that are registered; None: none are
+
+    Raises ExportError where TensorRT-RTX does not parse or build it, with its own reasons, and with plugins where a
+    node of ours became none, a kernel would be launched otherwise than `plugin_launches` says, or a product is not in
+    the precision of the graph; what a plugin raised.
     """
     import onnx
 
+    failure = Failure() if plugins is None else plugins.failure
     graph = onnx.load(path, load_external_data=False)
     operators = {node.name: node.op_type for node in graph.graph.node}
     log = _Log(rtx)
     builder = rtx.Builder(log.logger)
     network = builder.create_network(0)
     started = time.perf_counter()
-    _parse(rtx, network, path, log)
+    _parse(rtx, network, path, log, failure)
     parsed = time.perf_counter()
     config = builder.create_builder_config()
     config.profiling_verbosity = rtx.ProfilingVerbosity.DETAILED
+    config.clear_flag(rtx.BuilderFlag.TF32)
     _set_profile(builder, config, network, batch)
     engine = builder.build_serialized_network(network, config)
+    failure.raise_again()
     if engine is None:
         raise ExportError(f"TensorRT-RTX parses {path.name} and does not build it: {_some(log.errors)}.")
     built = time.perf_counter()
     layers: tuple[Layer, ...] = read_layers(log.messages)
     kinds = Counter(network.get_layer(i).type.name for i in range(network.num_layers))
-    return Built(
+    found = Built(
         file=path.name,
+        plugins=plugins is not None,
         onnx_nodes=len(graph.graph.node),
         functions=len(graph.functions),
-        plugin_nodes=sum(node.domain not in ("", "ai.onnx") for node in graph.graph.node),
+        plugin_nodes=sum(node.domain not in STANDARD for node in graph.graph.node),
         attentions=sum(node.op_type == "Softmax" for node in graph.graph.node),
         network_layers=network.num_layers,
         plugin_layers=sum(kinds[kind] for kind in _PLUGIN_LAYERS),
@@ -180,29 +198,73 @@ def build(rtx: ModuleType, path: Path, batch: BatchRange) -> Built:
         parse_seconds=parsed - started,
         build_seconds=built - parsed,
     )
+    if plugins is not None:
+        ours = [node.name for node in graph.graph.node if node.domain not in STANDARD]
+        _check(found, plugins, engine_layers(inspector_report(log.messages), ours))
+    return found
 
 
-def _write_video(recipe: "Recipe", path: Path) -> None:
+def _check(found: Built, plugins: "RtxPlugins", layers: EngineLayers) -> None:
+    """Raise ExportError for what `build` names."""
+    if not found.plugin_layers == layers.plugins == found.plugin_nodes:
+        raise ExportError(
+            f"TensorRT-RTX made {found.plugin_layers} plugins of the {found.plugin_nodes} nodes of ours in "
+            f"{found.file}, and {layers.plugins} layers of the engine. The others were built from their functions' "
+            "bodies."
+        )
+    plugins.check_launches()
+    prove(layers, plugins.precision)
+
+
+def _write_video(recipe: "Recipe", path: Path, precision: str) -> None:
     from tempme_export.exporters.onnx import export_video
 
-    export_video(recipe, path, PRECISION, OPSET)
+    export_video(recipe, path, precision, OPSET)
 
 
-def _write_plugin_video(recipe: "Recipe", path: Path) -> None:
+def _write_plugin_video(recipe: "Recipe", path: Path, precision: str) -> None:
     from tempme_export.exporters.plugin_onnx import export_plugin_video
 
-    export_plugin_video(recipe, path, PRECISION, opset=OPSET)
+    export_plugin_video(recipe, path, precision, opset=OPSET)
 
 
 EXPORTERS = MappingProxyType({VIDEO_ONNX.file: _write_video, PLUGIN_ONNX.file: _write_plugin_video})
 """File name -> its writer: both graphs of the video tower, the one with nodes for plugins last."""
 
 
+def carry(rtx: ModuleType, recipe: "Recipe", precision: str) -> "RtxPlugins":
+    """The plugins of a recipe's graph, asked for one video, three, the usual and the largest batch."""
+    from tempme_export.exporters.plugin_nodes import plugin_nodes
+    from tempme_export.exporters.trt.rtx.plugins import RtxPlugins
+
+    batch = recipe.profile.batch
+    return RtxPlugins(rtx, plugin_nodes(recipe), precision, sorted({1, 3, batch.opt, batch.max}))
+
+
 def build_graphs(
-    rtx: ModuleType, recipe: "Recipe", exporters: Mapping[str, Callable[["Recipe", Path], None]] = EXPORTERS
+    rtx: ModuleType,
+    recipe: "Recipe",
+    precision: str,
+    exporters: Mapping[str, Callable[["Recipe", Path, str], None]] = EXPORTERS,
+    plugins_of: Callable[[ModuleType, "Recipe", str], "RtxPlugins"] = carry,
 ) -> Iterator[Built]:
-    """Export and build each graph. Raises ExportError for one that is not taken."""
+    """Export and build each graph, and the last once more with our plugins.
+
+    Raises ExportError as `build`, and where plugins cost a fused attention; BackendError as `RtxPlugins.register`.
+    """
+    fused, batch = 0, recipe.profile.batch
     with scratch_folder("trt-rtx-check") as work:
         for name, write in exporters.items():
-            write(recipe, work / name)
-            yield build(rtx, work / name, recipe.profile.batch)
+            write(recipe, work / name, precision)
+            built = build(rtx, work / name, batch)
+            fused = max(fused, built.fused)
+            yield built
+        plugins = plugins_of(rtx, recipe, precision)
+        plugins.register(UNIVERSAL)
+        built = build(rtx, work / built.file, batch, plugins)
+        if built.fused < fused:
+            raise ExportError(
+                f"with plugins {built.fused} attentions of {built.file} are fused, and without {fused}: the plugins "
+                "part what belongs together."
+            )
+        yield built

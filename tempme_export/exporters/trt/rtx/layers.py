@@ -4,19 +4,21 @@ An engine can be inspected only where it can be loaded, which takes a GPU. With 
 builder logs the same facts: one message with a line for every layer, its kind, its tensors and the ONNX nodes in it.
 """
 
+import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tempme_export.errors import ExportError
 
 _LISTING = "Layers:\nName: "
 _LAYER = re.compile(
-    r"Name: (?P<name>.+?), LayerType: (?P<kind>\w+), .*"
-    r"Outputs: \[(?P<outputs>.*)\], TacticName: .*, Metadata: ?(?P<nodes>.*)"
+    r"Name: (?P<name>.+?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: \[(?P<constants>.*?)\], "
+    r"Outputs: \[(?P<outputs>.*)\], TacticName: (?P<tactic>.*), StreamId: .*, Metadata: ?(?P<nodes>.*)"
 )
-_DATATYPE = re.compile(r"Datatype: (\w+)")
+_TENSOR = re.compile(r"\{ Name: [^,]*(?:, Dimensions: \[(?P<axes>[^\]]*)\])?[^}]*?, Datatype: (?P<dtype>\w+)")
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 _NO_OUTPUT = "none"  # what computes shapes alone
 
@@ -41,6 +43,37 @@ def read_layers(messages: Iterable[str]) -> tuple[Layer, ...]:
 
     Raises ExportError for a log without a listing, or a line of it that reads otherwise than expected.
     """
+    layers = []
+    for found in _listed(messages):
+        dtypes = [one["dtype"] for one in _TENSOR.finditer(found["outputs"])]
+        dtype = dtypes[0] if dtypes else _NO_OUTPUT
+        layers.append(Layer(found["name"], found["kind"], dtype, tuple(_NODE.findall(found["nodes"]))))
+    return tuple(layers)
+
+
+def inspector_report(messages: Iterable[str]) -> str:
+    """The same layers in the JSON of an engine inspector, which needs an engine that is loaded. Raises ExportError."""
+    entries = [
+        {
+            "Name": found["name"],
+            "LayerType": found["kind"],
+            **{field: _tensors(found[field.lower()]) for field in ("Inputs", "Constants", "Outputs")},
+            "TacticName": found["tactic"],
+            "Metadata": found["nodes"],
+        }
+        for found in _listed(messages)
+    ]
+    return json.dumps({"Layers": entries})
+
+
+def _tensors(text: str) -> list[dict[str, Any]]:
+    return [
+        {"Dimensions": [int(axis) for axis in (one["axes"] or "").split(",") if axis], "Datatype": one["dtype"]}
+        for one in _TENSOR.finditer(text)
+    ]
+
+
+def _listed(messages: Iterable[str]) -> Iterator[re.Match[str]]:
     listing = None
     for message in messages:
         if message.startswith(_LISTING):
@@ -50,21 +83,19 @@ def read_layers(messages: Iterable[str]) -> tuple[Layer, ...]:
             "the builder's log lists no layers, so nothing can be counted. It was to be built with detailed profiling "
             "verbosity and a verbose logger, by the version of TensorRT-RTX that the Makefile pins."
         )
-    lines = [line for line in listing.split("\n\n")[0].splitlines()[1:] if line]
-    return tuple(_read_layer(line) for line in lines)
+    for line in listing.split("\n\n")[0].splitlines()[1:]:
+        if line:
+            yield _read_line(line)
 
 
-def _read_layer(line: str) -> Layer:
+def _read_line(line: str) -> re.Match[str]:
     found = _LAYER.fullmatch(line)
     if found is None:
         raise ExportError(
             f"a line of the builder's listing of layers reads {line[:120]!r}, expected 'Name: ..., LayerType: ..., "
             "... Outputs: [...], TacticName: ..., Metadata: ...'. Use the TensorRT-RTX that the Makefile pins."
         )
-    dtypes = _DATATYPE.findall(found["outputs"])
-    return Layer(
-        found["name"], found["kind"], dtypes[0] if dtypes else _NO_OUTPUT, tuple(_NODE.findall(found["nodes"]))
-    )
+    return found
 
 
 def fused_attentions(layers: Sequence[Layer], operators: Mapping[str, str]) -> int:
