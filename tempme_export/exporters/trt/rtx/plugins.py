@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
@@ -132,63 +132,74 @@ def _shape(value: PluginValue, videos: int) -> tuple[int, ...]:
     return (first * videos if value.batched else first, *others)
 
 
+def check_library(load: Callable[[str, int], object] = ctypes.CDLL) -> None:
+    """Raise BackendError where TensorRT-RTX's library is not found by its bare name.
+
+    A parser that finds a plugin opens it by that, and ends the process where it is not there. `load` opens a library,
+    given dlopen's mode.
+    """
+    try:
+        load(_LIBRARY, os.RTLD_NOW | os.RTLD_LOCAL)
+    except OSError as error:
+        raise BackendError(
+            f"{_LIBRARY} is not found by that name ({error}), under which TensorRT-RTX's parser opens it. Name its "
+            "folder in LD_LIBRARY_PATH before the start, as make trt-rtx-check does."
+        ) from error
+
+
+def check_launches(
+    nodes: Mapping[PluginCall, PluginNode],
+    videos: Sequence[int],
+    handed_over: Mapping[tuple[PluginCall, int, int], HandedOver],
+) -> None:
+    """Raise ExportError unless every kernel was handed over as `plugin_launches` has it, at every batch.
+
+    nodes        how each is called, and one such node of the graph
+    videos       the batches
+    handed_over  as `RtxPlugins` keeps it
+    """
+    for call, node in nodes.items():
+        for tactic, launch in enumerate(plugin_launches(call), start=1):
+            for batch in videos:
+                units = units_of(call, node.inputs[0].shape[0] * batch)
+                expected = _values(launch.grid, units), _values([one for _, one in launch.scalars], units)
+                found = handed_over.get((call, batch, tactic))
+                told = None if found is None else (found.grid, found.scalars)
+                if told != expected:
+                    raise ExportError(
+                        f"{node.op_type}, tactic {tactic}, {batch} videos: TensorRT-RTX was handed {told}, expected "
+                        f"grid and scalars {expected}. This is a fault of the plugins."
+                    )
+
+
 class RtxPlugins:
     """Our nodes as plugins of TensorRT-RTX.
 
     precision    of the graph
-    nodes        how each is called, and one such node of the graph
     failure      keeps the first exception out of a plugin
     handed_over  node, videos and tactic -> what its kernel would be launched with
     """
 
-    def __init__(
-        self,
-        rtx: ModuleType,
-        nodes: Iterable[PluginNode],
-        precision: str,
-        videos: Sequence[int],
-        load: Callable[[str, int], object] = ctypes.CDLL,
-    ) -> None:
+    def __init__(self, rtx: ModuleType, nodes: Iterable[PluginNode], precision: str, videos: Sequence[int]) -> None:
         """nodes   of the graph, in its precision
         videos  batches to ask for
-        load    opens a library, given dlopen's mode
 
         Raises ExportError as `call_of`, BackendError without TensorRT's bindings.
         """
-        self._rtx, self._videos, self._open, self.precision = rtx, videos, load, precision
-        self.nodes = {call_of(node, precision): node for node in nodes}
+        self._rtx, self._videos, self.precision = rtx, videos, precision
+        self._nodes = {call_of(node, precision): node for node in nodes}
         self.failure, self.handed_over = Failure(), dict[tuple[PluginCall, int, int], HandedOver]()
         self._creators: list[Any] = []  # TensorRT-RTX does not keep Python's objects alive
         self._plugins = Plugins(_package(rtx, _Registry(self._carry)))
 
     def register(self, target: str) -> None:
-        """Before parsing. Raises ExportError as `Plugins.register`, BackendError where the parser would fail.
-
-        A parser that finds a plugin opens the library by its bare name, and ends the process where it finds none.
-        """
-        try:
-            self._open(_LIBRARY, os.RTLD_NOW | os.RTLD_LOCAL)
-        except OSError as error:
-            raise BackendError(
-                f"{_LIBRARY} is not found by that name ({error}), under which TensorRT-RTX's parser opens it. Name its "
-                "folder in LD_LIBRARY_PATH before the start, as make trt-rtx-check does."
-            ) from error
+        """Before parsing. Raises ExportError as `Plugins.register`, BackendError as `check_library`."""
+        check_library()
         self._plugins.register(target, self.failure)
 
     def check_launches(self) -> None:
-        """Raise ExportError unless every kernel was handed over as `plugin_launches` has it, at every batch."""
-        for call, node in self.nodes.items():
-            for number, launch in enumerate(plugin_launches(call), start=1):
-                for videos in self._videos:
-                    units = units_of(call, node.inputs[0].shape[0] * videos)
-                    expected = _values(launch.grid, units), _values([one for _, one in launch.scalars], units)
-                    found = self.handed_over.get((call, videos, number))
-                    told = None if found is None else (found.grid, found.scalars)
-                    if told != expected:
-                        raise ExportError(
-                            f"{node.op_type}, tactic {number}, {videos} videos: TensorRT-RTX was handed {told}, "
-                            f"expected grid and scalars {expected}. This is a fault of the plugins."
-                        )
+        """Raises ExportError as `check_launches`."""
+        check_launches(self._nodes, self._videos, self.handed_over)
 
     def _carry(self, creator: Any) -> None:
         build, registry = self._rtx.TensorRTPhase.BUILD, self._rtx.get_plugin_registry()
@@ -205,7 +216,7 @@ class RtxPlugins:
         call = asked_call(asked.plugin_name, asked.input_descs, attributes)
         types, count = asked.input_types, len(asked.input_types)
         for videos in self._videos:
-            shapes = [_shape(one, videos) for one in self.nodes[call].inputs]
+            shapes = [_shape(one, videos) for one in self._nodes[call].inputs]
             fresh.get_output_data_types(types, [len(shape) for shape in shapes])
             known = [[expressions.constant(axis) for axis in shape] for shape in shapes]
             outputs = fresh.get_output_shapes(known, [], expressions)

@@ -15,17 +15,21 @@ from onnx import TensorProto, helper
 from tempme_export.cli import rtx_check
 from tempme_export.encoder.profile import BatchRange
 from tempme_export.errors import BackendError, ExportError
+from tempme_export.exporters.trt.reports import Failure
 from tempme_export.exporters.trt.rtx import builder as rtx_builder
 
 ROOT = Path(__file__).resolve().parents[4]
 MINI = ROOT / "examples" / "mini.pth"
 REAL = ROOT / rtx_check.FOLDER
 BATCH = BatchRange(1, 2, 5)
-LISTING = (
-    "Layers:\n"
-    "Name: a, LayerType: kgen, Inputs: [], Constants: [], Outputs: [ { Name: y, Datatype: Half }], TacticName: a, "
-    "StreamId: 0, Metadata: [ONNX Layer: mm1][ONNX Layer: soft][ONNX Layer: mm2]\n"
-)
+TENSOR = "{ Name: x, Dimensions: [-1,17,64], Datatype: Half, Format: (Linear) Row major linear format }"
+
+
+def layer(name, kind, *nodes):
+    """A line of the builder's listing."""
+    origin = "".join(f"[ONNX Layer: {node}]" for node in nodes)
+    given = f"Inputs: [ {TENSOR}], Constants: [], Outputs: [ {TENSOR}]"
+    return f"Name: {name}, LayerType: {kind}, {given}, TacticName: , StreamId: 0, Metadata: {origin}\n"
 
 
 def write_graph(path):
@@ -48,16 +52,27 @@ def write_graph(path):
 
 
 class StandIn:
-    """As much of the bindings as the check uses; what it is asked is kept in `asked`."""
+    """As much of the bindings as the check uses; what it is asked is kept in `asked`.
+
+    registered  nodes of domain tempme become plugins, but for the last `lost`
+    """
 
     __version__ = "0.0-stand-in"
     ProfilingVerbosity = SimpleNamespace(DETAILED="detailed")
+    BuilderFlag = SimpleNamespace(TF32="tf32")
 
     class ILogger:
         INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = "internal", "error", "warning", "info", "verbose"
 
     def __init__(self, parses=True, builds=True, errors=0):
         self.parses, self.builds, self.errors, self.asked = parses, builds, errors, {}
+        self.registered, self.lost, self.fuses = False, 0, True
+
+    def parse(self, path):
+        nodes = onnx.load(path).graph.node
+        ours = [node.name for node in nodes if node.domain == "tempme"] if self.registered else []
+        self.plugins = ours[: len(ours) - self.lost]
+        return self.parses
 
     def OnnxParser(self, network, logger):
         def error(i):
@@ -65,16 +80,21 @@ class StandIn:
                 node=lambda: i, node_name=lambda: f"n{i}", node_operator=lambda: "TopK", desc=lambda: "k is too large"
             )
 
-        return SimpleNamespace(
-            parse_from_file=lambda path: Path(path).is_file() and self.parses, num_errors=self.errors, get_error=error
-        )
+        return SimpleNamespace(parse_from_file=self.parse, num_errors=self.errors, get_error=error)
 
     def Builder(self, logger):
-        layers = [SimpleNamespace(type=SimpleNamespace(name=name)) for name in ("SHUFFLE", "PLUGIN_V3", "SOFTMAX")]
         frames = SimpleNamespace(name="frames", shape=(-1, 8, 3))
-        network = SimpleNamespace(
-            num_inputs=1, get_input=[frames].__getitem__, num_layers=3, get_layer=layers.__getitem__
-        )
+        rtx = self
+
+        class Network:
+            num_inputs, get_input = 1, [frames].__getitem__
+            num_layers = property(lambda _: 2 + len(rtx.plugins))
+
+            def get_layer(self, index):
+                names = ["SHUFFLE", "SOFTMAX", *("PLUGIN_V3" for _ in rtx.plugins)]
+                return SimpleNamespace(type=SimpleNamespace(name=names[index]))
+
+        network = Network()
 
         def build(network, config):
             self.asked["verbosity"] = config.profiling_verbosity
@@ -82,14 +102,19 @@ class StandIn:
                 logger.log(self.ILogger.ERROR, "no tactic")
                 logger.log(self.ILogger.INFO, "and so on")
                 return None
-            logger.log(self.ILogger.VERBOSE, LISTING)
+            attention = layer("_gemm_mha_v2_myl0_1", "kgen", *(("mm1", "soft", "mm2") if self.fuses else ("mm1",)))
+            ours = [layer(f"{name}_myl0_{k}", "custom_layer", name) for k, name in enumerate(self.plugins)]
+            logger.log(self.ILogger.VERBOSE, "Layers:\n" + attention + "".join(ours))
             return SimpleNamespace(nbytes=1234)
 
         def set_shape(*shape):
             self.asked["profile"] = shape
 
         profile = SimpleNamespace(set_shape=set_shape)
-        config = SimpleNamespace(add_optimization_profile=lambda one: self.asked.update(added=one is profile))
+        config = SimpleNamespace(
+            add_optimization_profile=lambda one: self.asked.update(added=one is profile),
+            clear_flag=lambda flag: self.asked.update(cleared=flag),
+        )
         return SimpleNamespace(
             create_network=lambda flags: network,
             create_builder_config=lambda: config,
@@ -102,10 +127,11 @@ def test_both_ends_of_a_graph_are_counted(tmp_path):
     rtx = StandIn()
     built = rtx_builder.build(rtx, write_graph(tmp_path / "g.onnx"), BATCH)
     assert (built.file, built.onnx_nodes, built.functions, built.plugin_nodes) == ("g.onnx", 5, 1, 1)
-    assert (built.network_layers, built.plugin_layers, built.layers) == (3, 1, 1)
+    assert (built.network_layers, built.plugin_layers, built.layers) == (2, 0, 1)
     assert (built.attentions, built.fused, built.dtypes, built.engine_bytes) == (1, 1, {"Half": 1}, 1234)
     assert rtx.asked == {
         "verbosity": "detailed",
+        "cleared": "tf32",
         "profile": ("frames", [1, 8, 3], [2, 8, 3], [5, 8, 3]),
         "added": True,
     }
@@ -150,21 +176,81 @@ def test_bindings_for_another_python_are_refused(tmp_path):
     assert sys.path == before
 
 
-def test_both_graphs_are_exported_and_built(tmp_path):
-    def write(recipe, path):
-        write_graph(path)
+class FakePlugins:
+    """Our plugins in the stand-in. `does` is what happens when they are registered."""
+
+    def __init__(self, rtx, precision, does=lambda plugins: None):
+        self.rtx, self.precision, self.does, self.failure, self.checked = rtx, precision, does, Failure(), 0
+
+    def register(self, target):
+        assert target == "sm_80"
+        self.rtx.registered = True
+        self.does(self)
+
+    def check_launches(self):
+        self.checked += 1
+
+
+def build_graphs(does=lambda plugins: None):
+    """All that is built of a small graph, and the plugins."""
+    made = []
+
+    def plugins_of(rtx, recipe, precision):
+        made.append(FakePlugins(rtx, precision, does))
+        return made[0]
 
     recipe = SimpleNamespace(profile=SimpleNamespace(batch=BATCH))
-    built = list(rtx_builder.build_graphs(StandIn(), recipe, dict.fromkeys(rtx_builder.EXPORTERS, write)))
-    assert [one.file for one in built] == ["video.onnx", "video.plugin.onnx"]
-    assert {one.layers for one in built} == {1}
+    exporters = dict.fromkeys(rtx_builder.EXPORTERS, lambda recipe, path, precision: write_graph(path))
+    return list(rtx_builder.build_graphs(StandIn(), recipe, "fp16", exporters, plugins_of)), made[0]
+
+
+def test_both_graphs_are_built_and_the_second_once_more_with_plugins():
+    built, plugins = build_graphs()
+    assert [(one.file, one.plugins) for one in built] == [
+        ("video.onnx", False),
+        ("video.plugin.onnx", False),
+        ("video.plugin.onnx", True),
+    ]
+    assert [(one.layers, one.plugin_layers) for one in built] == [(1, 0), (1, 0), (2, 1)]
+    assert plugins.checked == 1
+
+
+def lose(plugins):
+    plugins.rtx.lost = 1
+
+
+def split(plugins):
+    plugins.rtx.fuses = False
+
+
+def fail(plugins):
+    plugins.failure.keep(ExportError("merge_kernel takes too much."))
+
+
+def other(plugins):
+    plugins.precision = "bf16"
+
+
+@pytest.mark.parametrize(
+    ("does", "said"),
+    [
+        (lose, "made 0 plugins of the 1 nodes of ours in video.plugin.onnx, and 0 layers"),
+        (split, "with plugins 0 attentions of video.plugin.onnx are fused, and without 1"),
+        (fail, "^merge_kernel takes too much"),
+        (other, "the engine is not in bf16: 1 of its 1"),
+    ],
+    ids=["a function's body", "attention", "a plugin raises", "precision"],
+)
+def test_plugins_that_do_not_do_are_refused(does, said):
+    with pytest.raises(ExportError, match=said):
+        build_graphs(does)
 
 
 def run(monkeypatch, load, *arguments):
     """Exit code of the command."""
     monkeypatch.setattr(sys, "argv", ["trt-rtx-check", *map(str, arguments)])
     with pytest.raises(SystemExit) as caught:
-        rtx_check.rtx_check(load).main()()
+        rtx_check.rtx_check(load, lambda rtx, recipe, precision: FakePlugins(rtx, precision)).main()()
     return caught.value.code
 
 
@@ -172,13 +258,14 @@ def test_the_command_shows_both_graphs_and_the_warning(monkeypatch, capsys):
     assert run(monkeypatch, lambda _: StandIn(), MINI, "--json") == 0
     out, err = capsys.readouterr()
     document = json.loads(out)
-    assert [one["file"] for one in document["graphs"]] == ["video.onnx", "video.plugin.onnx"]
-    plain, plugins = (one["plugin_nodes"] for one in document["graphs"])
-    assert plain == 0 < plugins and f"{plugins} for plugins" in err
+    assert [one["file"] for one in document["graphs"]] == ["video.onnx", "video.plugin.onnx", "video.plugin.onnx"]
+    plain, bodies, plugins = ((one["plugin_nodes"], one["plugin_layers"]) for one in document["graphs"])
+    assert plain == (0, 0) and bodies == (plugins[0], 0) and plugins[0] == plugins[1] > 0
+    assert f"{plugins[0]} for plugins" in err and "video.plugin.onnx with plugins" in err
     assert document["notice"] == rtx_check.NOTICE and "another product than TensorRT" in rtx_check.NOTICE
     assert (document["precision"], document["tensorrt_rtx"]) == ("fp16", "0.0-stand-in")
     assert "fp16, batch 1:8:64, TensorRT-RTX 0.0-stand-in" in err
-    assert "by type: Half 1" in err and rtx_check.NOTICE in err
+    assert "by type: Half 1" in err and " ".join(rtx_check.NOTICE.split()[:6]) in err
 
 
 @pytest.mark.parametrize(
