@@ -184,13 +184,13 @@ def probe_tensorrt(with_builder: str) -> Report:
     from tempme_export.errors import BackendError
     from tempme_export.exporters.trt.requirements import unfit_for_engine
     from tempme_export.runtime.nvidia import find_gpu
-    from tempme_export.runtime.tensorrt_package import SUPPORTED, import_tensorrt, offers_tactics
+    from tempme_export.runtime.tensorrt_package import SUPPORTED, import_plugins, import_tensorrt, offers_tactics
 
     try:
         trt = import_tensorrt()
     except BackendError as error:
         raise ProbeError(_finding(error)) from error
-    importlib.import_module("tensorrt.plugin")
+    import_plugins()
     if with_builder == "yes":
         unfit = list(unfit_for_engine(find_gpu(), str(trt.__version__)))
         if unfit:

@@ -6,7 +6,9 @@ memory is gone, 10.14 builds none, and before 11.1 such a plugin may offer no ta
 
 import importlib
 import importlib.metadata
+import os
 import re
+import sys
 from typing import Any
 
 from tempme_export.errors import BackendError
@@ -58,6 +60,21 @@ def start(factory: Any, logger: Any) -> Any:
         raise BackendError(
             f"TensorRT's {factory.__name__} does not start: {error}. Run nvidia-smi to see whether the GPU is well."
         ) from error
+
+
+def import_plugins() -> Any:
+    """The package `tensorrt.plugin`. Raises ImportError without it.
+
+    It warns on standard output that it is experimental, where data belongs; so that goes to standard error.
+    """
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        return importlib.import_module("tensorrt.plugin")
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def import_tensorrt() -> Any:

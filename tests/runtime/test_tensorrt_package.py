@@ -86,6 +86,14 @@ def test_versions_as_numbers():
     assert parse_version("") == ()
 
 
+def test_the_warning_of_tensorrts_plugins_is_no_data(run_python):
+    """NVIDIA's own is written by C++, past sys.stdout."""
+    plugin = "import os\nos.write(1, b'experimental\\n')\nready = 'yes'\n"
+    code = "from tempme_export.runtime.tensorrt_package import import_plugins\nprint(import_plugins().ready)\n"
+    modules = {"tensorrt": "", "tensorrt/plugin": plugin}
+    assert run_python(code, modules, bare=True) == "yes\n"
+
+
 def test_install_commands():
     assert install_command() == "pip install 'tensorrt>=10.15'"
     assert "tensorrt-cu12>=" in install_command(12) and "tensorrt-cu12>=" in install_command(11)

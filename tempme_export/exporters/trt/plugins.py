@@ -25,7 +25,7 @@ from tempme_export.exporters.trt.plugin_launches import PluginCall, PluginLaunch
 from tempme_export.exporters.trt.plugin_operations import OPERATIONS, Operation
 from tempme_export.exporters.trt.reports import Failure
 from tempme_export.kernels import aot
-from tempme_export.runtime.tensorrt_package import install_command, offers_tactics
+from tempme_export.runtime.tensorrt_package import import_plugins, install_command, offers_tactics
 
 _WARP = 32
 _TYPES = {"FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16, "INT32": torch.int32}
@@ -223,7 +223,7 @@ def installed() -> Plugins:
     """Those of the installed TensorRT. Raises BackendError without tensorrt.plugin."""
     try:
         trt = importlib.import_module("tensorrt")
-        importlib.import_module("tensorrt.plugin")
+        import_plugins()
     except ImportError as error:
         raise BackendError(
             f"plugins need TensorRT's Python package with tensorrt.plugin ({error}). Run: {install_command()}"

@@ -25,7 +25,6 @@ from tempme_export.exporters.trt.layers import read_layers as engine_layers
 from tempme_export.exporters.trt.reports import Failure
 from tempme_export.exporters.trt.rtx.layers import Layer, by_dtype, fused_attentions, inspector_report, read_layers
 from tempme_export.files import scratch_folder
-from tempme_export.kernels.aot import UNIVERSAL
 
 if TYPE_CHECKING:
     from tempme_export.encoder.recipe import Recipe
@@ -252,6 +251,8 @@ def build_graphs(
 
     Raises ExportError as `build`, and where plugins cost a fused attention; BackendError as `RtxPlugins.register`.
     """
+    from tempme_export.kernels.aot import UNIVERSAL
+
     fused, batch = 0, recipe.profile.batch
     with scratch_folder("trt-rtx-check") as work:
         for name, write in exporters.items():

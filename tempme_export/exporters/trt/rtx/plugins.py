@@ -7,7 +7,6 @@ shapes the kernels are asked for too, at several batches, and kept: nothing can 
 """
 
 import ctypes
-import importlib
 import importlib.util
 import os
 import sys
@@ -31,6 +30,7 @@ from tempme_export.exporters.trt.plugin_operations import OPERATIONS
 from tempme_export.exporters.trt.plugins import Plugins, asked_call
 from tempme_export.exporters.trt.reports import Failure
 from tempme_export.exporters.trt.rtx.carriers import make_creator
+from tempme_export.runtime.tensorrt_package import import_plugins
 
 _LIBRARY = "libtensorrt_rtx.so"
 _TEMPLATES = "tensorrt_bindings"  # holds `tensorrt.plugin`
@@ -100,7 +100,7 @@ def _package(rtx: ModuleType, registry: _Registry) -> ModuleType:
         get_plugin_registry=lambda: registry,
     )
     with _named_tensorrt(package):
-        importlib.import_module("tensorrt.plugin")
+        import_plugins()
     return package
 
 
