@@ -58,7 +58,7 @@ test-floor: $(FLOOR_STAMP) ## all of tests/kernels in the oldest supported set: 
 	$(call suite,$(FLOOR_BIN)/pytest tests/kernels --ignore=tests/kernels/triton)
 	$(call suite,TRITON_INTERPRET=1 $(FLOOR_BIN)/pytest tests/kernels/triton)
 
-test-system: $(STAMP) ## install what using a bundle takes, from the registry, into a fresh environment, and use one there
+test-system: $(STAMP) ## with what the registry has: a fresh environment that uses a bundle, TensorRT-RTX that builds with our plugins
 	$(call suite,$(BIN)/pytest tests/system)
 
 test-processors: $(STAMP) ## every test that compares numbers, as older processors and other orders of addition compute
