@@ -5,13 +5,13 @@ from torch import Tensor
 
 from tempme_export.kernels.launch import (
     AttentionConfig,
-    attention_config,
     check_counts,
     check_rows,
     check_tensor,
     launch,
     match_overlaps_attention,
     power_of_two,
+    tiles,
 )
 from tempme_export.kernels.match import match_keys
 
@@ -35,7 +35,7 @@ def attention(qkv: Tensor, bias: Tensor | None, heads: int, config: AttentionCon
     bias = _check(qkv, bias, heads)
     items, n_tokens, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     out = torch.empty(items, n_tokens, width, dtype=qkv.dtype, device=qkv.device)
-    config = config or attention_config(n_tokens, qkv.dtype)
+    config = config or tiles().attention(n_tokens, qkv.dtype)
     launch(
         attention_kernel,
         (items * heads, -(-n_tokens // config.block_m)),
@@ -67,11 +67,11 @@ def attention_match(
         return attention(qkv, bias, heads, config), match_keys(qkv, heads, n_cls, r)
     out = torch.empty(items, n_tokens, width, dtype=qkv.dtype, device=qkv.device)
     assign = torch.empty(items, n_tokens, dtype=torch.int32, device=qkv.device)
-    config = config or attention_config(n_tokens, qkv.dtype)
-    tiles = -(-n_tokens // config.block_m)
+    config = config or tiles().attention(n_tokens, qkv.dtype)
+    parts = -(-n_tokens // config.block_m)
     launch(
         attention_match_kernel,
-        (items * (heads * tiles + 1),),
+        (items * (heads * parts + 1),),
         qkv.device,
         *(qkv, bias, n_tokens, n_cls, r, *qkv.stride(), out, assign),
         HEADS=heads,

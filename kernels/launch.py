@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -115,6 +115,34 @@ def attention_config(n_tokens: int, dtype: torch.dtype) -> AttentionConfig:
 def match_overlaps_attention(n_a: int, head_width: int) -> bool:
     """True for a match that fits the tiles and warps of an attention program; larger ones take their own launch."""
     return n_a <= 64 and head_width <= 64
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Choosers of the tiles of launches that are given none; by default what ships."""
+
+    match: Callable[[int, int, int, bool], MatchConfig] = match_config
+    rows: Callable[[int, int], RowsConfig] = rows_config
+    attention: Callable[[int, torch.dtype], AttentionConfig] = attention_config
+
+
+SHIPPED = Tiles()
+_tiles: ContextVar[Tiles] = ContextVar("choosers of tiles", default=SHIPPED)
+
+
+@contextlib.contextmanager
+def tiled(by: Tiles) -> Iterator[None]:
+    """Within, launches that are given no tiles take these."""
+    token = _tiles.set(by)
+    try:
+        yield
+    finally:
+        _tiles.reset(token)
+
+
+def tiles() -> Tiles:
+    """The choosers in use here."""
+    return _tiles.get()
 
 
 @functools.cache

@@ -8,9 +8,8 @@ from tempme_export.kernels.launch import (
     check_counts,
     check_rows,
     launch,
-    match_config,
     power_of_two,
-    rows_config,
+    tiles,
 )
 
 
@@ -22,7 +21,7 @@ def match_parts(
     n_tokens = tokens * factor
     n_a = check_counts(n_tokens, n_cls, r)
     plain = delta is None and factor == 1
-    config = config or match_config(n_a, width, clips // factor, plain)
+    config = config or tiles().match(n_a, width, clips // factor, plain)
     if not config.resident:
         high, low, scale = split_rows(metric, delta)
         best, best_b = score_rows(high, low, scale, factor, n_cls, config)
@@ -68,7 +67,7 @@ def split_rows(metric: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor, Te
     n_rows = clips * tokens
     high, low = (torch.empty(clips, tokens, width, dtype=torch.float16, device=metric.device) for _ in range(2))
     scale = torch.empty(clips, tokens, dtype=torch.float32, device=metric.device)
-    rows = rows_config(width, 1)
+    rows = tiles().rows(width, 1)
     launch(
         split_rows_kernel,
         (-(-n_rows // rows.block_rows),),

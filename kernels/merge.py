@@ -11,7 +11,7 @@ from tempme_export.kernels.launch import (
     check_tensor,
     launch,
     power_of_two,
-    rows_config,
+    tiles,
 )
 
 
@@ -62,7 +62,7 @@ def _merge(
     out = torch.empty(items, n_out, width, dtype=x.dtype, device=x.device)
     size_out = torch.empty(items, n_out, dtype=torch.float32, device=x.device)
 
-    config = config or rows_config(width, n_a)
+    config = config or tiles().rows(width, n_a)
     launch(
         merge_kernel,
         (items, -(-n_out // config.block_rows)),
@@ -140,7 +140,7 @@ def _add_norm(
         check_rows("delta", delta, like=x)
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     n_rows = clips * n_tokens
-    config = config or rows_config(width, 1)
+    config = config or tiles().rows(width, 1)
     launch(
         add_norm_kernel,
         (-(-n_rows // config.block_rows),),

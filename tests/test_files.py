@@ -1,9 +1,9 @@
 """What is written is whole or not there, and a name is taken only where it is free at that moment."""
 
 import os
-import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from contextlib import suppress
 from functools import partial
@@ -49,16 +49,10 @@ class TestWriteFile:
             write_file(path, interrupted)
         assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
-    def test_it_is_on_the_disk_before_it_has_its_name(self, tmp_path, monkeypatch):
+    def test_it_is_on_the_disk_before_it_has_its_name(self, tmp_path, before_calls):
         path, synced = tmp_path / "a.bin", []
-        fsync = os.fsync
-
-        def watch(descriptor):
-            synced.append(path.exists())
-            fsync(descriptor)
-
-        monkeypatch.setattr(files.os, "fsync", watch)
-        write_file(path, lambda stream: stream.write(b"x"))
+        with before_calls(os.fsync, lambda n: synced.append(path.exists())):
+            write_file(path, lambda stream: stream.write(b"x"))
         assert synced == [False, True], "the file, then the folder that names it"
 
     def test_no_folder(self, tmp_path):
@@ -169,16 +163,38 @@ class TestPublish:
         assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "work"]
 
 
+NOBODY = 65534
+
+
+@pytest.fixture
+def users_folder():
+    """A folder of a user with no rights beyond his own, who the test runs as: root may delete anything."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = os.geteuid() == 0
+        if root:
+            os.chown(folder, NOBODY, NOBODY)
+            os.seteuid(NOBODY)
+        try:
+            yield Path(folder)
+        finally:
+            if root:
+                os.seteuid(0)
+            for locked in Path(folder).rglob("kept"):
+                locked.chmod(0o700)
+
+
 class TestBuilding:
-    def test_what_cannot_be_deleted_is_told_and_no_error(self, publish, tmp_path, monkeypatch):
-        fill(tmp_path / "out", "old")
-        monkeypatch.setattr(shutil, "rmtree", lambda *args, **options: None)
-        with (
-            pytest.warns(LeftBehindWarning, match=r"\.out\..*could not be deleted"),
-            building(tmp_path / "out") as work,
-        ):
-            publish(work, tmp_path / "out", replace=True)
-        assert len(list(tmp_path.iterdir())) == 2
+    def test_what_cannot_be_deleted_is_told_and_no_error(self, publish, users_folder):
+        """The old folder holds one that its owner may not write to."""
+        out = users_folder / "out"
+        fill(out, "old")
+        fill(out / "kept", "for ever")
+        (out / "kept").chmod(0o500)
+        with pytest.warns(LeftBehindWarning, match=r"\.out\..*could not be deleted"), building(out) as work:
+            (work / "content").write_text("new")
+            publish(work, out, replace=True)
+        (left,) = (path for path in users_folder.iterdir() if path != out)
+        assert (out / "content").read_text() == "new" and (left / "kept" / "content").read_text() == "for ever"
 
     def test_the_longest_name(self, publish, tmp_path):
         with building(tmp_path / ("n" * 255)) as work:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -156,10 +156,27 @@ def _reason(stderr: str) -> str:
     return next((line for line in lines if "Exception in aoti_torch" in line), lines[-1])
 
 
-def _load_alone(package: Path) -> subprocess.CompletedProcess[str]:
-    """Load a package in a fresh process: machine code can end the process that tries."""
-    program = "import sys, torch; torch._inductor.aoti_load_package(sys.argv[1])"
-    return subprocess.run([sys.executable, "-c", program, str(package)], capture_output=True, text=True, check=False)
+class Compiler:
+    """AOTInductor: compiles a program, and loads what it made."""
+
+    def compile(self, program: ExportedProgram, package: Path, configs: Mapping[str, Any]) -> None:
+        """Write the package. Raises anything from KeyError to what the compiler's process left."""
+        from torch._inductor import aoti_compile_and_package
+
+        aoti_compile_and_package(program, package_path=str(package), inductor_configs=dict(configs))
+
+    def load(self, package: Path) -> subprocess.CompletedProcess[str]:
+        """Load a package in a fresh process: machine code can end the process that tries."""
+        words = [
+            sys.executable,
+            "-c",
+            "import sys, torch; torch._inductor.aoti_load_package(sys.argv[1])",
+            str(package),
+        ]
+        return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
+COMPILER = Compiler()
 
 
 def _check_loads(package: Path, done: subprocess.CompletedProcess[str]) -> None:
@@ -171,6 +188,30 @@ def _check_loads(package: Path, done: subprocess.CompletedProcess[str]) -> None:
             f"This is a fault between torch {torch.__version__} and this machine's C++ compiler or driver. Leave out "
             "--pt2, or name another compiler in the environment variable CXX."
         )
+
+
+def write_package(program: ExportedProgram, facts: PackageFacts, path: Path, compiler: Compiler = COMPILER) -> None:
+    """Compile a program with its facts as metadata; `path` is there when it has loaded, and not before.
+
+    Raises as `export_video`.
+    """
+    from torch._inductor.utils import fresh_cache
+
+    with (
+        library_path(path) as named,
+        tempfile.TemporaryDirectory(prefix=".pt2.", dir=Path(named).parent) as folder,
+        quiet_torch(),
+        torch.no_grad(),
+    ):
+        package = Path(folder) / path.name
+        try:
+            with fresh_cache(dir=folder):
+                compiler.compile(program, package, {**_THREADS, "aot_inductor.metadata": facts.to_metadata()})
+        except Exception as error:
+            raise _refusal(error, path) from error
+        _check_alone(package)
+        _check_loads(package, compiler.load(package))
+        package.replace(path)
 
 
 def export_video(
@@ -187,27 +228,9 @@ def export_video(
     if path.suffix != ".pt2":
         raise ExportError(f"{path} must end in .pt2, which torch asks of a package.")
     check_builder(device)
-    from torch._inductor import aoti_compile_and_package
-    from torch._inductor.utils import fresh_cache
-
-    with (
-        library_path(path) as named,
-        tempfile.TemporaryDirectory(prefix=".pt2.", dir=Path(named).parent) as folder,
-        quiet_torch(),
-        torch.no_grad(),
-    ):
+    with quiet_torch(), torch.no_grad():
         program = _trace(recipe, precision, device, frame_mask)
-        facts = _facts(recipe, precision, device, program)
-        package = Path(folder) / path.name
-        configs = {**_THREADS, "aot_inductor.metadata": facts.to_metadata()}
-        try:
-            with fresh_cache(dir=folder):
-                aoti_compile_and_package(program, package_path=str(package), inductor_configs=configs)
-        except Exception as error:  # Inductor raises anything from KeyError to what the compiler's process left
-            raise _refusal(error, path) from error
-        _check_alone(package)
-        _check_loads(package, _load_alone(package))
-        package.replace(path)
+    write_package(program, _facts(recipe, precision, device, program), path)
 
 
 def check(spec: Spec) -> None:

@@ -1,5 +1,6 @@
 """A bundle in use is one release of it, whatever becomes of its folder."""
 
+import os
 import pickle
 import shutil
 
@@ -61,23 +62,6 @@ def expected(mini_bundle, next_bundle, frames):
     return found
 
 
-class Sessions:
-    """Does something before the nth session is opened from now on."""
-
-    def __init__(self, monkeypatch, act, when):
-        import onnxruntime
-
-        real, opened = onnxruntime.InferenceSession, []
-
-        def open_session(*args, **kwargs):
-            opened.append(args)
-            if when(len(opened)):
-                act()
-            return real(*args, **kwargs)
-
-        monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
-
-
 def assert_is(expected, model, frames):
     np.testing.assert_array_equal(model.encode_video(frames), expected[0])
     np.testing.assert_array_equal(model.encode_text(TEXTS), expected[1])
@@ -130,15 +114,16 @@ def test_an_incomplete_bundle_is_not_loaded(releases, name, fault):
         tempme_export.load(path)
 
 
-def test_replaced_while_it_is_opened(releases, expected, frames, monkeypatch):
+def test_replaced_while_it_is_opened(releases, expected, frames, runs):
     path, replace = releases
-    Sessions(monkeypatch, replace, lambda n: n == 2)  # between the two towers
+    text = runs("text-ort", before=lambda opened: replace() if len(opened) == 1 else None)  # between the two towers
     assert_is(expected[1], tempme_export.load(path), frames)
+    assert text.opened == ["text.onnx"] * 2
 
 
-def test_replaced_again_and_again(releases, monkeypatch):
+def test_replaced_again_and_again(releases, runs):
     path, replace = releases
-    Sessions(monkeypatch, replace, lambda n: n % 2 == 0)
+    runs("text-ort", before=lambda opened: replace())
     with pytest.raises(BundleError, match=r"model\.tempme.*another release"):
         tempme_export.load(path)
 
@@ -168,33 +153,29 @@ def test_verified_and_replaced(releases, recording):
         tempme_export.verify(path, progress=told)
 
 
-def test_served_and_replaced(releases, tmp_path, monkeypatch):
+def test_served_and_replaced(releases, tmp_path, before_calls):
     """The configuration of one release over the files of another would not be seen by the server."""
-    import os
-
     from tempme_export.artifacts.bundle import open_bundle
     from tempme_export.serving.repository import write_repository
 
     path, replace = releases
-    link, calls = os.link, []
+    links = []
 
-    def replaced(source, target):
-        calls.append(source)
-        if len(calls) == 2:
+    def act(n):
+        links.append(n)
+        if n == 2:
             replace()
-        return link(source, target)
 
-    monkeypatch.setattr(os, "link", replaced)
-    with pytest.raises(BundleError, match="another release"):
+    with before_calls(os.link, act), pytest.raises(BundleError, match="another release"):
         write_repository(open_bundle(path), tmp_path / "models")
-    assert len(calls) == 2 and not (tmp_path / "models").exists()
+    assert links == [1, 2] and not (tmp_path / "models").exists()
     assert not list(tmp_path.glob(".models*"))
 
 
-def test_evaluated_and_replaced(releases, monkeypatch):
+def test_evaluated_and_replaced(releases, runs):
     from tempme_export.evaluation.encoders import open_encoder
 
     path, replace = releases
-    Sessions(monkeypatch, replace, lambda n: n == 2)
+    runs("text-ort", before=lambda opened: replace())
     with pytest.raises(BundleError, match="another release"):
         open_encoder(path)

@@ -1,9 +1,7 @@
 """One model, several threads: every caller gets its own answer, and each file is opened once."""
 
-import collections
-import pickle
+import copy
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from threading import Barrier
 
 import numpy as np
@@ -51,42 +49,26 @@ def test_every_thread_gets_its_own_embeddings(mini_bundle, videos):
     assert len(np.unique(np.stack(video), axis=0)) == THREADS, "a mix-up would show"
 
 
-@pytest.mark.parametrize("kind", ["loaded", "closed", "unpickled"])
-def test_each_file_is_opened_once(mini_bundle, videos, kind, monkeypatch):
-    import onnxruntime
-
-    opened = collections.Counter()
-
-    class Session(onnxruntime.InferenceSession):
-        def __init__(self, model, *args, **kwargs):
-            opened[Path(model).name] += 1
-            super().__init__(model, *args, **kwargs)
-
-    if kind == "unpickled":
-        model = pickle.loads(pickle.dumps(tempme_export.load(mini_bundle)))
-    elif kind == "closed":
-        model = tempme_export.load(mini_bundle)
+@pytest.mark.parametrize("kind", ["loaded", "closed", "copied"])
+def test_each_file_is_opened_once(mini_bundle, videos, kind, runs):
+    """A copy opens its files anew, as an unpickled model does."""
+    runtimes = [runs(name) for name in ("ort", "text-ort")]
+    model = tempme_export.load(mini_bundle)
+    if kind == "closed":
         model.close()
-    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
-    if kind == "loaded":
-        model = tempme_export.load(mini_bundle)
+    elif kind == "copied":
+        model = copy.copy(model)
+    for runtime in runtimes if kind != "loaded" else ():
+        runtime.opened.clear()
     at_once(lambda i: (model.encode_text([TEXTS[i]]), model.encode_video(videos[i])))
-    assert opened == {"video.onnx": 1, "text.onnx": 1}
+    assert [runtime.opened for runtime in runtimes] == [["video.onnx"], ["text.onnx"]]
 
 
-def test_many_texts_are_run_in_bounded_parts(mini_bundle, monkeypatch):
+def test_many_texts_are_run_in_bounded_parts(mini_bundle, runs):
     """A model takes any number of texts; the memory for it does not grow with them."""
-    import onnxruntime
-
-    batches = []
-
-    class Session(onnxruntime.InferenceSession):
-        def run(self, names, feed, *args):
-            batches.extend(len(array) for array in feed.values())
-            return super().run(names, feed, *args)
-
-    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    text = runs("text-ort")
     with tempme_export.load(mini_bundle) as model:
         found = model.encode_text([TEXTS[i % 8] for i in range(1003)])
+    batches = [len(inputs["token_ids"]) for inputs in text.seen]
     assert sum(batches) == 1003 and max(batches) <= 256
     np.testing.assert_allclose(found[1000:], found[:3], atol=1e-6)

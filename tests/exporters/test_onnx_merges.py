@@ -1,6 +1,5 @@
 """`--expose-merges`: the decisions become outputs of the video graph, and nothing else of it changes."""
 
-import copy
 import dataclasses
 import functools
 
@@ -16,7 +15,6 @@ from tempme_export.encoder.profile import FROM_CHECKPOINT, BatchRange, Profile
 from tempme_export.encoder.recipe import prepare
 from tempme_export.encoder.reference import MergeLog, ReferenceVideo
 from tempme_export.encoder.schedule import MergePolicy
-from tempme_export.exporters import onnx as to_onnx
 from tempme_export.exporters.onnx import export_video
 from tempme_export.media.preprocess import preprocess_for
 from tempme_export.parity.selftest import SAFE_GAP, draw_clip
@@ -71,20 +69,12 @@ def recipe_of(checkpoint_maker):
 
 @pytest.fixture(scope="module")
 def file_of(recipe_of, tmp_path_factory):
-    """Variant, with its merges or without -> path of its video tower; a model is exported once."""
-    to_proto, graphs = to_onnx.to_proto, {}
+    """Variant, with its merges or without -> path of its video tower."""
 
     @functools.cache
     def export(variant, with_merges):
-        def once(*args, **options):
-            if variant not in graphs:
-                graphs[variant] = to_proto(*args, **options)
-            return copy.deepcopy(graphs[variant])
-
         path = tmp_path_factory.mktemp("video") / "video.onnx"
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(to_onnx, "to_proto", once)
-            export_video(recipe_of(variant), path, frame_mask=variant.frame_mask, expose_merges=with_merges)
+        export_video(recipe_of(variant), path, frame_mask=variant.frame_mask, expose_merges=with_merges)
         return path
 
     return export

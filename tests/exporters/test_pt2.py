@@ -18,7 +18,7 @@ from tempme_export.encoder.schedule import MergePolicy
 from tempme_export.errors import BackendError, ExportError
 from tempme_export.exporters import pt2
 from tempme_export.parity.checks import cosine_distance
-from tempme_export.runtime.pt2 import KEY, Pt2Runner, read_package_facts
+from tempme_export.runtime.pt2 import KEY, PackageFacts, Pt2Runner, read_package_facts
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +42,25 @@ def package(recipe, tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def uncompiled(monkeypatch):
-    """Within a test nothing is traced, and `fail` is what the compiler does."""
+FACTS = PackageFacts("2.11", "cpu", "x86_64", "AVX2", "fp16", 4, {"frames": ("float32", (None, 6, 3, 48, 48))})
 
-    def install(fail):
-        program = type("Program", (), {"example_inputs": ((torch.zeros(2, 6, 3, 48, 48),), {})})
-        monkeypatch.setattr(pt2, "_trace", lambda *args: program)
-        monkeypatch.setattr("torch._inductor.aoti_compile_and_package", fail)
 
-    return install
+class Compiling(pt2.Compiler):
+    """Compiles by `work(package, configs)`; what it made is loaded for real, unless it is `taken` as it is."""
+
+    def __init__(self, work, taken=False):
+        self.work, self.taken = work, taken
+
+    def compile(self, program, package, configs):
+        self.work(package, configs)
+
+    def load(self, package):
+        return subprocess.CompletedProcess([], 0, "", "") if self.taken else super().load(package)
+
+
+def write(path, work, taken=False):
+    """A package of nothing, compiled by `work`."""
+    pt2.write_package(None, FACTS, path, Compiling(work, taken))
 
 
 class TestPackage:
@@ -159,69 +168,63 @@ class TestRefusals:
         with pytest.raises(ExportError, match=r"must end in \.pt2"):
             pt2.export_video(recipe, tmp_path / "video.bin")
 
-    def test_the_compilers_last_lines_are_shown(self, recipe, tmp_path, uncompiled):
+    def test_the_compilers_last_lines_are_shown(self, tmp_path):
         from torch._inductor.exc import CppCompileError, InductorError
 
-        def fail(program, package_path, inductor_configs):
+        def fail(package, configs):
             cause = CppCompileError(["g++"], "\n".join([f"line {k}" for k in range(50)] + ["error: no space"]))
             cause.__cause__ = subprocess.CalledProcessError(1, "g++")
             raise InductorError(cause, None)
 
-        uncompiled(fail)
         with pytest.raises(ExportError, match=r"video\.pt2 could not be compiled by torch") as caught:
-            pt2.export_video(recipe, tmp_path / "video.pt2")
+            write(tmp_path / "video.pt2", fail)
         assert caught.value.exit_code == 6
         assert str(caught.value).endswith("line 49\nerror: no space")
         assert "line 40" not in str(caught.value)
         assert list(tmp_path.iterdir()) == []
 
-    def test_triton_is_missing(self, recipe, tmp_path, uncompiled):
+    def test_triton_is_missing(self, tmp_path):
         from torch._inductor.exc import TritonMissing
 
-        def fail(program, package_path, inductor_configs):
+        def fail(package, configs):
             raise RuntimeError("lowering") from TritonMissing(None)
 
-        uncompiled(fail)
         with pytest.raises(BackendError, match="working triton installation") as caught:
-            pt2.export_video(recipe, tmp_path / "video.pt2")
+            write(tmp_path / "video.pt2", fail)
         assert caught.value.exit_code == 4
 
-    def test_half_a_package_is_not_left(self, recipe, tmp_path, uncompiled):
-        def fail(program, package_path, inductor_configs):
-            with open(package_path, "wb") as stream:
-                stream.write(b"half")
+    def test_half_a_package_is_not_left(self, tmp_path):
+        def fail(package, configs):
+            package.write_bytes(b"half")
             raise OSError("No space left on device")
 
-        uncompiled(fail)
         (tmp_path / "video.pt2").write_text("an older one")
         with pytest.raises(ExportError, match=r"OSError.*\nNo space left on device"):
-            pt2.export_video(recipe, tmp_path / "video.pt2")
+            write(tmp_path / "video.pt2", fail)
         assert [path.name for path in tmp_path.iterdir()] == ["video.pt2"]
         assert (tmp_path / "video.pt2").read_text() == "an older one"
 
-    def test_an_operator_that_needs_python_is_refused(self, recipe, tmp_path, uncompiled):
+    def test_an_operator_that_needs_python_is_refused(self, tmp_path):
         """What the compiler writes of an operator it could not look into."""
 
-        def compile_opaque(program, package_path, inductor_configs):
-            with zipfile.ZipFile(package_path, "w") as archive:
+        def compile_opaque(package, configs):
+            with zipfile.ZipFile(package, "w") as archive:
                 archive.writestr("data/wrapper.json", '{"nodes": [{"node": {"target": "tempme::match_tokens"}}]}')
                 archive.writestr("data/wrapper_metadata.json", '{"AOTI_DEVICE_KEY": "cpu"}')
 
-        uncompiled(compile_opaque)
         with pytest.raises(ExportError, match="calls back into the operators"):
-            pt2.export_video(recipe, tmp_path / "video.pt2")
+            write(tmp_path / "video.pt2", compile_opaque, taken=True)
         assert list(tmp_path.iterdir()) == []
 
-    def test_what_does_not_load_is_refused(self, recipe, tmp_path, uncompiled):
-        def compile_nothing(program, package_path, inductor_configs):
-            with zipfile.ZipFile(package_path, "w") as archive:
+    def test_what_does_not_load_is_refused(self, tmp_path):
+        def compile_nothing(package, configs):
+            with zipfile.ZipFile(package, "w") as archive:
                 archive.writestr("data/wrapper_metadata.json", "{}")
 
-        uncompiled(compile_nothing)
         with pytest.raises(
             ExportError, match=r"video\.pt2 was compiled, and a process that loaded it ended by exit code 1"
         ):
-            pt2.export_video(recipe, tmp_path / "video.pt2")
+            write(tmp_path / "video.pt2", compile_nothing)
         assert list(tmp_path.iterdir()) == []
 
     def test_a_crash_in_loading_is_refused_and_named(self, tmp_path):
@@ -234,18 +237,16 @@ class TestRefusals:
         with pytest.raises(ExportError, match=r"ended by signal 11\. .*Exception in aoti_torch: host memory This"):
             pt2._check_loads(tmp_path / "video.pt2", crashed)
 
-    def test_settings_that_reach_the_compiler(self, recipe, tmp_path, uncompiled, monkeypatch):
+    def test_settings_that_reach_the_compiler(self, tmp_path):
         seen = {}
-        monkeypatch.setattr(pt2, "_load_alone", lambda package: subprocess.CompletedProcess([], 0, "", ""))
 
-        def keep(program, package_path, inductor_configs):
-            seen.update(inductor_configs)
-            with zipfile.ZipFile(package_path, "w") as archive:
+        def keep(package, configs):
+            seen.update(configs)
+            with zipfile.ZipFile(package, "w") as archive:
                 archive.writestr("data/wrapper_metadata.json", "{}")
 
-        uncompiled(keep)
-        pt2.export_video(recipe, tmp_path / "video.pt2", "fp16")
-        assert seen["cpp.dynamic_threads"] is True
+        write(tmp_path / "video.pt2", keep, taken=True)
+        assert (tmp_path / "video.pt2").is_file() and seen["cpp.dynamic_threads"] is True
         assert seen["aot_inductor.metadata"].keys() == {KEY}
 
 
@@ -269,10 +270,10 @@ def test_a_compiler_that_fails(tmp_path):
     script = (
         "import pathlib, sys, types, torch\n"
         "from tempme_export.exporters import pt2\n"
-        "pt2._trace = lambda *rest: torch.export.export(torch.nn.Softmax(0), (torch.ones(3, 4),))\n"
-        "pt2._facts = lambda *rest: types.SimpleNamespace(to_metadata=dict)\n"
+        "program = torch.export.export(torch.nn.Softmax(0), (torch.ones(3, 4),))\n"
+        "facts = types.SimpleNamespace(to_metadata=dict)\n"
         "try:\n"
-        f"    pt2.export_video(None, pathlib.Path({str(tmp_path)!r}) / 'video.pt2')\n"
+        f"    pt2.write_package(program, facts, pathlib.Path({str(tmp_path)!r}) / 'video.pt2')\n"
         "except pt2.ExportError as error:\n"
         "    sys.stdout.write(str(error))\n"
     )

@@ -11,9 +11,7 @@ from PIL import Image
 
 import tempme_export
 from tempme_export.artifacts.bundle import Bundle, open_bundle
-from tempme_export.encoder import backbone
-from tempme_export.encoder.backbone import open_clip_config
-from tempme_export.encoder.checkpoint import from_state_dict
+from tempme_export.encoder.backbone import open_clip_backbone
 from tempme_export.encoder.profile import load_profile
 from tempme_export.encoder.recipe import prepare
 from tempme_export.encoder.reference import ReferenceText
@@ -26,6 +24,7 @@ from tempme_export.media.video import read_frames
 from tempme_export.parity.checks import cosine_distance
 from tempme_export.pipeline import export
 from tempme_export.retrieval import RetrievalModel
+from tempme_export.training.init import draw_clip
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -77,9 +76,9 @@ def assert_same(small_recipe, video_rounding, unit_error):
 
 @pytest.fixture
 def score_error(sum_error):
-    """How far a similarity may lie from the cosine times exp(4.6052): the products of two unit vectors of 32 numbers
+    """How far a similarity may lie from the cosine times exp(4.6052), by the width: the products of two unit vectors
     add up in any order, the exponent is rounded to half of 2^-21, and both the power and the product round once."""
-    return np.exp(4.6052) * (sum_error(32) + 2**-22 + np.finfo(np.float32).eps)
+    return lambda width: np.exp(4.6052) * (sum_error(width) + 2**-22 + np.finfo(np.float32).eps)
 
 
 class TestVideo:
@@ -201,8 +200,8 @@ class TestWithoutTokenizer:
         found = model.similarity(texts, videos)
         assert found.shape == (2, 3) and found.dtype == np.float32
         expected = np.exp(4.6052) * (texts.astype(np.float64) @ videos.T)
-        np.testing.assert_allclose(found, expected, rtol=0, atol=score_error)
-        np.testing.assert_allclose(found[:, 0], found[:, 2], rtol=0, atol=2 * score_error)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=score_error(32))
+        np.testing.assert_allclose(found[:, 0], found[:, 2], rtol=0, atol=2 * score_error(32))
         # The same session and the same shapes, and so the same kernels in the same order.
         np.testing.assert_array_equal(found, model.similarity(texts, [frames, frames[::-1].copy(), frames]))
 
@@ -216,53 +215,40 @@ class TestWithoutTokenizer:
         videos = model.encode_video([frames, frames[::-1].copy()])
         scores = model.similarity(videos, videos)
         square = np.exp(4.6052) * 2.01 * unit_error(32)  # what a length's error adds to its square
-        np.testing.assert_allclose(np.diag(scores), np.exp(4.6052), rtol=0, atol=score_error + square)
+        np.testing.assert_allclose(np.diag(scores), np.exp(4.6052), rtol=0, atol=score_error(32) + square)
         assert scores[0, 1] < scores[0, 0]
 
 
-WORDS = "open_clip config of the test"
+WORDED = """
+name = "worded"
+backbone = "tempme-mini"
+frames = 2
+text_length = 24
+
+[merge]
+image_r = 0
+clip_layers = [0]
+clip_factors = [2]
+cross_percent = 30
+intra_percent = 10
+size_bias = true
+clip_position = true
+
+[shapes]
+batch = [1, 2, 4]
+"""
 
 
 @pytest.fixture(scope="module")
-def worded(small_bundle, checkpoint_maker, tmp_path_factory):
-    """A small model with CLIP's whole vocabulary, exported for real, and its recipe.
-
-    No open_clip config is that small, so one is put where they are read: everything from the profile's check
-    to the tokenizer goes the way of a shipped profile.
-    """
-    settings = checkpoint_maker.settings(
-        "tiny", image=48, layers=1, text_layers=1, merge_layer="0", merge_frame_num="2", max_frames=2, vocab=49408
-    )
-    config = {
-        "embed_dim": 32,
-        "quick_gelu": True,
-        "vision_cfg": {"image_size": 48, "layers": 1, "width": 128, "patch_size": 16},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 1},
-    }
-    state = checkpoint_maker.make_state_dict(settings, seed=3)
-    checkpoint = from_state_dict({name: torch.from_numpy(np.array(x)) for name, x in state.items()}, source="worded")
+def worded(one_thread, tmp_path_factory):
+    """A small model with CLIP's whole vocabulary, exported for real, and its recipe."""
     folder = tmp_path_factory.mktemp("worded")
-    with pytest.MonkeyPatch.context() as patch:
-        real = open_clip_config
-        patch.setattr(backbone, "open_clip_config", lambda name: config if name == WORDS else real(name))
-        from tempme_export.media import tokenizer
-
-        real_text = tokenizer._text_config
-        patch.setattr(tokenizer, "_text_config", lambda name: config["text_cfg"] if name == WORDS else real_text(name))
-        text = f"""
-            name = "worded"
-            backbone = "{WORDS}"
-            frames = 2
-            text_length = 32
-            merge = {{image_r = 0, clip_layers = [0], clip_factors = [2], cross_percent = 30, intra_percent = 10, \
-size_bias = true, clip_position = true}}
-            shapes = {{batch = [1, 2, 4]}}
-        """
-        (folder / "worded.toml").write_text(text)
-        recipe = prepare(checkpoint, load_profile(folder / "worded.toml"))
-        export.export(checkpoint, recipe.profile, folder / "worded.tempme")
-        yield folder / "worded.tempme", recipe
-    backbone.open_clip_backbone.cache_clear()
+    (folder / "worded.toml").write_text(WORDED)
+    profile = load_profile(folder / "worded.toml")
+    checkpoint = draw_clip(open_clip_backbone(profile.backbone), 3, profile)
+    checkpoint.tensors["logit_scale"] = torch.tensor(4.6052)
+    export.export(checkpoint, profile, folder / "worded.tempme")
+    return folder / "worded.tempme", prepare(checkpoint, profile)
 
 
 class TestText:
@@ -274,17 +260,17 @@ class TestText:
             yield model
 
     def test_equal_to_the_reference_on_clips_own_tokens(self, speaking, assert_same, worded, text_rounding):
-        ids = Tokenizer("ViT-B-32-quickgelu", 32)(list(self.TEXTS))
-        assert ids.shape == (4, 32) and ids.max() == 49407
+        ids = Tokenizer("ViT-B-32-quickgelu", 24)(list(self.TEXTS))
+        assert ids.shape == (4, 24) and ids.max() == 49407
         expected = ReferenceText(worded[1])(torch.from_numpy(ids)).numpy()
         found = speaking.encode_text(list(self.TEXTS))
-        assert found.shape == (4, 32)
+        assert found.shape == (4, 128)
         assert_same(expected, found, text_rounding(worded[1].backbone))
         assert cosine_distance(found[:1], found[1:2]) > 1e-4
 
     def test_nothing_gives_nothing(self, speaking):
         found = speaking.encode_text([])
-        assert found.shape == (0, 32) and found.dtype == np.float32
+        assert found.shape == (0, 128) and found.dtype == np.float32
         assert speaking.similarity([], []).shape == (0, 0)
 
     def test_a_long_text_is_cut_aloud(self, speaking, worded, text_rounding):
@@ -312,7 +298,7 @@ class TestText:
         assert speaking.bundle.manifest["logit_scale"] == pytest.approx(4.6052, abs=2**-22)
         cosine = (t[:, None].astype(np.float64) * v[None]).sum(-1)
         assert found.shape == (4, 3)
-        np.testing.assert_allclose(found, np.exp(4.6052) * cosine, rtol=0, atol=score_error)
+        np.testing.assert_allclose(found, np.exp(4.6052) * cosine, rtol=0, atol=score_error(128))
 
 
 class TestLoad:

@@ -1,5 +1,6 @@
 """Commands, processes, disks and what is installed, as the system shows them to a user."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -26,6 +27,28 @@ def run_command(monkeypatch, capsys):
         return caught.value.code or 0, out, err
 
     return run
+
+
+@contextmanager
+def _before_calls(function, act):
+    number = itertools.count(1)
+
+    def watch(frame, event, argument):
+        if event == "c_call" and argument is function:
+            act(next(number))
+
+    sys.setprofile(watch)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+
+
+@pytest.fixture(scope="session")
+def before_calls():
+    """`with before_calls(function, act)`: `act(n)` before the nth call of a built-in function such as os.link, which
+    then does what it does. The interpreter tells of it; nothing is replaced."""
+    return _before_calls
 
 
 @contextmanager

@@ -8,13 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from tempme_export.cli import train, train_console
+from tempme_export.data.synthetic import write_world
 from tempme_export.encoder.checkpoint import load_checkpoint
 from tempme_export.encoder.profile import load_profile
 from tempme_export.training import loop
@@ -63,8 +63,11 @@ def refusal(result, code, *words):
         assert word in lines[0]
 
 
-def small_world(draw_splits, train_clips, test_clips, seed):
-    return draw_splits(9, 4, seed)
+def documented_training():
+    """Arguments of the training from nothing in docs/training.md, but for its cache."""
+    page = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    (line,) = re.findall(r"^tempme-train (.*--init scratch.*)$", page, re.MULTILINE)
+    return without(shlex.split(line), "cache")
 
 
 def without(arguments, name):
@@ -115,12 +118,8 @@ class TestUsage:
         ]
 
     def test_the_documented_training_from_nothing(self, tempme_train, tmp_path, monkeypatch):
-        from tempme_export.data import synthetic
-
-        monkeypatch.setattr(synthetic, "draw_splits", partial(small_world, synthetic.draw_splits))
-        page = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8").replace("\\\n", " ")
-        (line,) = re.findall(r"^tempme-train (.*--init scratch.*)$", page, re.MULTILINE)
-        documented = without(shlex.split(line), "cache")
+        """Of a world of a few clips, which is there before."""
+        documented = documented_training()
         assert {"--seed", "--betas", "--eps", "--decay", "--train-temperature"} <= set(documented)
         small = [*documented, "--epochs", "1", "--batch", "4", "--out", tmp_path / "out", "--device", "cpu"]
         refusal(tempme_train(*small, "--dry-run"), 2, "out/world is not rendered yet", "--dry-run")
@@ -128,6 +127,8 @@ class TestUsage:
         refusal(tempme_train(*small), 2, "not rendered yet", "single process")
         assert list(tmp_path.iterdir()) == []
         monkeypatch.delenv("WORLD_SIZE")
+        (tmp_path / "out").mkdir()
+        write_world(tmp_path / "out" / "world", train_clips=9, test_clips=4, workers=1)
         code, _, err = tempme_train(*small, "--workers", "1")
         assert code == 0, err
         assert "synthetic train   9 videos" in err and "synthetic test   4 videos" in err
@@ -282,6 +283,23 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(
         assert_same_weights(killed / name, whole / name)
     kept = [[row["step"] for row in read_rows(out / loop.METRICS)] for out in (whole, killed)]
     assert kept[0] == kept[1] == [1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9, 9, 10, 11, 12, 12]
+
+
+def test_a_world_that_is_not_there_is_rendered_first(tmp_path):
+    """The documented training, stopped as soon as its clips are being rendered."""
+    command = [*COMMAND, *documented_training(), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+    try:
+        begun = next((line for line in process.stderr if line.startswith("started")), "")
+        assert "rendering clips, 5000 clips" in begun
+        while not list(tmp_path.glob("out/.world.*/train/*.mp4")):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.005)
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=300)
+    assert process.returncode == 130 and "Traceback" not in err
+    assert list(tmp_path.rglob("*.mp4")) == [] and not list(tmp_path.glob("out/.world.*"))
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])

@@ -112,12 +112,14 @@ def _tensors(call: PluginCall, clips: int) -> dict[str, Tensor]:
     }
 
 
-def record(call: PluginCall, clips: int) -> tuple[aot.Launch, ...]:
+def record(call: PluginCall, clips: int, operation: Operation | None = None) -> tuple[aot.Launch, ...]:
     """Launches of a node for so many clips, one for each configuration worth trying; equal ones once.
+
+    operation  of the node; None: by its type
 
     Raises ExportError for what the kernel cannot take, BackendError without Triton.
     """
-    operation, attributes = operation_of(call.op_type), dict(call.attributes)
+    operation, attributes = operation or operation_of(call.op_type), dict(call.attributes)
     try:
         tensors = _tensors(call, clips)
         found: dict[aot.Launch, None] = {}

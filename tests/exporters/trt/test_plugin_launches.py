@@ -1,6 +1,7 @@
 """What plugins launch, as functions of the batch, against what the launchers launch at that batch."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -185,9 +186,11 @@ def test_the_tactics_of_a_match_are_the_launchers_choices(items, config):
     assert dict(found.constants)["BLOCK_A"] == chosen.block_a
 
 
-def test_equal_configurations_are_one_tactic(monkeypatch):
-    monkeypatch.setattr(launch, "_is_many", lambda programs, limit: True)
-    assert len(launches.plugin_launches.__wrapped__(launches.call_of(KEYS, "fp32"))) == 1
+def test_equal_configurations_are_one_tactic():
+    real = OPERATIONS[KEYS.op_type]
+    same = dataclasses.replace(real, configurations=lambda *given: 2 * real.configurations(*given)[:1])
+    recorder = functools.partial(launches.record, operation=same)
+    assert len(launches.plugin_launches(launches.call_of(KEYS, "fp32"), recorder)) == 1
 
 
 def test_the_first_merge_configuration_is_the_launchers():

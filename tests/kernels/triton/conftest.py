@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tempme_export.kernels import attention, launch, match, merge
-from tempme_export.kernels.launch import AttentionConfig, MatchConfig, RowsConfig, power_of_two
+from tempme_export.kernels import launch
+from tempme_export.kernels.launch import AttentionConfig, MatchConfig, RowsConfig, Tiles, power_of_two
 
 HERE = Path(__file__).parent
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
@@ -55,17 +55,16 @@ def shipped_tiles():
 
 
 @pytest.fixture(autouse=True)
-def _large_tiles(request, monkeypatch):
+def _large_tiles(request):
     """The interpreter takes as long for a small tile as for a large one: fewer programs where tiles are not the point.
 
     A GPU runs what ships, and so do tests that ask for `shipped_tiles` or pass a configuration.
     """
     if not launch.interpreting() or "shipped_tiles" in request.fixturenames:
+        yield
         return
-    monkeypatch.setattr(match, "match_config", _large_match)
-    monkeypatch.setattr(attention, "attention_config", _large_attention)
-    for module in (match, merge):
-        monkeypatch.setattr(module, "rows_config", _large_rows)
+    with launch.tiled(Tiles(_large_match, _large_rows, _large_attention)):
+        yield
 
 
 def _check_close(found, expected):
