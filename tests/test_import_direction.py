@@ -84,7 +84,6 @@ DOORS = {  # from a function alone; the modules that artifacts.registry names, A
     ("evaluation.encoders", "evaluation.checkpoint_encoder"),
     ("doctor.probes", "torch"),
     ("doctor.probes", "encoder.ops"),
-    ("doctor.probes", "exporters.trt.requirements"),
 }
 OPEN_DOORS = {("parity.selftest", "kernels")}  # a number that lies in the package itself, which loads nothing
 

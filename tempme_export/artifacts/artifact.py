@@ -139,6 +139,7 @@ class Artifact:
     source   the file of the bundle that it is built from, without any weights of the checkpoint, so that it can be
              built again; None: from the checkpoint
     graph    the file of another artifact whose operators it holds: an export writes that too, and servers get both
+    exposes  it returns the decision of every merge, where an export is asked to expose them
     needs    what a machine must have to build it: Requirements, or the name of the module that is them
     """
 
@@ -152,6 +153,7 @@ class Artifact:
     drafted: bool = False
     source: str | None = None
     graph: str | None = None
+    exposes: bool = False
     needs: "str | Requirements | None" = field(default=None, compare=False)
 
     @property

@@ -88,6 +88,22 @@ class Folder:
 
 
 @dataclass(frozen=True)
+class Library:
+    """A package that is a runtime, as the doctor looks for it.
+
+    name           the doctor's, and the package's to import
+    distributions  that it may come with
+    probe          name of the module whose `probe` loads it for real; one that reports `providers` has `probe_provider`
+    on_gpu         its probe is told whether there is a GPU ("yes" or "no")
+    """
+
+    name: str
+    distributions: tuple[str, ...]
+    probe: str
+    on_gpu: bool = False
+
+
+@dataclass(frozen=True)
 class Need:
     """Something that a user may want to do, and the parts of a machine that it takes.
 
@@ -132,6 +148,7 @@ class Backend:
     offered  to users; another is there for its artifact's acceptance, or beside the videos, alone
     counts_threads  it can be told how many threads to take
     need     what it takes of a machine; None: nothing that a machine could lack
+    library  package that runs it; None: torch, or one that another backend names
     platform how a server runs it; None where it cannot
     replays  runs of a batch size after which the runner may repeat what it recorded
     """
@@ -147,6 +164,7 @@ class Backend:
     replays: int = 0
     counts_threads: bool = True
     need: Need | None = None
+    library: Library | None = None
     platform: Platform | None = None
 
     @property

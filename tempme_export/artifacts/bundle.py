@@ -15,7 +15,6 @@ from tempme_export.artifacts import registry
 from tempme_export.artifacts.backend import Folder
 from tempme_export.artifacts.graph_files import is_data
 from tempme_export.artifacts.manifest import misfits
-from tempme_export.artifacts.registry import PACKAGE, TEXT_ONNX, VIDEO_ONNX
 from tempme_export.encoder.conventions import Statement
 from tempme_export.encoder.profile import Profile, parse_profile
 from tempme_export.encoder.schedule import Schedule, build_schedule
@@ -24,7 +23,6 @@ from tempme_export.files import file_sha256
 from tempme_export.names import printable
 
 MANIFEST, SELFTEST = "manifest.json", "selftest.npz"
-VIDEO, TEXT, PT2 = VIDEO_ONNX.file, TEXT_ONNX.file, PACKAGE.file
 FORMAT = 1
 SUFFIX = ".tempme"
 _KEYS = {
@@ -207,7 +205,8 @@ def verify_files(bundle: Bundle) -> Intact:
 
 def _check_replaceable(out: Path) -> None:
     # A manifest alone proves nothing: browser extensions and web applications have one of that name.
-    is_bundle = (out / MANIFEST).is_file() and any((out / name).is_file() for name in (VIDEO, TEXT, SELFTEST))
+    usual = [*(one.file for one in registry.ARTIFACTS if one.option is None), SELFTEST]
+    is_bundle = (out / MANIFEST).is_file() and any((out / name).is_file() for name in usual)
     if not is_bundle and not (out.is_dir() and not any(out.iterdir())):
         raise BundleError(f"{out} exists and is no bundle; it is left alone. Choose another --out.")
 

@@ -4,13 +4,14 @@ from collections.abc import Container, Iterator
 from contextlib import contextmanager
 
 from tempme_export.artifacts.artifact import Artifact, Tower
-from tempme_export.artifacts.backend import Backend, Folder, Need, Platform, Reveals
+from tempme_export.artifacts.backend import Backend, Folder, Library, Need, Platform, Reveals
 from tempme_export.errors import BackendError, did_you_mean
 
 _EXPORTERS, _RUNNERS = "tempme_export.exporters", "tempme_export.runtime"
+_ENGINE_NEEDS = f"{_EXPORTERS}.trt.requirements"
 _GRAPHS = "tempme_export.quantization.graphs"  # above the exporters: a float or int8
 
-VIDEO_ONNX = Artifact("video.onnx", "video", _GRAPHS)
+VIDEO_ONNX = Artifact("video.onnx", "video", _GRAPHS, exposes=True)
 TEXT_ONNX = Artifact("text.onnx", "text", _GRAPHS)
 PACKAGE = Artifact(
     "video.pt2",
@@ -30,7 +31,7 @@ PLAN = Artifact(
     help="Also build video.plan, a TensorRT engine for this GPU.",
     bound=True,
     source=PLUGIN_ONNX.file,
-    needs=f"{_EXPORTERS}.trt.requirements",
+    needs=_ENGINE_NEEDS,
 )
 ORT_LIBRARY = Artifact(
     "libtempme_ort.so",
@@ -66,6 +67,7 @@ BACKENDS: tuple[Backend, ...] = (
             "accept and run bundles with ONNX Runtime",
             {"onnxruntime": _CPU_EXTRA, "CPUExecutionProvider": _CPU_EXTRA},
         ),
+        library=Library("onnxruntime", ("onnxruntime-gpu", "onnxruntime"), _ORT),
         platform=Platform("video", "onnxruntime_onnx"),
     ),
     Backend(
@@ -103,6 +105,7 @@ BACKENDS: tuple[Backend, ...] = (
                 "tensorrt": "pip install 'tempme-export[trt]'",
             },
         ),
+        library=Library("tensorrt", ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"), _ENGINE_NEEDS, on_gpu=True),
         platform=Platform(
             "video_trt",
             "tensorrt_plan",
@@ -123,6 +126,7 @@ BACKENDS: tuple[Backend, ...] = (
         packages=("openvino",),
         verifies=False,
         need=Need("openvino", "run bundles with OpenVINO", {"openvino": _OPENVINO_EXTRA}),
+        library=Library("openvino", ("openvino",), f"{_RUNNERS}.openvino"),
     ),
     Backend(
         "ort-cuda",
@@ -214,6 +218,16 @@ def rebuilt() -> tuple[Artifact, ...]:
 def offered(tower: Tower = "video") -> tuple[str, ...]:
     """Names of the backends that a user may ask for."""
     return tuple(one.name for one in BACKENDS if one.artifact.tower == tower and one.offered)
+
+
+def exposing() -> Artifact:
+    """The artifact that returns its decisions, where an export is asked to expose merges."""
+    return next(one for one in ARTIFACTS if one.exposes)
+
+
+def libraries() -> tuple[Library, ...]:
+    """The packages that backends run on, each once."""
+    return tuple(dict.fromkeys(one.library for one in BACKENDS if one.library is not None))
 
 
 def find_backend(name: str | None, device: str | None = None) -> Backend:

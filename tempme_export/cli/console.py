@@ -220,8 +220,10 @@ def show_bundle(bundle: "Bundle") -> None:
     names = ", ".join([*bundle.manifest["files"], "manifest.json"])
     _line("bundle", f"{bundle.path}   {total / 1e6:.1f} MB: {names}")
     if bundle.manifest.get("trace"):
+        from tempme_export.artifacts.registry import exposing
+
         merges = [merge.assign_name for merge in bundle.schedule.merges]
-        _line("merges", f"video.onnx also returns {len(merges)} merges, {merges[0]} to {merges[-1]}")
+        _line("merges", f"{exposing().file} also returns {len(merges)} merges, {merges[0]} to {merges[-1]}")
 
 
 def show_repository(written: Sequence[Path]) -> None:

@@ -119,7 +119,8 @@ def export(
         typer.Option(
             "--expose-merges",
             rich_help_panel=_GRAPH,
-            help="Add the outputs assign_00, assign_01, ... to video.onnx: the token that each token was merged into.",
+            help=f"Add the outputs assign_00, assign_01, ... to {registry.exposing().file}: the token that each token "
+            "was merged into.",
         ),
     ] = False,
     opset: Annotated[int, typer.Option(rich_help_panel=_GRAPH, help="ONNX opset: 18, 20 or 23.")] = 18,

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tempme_export.artifacts import registry
 from tempme_export.doctor.process import TIME_LIMIT, ask_probe
 from tempme_export.files import name_temporary_folder
 from tempme_export.runtime.processor import Int8Products, int8_products
@@ -148,16 +149,16 @@ def _plain(name: str, module: str | None = None) -> _Library:
 
 
 # The slowest first: there may be fewer cores than probes.
-_LIBRARIES = (
+_SLOW = (
     _plain("open_clip_torch", "open_clip"),
     _Library("torch", "torch", ("torch",), ("torch",)),
     _plain("onnxscript"),
-    _Library("openvino", "openvino", ("openvino",), ("openvino",)),
+)
+_QUICK = (
     _plain("matplotlib"),
     _plain("polars"),
     _plain("onnx"),
     _plain("triton"),
-    _Library("onnxruntime", "onnxruntime", ("onnxruntime-gpu", "onnxruntime"), ("onnxruntime",)),
     _Library("av", "av", ("av",), ("av",)),
     _plain("numpy"),
     _plain("safetensors"),
@@ -165,9 +166,14 @@ _LIBRARIES = (
     _plain("tokenizers"),
     _plain("ftfy"),
 )
-_TENSORRT = _Library("tensorrt", "tensorrt", ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"), ("tensorrt",))
 _COMPILERS = ("triton", "C compiler")  # what a fused kernel takes beside a GPU
 _TOOLS = {"C++ compiler": "cxx", "C compiler": "cc"}
+
+
+def _runtimes(on_gpu: bool) -> tuple[_Library, ...]:
+    """The packages that backends run on: those whose probe hangs on a GPU, or the others."""
+    found = (one for one in registry.libraries() if one.on_gpu == on_gpu)
+    return tuple(_Library(one.name, one.name, one.distributions, (one.name,)) for one in found)
 
 
 def is_there(module: str) -> bool:
@@ -218,23 +224,23 @@ def probe_disks() -> tuple[Disk, ...]:
     return tuple(map(probe_disk, dict.fromkeys((here, Path(tempfile.gettempdir())))))
 
 
-def _provider(name: str, ask: Ask) -> Part:
+def _provider(runtime: str, name: str, ask: Ask) -> Part:
     """One execution provider: alone, and where that fails as in a process that has imported torch."""
-    alone = _part(name, ask("provider", name))
+    alone = _part(name, ask("provider", runtime, name))
     if alone.problem is None or name == "CPUExecutionProvider":
         return alone
-    after = _part(name, ask("provider_after_torch", name))
+    after = _part(name, ask("provider_after_torch", runtime, name))
     return after if after.problem is None else alone
 
 
 def _providers(runtime: Part, report: Mapping[str, Any], ask: Ask, pool: ThreadPoolExecutor) -> list[Part]:
-    """Every provider this ONNX Runtime was built with; CUDA also where it was not."""
-    if runtime.problem is not None:
+    """Every provider that a runtime was built with, if it has any; CUDA also where it was not."""
+    built = list(report.get("providers", ()))
+    if runtime.problem is not None or not built:
         return []
-    built = list(report["providers"])
-    parts = list(pool.map(lambda name: _provider(name, ask), built))
+    parts = list(pool.map(lambda name: _provider(runtime.name, name, ask), built))
     if CUDA_PROVIDER not in built:
-        parts.append(Part(CUDA_PROVIDER, problem="this ONNX Runtime was built without it"))
+        parts.append(Part(CUDA_PROVIDER, problem=f"this {runtime.name} was built without it"))
     return parts
 
 
@@ -263,15 +269,17 @@ def examine(source: Source | None = None) -> Machine:
 
     with ThreadPoolExecutor(max(2, host.cores)) as pool:
         driver_answer = pool.submit(asked, "driver")
-        libraries = {one.name: pool.submit(library, one) for one in _LIBRARIES}
+        asked_of = (*_SLOW, *_runtimes(on_gpu=False), *_QUICK)
+        libraries = {one.name: pool.submit(library, one) for one in asked_of}
         tools = {name: pool.submit(asked, probe) for name, probe in _TOOLS.items()}
         driver = driver_answer.result()
-        tensorrt = pool.submit(library, _TENSORRT, "yes" if "report" in driver else "no")
-        runtime, report = libraries["onnxruntime"].result()
-        providers = _providers(runtime, report, asked, pool)
+        gpu = "yes" if "report" in driver else "no"
+        on_gpu = [pool.submit(library, one, gpu) for one in _runtimes(on_gpu=True)]
+        reports = [libraries[one.name].result() for one in _runtimes(on_gpu=False)]
+        providers = [part for runtime, report in reports for part in _providers(runtime, report, asked, pool)]
         found = {"driver": _part("driver", driver)}
         found |= {name: future.result()[0] for name, future in libraries.items()}
         found |= {name: _part(name, future.result()) for name, future in tools.items()}
-        parts = [*found.values(), *_gpu_parts(found, asked), *providers, tensorrt.result()[0]]
+        parts = [*found.values(), *_gpu_parts(found, asked), *providers, *(one.result()[0] for one in on_gpu)]
     gpus = driver.get("report", {}).get("gpus", ())
     return Machine(host, probe_disks(), tuple(ListedGpu(gpu["name"], gpu["capability"]) for gpu in gpus), tuple(parts))

@@ -1,7 +1,7 @@
 """The probes of `tempme-doctor`, each in a process of its own: it loads one part for real and says what it saw.
 
-A probe returns {"version": text or None, "notes": [text, ...]} and perhaps more; whatever it raises is the problem. The
-probes of a GPU have not been run with one yet.
+Whatever a probe raises is the problem. Runtimes have theirs in modules that the registry names. The probes of a GPU
+have not been run with one yet.
 """
 
 import importlib
@@ -15,26 +15,13 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-Report = dict[str, Any]
+from tempme_export.artifacts import registry
+from tempme_export.errors import BackendError
+from tempme_export.runtime.probing import ProbeError, Report, report, version_of
 
-# An ONNX file of 63 bytes: y = x + x, float32 [2], opset 18.
-DOUBLE = (
-    b'\x08\x08:5\n\x0e\n\x01x\n\x01x\x12\x01y"\x03Add\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x02'
-    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x02B\x04\n\x00\x10\x12"
-)
-_REMOTE = "AzureExecutionProvider"  # calls a service; nothing on this machine
 _DECODERS = ("h264", "hevc", "vp9", "av1")
-
-
-class ProbeError(RuntimeError):
-    """A part is there and does not do what it is for."""
-
-
-def _version(module: Any) -> str | None:
-    found = getattr(module, "__version__", None)
-    return None if found is None else str(found)
 
 
 def _finding(error: Exception) -> str:
@@ -42,14 +29,9 @@ def _finding(error: Exception) -> str:
     return str(error).partition(". ")[0]
 
 
-def _check_double(found: Any) -> None:
-    if list(found) != [3.0, -5.0]:
-        raise ProbeError(f"computed {list(found)} for 2 * [1.5, -2.5], expected [3.0, -5.0]")
-
-
 def probe_module(name: str) -> Report:
     """Import a package that has nothing more to show."""
-    return {"version": _version(importlib.import_module(name)), "notes": []}
+    return report(version_of(importlib.import_module(name)))
 
 
 def probe_torch() -> Report:
@@ -61,11 +43,7 @@ def probe_torch() -> Report:
         raise ProbeError(f"a product of ones on the CPU is {product.tolist()}")
     cuda = torch.version.cuda
     build = f"built for CUDA {cuda}" if cuda else "built for the CPU alone"
-    return {
-        "version": torch.__version__,
-        "notes": [build, f"CPU code {torch.backends.cpu.get_cpu_capability()}"],
-        "cuda": cuda,
-    }
+    return report(torch.__version__, build, f"CPU code {torch.backends.cpu.get_cpu_capability()}", cuda=cuda)
 
 
 def probe_torch_gpu() -> Report:
@@ -84,7 +62,7 @@ def probe_torch_gpu() -> Report:
         notes.append(f"cuda:{index} has {free / 1e9:.0f} of {total / 1e9:.0f} GB free")
     if not notes:
         raise ProbeError("torch sees no GPU")
-    return {"version": None, "notes": notes}
+    return report(None, *notes)
 
 
 def probe_kernels() -> Report:
@@ -100,73 +78,38 @@ def probe_kernels() -> Report:
     error = (found.double() - expected).abs().max().item()
     if not error < 1e-4:
         raise ProbeError(f"a fused LayerNorm is {error:.2g} off its definition")
-    return {"version": None, "notes": [f"a fused LayerNorm is within {error:.1g} of its definition"]}
+    return report(None, f"a fused LayerNorm is within {error:.1g} of its definition")
 
 
 def probe_driver() -> Report:
     """Ask the NVIDIA driver for its GPUs: `gpus`, `release` and `cuda`, the newest CUDA version that it runs."""
-    from tempme_export.errors import BackendError
     from tempme_export.runtime.nvidia import find_gpu
 
-    try:
-        gpus = [find_gpu("cuda:0")]
-    except BackendError as error:
-        raise ProbeError(_finding(error)) from error
+    gpus = [find_gpu("cuda:0")]
     while True:
         try:
             gpus.append(find_gpu(f"cuda:{len(gpus)}"))
         except BackendError:
             break
-    release, cuda = gpus[0].driver or None, ".".join(map(str, gpus[0].cuda))
-    return {
-        "version": release,
-        "notes": [f"runs CUDA up to {cuda}"],
-        "cuda": cuda,
-        "gpus": [asdict(gpu) | {"capability": gpu.capability} for gpu in gpus],
-    }
+    cuda = ".".join(map(str, gpus[0].cuda))
+    found = [asdict(gpu) | {"capability": gpu.capability} for gpu in gpus]
+    return report(gpus[0].driver or None, f"runs CUDA up to {cuda}", cuda=cuda, gpus=found)
 
 
-def probe_onnxruntime() -> Report:
-    """Import ONNX Runtime; `providers` are those it was built with, which says nothing about whether they load."""
-    import onnxruntime
-
-    providers = [name for name in onnxruntime.get_available_providers() if name != _REMOTE]
-    return {"version": _version(onnxruntime), "notes": [], "providers": providers}
+def _runtime(name: str) -> Any:
+    """The module that probes a runtime of the registry."""
+    return importlib.import_module(next(one.probe for one in registry.libraries() if one.name == name))
 
 
-def probe_provider(name: str) -> Report:
-    """Run a graph of one node on one execution provider; ONNX Runtime falls back to another without a word."""
-    import numpy as np
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(DOUBLE, providers=[name])
-    if name not in session.get_providers():
-        raise ProbeError(f"does not load: ONNX Runtime fell back to {', '.join(session.get_providers())}")
-    (found,) = session.run(None, {"x": np.array([1.5, -2.5], np.float32)})
-    _check_double(found)
-    return {"version": None, "notes": []}
+def probe_provider(runtime: str, name: str) -> Report:
+    """Run a graph of one node on one execution provider of a runtime that has several."""
+    return cast(Report, _runtime(runtime).probe_provider(name))
 
 
-def probe_provider_after_torch(name: str) -> Report:
+def probe_provider_after_torch(runtime: str, name: str) -> Report:
     """The same where torch has loaded its CUDA libraries before, as in every command of this package."""
     importlib.import_module("torch")
-    return probe_provider(name) | {"notes": ["with the CUDA libraries that torch has loaded"]}
-
-
-def probe_openvino() -> Report:
-    """Compile and run a graph of one node on the CPU."""
-    import numpy as np
-
-    from tempme_export.runtime.openvino import without_telemetry
-
-    with without_telemetry():
-        import openvino
-
-    core = openvino.Core()
-    compiled = core.compile_model(core.read_model(DOUBLE), "CPU")
-    _check_double(compiled({"x": np.array([1.5, -2.5], np.float32)})[0])
-    version = (_version(openvino) or "").partition("-")[0]
-    return {"version": version or None, "notes": [f"devices {', '.join(core.available_devices)}"]}
+    return probe_provider(runtime, name) | {"notes": ["with the CUDA libraries that torch has loaded"]}
 
 
 def probe_av() -> Report:
@@ -174,33 +117,8 @@ def probe_av() -> Report:
     import av
 
     absent = [name for name in _DECODERS if name not in av.codecs_available]
-    notes = [f"no decoder for {', '.join(absent)}"] if absent else [f"decodes {', '.join(_DECODERS)}"]
-    return {"version": _version(av), "notes": notes}
-
-
-def probe_tensorrt(with_builder: str) -> Report:
-    """Load TensorRT's bindings and libraries; with a GPU ("yes") also see whether that will do, and start the
-    builder."""
-    from tempme_export.errors import BackendError
-    from tempme_export.exporters.trt.requirements import unfit_for_engine
-    from tempme_export.runtime.nvidia import find_gpu
-    from tempme_export.runtime.tensorrt_package import SUPPORTED, import_plugins, import_tensorrt, offers_tactics
-
-    try:
-        trt = import_tensorrt()
-    except BackendError as error:
-        raise ProbeError(_finding(error)) from error
-    import_plugins()
-    if with_builder == "yes":
-        unfit = list(unfit_for_engine(find_gpu(), str(trt.__version__)))
-        if unfit:
-            raise ProbeError(" ".join(unfit))
-        if not trt.Builder(trt.Logger(trt.Logger.ERROR)):
-            raise ProbeError("its builder does not start")
-    notes = ["bindings and libraries"]
-    if not offers_tactics(str(trt.__version__)):
-        notes.append(f"times one launch of each plugin; {SUPPORTED}")
-    return {"version": _version(trt), "notes": notes}
+    note = f"no decoder for {', '.join(absent)}" if absent else f"decodes {', '.join(_DECODERS)}"
+    return report(version_of(av), note)
 
 
 def _compile(compiler: str, language: str, source: str, *flags: str) -> Report:
@@ -213,7 +131,7 @@ def _compile(compiler: str, language: str, source: str, *flags: str) -> Report:
     if done.returncode:
         said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip())
         raise ProbeError(f"{compiler} does not compile here: {said}")
-    return {"version": None, "notes": [path]}
+    return report(None, path)
 
 
 def probe_cxx() -> Report:
@@ -236,12 +154,9 @@ PROBES: dict[str, Callable[..., Report]] = {
     "torch_gpu": probe_torch_gpu,
     "kernels": probe_kernels,
     "driver": probe_driver,
-    "onnxruntime": probe_onnxruntime,
     "provider": probe_provider,
     "provider_after_torch": probe_provider_after_torch,
-    "openvino": probe_openvino,
     "av": probe_av,
-    "tensorrt": probe_tensorrt,
     "cxx": probe_cxx,
     "cc": probe_cc,
 }
@@ -249,12 +164,15 @@ PROBES: dict[str, Callable[..., Report]] = {
 
 def _asked(name: str, arguments: list[str]) -> Report:
     try:
-        return {"report": PROBES[name](*arguments)}
+        probe = PROBES.get(name) or _runtime(name).probe
+        return {"report": probe(*arguments)}
     except ModuleNotFoundError as error:
         return {"problem": f"needs the module {error.name}, which is not installed"}
     except Exception as error:  # whatever a foreign library raises is the finding
         said = str(error).strip() or type(error).__name__
-        return {"problem": said if isinstance(error, ProbeError) else f"{type(error).__name__}: {said}"}
+        if isinstance(error, BackendError):
+            said = _finding(error)
+        return {"problem": said if isinstance(error, ProbeError | BackendError) else f"{type(error).__name__}: {said}"}
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from tempme_export.errors import BackendError, BundleError
 from tempme_export.files import library_path
 from tempme_export.runtime.base import Arrays, Runner, check_threads
 from tempme_export.runtime.malloc import trim_malloc
+from tempme_export.runtime.probing import DOUBLE, Report, check_double, report, version_of
 
 _TELEMETRY = "openvino_telemetry"
 
@@ -110,6 +111,18 @@ class OpenVinoRunner(Runner):
         request.infer(dict(inputs), share_inputs=True)
         tensors = (request.get_output_tensor(i) for i in range(len(self._outputs)))
         return {name: tensor.data.copy() for name, tensor in zip(self._outputs, tensors, strict=True)}
+
+
+def probe() -> Report:
+    """Compile and run a graph of one node on the CPU."""
+    with without_telemetry():
+        import openvino
+
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(DOUBLE), "CPU")
+    check_double(lambda x: compiled({"x": x})[0])
+    version = (version_of(openvino) or "").partition("-")[0]
+    return report(version or None, f"devices {', '.join(core.available_devices)}")
 
 
 def choose_device(facts: ArtifactFacts, device: str | None) -> str:

@@ -13,10 +13,12 @@ from tempme_export.errors import BackendError, BundleError, PrecisionError
 from tempme_export.files import library_path
 from tempme_export.runtime.base import Arrays, Runner, check_threads
 from tempme_export.runtime.malloc import trim_malloc
+from tempme_export.runtime.probing import DOUBLE, ProbeError, Report, check_double, report, version_of
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(bool)": np.bool_}
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_REMOTE = "AzureExecutionProvider"  # calls a service; nothing on this machine
 _GRAPH, _OUTPUT, _NAME = 7, 12, 1  # fields of onnx.proto's ModelProto, GraphProto and ValueInfoProto
 
 
@@ -152,6 +154,25 @@ class OrtRunner(Runner):
 
     def _infer(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
         return dict(zip(self._outputs, self.opened().run(self._outputs, dict(inputs)), strict=True))
+
+
+def probe() -> Report:
+    """Import ONNX Runtime; `providers` are those it was built with, which says nothing about whether they load."""
+    import onnxruntime
+
+    providers = [name for name in onnxruntime.get_available_providers() if name != _REMOTE]
+    return report(version_of(onnxruntime), providers=providers)
+
+
+def probe_provider(name: str) -> Report:
+    """Run a graph of one node on one execution provider; ONNX Runtime falls back to another without a word."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(DOUBLE, providers=[name])
+    if name not in session.get_providers():
+        raise ProbeError(f"does not load: ONNX Runtime fell back to {', '.join(session.get_providers())}")
+    check_double(lambda x: session.run(None, {"x": x})[0])
+    return report(None)
 
 
 def choose_device(facts: ArtifactFacts, device: str | None) -> str:

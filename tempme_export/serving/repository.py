@@ -131,7 +131,8 @@ def _readme(bundle: Bundle, models: tuple[ServedModel, ...]) -> str:
     if manifest["frame_mask"]:
         paragraphs.append("`frame_mask` belongs to every request: true for each frame that exists.")
     if manifest.get("trace"):
-        paragraphs.append("The merges that `video.onnx` also returns are not served: they have no axis of requests.")
+        file = registry.exposing().file
+        paragraphs.append(f"The merges that `{file}` also returns are not served: they have no axis of requests.")
     if manifest["precision"] == INT8:
         paragraphs.append("The models are for processors, best ones with int8 dot products (VNNI, AMX, Arm dotprod).")
     for model in models:

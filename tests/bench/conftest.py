@@ -3,7 +3,8 @@ import sys
 import pytest
 import torch
 
-from tempme_export.artifacts.bundle import VIDEO, write_manifest
+from tempme_export.artifacts.bundle import write_manifest
+from tempme_export.artifacts.registry import VIDEO_ONNX
 from tempme_export.bench import cli
 from tempme_export.encoder.checkpoint import CheckpointFacts, expected_shapes, load_checkpoint
 from tempme_export.encoder.recipe import prepare
@@ -73,7 +74,7 @@ def tiny_bundle(tiny, tmp_path_factory):
     checkpoint, profile = tiny
     folder = tmp_path_factory.mktemp("tiny.tempme")
     recipe = prepare(load_checkpoint(checkpoint), profile)
-    export_video(recipe, folder / VIDEO)
+    export_video(recipe, folder / VIDEO_ONNX.file)
     write_manifest(folder, export._manifest(ExportSpec(""), recipe, export.Built()))
     return folder
 

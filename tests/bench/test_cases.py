@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from tempme_export.artifacts.bundle import VIDEO, write_manifest
+from tempme_export.artifacts.bundle import write_manifest
+from tempme_export.artifacts.registry import VIDEO_ONNX
 from tempme_export.bench.cases import open_case
 from tempme_export.encoder.recipe import open_recipe
 from tempme_export.errors import BundleError
@@ -17,7 +18,7 @@ def gelu_bundle(tiny, tmp_path):
     """A bundle of the tiny checkpoint, whose file does not say the activation, built with plain GELU."""
     recipe = open_recipe(*tiny, "gelu")
     (tmp_path / "a.tempme").mkdir()
-    (tmp_path / "a.tempme" / VIDEO).write_bytes(b"x")
+    (tmp_path / "a.tempme" / VIDEO_ONNX.file).write_bytes(b"x")
     write_manifest(tmp_path / "a.tempme", export._manifest(ExportSpec(""), recipe, export.Built()))
     return tmp_path / "a.tempme"
 

@@ -15,6 +15,8 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
+from tempme_export.artifacts.backend import Library
+from tempme_export.artifacts.registry import find_backend
 from tempme_export.cli.doctor import doctor
 from tempme_export.cli.entry import entry
 from tempme_export.doctor import probes, process, rules
@@ -32,6 +34,7 @@ from tempme_export.doctor.machine import (
 )
 from tempme_export.doctor.process import ask_probe
 from tempme_export.doctor.rules import diagnose
+from tempme_export.runtime import probing
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -100,26 +103,27 @@ class TestAskProbe:
 
 class TestProbes:
     def test_the_graph_is_what_it_says(self):
-        model = onnx.load_from_string(probes.DOUBLE)
+        model = onnx.load_from_string(probing.DOUBLE)
         onnx.checker.check_model(model, full_check=True)
         (found,) = ReferenceEvaluator(model).run(None, {"x": np.array([1.5, -2.5], np.float32)})
-        assert found.tolist() == [3.0, -5.0] and len(probes.DOUBLE) == 63
+        assert found.tolist() == [3.0, -5.0] and len(probing.DOUBLE) == 63
 
     def test_onnxruntime_on_the_cpu(self):
         pytest.importorskip("onnxruntime")
         report = ask_probe("onnxruntime")["report"]
         assert report["version"] == importlib.metadata.version("onnxruntime") and CPU in report["providers"]
-        assert "report" in ask_probe("provider", CPU)
+        assert "report" in ask_probe("provider", "onnxruntime", CPU)
 
     def test_a_silent_fallback_is_a_problem(self):
         ort = pytest.importorskip("onnxruntime")
         if CUDA in ort.get_available_providers():
             pytest.skip("this ONNX Runtime has the CUDA provider")
-        assert "fell back to CPUExecutionProvider" in ask_probe("provider", CUDA)["problem"]
+        assert "fell back to CPUExecutionProvider" in ask_probe("provider", "onnxruntime", CUDA)["problem"]
 
     def test_wrong_results_are_a_problem(self):
-        with pytest.raises(probes.ProbeError, match=r"computed \[3.0, 5.0\]"):
-            probes._check_double([3.0, 5.0])
+        probing.check_double(lambda x: x + x)
+        with pytest.raises(probing.ProbeError, match=r"computed \[3.0, 5.0\] for 2 \* \[1.5, -2.5\], expected"):
+            probing.check_double(lambda x: abs(x + x))
 
     def test_no_driver(self):
         if Path("/proc/driver/nvidia").exists():
@@ -278,7 +282,7 @@ class TestExamine:
         answers = Answers("driver")
         machine = examined(answers)
         assert not {("torch_gpu",), ("kernels",)} & set(answers.asked) and ("tensorrt", "no") in answers.asked
-        assert machine.gpus == () and machine.part(CUDA).problem == "this ONNX Runtime was built without it"
+        assert machine.gpus == () and machine.part(CUDA).problem == "this onnxruntime was built without it"
 
     @pytest.mark.parametrize("broken", [("torch_gpu",), ("module", "triton"), ("cc",)])
     def test_kernels_wait_for_what_they_stand_on(self, broken):
@@ -286,13 +290,18 @@ class TestExamine:
         assert examined(answers).part("fused kernels") is None and ("kernels",) not in answers.asked
 
     def test_a_provider_may_need_the_libraries_of_torch(self):
-        answers = Answers(("provider", CUDA), providers=(CPU, CUDA))
+        answers = Answers(("provider", "onnxruntime", CUDA), providers=(CPU, CUDA))
         assert examined(answers).part(CUDA).problem is None
-        assert ("provider_after_torch", CUDA) in answers.asked
-        broken = Answers(("provider", CUDA), ("provider_after_torch", CUDA), ("provider", CPU), providers=(CPU, CUDA))
+        assert ("provider_after_torch", "onnxruntime", CUDA) in answers.asked
+        broken = Answers(
+            ("provider", "onnxruntime", CUDA),
+            ("provider_after_torch", "onnxruntime", CUDA),
+            ("provider", "onnxruntime", CPU),
+            providers=(CPU, CUDA),
+        )
         machine = examined(broken)
         assert machine.part(CUDA).problem == machine.part(CPU).problem == "is broken"
-        assert ("provider_after_torch", CPU) not in broken.asked
+        assert ("provider_after_torch", "onnxruntime", CPU) not in broken.asked
 
     def test_without_onnxruntime_there_are_no_providers(self):
         machine = examined(Answers("onnxruntime"))
@@ -307,6 +316,18 @@ class TestExamine:
         assert "1.23 or newer" in machine.part("onnxruntime").problem
         machine = examined(Answers(torch={"version": "2.11.0"}, onnxruntime={"version": "1.23.2"}), lowest=lowest)
         assert machine.part("torch").problem is None and machine.part("onnxruntime").problem is None
+
+
+def test_a_runtime_that_is_registered_is_probed_by_its_own_module(registering, tmp_path, monkeypatch):
+    (tmp_path / "toy_probe.py").write_text(
+        "from tempme_export.runtime.probing import report\ndef probe(gpu): return report('1.5', f'a GPU: {gpu}')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registering(replace(find_backend("ort"), name="toy", library=Library("toy", ("toy",), "toy_probe", on_gpu=True)))
+    answers = Answers("driver")
+    machine = examined(answers)
+    assert ("toy", "no") in answers.asked and machine.part("toy").problem is None
+    assert probes._asked("toy", ["no"]) == {"report": {"version": "1.5", "notes": ["a GPU: no"]}}
 
 
 def test_a_package_that_is_not_there_is_not_asked_for():

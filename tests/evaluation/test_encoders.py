@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from tempme_export.artifacts.bundle import MANIFEST, VIDEO, open_bundle, write_manifest
+from tempme_export.artifacts.bundle import MANIFEST, open_bundle, write_manifest
+from tempme_export.artifacts.registry import VIDEO_ONNX
 from tempme_export.encoder.checkpoint import load_checkpoint
 from tempme_export.encoder.profile import load_profile
 from tempme_export.encoder.recipe import prepare
@@ -237,7 +238,7 @@ class TestOpening:
 
     def test_a_changed_bundle(self, mini_bundle, tmp_path):
         copy = shutil.copytree(mini_bundle, tmp_path / "copy.tempme")
-        with (copy / VIDEO).open("r+b") as stream:
+        with (copy / VIDEO_ONNX.file).open("r+b") as stream:
             stream.seek(1000)
             stream.write(b"\0\1\2\3")
         with pytest.raises(BundleError, match=r"video.onnx was changed"):

@@ -20,8 +20,6 @@ from tempme_export.artifacts.bundle import (
     FORMAT,
     MANIFEST,
     SELFTEST,
-    TEXT,
-    VIDEO,
     Bundle,
     check_destination,
     open_bundle,
@@ -29,7 +27,7 @@ from tempme_export.artifacts.bundle import (
     verify_files,
     write_manifest,
 )
-from tempme_export.artifacts.registry import TEXT_ONNX
+from tempme_export.artifacts.registry import TEXT_ONNX, VIDEO_ONNX
 from tempme_export.encoder.profile import load_profile
 from tempme_export.errors import BundleError, ExportError, ParityError, TempMeExportError, UsageError
 from tempme_export.files import building, file_sha256
@@ -39,7 +37,7 @@ from tempme_export.progress import Written
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-FILES = [MANIFEST, SELFTEST, TEXT, VIDEO]
+FILES = [MANIFEST, SELFTEST, TEXT_ONNX.file, VIDEO_ONNX.file]
 
 
 def contents(folder):
@@ -78,7 +76,10 @@ class TestWhole:
         }
         assert {"python", "torch", "onnx", "onnxscript", "numpy"} <= manifest["versions"].keys()
         assert manifest["tolerances"]["cosine_distance"] == 1e-6
-        assert [(r["artifact"], r["status"]) for r in manifest["parity"]] == [(VIDEO, "passed"), (TEXT, "passed")]
+        assert [(r["artifact"], r["status"]) for r in manifest["parity"]] == [
+            (VIDEO_ONNX.file, "passed"),
+            (TEXT_ONNX.file, "passed"),
+        ]
         batches = [check["name"] for check in manifest["parity"][0]["checks"] if check["name"].startswith("video")]
         assert [name.split(":")[0] for name in batches] == [f"video, batch {n}" for n in (6, 1, 3, 8)]
         assert manifest["files"] == {
@@ -89,7 +90,7 @@ class TestWhole:
 
     def test_facts_in_order(self, small_bundle, small_told):
         assert small_told.kinds == ["Recipe", "SelfTest", "Written", "Written", "Parity", "Bundle"]
-        assert [fact.path.name for fact in small_told.of(Written)] == [VIDEO, TEXT]
+        assert [fact.path.name for fact in small_told.of(Written)] == [VIDEO_ONNX.file, TEXT_ONNX.file]
 
     def test_everyone_may_read_it(self, small_bundle):
         assert small_bundle.stat().st_mode & 0o777 == 0o755
@@ -143,11 +144,11 @@ class Spoiling:
 
 
 class TestNothingHalfDone:
-    @pytest.mark.parametrize("fits", [[], [SELFTEST], [SELFTEST, TEXT]])
+    @pytest.mark.parametrize("fits", [[], [SELFTEST], [SELFTEST, TEXT_ONNX.file]])
     def test_a_full_disk_leaves_nothing(self, export, small_bundle, tmp_path, largest_file, fits):
         """It is full at the self-test, in the middle of the first graph, or at its end."""
         size = max((small_bundle / name).stat().st_size for name in fits) if fits else 1000
-        assert size < (small_bundle / VIDEO).stat().st_size
+        assert size < (small_bundle / VIDEO_ONNX.file).stat().st_size
         with (
             largest_file(size),
             pytest.raises(
@@ -225,7 +226,7 @@ class TestWhatIsInTheWay:
 
     def test_force_replaces_it_whole(self, export, bundle_copy, tmp_path):
         (bundle_copy / "stale.plan").write_bytes(b"of an older build")
-        (bundle_copy / VIDEO).write_bytes(b"damaged")
+        (bundle_copy / VIDEO_ONNX.file).write_bytes(b"damaged")
         export(bundle_copy, force=True)
         assert sorted(path.name for path in bundle_copy.iterdir()) == FILES
         assert list(tmp_path.iterdir()) == [bundle_copy]
@@ -392,7 +393,7 @@ class TestEveryByte:
         with pytest.raises(BundleError, match=rf"{name} is missing|no {name}"):
             verify_files(open_bundle(bundle_copy))
 
-    @pytest.mark.parametrize("name", [SELFTEST, TEXT, VIDEO])
+    @pytest.mark.parametrize("name", [SELFTEST, TEXT_ONNX.file, VIDEO_ONNX.file])
     def test_a_truncated_and_a_grown_file(self, bundle_copy, name):
         data = (bundle_copy / name).read_bytes()
         for changed in (data[:-1], data + b"\0", b""):
@@ -407,8 +408,8 @@ class TestEveryByte:
             verify_files(open_bundle(bundle_copy))
 
     def test_every_problem_is_named(self, bundle_copy):
-        (bundle_copy / TEXT).unlink()
-        (bundle_copy / VIDEO).write_bytes(b"")
+        (bundle_copy / TEXT_ONNX.file).unlink()
+        (bundle_copy / VIDEO_ONNX.file).write_bytes(b"")
         with pytest.raises(BundleError, match=r"text\.onnx is missing; video\.onnx was changed"):
             verify_files(open_bundle(bundle_copy))
 

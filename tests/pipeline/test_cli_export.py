@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from tempme_export.artifacts.bundle import MANIFEST, TEXT, VIDEO, open_bundle, verify_files
+from tempme_export.artifacts.bundle import MANIFEST, open_bundle, verify_files
 from tempme_export.artifacts.registry import PACKAGE, TEXT_ONNX, VIDEO_ONNX
 from tempme_export.cli import console
 from tempme_export.encoder.profile import load_profile
@@ -354,13 +354,13 @@ class TestVerify:
         document = json.loads(out)
         assert code == 0 and document["bundle"] == str(small_bundle)
         assert [(report["artifact"], report["status"]) for report in document["parity"]] == [
-            (VIDEO, "passed"),
-            (TEXT, "passed"),
+            (VIDEO_ONNX.file, "passed"),
+            (TEXT_ONNX.file, "passed"),
         ]
         assert all(np.isfinite(check["value"]) for report in document["parity"] for check in report["checks"])
 
     def test_changed(self, tempme_export, bundle_copy):
-        with (bundle_copy / VIDEO).open("ab") as stream:
+        with (bundle_copy / VIDEO_ONNX.file).open("ab") as stream:
             stream.write(b"\0")
         refusal(tempme_export("verify", bundle_copy, "--json"), 3, "video.onnx was changed")
 

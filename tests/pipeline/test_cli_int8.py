@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import tempme_export
-from tempme_export.artifacts.bundle import TEXT, VIDEO, open_bundle, verify_files
+from tempme_export.artifacts.bundle import open_bundle, verify_files
+from tempme_export.artifacts.registry import TEXT_ONNX, VIDEO_ONNX
 from tempme_export.parity.selftest import draw_clip
 from tempme_export.quantization.products import products
 from tempme_export.retrieval import load
@@ -138,7 +139,7 @@ def check_parts(bundle):
     videos = np.stack([model.preprocess(draw_clip("moving", 4, 48, 90 + i)) for i in range(5)])
     found = []
     for at_once in (1, 2, 5):
-        with OrtRunner(bundle.path / VIDEO, max_batch=at_once) as runner:
+        with OrtRunner(bundle.path / VIDEO_ONNX.file, max_batch=at_once) as runner:
             found.append(runner.infer({"frames": videos})["video_embedding"])
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], found[2])
@@ -172,7 +173,7 @@ def test_few_clips_are_warned_of_and_exported(run, clips, tmp_path, small_bundle
     assert tried == {*products(TextEncoder(small_recipe)), "embedding"}
     assert said["video"]["ranges"]["conv1.linear"] == [0.0, 1.0]
     assert {report["status"] for report in bundle.manifest["parity"]} == {"passed"}
-    for name in (VIDEO, TEXT):
+    for name in (VIDEO_ONNX.file, TEXT_ONNX.file):
         assert (bundle.path / name).stat().st_size < 0.45 * (small_bundle / name).stat().st_size
     reports = tempme_export.verify(bundle.path)
     assert {report.status for report in reports} == {"passed"}

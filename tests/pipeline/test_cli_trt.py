@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import tempme_export
-from tempme_export.artifacts.bundle import MANIFEST, TEXT, VIDEO, open_bundle, verify_files
-from tempme_export.artifacts.registry import PLUGIN_ONNX
+from tempme_export.artifacts.bundle import MANIFEST, open_bundle, verify_files
+from tempme_export.artifacts.registry import PLUGIN_ONNX, TEXT_ONNX, VIDEO_ONNX
 from tempme_export.cli import export as cli
 from tempme_export.errors import BackendError, BundleError, ExportError, ParityError, UsageError
 from tempme_export.exporters.plugin_nodes import plugin_nodes
@@ -236,10 +236,10 @@ class TestBuild:
         assert code == 0, err
         bundle = open_bundle(tmp_path / "out.tempme")
         verify_files(bundle)
-        assert {SOURCE, ENGINE, VIDEO, TEXT} < set(bundle.manifest["files"])
+        assert {SOURCE, ENGINE, VIDEO_ONNX.file, TEXT_ONNX.file} < set(bundle.manifest["files"])
         assert EngineFacts.from_dict(json.loads(out)["manifest"][KEY]) == FACTS
         reports = {report["artifact"]: report for report in bundle.manifest["parity"]}
-        assert list(reports) == [VIDEO, TEXT, SOURCE, ENGINE]
+        assert list(reports) == [VIDEO_ONNX.file, TEXT_ONNX.file, SOURCE, ENGINE]
         assert all(report["status"] == "passed" for report in reports.values())
         names = [check["name"] for check in reports[ENGINE]["checks"]]
         assert all(any(f"batch {n}:" in name for name in names) for n in (1, 3, 8))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tempme_export.artifacts.backend import Folder
-from tempme_export.artifacts.bundle import MANIFEST, VIDEO, open_bundle, verify_files, write_manifest
+from tempme_export.artifacts.bundle import MANIFEST, open_bundle, verify_files, write_manifest
 from tempme_export.artifacts.registry import TEXT_ONNX, VIDEO_ONNX
 from tempme_export.cli import console
 from tempme_export.data.annotations import open_data
@@ -112,7 +112,7 @@ class TestPasses:
         assert found["original"][V2T]["queries"] == found["original"][T2V]["candidates"] == 9
         assert (report["artifact"], report["status"]) == ("gate video.onnx", "passed")
         assert len(report["checks"]) == 13 and all(check["passed"] for check in report["checks"])
-        assert comparison["artifact"] == VIDEO
+        assert comparison["artifact"] == VIDEO_ONNX.file
         assert comparison["decisions"]["videos"] == 0 and comparison["drift"]["videos"] == 9
         assert 0 < comparison["drift"]["largest"] < 1e-10
         assert bundle.manifest["tolerances"]["retrieval"] == dataclasses.asdict(RetrievalTolerance(0.1, 0.999, 0.999))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import tempme_export
-from tempme_export.artifacts.bundle import MANIFEST, TEXT, VIDEO, Bundle, open_bundle, verify_files, write_manifest
+from tempme_export.artifacts.bundle import MANIFEST, Bundle, open_bundle, verify_files, write_manifest
 from tempme_export.artifacts.registry import TEXT_ONNX, VIDEO_ONNX
 from tempme_export.cli import console
 from tempme_export.encoder.backbone import open_clip_backbone
@@ -84,7 +84,7 @@ class TestBundle:
     def test_its_outputs(self, with_merges, recipe):
         names = [merge.assign_name for merge in recipe.schedule.merges]
         assert len(names) == 6, "a merge in each of four blocks, and in two of them before attention too"
-        with OrtRunner(with_merges / VIDEO) as runner:
+        with OrtRunner(with_merges / VIDEO_ONNX.file) as runner:
             found = runner.infer({"frames": np.zeros((2, 8, 3, 64, 64), np.float32)})
         assert list(found) == ["video_embedding", *names]
         assert {found[name].dtype for name in names} == {np.dtype(np.int32)}
@@ -92,7 +92,7 @@ class TestBundle:
     def test_parity_looked_at_everything(self, with_merges):
         reports = open_bundle(with_merges).manifest["parity"]
         statuses = [(report["artifact"], report["status"]) for report in reports]
-        assert statuses == [(name, "passed") for name in (VIDEO, TEXT, TOKENIZER)]
+        assert statuses == [(name, "passed") for name in (VIDEO_ONNX.file, TEXT_ONNX.file, TOKENIZER)]
         named = {check["name"] for check in reports[0]["checks"]}
         assert {"decisions changed", "merged tokens, relative RMS"} <= named
         assert [report["status"] for report in open_bundle(with_merges).manifest["gate"]["reports"]] == ["passed"]
@@ -121,7 +121,7 @@ class TestWords:
         manifest = {key: value for key, value in bundle.manifest.items() if key != "trace"} | change
         console.show_bundle(Bundle(bundle.path, manifest))
         err = capsys.readouterr().err
-        assert VIDEO in err and "merges     " not in err
+        assert VIDEO_ONNX.file in err and "merges     " not in err
 
     @pytest.mark.parametrize("arguments", [(), ("--expose-merges",)])
     def test_the_option_reaches_the_exporters(self, command, builds, arguments):
@@ -161,6 +161,6 @@ class TestRefused:
 
 def test_the_default_is_without(small_bundle):
     assert json.loads((small_bundle / MANIFEST).read_text())["trace"] is False
-    with OrtRunner(small_bundle / VIDEO) as runner:
+    with OrtRunner(small_bundle / VIDEO_ONNX.file) as runner:
         found = runner.infer({"frames": np.zeros((1, 4, 3, 48, 48), np.float32)})
     assert list(found) == ["video_embedding"]

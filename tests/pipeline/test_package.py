@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import tempme_export
-from tempme_export.artifacts.bundle import PT2, TEXT, VIDEO, open_bundle, verify_files
-from tempme_export.artifacts.registry import PACKAGE, VIDEO_ONNX, find_backend
+from tempme_export.artifacts.bundle import open_bundle, verify_files
+from tempme_export.artifacts.registry import PACKAGE, TEXT_ONNX, VIDEO_ONNX, find_backend
 from tempme_export.bench.candidates import known_candidates, on_backends
 from tempme_export.bench.cases import Case
 from tempme_export.bench.core.protocol import Protocol
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def package(small_recipe, tmp_path_factory):
     """`video.pt2` of the small model, compiled once. Do not write there."""
-    path = tmp_path_factory.mktemp("package") / PT2
+    path = tmp_path_factory.mktemp("package") / PACKAGE.file
     pt2.export_video(small_recipe, path)
     return path
 
@@ -110,14 +110,14 @@ class TestExport:
         verify_files(opened)
         manifest = opened.manifest
         assert with_package == [("fp32", "cpu", False)]
-        assert manifest["files"][PT2]["sha256"] == file_sha256(package)
+        assert manifest["files"][PACKAGE.file]["sha256"] == file_sha256(package)
         facts = manifest["pt2"]
         assert (facts["torch"], facts["device"], facts["precision"]) == (torch.__version__, "cpu", "fp32")
         assert facts["max_batch"] == 8
         reports = {report["artifact"]: report for report in manifest["parity"]}
-        assert list(reports) == [VIDEO, TEXT, PT2]
-        assert reports[PT2]["backend"] == "AOTInductor, cpu" and reports[PT2]["status"] == "passed"
-        assert [check["name"].split(":")[0] for check in reports[PT2]["checks"]] == [
+        assert list(reports) == [VIDEO_ONNX.file, TEXT_ONNX.file, PACKAGE.file]
+        assert reports[PACKAGE.file]["backend"] == "AOTInductor, cpu" and reports[PACKAGE.file]["status"] == "passed"
+        assert [check["name"].split(":")[0] for check in reports[PACKAGE.file]["checks"]] == [
             "decisions changed",
             "video, batch 6",
             "unit length, video",
@@ -128,7 +128,7 @@ class TestExport:
 
     def test_without_the_flag_there_is_none(self, small_bundle):
         assert open_bundle(small_bundle).manifest["pt2"] is None
-        assert not (small_bundle / PT2).exists()
+        assert not (small_bundle / PACKAGE.file).exists()
 
     def test_command(self, command, with_package, small_checkpoint, small_profile, tmp_path):
         code, out, err = command(
@@ -136,15 +136,20 @@ class TestExport:
         )
         assert code == 0
         assert json.loads(out)["manifest"]["pt2"]["precision"] == "fp32"
-        assert f"wrote      {PT2}" in err and f"parity     {PT2} on " in err and "PASS" in err and "FAIL" not in err
+        assert (
+            f"wrote      {PACKAGE.file}" in err
+            and f"parity     {PACKAGE.file} on " in err
+            and "PASS" in err
+            and "FAIL" not in err
+        )
 
     def test_dry_run_names_the_file(self, command, small_checkpoint, small_profile, tmp_path):
         arguments = (small_checkpoint, "--profile", small_profile, "--out", tmp_path / "out", "--dry-run", "--json")
         _, out, err = command(*arguments, "--pt2")
-        assert json.loads(out)["files"] == ["selftest.npz", VIDEO, TEXT, PT2]
-        assert PT2 in err
+        assert json.loads(out)["files"] == ["selftest.npz", VIDEO_ONNX.file, TEXT_ONNX.file, PACKAGE.file]
+        assert PACKAGE.file in err
         _, out, err = command(*arguments)
-        assert json.loads(out)["files"] == ["selftest.npz", VIDEO, TEXT] and PT2 not in err
+        assert json.loads(out)["files"] == ["selftest.npz", VIDEO_ONNX.file, TEXT_ONNX.file] and PACKAGE.file not in err
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
@@ -190,9 +195,9 @@ class TestParity:
     def test_verify(self, bundle):
         reports = verify.verify(bundle)
         assert [(report.artifact, report.status) for report in reports] == [
-            (VIDEO, "passed"),
-            (TEXT, "passed"),
-            (PT2, "passed"),
+            (VIDEO_ONNX.file, "passed"),
+            (TEXT_ONNX.file, "passed"),
+            (PACKAGE.file, "passed"),
         ]
 
     def test_verify_elsewhere_says_that_it_was_not_run(self, bundle, command, elsewhere):
@@ -202,9 +207,9 @@ class TestParity:
         assert "NOT RUN" in err and "this is" in err and "nothing is proven" in err
 
     def test_verify_notices_a_changed_byte(self, bundle):
-        content = bytearray((bundle / PT2).read_bytes())
+        content = bytearray((bundle / PACKAGE.file).read_bytes())
         content[len(content) // 2] ^= 1
-        (bundle / PT2).write_bytes(content)
+        (bundle / PACKAGE.file).write_bytes(content)
         with pytest.raises(BundleError, match=r"video\.pt2 was changed"):
             verify.verify(bundle)
 
@@ -353,7 +358,7 @@ class TestBench:
             ("pt2", 3),
         ]
         row = done.rows[1]
-        assert row.artifact_sha256 == file_sha256(bundle / PT2)
+        assert row.artifact_sha256 == file_sha256(bundle / PACKAGE.file)
         assert row.precision == "fp32" and row.build_s is None and row.one_minus_cosine <= 1e-6
 
     def test_none_in_the_bundle_is_one_line(self, small_bundle, small_recipe, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from tempme_export.artifacts.backend import Folder
-from tempme_export.artifacts.bundle import TEXT, VIDEO
+from tempme_export.artifacts.registry import TEXT_ONNX, VIDEO_ONNX
 from tempme_export.errors import BackendError, BundleError, ParityError
 from tempme_export.media.preprocess import Preprocess, preprocess_for
 from tempme_export.parity.checks import (
@@ -510,7 +510,12 @@ def verified(folder, selftest, recipe, precision="fp32"):
 
 def test_the_real_bundle_passes(small_bundle, small_selftest, small_recipe):
     video, text = verified(small_bundle, small_selftest, small_recipe)
-    assert (video.artifact, video.status, text.artifact, text.status) == (VIDEO, "passed", TEXT, "passed")
+    assert (video.artifact, video.status, text.artifact, text.status) == (
+        VIDEO_ONNX.file,
+        "passed",
+        TEXT_ONNX.file,
+        "passed",
+    )
     assert video.backend == "ONNX Runtime, cpu"
     names = [check.name.split(":")[0] for check in video.checks]
     assert names == [
@@ -549,21 +554,21 @@ def _to_nan(values):
 
 def test_one_wrong_weight_fails(bundle_copy, small_selftest, small_recipe):
     """The largest value of one matrix changes its sign: 1 of 710 000."""
-    spoil_weight(bundle_copy / VIDEO, _is_matrix, _negate_one)
-    spoil_weight(bundle_copy / TEXT, lambda tensor: sorted(tensor.dims) == [128, 384], _negate_one)
+    spoil_weight(bundle_copy / VIDEO_ONNX.file, _is_matrix, _negate_one)
+    spoil_weight(bundle_copy / TEXT_ONNX.file, lambda tensor: sorted(tensor.dims) == [128, 384], _negate_one)
     video, text = verified(bundle_copy, small_selftest, small_recipe)
     assert video.status == text.status == "failed"
 
 
 def test_a_weight_that_is_not_a_number_fails(bundle_copy, small_selftest, small_recipe):
-    spoil_weight(bundle_copy / VIDEO, _is_matrix, _to_nan)
+    spoil_weight(bundle_copy / VIDEO_ONNX.file, _is_matrix, _to_nan)
     video, text = verified(bundle_copy, small_selftest, small_recipe)
     assert (video.status, text.status) == ("failed", "passed")
 
 
 def test_a_graph_that_skips_a_merge_decision_fails(bundle_copy, small_selftest, small_recipe):
     """Matching from the scores' negative: everything is still finite, unit length and of the right shape."""
-    proto = onnx.load(bundle_copy / VIDEO)
+    proto = onnx.load(bundle_copy / VIDEO_ONNX.file)
     snapped = next(node for node in proto.graph.node if node.op_type == "IsNaN").input[0]
     round_node = next(node for node in proto.graph.node if node.output[0] == snapped)
     place = list(proto.graph.node).index(round_node)
@@ -573,7 +578,7 @@ def test_a_graph_that_skips_a_merge_decision_fails(bundle_copy, small_selftest, 
             if name == round_node.output[0]:
                 node.input[k] = "negated"
     proto.graph.node.insert(place + 1, negated)
-    onnx.save(proto, bundle_copy / VIDEO)
+    onnx.save(proto, bundle_copy / VIDEO_ONNX.file)
     video, _ = verified(bundle_copy, small_selftest, small_recipe)
     assert video.status == "failed"
     assert video.checks[0].value > 0.01
@@ -595,7 +600,7 @@ class TestNotRun:
     def refusing(self, small_bundle, tmp_path_factory):
         """Graphs with an operator that ONNX Runtime has no kernels for in bfloat16."""
         folder = tmp_path_factory.mktemp("refusing")
-        for name in (VIDEO, TEXT):
+        for name in (VIDEO_ONNX.file, TEXT_ONNX.file):
             proto = onnx.load(small_bundle / name)
             (output,) = proto.graph.output
             there, back = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
@@ -652,7 +657,7 @@ def test_verify_passes_and_reports(small_bundle, recording):
 
 def test_verify_checks_bytes_before_it_computes(bundle_copy, runs):
     opened = [runs(name).opened for name in ("ort", "text-ort")]
-    with (bundle_copy / VIDEO).open("r+b") as stream:
+    with (bundle_copy / VIDEO_ONNX.file).open("r+b") as stream:
         stream.seek(1000)
         byte = stream.read(1)
         stream.seek(1000)

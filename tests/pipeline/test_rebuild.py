@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tempme_export.artifacts.backend import Folder
-from tempme_export.artifacts.bundle import MANIFEST, VIDEO, open_bundle, verify_files, write_manifest
-from tempme_export.artifacts.registry import find_backend
+from tempme_export.artifacts.bundle import MANIFEST, open_bundle, verify_files, write_manifest
+from tempme_export.artifacts.registry import VIDEO_ONNX, find_backend
 from tempme_export.encoder.profile import BatchRange
 from tempme_export.errors import BackendError, BundleError, ExportError, ParityError, UsageError
 from tempme_export.exporters.plugin_nodes import plugin_nodes
@@ -53,7 +53,7 @@ def contents(folder):
 def bundle(bundle_copy):
     """A bundle with the plugin graph, and an engine of another GPU."""
     manifest = json.loads((bundle_copy / MANIFEST).read_bytes())
-    shutil.copyfile(bundle_copy / VIDEO, bundle_copy / SOURCE)
+    shutil.copyfile(bundle_copy / VIDEO_ONNX.file, bundle_copy / SOURCE)
     (bundle_copy / ENGINE).write_bytes(b"the engine of an A100")
     kept = {key: value for key, value in manifest.items() if key not in ("format", "files", "sha256")}
     old = {"artifact": ENGINE, "backend": "an A100", "checks": [], "reason": "", "status": "passed"}
@@ -78,7 +78,7 @@ class Wrong(Runner):
 @pytest.fixture
 def builder(engines):
     """The stand-in for build and for the runner."""
-    return engines(FACTS, b"the engine of an H100", VIDEO)
+    return engines(FACTS, b"the engine of an H100", VIDEO_ONNX.file)
 
 
 class Stale(Runner):
@@ -108,7 +108,7 @@ class TestRebuild:
         assert EngineFacts.from_dict(renewed.manifest[KEY]) == FACTS
         reports = [report for report in renewed.manifest["parity"] if report["artifact"] == ENGINE]
         assert [report["status"] for report in reports] == ["passed"] and "H100" in reports[0]["backend"]
-        assert {report["artifact"] for report in renewed.manifest["parity"]} > {ENGINE, VIDEO}
+        assert {report["artifact"] for report in renewed.manifest["parity"]} > {ENGINE, VIDEO_ONNX.file}
         assert told.kinds == ["Intact", "EngineFacts", "Parity", "Bundle"]
         assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
 
@@ -150,7 +150,7 @@ class TestRebuild:
 
     def test_files_are_copied_where_there_are_no_links(self, bundle, other_file_system):
         """Links do not leave a file system."""
-        names = [VIDEO, SOURCE]
+        names = [VIDEO_ONNX.file, SOURCE]
         rebuild._carry_over(bundle, names, other_file_system)
         assert {name: (bundle / name).read_bytes() for name in names} == contents(other_file_system)
 
@@ -189,7 +189,7 @@ class TestRefusals:
             rebuild.rebuild(tmp_path / "no-bundle")
 
 
-@pytest.mark.parametrize("name", [SOURCE, VIDEO, "selftest.npz"])
+@pytest.mark.parametrize("name", [SOURCE, VIDEO_ONNX.file, "selftest.npz"])
 @pytest.mark.parametrize("spoil", ["missing", "changed"])
 def test_sources_that_are_not_the_manifests(bundle, builder, name, spoil):
     if spoil == "missing":
@@ -238,7 +238,7 @@ class TestVerifying:
         assert embedding_batches((6, 6, 6), small_selftest) == (6,)
 
     def test_every_batch_and_the_length_are_judged(self, small_bundle, small_recipe, small_selftest):
-        with OrtRunner(small_bundle / VIDEO) as runner:
+        with OrtRunner(small_bundle / VIDEO_ONNX.file) as runner:
             standard = Standard(small_selftest, small_recipe.schedule, preprocess_for(small_recipe), (1, 3, 6, 8))
             checks = embedding_checks(standard, runner, TOLERANCES["fp32"])
         assert all(check.passed for check in checks)
@@ -248,14 +248,14 @@ class TestVerifying:
 
     @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
     def test_a_replay_is_judged(self, small_bundle, small_recipe, small_selftest, precision):
-        stale = Stale(small_bundle / VIDEO)
+        stale = Stale(small_bundle / VIDEO_ONNX.file)
         for batch in (1, 3, 6, 8):
             standard = Standard(small_selftest, small_recipe.schedule, preprocess_for(small_recipe), (batch,))
             checks = embedding_checks(standard, stale, TOLERANCES[precision], find_backend("tensorrt").replays)
             assert not all(check.passed for check in checks), batch
 
     def test_texts_rank_the_clips_as_before(self, small_bundle, small_recipe, small_selftest):
-        with OrtRunner(small_bundle / VIDEO) as runner:
+        with OrtRunner(small_bundle / VIDEO_ONNX.file) as runner:
             standard = Standard(small_selftest, small_recipe.schedule, preprocess_for(small_recipe), (6, 8))
             checks = embedding_checks(standard, runner, TOLERANCES["fp16"])
         ranked = [check for check in checks if "rank agreement" in check.name]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tempme_export.artifacts.bundle import SELFTEST, TEXT, VIDEO, open_bundle, write_manifest
+from tempme_export.artifacts.bundle import SELFTEST, open_bundle, write_manifest
+from tempme_export.artifacts.registry import TEXT_ONNX, VIDEO_ONNX
 from tempme_export.encoder.checkpoint import from_state_dict
 from tempme_export.encoder.profile import FROM_CHECKPOINT, BatchRange, Profile
 from tempme_export.encoder.recipe import prepare
@@ -30,8 +31,8 @@ def recipe(checkpoint_maker):
 def graphs(recipe, tmp_path_factory):
     """Folder with video.onnx (frame mask, merge outputs) and text.onnx. Do not write there."""
     folder = tmp_path_factory.mktemp("graphs")
-    export_video(recipe, folder / VIDEO, frame_mask=True, expose_merges=True)
-    export_text(recipe, folder / TEXT)
+    export_video(recipe, folder / VIDEO_ONNX.file, frame_mask=True, expose_merges=True)
+    export_text(recipe, folder / TEXT_ONNX.file)
     return folder
 
 
@@ -45,9 +46,9 @@ def make_bundle(recipe, tmp_path):
     def make(name="small.tempme", graphs=None, files=None, batch=(1, 3, 6), **changes):
         folder = tmp_path / name
         folder.mkdir()
-        contents = {VIDEO: b"video", TEXT: b"text", SELFTEST: b"inputs"} | (files or {})
+        contents = {VIDEO_ONNX.file: b"video", TEXT_ONNX.file: b"text", SELFTEST: b"inputs"} | (files or {})
         if graphs is not None:
-            contents |= {file: (graphs / file).read_bytes() for file in (VIDEO, TEXT)}
+            contents |= {file: (graphs / file).read_bytes() for file in (VIDEO_ONNX.file, TEXT_ONNX.file)}
         for file, content in contents.items():
             (folder / file).write_bytes(content)
         backbone, profile = recipe.backbone, dataclasses.replace(recipe.profile, batch=BatchRange(*batch))
@@ -65,7 +66,10 @@ def make_bundle(recipe, tmp_path):
             "image": {"size": backbone.image_size, "mean": list(backbone.mean), "std": list(backbone.std)},
             "versions": {},
             "tolerances": {},
-            "parity": [{"artifact": VIDEO, "status": "passed"}, {"artifact": TEXT, "status": "passed"}],
+            "parity": [
+                {"artifact": VIDEO_ONNX.file, "status": "passed"},
+                {"artifact": TEXT_ONNX.file, "status": "passed"},
+            ],
             "gate": None,
         }
         write_manifest(folder, manifest | changes)

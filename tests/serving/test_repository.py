@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tempme_export.artifacts.bundle import TEXT, VIDEO
+from tempme_export.artifacts.registry import TEXT_ONNX, VIDEO_ONNX
 from tempme_export.errors import BundleError, ExportError
 from tempme_export.runtime.engine_facts import ENGINE, KEY, EngineFacts
 from tempme_export.serving.model_config import model_config, served_models
@@ -99,7 +99,7 @@ class TestConfig:
         with pytest.raises(Exception, match="TYPE_FLOAT"):
             parse(text.replace("TYPE_FP32", "TYPE_FLOAT"))
 
-    @pytest.mark.parametrize(("model", "artifact"), [("video", VIDEO), ("text", TEXT)])
+    @pytest.mark.parametrize(("model", "artifact"), [("video", VIDEO_ONNX.file), ("text", TEXT_ONNX.file)])
     def test_it_fits_the_graph(self, parse, schema, make_bundle, graphs, model, artifact):
         """What the server's backend checks on loading: names, types and axes, every input, only outputs that exist."""
         ort = pytest.importorskip("onnxruntime")
@@ -118,7 +118,7 @@ class TestConfig:
         ort = pytest.importorskip("onnxruntime")
         bundle = make_bundle(graphs=graphs)
         config = parse(model_config(served_models(bundle)[0]))
-        session = ort.InferenceSession(str(bundle.path / VIDEO), providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(str(bundle.path / VIDEO_ONNX.file), providers=["CPUExecutionProvider"])
         assert len(session.get_outputs()) > 1, "the graph was exported with its merges"
         dtypes = {schema.DataType.Value("TYPE_FP32"): np.float32, schema.DataType.Value("TYPE_BOOL"): np.bool_}
         binding = session.io_binding()
@@ -189,7 +189,7 @@ class TestRepository:
         )
         found = content(folder)
         assert len(found) == len(written)
-        for artifact, name in ((VIDEO, "video/1/model.onnx"), (TEXT, "text/1/model.onnx")):
+        for artifact, name in ((VIDEO_ONNX.file, "video/1/model.onnx"), (TEXT_ONNX.file, "text/1/model.onnx")):
             assert found[name] == (bundle.path / artifact).read_bytes()
         assert found["video_trt/1/model.plan"] == b"plan"
         for model in served_models(bundle):
@@ -202,22 +202,22 @@ class TestRepository:
     def test_models_are_links(self, make_bundle, tmp_path):
         bundle = make_bundle()
         write_repository(bundle, tmp_path / "models")
-        assert os.path.samefile(bundle.path / VIDEO, tmp_path / "models/video/1/model.onnx")
+        assert os.path.samefile(bundle.path / VIDEO_ONNX.file, tmp_path / "models/video/1/model.onnx")
 
     def test_or_copies(self, make_bundle, other_file_system):
         """Links and renames do not leave a file system: what is put together lies beside where it goes."""
         bundle, folder = make_bundle(), other_file_system / "models"
         write_repository(bundle, folder)
         copy = folder / "video/1/model.onnx"
-        assert copy.read_bytes() == (bundle.path / VIDEO).read_bytes()
-        assert not os.path.samefile(bundle.path / VIDEO, copy)
+        assert copy.read_bytes() == (bundle.path / VIDEO_ONNX.file).read_bytes()
+        assert not os.path.samefile(bundle.path / VIDEO_ONNX.file, copy)
         assert list(other_file_system.iterdir()) == [folder]
 
     def test_a_linked_file_of_a_bundle(self, make_bundle, tmp_path):
         """A hard link to a symbolic link would point nowhere inside a container."""
         bundle = make_bundle()
-        (bundle.path / VIDEO).rename(tmp_path / "elsewhere.onnx")
-        (bundle.path / VIDEO).symlink_to(tmp_path / "elsewhere.onnx")
+        (bundle.path / VIDEO_ONNX.file).rename(tmp_path / "elsewhere.onnx")
+        (bundle.path / VIDEO_ONNX.file).symlink_to(tmp_path / "elsewhere.onnx")
         write_repository(bundle, tmp_path / "models")
         assert not (tmp_path / "models/video/1/model.onnx").is_symlink()
 
@@ -313,7 +313,7 @@ class TestDestination:
 class TestBundle:
     def test_a_changed_file(self, make_bundle, tmp_path):
         bundle = make_bundle()
-        (bundle.path / TEXT).write_bytes(b"x")
+        (bundle.path / TEXT_ONNX.file).write_bytes(b"x")
         with pytest.raises(BundleError, match=r"text\.onnx was changed"):
             write_repository(bundle, tmp_path / "models")
         assert not (tmp_path / "models").exists()
@@ -321,8 +321,8 @@ class TestBundle:
     @pytest.mark.parametrize(
         "changes",
         [
-            {"parity": [{"artifact": VIDEO, "status": "failed"}]},
-            {"gate": {"reports": [{"artifact": VIDEO, "status": "failed"}]}},
+            {"parity": [{"artifact": VIDEO_ONNX.file, "status": "failed"}]},
+            {"gate": {"reports": [{"artifact": VIDEO_ONNX.file, "status": "failed"}]}},
         ],
     )
     def test_one_that_failed(self, make_bundle, tmp_path, changes):
@@ -331,5 +331,5 @@ class TestBundle:
         assert not (tmp_path / "models").exists()
 
     def test_one_that_was_not_run_here(self, make_bundle, tmp_path):
-        write_repository(make_bundle(parity=[{"artifact": VIDEO, "status": "not run"}]), tmp_path / "models")
+        write_repository(make_bundle(parity=[{"artifact": VIDEO_ONNX.file, "status": "not run"}]), tmp_path / "models")
         assert (tmp_path / "models").is_dir()

@@ -12,7 +12,16 @@ from pathlib import Path
 
 from tempme_export.errors import BackendError, UsageError
 from tempme_export.runtime.nvidia import Gpu, engine_device, find_gpu
-from tempme_export.runtime.tensorrt_package import import_tensorrt, install_command, made_for_cuda, parse_version
+from tempme_export.runtime.probing import ProbeError, Report, report, version_of
+from tempme_export.runtime.tensorrt_package import (
+    SUPPORTED,
+    import_plugins,
+    import_tensorrt,
+    install_command,
+    made_for_cuda,
+    offers_tactics,
+    parse_version,
+)
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 _LEAST_COMPUTE = (8, 0)
@@ -81,6 +90,21 @@ def check_rebuild(device: str, workspace_gib: float | None, missing: Missing | N
     """Raises as `check_workspace` and `check_builder`."""
     check_workspace(workspace_gib)
     check_builder(device, _BUNDLE_STAYS, missing)
+
+
+def probe(gpu: str) -> Report:
+    """Load TensorRT's bindings and libraries; with a GPU ("yes") also see whether that will do, and start the
+    builder."""
+    trt = import_tensorrt()
+    import_plugins()
+    if gpu == "yes":
+        unfit = list(unfit_for_engine(find_gpu(), str(trt.__version__)))
+        if unfit:
+            raise ProbeError(" ".join(unfit))
+        if not trt.Builder(trt.Logger(trt.Logger.ERROR)):
+            raise ProbeError("its builder does not start")
+    one_launch = () if offers_tactics(str(trt.__version__)) else (f"times one launch of each plugin; {SUPPORTED}",)
+    return report(version_of(trt), "bindings and libraries", *one_launch)
 
 
 def refuse(missing: tuple[str, ...], otherwise: str = _ONNX_STAYS) -> None:

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from tempme_export.artifacts import registry
-from tempme_export.artifacts.bundle import VIDEO, open_bundle, write_manifest
+from tempme_export.artifacts.bundle import open_bundle, write_manifest
+from tempme_export.artifacts.registry import VIDEO_ONNX
 from tempme_export.bench.cases import Case, open_case
 from tempme_export.bench.visualize.merges import drawn_blocks, merge_stages, video_merges
 from tempme_export.encoder.checkpoint import load_checkpoint
@@ -48,9 +49,9 @@ def video(tmp_path_factory):
 def merges_bundle(recipe, tiny_bundle, tmp_path_factory):
     """The tiny bundle with its merges as outputs, as `tempme-export --expose-merges` declares them. Its path."""
     folder = tmp_path_factory.mktemp("merged.tempme")
-    proto = onnx.load(tiny_bundle / VIDEO)
+    proto = onnx.load(tiny_bundle / VIDEO_ONNX.file)
     proto.graph.output.extend(onnx.ValueInfoProto(name=merge.assign_name) for merge in recipe.schedule.merges)
-    onnx.save(proto, folder / VIDEO)
+    onnx.save(proto, folder / VIDEO_ONNX.file)
     write_manifest(folder, export._manifest(ExportSpec("", expose_merges=True), recipe, export.Built()))
     return folder
 
@@ -277,7 +278,7 @@ class TestVideoMerges:
 
     def test_origin(self, recipe, tiny_bundle, video):
         assert video_merges(Case(recipe), video).origin == f"the original path with {recipe.checkpoint.source}"
-        expected = f"{tiny_bundle / VIDEO} under ONNX Runtime, cpu"
+        expected = f"{tiny_bundle / VIDEO_ONNX.file} under ONNX Runtime, cpu"
         assert video_merges(Case(recipe, tiny_bundle), video).origin == expected
         assert video_merges(open_bundle(tiny_bundle), video).origin == expected
 
@@ -316,5 +317,5 @@ class TestVideoMerges:
     def test_a_graph_without_the_values(self, recipe, tmp_path, video):
         """A manifest may name merges that a foreign graph does not hold."""
         write_manifest(tmp_path, export._manifest(ExportSpec(""), recipe, export.Built()))
-        with pytest.raises(BundleError, match=VIDEO):
+        with pytest.raises(BundleError, match=VIDEO_ONNX.file):
             video_merges(open_bundle(tmp_path), Path(video))
