@@ -9,7 +9,6 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from tempme_export.artifacts.artifact import Tower
 from tempme_export.artifacts.backend import Setting
@@ -20,7 +19,6 @@ from tempme_export.errors import InputError, ReleaseError
 from tempme_export.media.preprocess import preprocess_in
 from tempme_export.media.stored_tokenizer import TOKENIZER, StoredTokenizer
 from tempme_export.media.token_ids import TokenIds
-from tempme_export.media.video import read_frames
 from tempme_export.parity.tolerance import INT8
 from tempme_export.runtime.base import Runner, check_threads
 from tempme_export.runtime.process import ProcessBound, calls
@@ -35,6 +33,8 @@ def _is_one_video(video: Any) -> bool:
     """A path, an array, a tensor, or a list of PIL images; anything else is a list of videos."""
     if isinstance(video, str | Path | np.ndarray) or hasattr(video, "__array__"):
         return True
+    from PIL import Image
+
     return isinstance(video, Sequence) and len(video) > 0 and isinstance(video[0], Image.Image)
 
 
@@ -100,8 +100,11 @@ class RetrievalModel(ProcessBound):
 
     def _pixels(self, video: Any, allow_damaged: bool) -> NDArray[np.float32]:
         """One video -> float32 [F, 3, S, S]."""
-        is_file = isinstance(video, str | Path)
-        frames = read_frames(video, self.profile.frames, allow_damaged=allow_damaged) if is_file else video
+        frames = video
+        if isinstance(video, str | Path):
+            from tempme_export.media.video import read_frames
+
+            frames = read_frames(video, self.profile.frames, allow_damaged=allow_damaged)
         if hasattr(frames, "__array__") and not isinstance(frames, np.ndarray):
             frames = np.asarray(frames)
         pixels = self.preprocess(frames)

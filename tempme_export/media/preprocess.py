@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from tempme_export.errors import InputError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from tempme_export.encoder.recipe import Recipe
 
 _EIGHT_BIT_MODES = (
@@ -45,7 +46,7 @@ class Preprocess:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
-    def __call__(self, frames: NDArray[np.uint8] | Sequence[Image.Image]) -> NDArray[np.float32]:
+    def __call__(self, frames: "NDArray[np.uint8] | Sequence[Image.Image]") -> NDArray[np.float32]:
         """Turn RGB frames into the encoder's input.
 
         frames  uint8 [F, H, W, 3], or a list of F PIL images of any 8-bit mode and any sizes
@@ -53,7 +54,7 @@ class Preprocess:
         """
         return self.normalise(self.crop(frames))
 
-    def crop(self, frames: NDArray[np.uint8] | Sequence[Image.Image]) -> NDArray[np.uint8]:
+    def crop(self, frames: "NDArray[np.uint8] | Sequence[Image.Image]") -> NDArray[np.uint8]:
         """The first half: resize and crop, as `__call__` takes them -> uint8 [F, S, S, 3]. Idempotent."""
         return np.stack([np.asarray(self._square(image)) for image in _images(frames)])
 
@@ -63,7 +64,9 @@ class Preprocess:
         normalised = (pixels.astype(np.float32) / np.float32(255) - mean) / std
         return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
 
-    def _square(self, image: Image.Image) -> Image.Image:
+    def _square(self, image: "Image.Image") -> "Image.Image":
+        from PIL import Image
+
         short = min(image.size)
         # The longer side is rounded down and the crop's offset to the nearest even, as in torchvision.
         width, height = (int(self.size * side / short) for side in image.size)
@@ -84,8 +87,10 @@ def preprocess_in(manifest: Mapping[str, Any]) -> Preprocess:
     return Preprocess(image["size"], tuple(image["mean"]), tuple(image["std"]))
 
 
-def _images(frames: NDArray[np.uint8] | Sequence[Image.Image]) -> list[Image.Image]:
+def _images(frames: "NDArray[np.uint8] | Sequence[Image.Image]") -> "list[Image.Image]":
     """Check the frames and return them as RGB images, at least one."""
+    from PIL import Image
+
     if isinstance(frames, np.ndarray):
         _check_array(frames)
         return [Image.fromarray(frame) for frame in frames]
@@ -112,7 +117,9 @@ def _check_array(frames: NDArray[np.uint8]) -> None:
         raise InputError(f"found frames of shape {list(frames.shape)}, {expected}. Pass at least one frame and pixel.")
 
 
-def _rgb(image: Image.Image, index: int) -> Image.Image:
+def _rgb(image: "Image.Image", index: int) -> "Image.Image":
+    from PIL import Image
+
     if not isinstance(image, Image.Image):
         raise InputError(
             f"found frame {index} to be of type {type(image).__name__}, expected a PIL image. "

@@ -16,9 +16,15 @@ _MARKS = {START_MARK: START, END_MARK: END}
 
 def clean(text: str) -> str:
     """A text as CLIP's words are cut from it: mojibake mended, HTML's entities read, spaces single, lower case."""
+    return " ".join(_mended(text).split()).lower()
+
+
+def _mended(text: str) -> str:
+    if text.isascii() and text.isprintable() and "&" not in text:
+        return text  # there is nothing to mend, and ftfy takes longer to import than such a text to encode
     import ftfy
 
-    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
+    return html.unescape(html.unescape(ftfy.fix_text(text)))
 
 
 class StoredTokenizer(TokenIds):

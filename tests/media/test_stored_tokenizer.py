@@ -1,12 +1,16 @@
 """A bundle's own tokenizer: ids equal open_clip's in every script, refusals, and what a damaged one comes to."""
 
 import dataclasses
+import html
 import pickle
 import random
 import warnings
 
+import ftfy
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tempme_export.errors import BundleError, InputError
 from tempme_export.exporters.tokenizer import export_tokenizer
@@ -74,6 +78,12 @@ def test_ids_are_those_of_open_clip_in_every_script(stored):
     texts = [*drawn(), *WORDS, *CAPTIONS]
     assert len(texts) > 4000
     assert [text for text in texts if ids_or_refusal(ours, text) != ids_or_refusal(theirs, text)] == []
+
+
+@given(st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E, exclude_characters="&")))
+def test_plain_texts_are_as_ftfy_leaves_them(text):
+    """So it need not be asked."""
+    assert html.unescape(ftfy.fix_text(text)) == text
 
 
 def test_the_file_alone_gives_the_ids_of_ordinary_captions(stored):
