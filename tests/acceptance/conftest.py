@@ -49,6 +49,18 @@ def mini_bundle(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def safe_clips(mini_bundle):
+    """Clips of its self-test, uint8 [3, F, S, S, 3], all of whose decisions lie four of the steps apart to which
+    similarities are rounded, so that no order of additions takes another."""
+    import numpy as np
+
+    with np.load(mini_bundle / "selftest.npz") as stored:
+        safe = stored["clips"][stored["gaps"].min(axis=1) >= 4 * 2**-20]
+    assert len(safe) >= 3
+    return safe[:3]
+
+
+@pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """A folder of seven rendered clips, `test/00000.mp4` and on, and `test.csv` that describes them."""
     from tempme_export.data.synthetic import write_world

@@ -7,14 +7,15 @@ import pytest
 
 import tempme_export
 from tempme_export.errors import BackendError
-from tempme_export.parity.checks import cosine_distance
 
 
-def test_openvino_embeds_as_onnx_runtime_does(mini_bundle, world):
-    videos, texts = sorted((world / "test").glob("*.mp4")), ["a red square moves left, then right", "a blue cross"]
+def test_openvino_embeds_as_onnx_runtime_does(mini_bundle, mini_rounding, safe_clips):
+    videos, texts = list(safe_clips), ["a red square moves left, then right", "a blue cross"]
     with tempme_export.load(mini_bundle) as usual, tempme_export.load(mini_bundle, backend="openvino") as other:
         assert (usual.backend, other.backend) == ("ort", "openvino")
-        assert cosine_distance(usual.encode_video(videos), other.encode_video(videos)) < 1e-6
+        found, limit = other.encode_video(videos), mini_rounding["video"].difference
+        np.testing.assert_allclose(found, usual.encode_video(videos), rtol=0, atol=limit)
+        # Texts run on ONNX Runtime beside either: one file, one shape, one order of additions.
         np.testing.assert_array_equal(usual.encode_text(texts), other.encode_text(texts))
 
 

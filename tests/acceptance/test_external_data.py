@@ -44,18 +44,10 @@ def copy(divided, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def clips(mini_bundle):
-    """Three clips, uint8 [3, F, S, S, 3]."""
-    manifest = json.loads((mini_bundle / "manifest.json").read_bytes())
-    frames, size = manifest["profile"]["frames"], manifest["image"]["size"]
-    return np.random.default_rng(5).integers(0, 256, (3, frames, size, size, 3), dtype=np.uint8)
-
-
-@pytest.fixture(scope="module")
-def expected(mini_bundle, clips):
+def expected(mini_bundle, safe_clips):
     """What the bundle of whole files makes of the clips and of a text."""
     with tempme_export.load(mini_bundle) as model:
-        return model.encode_video(list(clips)), model.encode_text(["a red ball"])
+        return model.encode_video(list(safe_clips)), model.encode_text(["a red ball"])
 
 
 def places(graph):
@@ -80,9 +72,16 @@ def run_plainly(folder, video, text, clips, mini_bundle):
         return found["video"], found["text"]
 
 
-def assert_equal(found, expected):
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-6)
+@pytest.fixture(scope="module")
+def assert_equal(mini_rounding):
+    """Asserts that (video, text) are what they should be, but for rounding: a runtime may choose other kernels for
+    weights that it finds elsewhere."""
+
+    def check(found, expected):
+        for one, other, tower in zip(found, expected, ("video", "text"), strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=mini_rounding[tower].difference)
+
+    return check
 
 
 class TestWhole:
@@ -110,28 +109,28 @@ class TestWhole:
         assert done.returncode == 0, done.stderr
         assert done.stderr.count("FAIL") == 0 and "6 files" in done.stderr
 
-    def test_load(self, divided, clips, expected):
+    def test_load(self, divided, safe_clips, expected, assert_equal):
         with tempme_export.load(divided) as model:
-            assert_equal((model.encode_video(list(clips)), model.encode_text(["a red ball"])), expected)
+            assert_equal((model.encode_video(list(safe_clips)), model.encode_text(["a red ball"])), expected)
 
-    def test_load_from_another_folder(self, divided, clips, expected, tmp_path, monkeypatch):
+    def test_load_from_another_folder(self, divided, safe_clips, expected, assert_equal, monkeypatch):
         monkeypatch.chdir(divided.parent)
         with tempme_export.load(divided.name) as model:
-            assert_equal((model.encode_video(list(clips)), model.encode_text(["a red ball"])), expected)
+            assert_equal((model.encode_video(list(safe_clips)), model.encode_text(["a red ball"])), expected)
 
-    def test_onnxruntime_alone(self, copy, clips, expected, mini_bundle, tmp_path):
-        found = run_plainly(tmp_path, copy / "video.onnx", copy / "text.onnx", clips, mini_bundle)
+    def test_onnxruntime_alone(self, copy, safe_clips, expected, assert_equal, mini_bundle, tmp_path):
+        found = run_plainly(tmp_path, copy / "video.onnx", copy / "text.onnx", safe_clips, mini_bundle)
         assert_equal(found, expected)
 
-    def test_openvino_alone(self, copy, mini_bundle):
+    def test_openvino_alone(self, copy, mini_rounding):
         openvino = pytest.importorskip("openvino")
         with np.load(copy / "selftest.npz") as stored:
             token_ids, embeddings = stored["token_ids"], stored["text_embedding"]
         settings = {"INFERENCE_PRECISION_HINT": "f32"}
         compiled = openvino.Core().compile_model(str(copy / "text.onnx"), "CPU", settings)
-        np.testing.assert_allclose(compiled(token_ids)[0], embeddings, atol=1e-5)
+        np.testing.assert_allclose(compiled(token_ids)[0], embeddings, rtol=0, atol=mini_rounding["text"].difference)
 
-    def test_a_server_gets_both_files(self, run, divided, clips, expected, mini_bundle, tmp_path):
+    def test_a_server_gets_both_files(self, run, divided, safe_clips, expected, assert_equal, mini_bundle, tmp_path):
         repository = tmp_path / "models"
         done = run("tempme-export", "triton-repo", divided, repository, "--json")
         assert done.returncode == 0, done.stderr
@@ -140,7 +139,7 @@ class TestWhole:
         listed = {path.removeprefix(f"{repository}/") for path in json.loads(done.stdout)["repository"]}
         assert listed == written
         video, text = (repository / name / "1" / "model.onnx" for name in ("video", "text"))
-        assert_equal(run_plainly(tmp_path, video, text, clips, mini_bundle), expected)
+        assert_equal(run_plainly(tmp_path, video, text, safe_clips, mini_bundle), expected)
 
 
 def remove(data):

@@ -35,6 +35,8 @@ def at_once(work):
 
 
 def test_every_thread_gets_its_own_embeddings(mini_bundle, videos):
+    """To the bit: one session and one shape choose one kernel, which adds up in one order, whoever calls it. The
+    threads of a session share out rows and columns of a product, never its terms."""
     with tempme_export.load(mini_bundle) as model:
         video = [model.encode_video(one) for one in videos]
         text = [model.encode_text([one]) for one in TEXTS]
@@ -64,11 +66,12 @@ def test_each_file_is_opened_once(mini_bundle, videos, kind, runs):
     assert [runtime.opened for runtime in runtimes] == [["video.onnx"], ["text.onnx"]]
 
 
-def test_many_texts_are_run_in_bounded_parts(mini_bundle, runs):
-    """A model takes any number of texts; the memory for it does not grow with them."""
+def test_many_texts_are_run_in_bounded_parts(mini_bundle, mini_rounding, runs):
+    """A model takes any number of texts; the memory for it does not grow with them. The last part is a smaller batch,
+    for which a kernel may add up in another order."""
     text = runs("text-ort")
     with tempme_export.load(mini_bundle) as model:
         found = model.encode_text([TEXTS[i % 8] for i in range(1003)])
     batches = [len(inputs["token_ids"]) for inputs in text.seen]
     assert sum(batches) == 1003 and max(batches) <= 256
-    np.testing.assert_allclose(found[1000:], found[:3], atol=1e-6)
+    np.testing.assert_allclose(found[1000:], found[:3], rtol=0, atol=mini_rounding["text"].difference)

@@ -142,7 +142,10 @@ class ReferenceBlock(VideoBlock):
         return Stream(*merge_tokens_ref(x, size, assign, x.shape[1] - r))
 
 
-def test_gradients_are_the_reference_merge_s(recipe, inputs):
+def test_gradients_are_the_reference_merge_s(recipe, inputs, rounding, safe_embedding):
+    """There and back is twice as deep as there."""
+    safe_embedding(reloaded(away_from_the_start(TrainableModel(recipe, "lora")), recipe), inputs[0])
+
     def gradients(kind=VideoBlock):
         model = away_from_the_start(TrainableModel(recipe, "lora"))
         for block in model.visual.transformer.resblocks:
@@ -152,8 +155,10 @@ def test_gradients_are_the_reference_merge_s(recipe, inputs):
 
     found, expected = gradients(), gradients(ReferenceBlock)
     assert found.keys() == expected.keys() and found
+    limits = rounding(torch.float32, 2 * recipe.backbone.layers, recipe.backbone.width)
+    limit = limits.difference * max(float(gradient.abs().max()) for gradient in expected.values())
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=limit, msg=lambda m, name=name: f"{name}: {m}")
 
 
 @pytest.mark.parametrize(

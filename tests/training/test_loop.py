@@ -73,7 +73,7 @@ class TestStep:
         token_ids[:, :3] = torch.tensor([[49406, 300 + row, 49407] for row in range(rows)])
         return pixels_of(rows), token_ids, torch.ones(rows, dtype=torch.bool)
 
-    def test_the_outcome_is_of_the_weights_before(self, recipe, trainable, pixels_of):
+    def test_the_outcome_is_of_the_weights_before(self, recipe, trainable, pixels_of, logit_error):
         stepper = self.stepper(recipe, trainable)
         pixels, token_ids, valid = self.batch(pixels_of)
         with torch.no_grad():
@@ -82,15 +82,17 @@ class TestStep:
             expected = contrastive_loss(text, video, stepper.model.logit_scale.exp())
             tau = float(torch.exp(-stepper.model.logit_scale))
         outcome = stepper(pixels, token_ids, valid, 1e-3)
-        assert outcome.loss == pytest.approx(float(expected), rel=1e-5)
-        assert outcome.temperature == pytest.approx(tau) and outcome.pairs == 3 and outcome.finite
+        assert outcome.loss == pytest.approx(float(expected), abs=2 * logit_error)
+        assert outcome.temperature == tau and outcome.pairs == 3 and outcome.finite
 
     def test_the_gradient_is_cut_to_its_longest(self, recipe, trainable, pixels_of):
         stepper = self.stepper(recipe, trainable, clip_norm=1e-3)
         outcome = stepper(*self.batch(pixels_of), 1e-3)
         after = math.sqrt(sum(float(p.grad.pow(2).sum()) for p in stepper.parameters if p.grad is not None))
         assert outcome.gradient_norm > 0.01
-        assert after == pytest.approx(1e-3, rel=1e-3)
+        # torch adds 1e-6 to the length that it divides by; the squares' roundings are independent.
+        rounding = 2**-23 * math.sqrt(sum(p.numel() for p in stepper.parameters))
+        assert after == pytest.approx(1e-3, rel=1e-6 / outcome.gradient_norm + rounding)
 
     def test_the_rate_is_that_of_the_step(self, recipe, trainable, pixels_of):
         """The first step of Adam moves a value by at most the rate; what is zero has nothing to decay."""
@@ -99,13 +101,13 @@ class TestStep:
         moved = max(
             float(p.detach().abs().max()) for name, p in stepper.model.named_parameters() if name.endswith("LoRA_b")
         )
-        assert 0.2 < moved <= 0.2501
+        assert 0.2 < moved <= 0.25 * (1 + 2**-20), "a few roundings"
 
     def test_the_temperature_is_clamped(self, recipe, trainable, pixels_of):
         stepper = self.stepper(recipe, trainable)
         stepper.model.logit_scale.data.fill_(5.5)
         stepper(*self.batch(pixels_of), 1e-3)
-        assert float(stepper.model.logit_scale.detach()) == pytest.approx(math.log(100))
+        assert float(stepper.model.logit_scale.detach()) == pytest.approx(math.log(100), abs=2**-22)
 
     def test_frozen_weights_stay(self, recipe, trainable, pixels_of):
         stepper = self.stepper(recipe, trainable)
@@ -240,7 +242,9 @@ class TestWholeRun:
         result, _ = run(recipe=hot, val=None, resume=True)
         temperatures = [row["temperature"] for row in read_rows(result.out / "metrics.jsonl") if row["step"] > 1]
         assert temperatures == pytest.approx([0.01] * 5, rel=1e-5)
-        assert float(weights_of(result.out / "final.pth")["clip.logit_scale"]) == pytest.approx(math.log(100))
+        assert float(weights_of(result.out / "final.pth")["clip.logit_scale"]) == pytest.approx(
+            math.log(100), abs=2**-22
+        )
 
     def test_nobody_need_watch(self, config, recipe, data):
         result = loop.train(dataclasses.replace(config, epochs=1), recipe, data)
