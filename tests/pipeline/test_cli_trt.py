@@ -310,6 +310,7 @@ class TestRebuild:
         assert export("--trt")[0] == 0
         code, out, err = command("rebuild", tmp_path / "out.tempme", "--workspace", "1", "--json")
         assert code == 0 and "has a new engine" in " ".join(err.split())
+        assert err.splitlines()[-1].startswith(f"next       tempme-eval {tmp_path / 'out.tempme'} ")
         assert json.loads(out)["manifest"][KEY] == json.loads(json.dumps(FACTS.to_dict()))
         assert builder.asked.workspace_gib == 1.0 and builder.asked.device == "cuda"
 
@@ -329,7 +330,8 @@ class TestRepository:
         before = contents(small_bundle)
         code, out, err = command("triton-repo", small_bundle, tmp_path / "models", "--json")
         document = json.loads(out)
-        assert code == 0 and "models video, text" in err and f"{tmp_path / 'models'} serves" in err
+        assert code == 0 and "models video, text" in " ".join(err.split()) and f"{tmp_path / 'models'} serves" in err
+        assert err.splitlines()[-1] == f"next       tritonserver --model-repository {tmp_path / 'models'}"
         assert document["bundle"] == str(small_bundle)
         assert all(os.path.isfile(path) for path in document["repository"])
         assert (tmp_path / "models" / "video" / "config.pbtxt").is_file()
