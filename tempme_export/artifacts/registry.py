@@ -171,12 +171,17 @@ BACKENDS: tuple[Backend, ...] = (
 
 
 def register(*backends: Backend) -> None:
-    """Add backends, and their artifacts where they are new. Raises BackendError for a name that is taken."""
+    """Add backends, and their artifacts where they are new. Raises BackendError for a name or a file that is taken."""
     global ARTIFACTS, BACKENDS
     for one in backends:
         if any(one.name == other.name for other in BACKENDS):
             raise BackendError(f"backend {one.name!r} is registered already. Give it another name.")
         if one.artifact not in ARTIFACTS:
+            if any(one.artifact.file == other.file for other in ARTIFACTS):
+                raise BackendError(
+                    f"backend {one.name!r}: found a second artifact {one.artifact.file}, expected the registered one. "
+                    "Pass that, or name another file."
+                )
             ARTIFACTS = (*ARTIFACTS, one.artifact)
         BACKENDS = (*BACKENDS, one)
 

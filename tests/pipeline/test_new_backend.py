@@ -157,8 +157,7 @@ def test_the_command_has_its_option(command, folder, tmp_path):
 
 
 def test_one_that_a_server_runs(toy, small_bundle):
-    artifact = Artifact(GRAPH, "video", registry.ARTIFACTS[0].builder)
-    registry.register(Backend("served", artifact, toy[1], ("cpu",), platform=Platform("toy", "toys")))
+    registry.register(Backend("served", registry.ARTIFACTS[0], toy[1], ("cpu",), platform=Platform("toy", "toys")))
     models = served_models(open_bundle(small_bundle))
     assert [one.name for one in models] == ["video", "text"], "one of each artifact"
 
@@ -202,3 +201,5 @@ def test_names_that_come_near(toy, small_bundle):
         tempme_export.load(small_bundle, backend="openvin")
     with pytest.raises(BackendError, match="'toy' is registered already"):
         registry.register(registry.BACKENDS[-2])
+    with pytest.raises(BackendError, match=rf"found a second artifact {GRAPH}, expected the registered one"):
+        registry.register(Backend("another", Artifact(GRAPH, "video", "elsewhere"), toy[1], ("cpu",)))
