@@ -81,8 +81,13 @@ class PluginNames:
 
 
 def read_plugin_names(source: Path) -> PluginNames:
-    """The nodes of domain tempme in an ONNX file. Raises ExportError for a file that is none, or has none."""
+    """The nodes of domain tempme in an ONNX file.
+
+    Raises ExportError for a file that is none, has none, or has some that no plugin takes.
+    """
     import onnx
+
+    from tempme_export.exporters.trt.plugin_operations import OPERATIONS
 
     try:
         graph = onnx.load(str(source), load_external_data=False).graph
@@ -91,6 +96,11 @@ def read_plugin_names(source: Path) -> PluginNames:
     operators = {node.name or f"node {k}": node.op_type for k, node in enumerate(graph.node) if node.domain == DOMAIN}
     if not operators:
         raise ExportError(f"{source} has no nodes of domain {DOMAIN}, so its engine would hold no plugin of ours.")
+    if foreign := sorted(set(operators.values()) - OPERATIONS.keys()):
+        raise ExportError(
+            f"{source}: found nodes {', '.join(foreign)}, expected {', '.join(OPERATIONS)}. Another version wrote it: "
+            "export the checkpoint again."
+        )
     return PluginNames(operators)
 
 

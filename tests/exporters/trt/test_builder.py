@@ -252,6 +252,14 @@ def source(tmp_path):
     return tmp_path / SOURCE
 
 
+def test_nodes_of_another_version(source):
+    model = onnx.load(source)
+    model.graph.node[0].op_type = "MatchRows"
+    onnx.save(model, source)
+    with pytest.raises(ExportError, match=r"found nodes MatchRows, expected MatchKeys, .*export the checkpoint again"):
+        builder.read_plugin_names(source)
+
+
 class FakeWorkshop:
     """A machine with an H100 and the stand-in for TensorRT, where kernels are not compiled.
 
