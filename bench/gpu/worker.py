@@ -27,17 +27,17 @@ from tempme_export.bench.cases import Case
 from tempme_export.bench.core.candidate import Candidate, Entry
 from tempme_export.bench.core.clocks import SAMPLE_S, timer
 from tempme_export.bench.core.protocol import Protocol
-from tempme_export.bench.gpu.rehearsal import rehearsal_recipe
 from tempme_export.bench.gpu.state import gpu_state, versions
 from tempme_export.bench.run import run as compare
 from tempme_export.bench.run_settings import RunSettings
 from tempme_export.encoder.profile import load_profile
+from tempme_export.encoder.random_weights import draw_checkpoint
 from tempme_export.encoder.recipe import Recipe, prepare
 from tempme_export.files import scratch_folder, write_file
 from tempme_export.names import command
 from tempme_export.progress import Progress
 
-B_32, B_16 = "vit-b-32-12f", "vit-b-16-12f"
+B_32, B_16, SMALL = "vit-b-32-12f", "vit-b-16-12f", "mini-8f"
 AS_WRITTEN = (ORIGINAL, "original-bf16", "torch-bf16", "torch-fp16", "graph-bf16", "graph-fp16")
 # Those whose artifact is built when an export is asked for it, and that run where there is no more than torch.
 AHEAD_OF_TIME = tuple(
@@ -102,13 +102,9 @@ class Run:
         return Protocol(seconds=0.05, samples=20, budget=budget, window=5, lead=0.0)
 
     def recipe(self, profile: str) -> Recipe:
-        """The model a step measures: random weights, the same in every process."""
-        self.say(f"drawing weights of {profile}")
-        if self.dry_run:
-            return rehearsal_recipe()
-        from tempme_export.encoder.random_weights import draw_checkpoint
-
-        chosen = load_profile(profile)
+        """The model that a step measures, or in a dry run a small one: random weights, the same in every process."""
+        chosen = load_profile(SMALL if self.dry_run else profile)
+        self.say(f"drawing weights of {chosen.name}")
         return prepare(draw_checkpoint(chosen, 0), chosen)
 
     def batches(self) -> tuple[int, ...]:

@@ -16,9 +16,10 @@ from tempme_export.bench.core.decisions import changed_share
 from tempme_export.bench.gpu import check, processes, worker
 from tempme_export.bench.gpu.determinism import DeterminismRow, repeat
 from tempme_export.bench.gpu.processes import Context, Finished, Outcome, Step
-from tempme_export.bench.gpu.rehearsal import rehearsal_recipe
 from tempme_export.bench.reporting.read import read_results
+from tempme_export.encoder.backbone import open_clip_backbone
 from tempme_export.encoder.complexity import complexity
+from tempme_export.encoder.profile import load_profile
 from tempme_export.errors import BackendError, UsageError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -78,8 +79,9 @@ def test_candidates_are_timed_beside_their_accuracy(rows):
 
 
 def test_a_row_counts_the_products_of_the_schedule(rows):
-    recipe = rehearsal_recipe()
-    products = complexity(recipe.schedule, recipe.backbone).products
+    profile = load_profile(worker.SMALL)
+    backbone = open_clip_backbone(profile.backbone)
+    products = complexity(profile.schedule(backbone), backbone).products
     for row in rows.rows["encoder"]:
         assert row["tflop_s"] == pytest.approx(2 * products * row["batch"] / (row["p50_ms"] / 1e3) / 1e12)
         assert row["peak_tflop_s"] > 0 and row["clock"] == "wall"
