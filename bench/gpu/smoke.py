@@ -3,16 +3,16 @@
 For compute-sanitizer, which slows kernels down a hundredfold, and for Triton's interpreter. Exits 5 where one differs.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tempme_export.bench.kernels.calls import LAUNCHERS
 from tempme_export.cli.console import show_done
 from tempme_export.cli.entry import entry
 from tempme_export.errors import BackendError, ParityError
-from tempme_export.kernels import attention, dense_block, match, merge
+from tempme_export.kernels import dense_block
 from tempme_export.kernels.launch import interpreting
 
 HEADS = 2
@@ -20,11 +20,9 @@ WIDTH = 64 * HEADS
 _CLIPS, _TOKENS, _MANY, _FACTOR, _R = 2, 19, 139, 2, 5
 _WITHIN = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3.2e-2}
 
-Case = tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ...]]
 
-
-def smoke_cases(dtype: torch.dtype, device: torch.device) -> dict[str, Case]:
-    """{name: (launcher, dense form, arguments)}; together they launch every kernel."""
+def smoke_cases(dtype: torch.dtype, device: torch.device) -> list[tuple[str, tuple[Any, ...]]]:
+    """Launchers by name, and arguments; together they launch every kernel."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int, of: torch.dtype = dtype) -> Tensor:
@@ -34,57 +32,31 @@ def smoke_cases(dtype: torch.dtype, device: torch.device) -> dict[str, Case]:
     qkv, many = draw(_CLIPS, _TOKENS, 3 * WIDTH), draw(1, _MANY, 3 * WIDTH)
     for packed in (qkv, many):
         packed[..., :WIDTH] *= 64**-0.5
-    weight, bias = draw(WIDTH, of=torch.float32), draw(WIDTH, of=torch.float32)
+    norm = draw(WIDTH, of=torch.float32), draw(WIDTH, of=torch.float32)
     size = torch.randint(1, 9, (_CLIPS, _TOKENS), generator=generator).float().to(device)
     within = dense_block.match_keys(qkv, HEADS, 1, _R)
     across = dense_block.match_clips(x, delta, _FACTOR, _FACTOR, _R)
-    logs = size.log()
-    norm = (weight, bias)
-    return {
-        "match_keys": (match.match_keys, dense_block.match_keys, (qkv, HEADS, 1, _R)),
-        "match_keys_many": (match.match_keys, dense_block.match_keys, (many, HEADS, 1, _R)),
-        "match_clips": (match.match_clips, dense_block.match_clips, (x, delta, _FACTOR, _FACTOR, _R)),
-        "merge_first": (
-            merge.merge_norm,
-            dense_block.merge_norm,
-            (x, delta, None, within, None, *norm, 1, 1, _R),
-        ),
-        "merge_within": (
-            merge.merge_norm,
-            dense_block.merge_norm,
-            (x, delta, size, within, None, *norm, 1, 1, _R),
-        ),
-        "merge_across": (
-            merge.merge_norm,
-            dense_block.merge_norm,
-            (x, delta, size, across, position, *norm, _FACTOR, _FACTOR, _R),
-        ),
-        "add_norm": (merge.add_norm, dense_block.add_norm, (x, delta, *norm)),
-        "layer_norm": (merge.layer_norm, dense_block.layer_norm, (x, *norm)),
-        "attention": (attention.attention, dense_block.attention, (qkv, logs, HEADS)),
-        "attention_match": (
-            attention.attention_match,
-            dense_block.attention_match,
-            (qkv, logs, HEADS, 1, _R),
-        ),
-        "attention_match_many": (
-            attention.attention_match,
-            dense_block.attention_match,
-            (many, None, HEADS, 1, _R),
-        ),
-    }
+    return [
+        ("match_keys", (qkv, HEADS, 1, _R)),
+        ("match_keys", (many, HEADS, 1, _R)),
+        ("match_clips", (x, delta, _FACTOR, _FACTOR, _R)),
+        ("merge_norm", (x, delta, None, within, None, *norm, 1, 1, _R)),
+        ("merge_norm", (x, delta, size, within, None, *norm, 1, 1, _R)),
+        ("merge_norm", (x, delta, size, across, position, *norm, _FACTOR, _FACTOR, _R)),
+        ("add_norm", (x, delta, *norm)),
+        ("layer_norm", (x, *norm)),
+        ("attention", (qkv, size.log(), HEADS)),
+        ("attention_match", (qkv, size.log(), HEADS, 1, _R)),
+        ("attention_match", (many, None, HEADS, 1, _R)),
+    ]
 
 
 def _check(name: str, found: Any, expected: Any, within: float) -> None:
     pairs = zip(found, expected, strict=True) if isinstance(found, tuple) else [(found, expected)]
     for one, other in pairs:
+        limit = within if one.is_floating_point() else 0.0
         try:
-            torch.testing.assert_close(
-                one.cpu(),
-                other.cpu(),
-                rtol=within if one.is_floating_point() else 0,
-                atol=within if one.is_floating_point() else 0,
-            )
+            torch.testing.assert_close(one.cpu(), other.cpu(), rtol=limit, atol=limit)
         except AssertionError as error:
             reason = str(error).replace("\n", " ")
             raise ParityError(f"{name} is not what its dense form computes: {reason}") from error
@@ -95,11 +67,11 @@ def run_smoke(dtypes: tuple[torch.dtype, ...], device: torch.device) -> int:
     count = 0
     with torch.inference_mode():
         for dtype in dtypes:
-            for name, (launcher, dense, arguments) in smoke_cases(dtype, device).items():
-                found = launcher(*arguments)
+            for name, arguments in smoke_cases(dtype, device):
+                found = LAUNCHERS[name](*arguments)
                 if device.type == "cuda":
                     torch.cuda.synchronize()
-                _check(f"{name}, {dtype}", found, dense(*arguments), _WITHIN[dtype])
+                _check(f"{name}, {dtype}", found, getattr(dense_block, name)(*arguments), _WITHIN[dtype])
                 count += 1
     return count
 

@@ -19,6 +19,11 @@ from tempme_export.kernels import aot, attention, match, merge
 Inputs = tuple[Any, ...]
 Operator: TypeAlias = "torch._ops.OpOverload[..., Any]"
 
+LAUNCHERS: dict[str, Callable[..., Any]] = {
+    name: launcher for module in (attention, match, merge) for name, launcher in vars(module).items()
+}
+"""What launches the kernels of an operator, by its name."""
+
 _OPERATORS = torch.ops.tempme
 _ATTENTION, _ATTENTION_MATCH = _OPERATORS.attention.default, _OPERATORS.attention_match.default
 _MERGE_NORM, _ADD_NORM = _OPERATORS.merge_norm.default, _OPERATORS.add_norm.default
@@ -60,8 +65,7 @@ def fused_calls(encoder: VideoEncoder, frames: Tensor) -> list[FusedCall]:
 
 def launches_of(calls: list[FusedCall]) -> tuple[aot.Launch, ...]:
     """The launches of the calls on a GPU; nothing is launched. Raises ValueError for what the kernels do not take."""
-    launchers = {name: launcher for module in (attention, match, merge) for name, launcher in vars(module).items()}
-    return aot.launches_of(lambda: [launchers[call.name](*call.inputs) for call in calls])
+    return aot.launches_of(lambda: [LAUNCHERS[call.name](*call.inputs) for call in calls])
 
 
 @dataclass(frozen=True)
