@@ -78,18 +78,18 @@ class KernelRow:
 class MarginalRow:
     """Cost of merging to an encoder: its calls, less what would run in their place, summed over the blocks.
 
-    encode_ms   the whole encoder, replayed from a CUDA graph; None where it was not measured
+    encode_ms   the whole encoder, replayed from a CUDA graph
     warm, cold  milliseconds, and their shares of encode_ms; each block's sum in microseconds
     """
 
     profile: str
     batch: int
     dtype: str
-    encode_ms: float | None
+    encode_ms: float
     warm_ms: float
     cold_ms: float
-    warm_share: float | None
-    cold_share: float | None
+    warm_share: float
+    cold_share: float
     warm_us_by_block: dict[int, float]
     cold_us_by_block: dict[int, float]
 

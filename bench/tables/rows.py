@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from tempme_export.bench.core.row import Row
 from tempme_export.bench.tables.table import (
-    MINUS,
+    COSINE,
     NONE,
     Bad,
     Column,
@@ -53,7 +53,7 @@ def _candidate(row: Row) -> str:
 
 
 NAME, BATCH = Column("candidate", _candidate, words), Column("batch", "batch", whole)
-DISTANCE = Column(f"1 {MINUS} cos", accuracy, distances)
+DISTANCE = Column(COSINE, accuracy, distances)
 _KEYS = {NAME.head, BATCH.head, DISTANCE.head}
 VIDEOS = Column("videos/s", "videos_per_s")
 GMACS = Column("GMACs", "gmacs")
@@ -105,7 +105,7 @@ def row_tables(title: str, rows: Sequence[Row], more: Sequence[Column] = ()) -> 
     first = rows[0].candidate
     said = (
         f"{title}\nratio: times as fast as {first}, with its 95 % interval; {KNOWN}: half of that within this run, NO "
-        f"where it has not converged; 1 {MINUS} cos: from the original path, NO where that is too far; centred: after "
+        f"where it has not converged; {COSINE}: from the original path, NO where that is too far; centred: after "
         "the mean is subtracted"
     )
     on_gpu = [row for row in rows if row.device_mb is not None or row.peak_tflop_s is not None]

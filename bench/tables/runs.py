@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tempme_export.bench.tables.table import (
+    COSINE,
     MINUS,
     Column,
     Table,
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 Values = Mapping[str, Any]
 """An entry of a results document."""
 
-JUDGED = (Column(f"1 {MINUS} cos", "one_minus_cosine", distances), Column("parity", "parity", words))
+JUDGED = (Column(COSINE, "one_minus_cosine", distances), Column("parity", "parity", words))
 """Of entries that are completed by what their rows say."""
 
 _STAGES = (

@@ -7,6 +7,8 @@ from typing import Any
 
 NONE = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
+COSINE = f"1\N{NO-BREAK SPACE}{MINUS}\N{NO-BREAK SPACE}cos"
+"""Head of a distance from what the original path computes."""
 
 
 class Bad(str):
