@@ -11,7 +11,7 @@ from tempme_export.bench.reporting.groups import PARITY, Origin, Side
 from tempme_export.bench.reporting.markup import Html, element, join
 from tempme_export.bench.reporting.read import Results
 from tempme_export.bench.tables.rows import accuracy
-from tempme_export.bench.tables.table import Bad, Column, words
+from tempme_export.bench.tables.table import COSINE, Bad, Column, words
 
 PARITY_COLUMN = Column("parity", lambda side: PARITY[side.parity], words)
 
@@ -95,7 +95,7 @@ def _days(origin: Origin) -> Html:
 def accurate(name: str, sides: Iterable[Side]) -> str:
     """A candidate's name with its worst accuracy."""
     worst = max(sides, key=lambda side: side.one_minus_cosine or 0.0)
-    return f"{name}: 1 \N{MINUS SIGN} cos {accuracy(worst)}"
+    return f"{name}: {COSINE} {accuracy(worst)}"
 
 
 def doubt(sides: Iterable[Side]) -> str:

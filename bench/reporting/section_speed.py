@@ -20,7 +20,7 @@ from tempme_export.bench.reporting.section import (
     remarks,
 )
 from tempme_export.bench.tables.rows import DISTANCE, accuracy, ratio, row_tables
-from tempme_export.bench.tables.table import MINUS, Bad, Column, estimates, interval, tabled, whole, words
+from tempme_export.bench.tables.table import COSINE, Bad, Column, estimates, interval, tabled, whole, words
 
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ def speed(groups: Sequence[Group], pictures: Pictures) -> Section | Absent:
             "p",
             "Videos/s is the batch over the median time of a call. Candidates ran in turns, call by call; the ratio "
             "says how many times as fast as the first candidate one is within a turn, in the median of all turns, with "
-            f"its 95 % interval. 1 {MINUS} cos is the largest distance of an embedding from that which the original "
+            f"its 95 % interval. {COSINE} is the largest distance of an embedding from that which the original "
             "PyTorch path gives for the same method and video; parity says whether that lies within the tolerance.",
         )
     ]
@@ -112,7 +112,7 @@ def _alike(groups: Sequence[Group], pictures: Pictures, left_out: Sequence[str])
 
 
 def _bar(side: Side, first: bool) -> Bar:
-    doubts, note = doubt([side]), f"1 {MINUS} cos {accuracy(side)}"
+    doubts, note = doubt([side]), f"{COSINE} {accuracy(side)}"
     return Bar(side.candidate, side.videos_per_s, side.low, side.high, doubts, note, bool(doubts), muted=first)
 
 
