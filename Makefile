@@ -58,7 +58,7 @@ test-floor: $(FLOOR_STAMP) ## all of tests/kernels in the oldest supported set: 
 	$(call suite,$(FLOOR_BIN)/pytest tests/kernels --ignore=tests/kernels/triton)
 	$(call suite,TRITON_INTERPRET=1 $(FLOOR_BIN)/pytest tests/kernels/triton)
 
-test-system: $(STAMP) ## with what the registry has: a fresh environment that uses a bundle, TensorRT-RTX that builds with our plugins
+test-system: $(STAMP) ## with what the registry has: a fresh environment, the oldest ONNX Runtime, TensorRT-RTX that builds with our plugins
 	$(call suite,$(BIN)/pytest tests/system)
 
 test-processors: $(STAMP) ## every test that compares numbers, as older processors and other orders of addition compute
@@ -79,7 +79,7 @@ gpu-check: ## on a machine with a GPU: test, compare and time everything; OUT=fo
 	PYTHONPATH=$(GPU_CHECK) PYTHONSAFEPATH=1 $(GPU_PYTHON) -m tempme_export.bench.cli gpu-check $(OUT) $(ARGS)
 
 # In place of TensorRT's own parser and builder, which come from NVIDIA's index alone and ask for a GPU.
-trt-rtx-check: $(RTX)/.installed ## TensorRT-RTX, another product than TensorRT, parses and builds both video graphs on a CPU; 0.3 GB
+trt-rtx-check: $(RTX)/.installed ## TensorRT-RTX, another product than TensorRT, parses and builds both video graphs on a CPU, one with our plugins; 0.3 GB
 	LD_LIBRARY_PATH=$(CURDIR)/$(RTX)/onnxruntime_ep_nv_tensorrt_rtx PYTHONSAFEPATH=1 \
 	    $(BIN)/python -m tempme_export.cli.rtx_check $(or $(ARGS),examples/mini.pth)
 
@@ -115,7 +115,7 @@ imports: $(STAMP)
 $(RTX)/.installed: Makefile | $(STAMP)
 	rm -rf $(RTX)
 	$(BIN)/python -m pip install --quiet --no-deps --no-compile --target $(RTX) $(RTX_WHEELS)
-	ln -s libtensorrt_rtx.so.1.7.1 $(RTX)/onnxruntime_ep_nv_tensorrt_rtx/libtensorrt_rtx.so # the name that the parser opens
+	cd $(RTX)/onnxruntime_ep_nv_tensorrt_rtx && ln -s libtensorrt_rtx.so.[0-9]* libtensorrt_rtx.so # the name that the parser opens
 	@touch $@
 
 # A venv that was there before is kept if it works; one that an interrupted run left half made is made anew.

@@ -211,6 +211,11 @@ def _measured(folder: Path) -> dict[Key, _Measured]:
             f"found no samples.parquet beside {results.source}, expected every sample of the run, from which intervals "
             "come. Measure again with: tempme-bench --out FOLDER"
         )
+    if not results.rows:
+        raise InputError(
+            f"found no rows in {results.source}, expected speeds of encoders: an end-to-end run has stages alone. "
+            "Measure without --mode end-to-end."
+        )
     found: dict[Key, _Measured] = {}
     for row in results.rows:
         key = tuple(getattr(row, name) for name in _KEY)

@@ -1,4 +1,4 @@
-"""Results of a benchmark: rows and samples as polars frames, Parquet, JSON and CSV."""
+"""Results of a benchmark: rows and samples as polars frames, Parquet and JSON."""
 
 import json
 from collections.abc import Iterable
@@ -100,6 +100,11 @@ class Report:
             *(f"{name} FAILED parity and is not timed: {reason}" for name, reason in self.failed.items()),
             *self.notes,
             *(f"{one.title}: {note}" for one in self.measured for note in one.comparison.notes),
+            *(
+                f"{one['profile']}, {one['candidate']}, batch {one['batch']}: {note}"
+                for one in self.stages
+                for note in one["notes"]
+            ),
         ]
 
     def _missing_by_reason(self) -> dict[str, list[str]]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tempme_export.bench.core.bootstrap import bootstrap_ratio
 from tempme_export.bench.core.protocol import Clock, Durations, Progress, Protocol, compare
-from tempme_export.bench.core.timing import Timing, TimingComparison
+from tempme_export.bench.core.timing import Timing, TimingComparison, shortfall
 from tempme_export.errors import UnstableError, UsageError
 from tempme_export.files import scratch_folder
 
@@ -234,6 +234,8 @@ def _notes(
             f"the whole way is {ratio.value:.3g} times as fast as with {comparison.order[0]} "
             f"({ratio.low:.3g} to {ratio.high:.3g})"
         )
+        if not timing.converged:
+            yield shortfall(timing)
     yield from _uncertain(take.stages, seconds, protocol)
     yield (
         f"the first read of a file took {np.median(list(take.first_reads.values())) * 1e3:.3g} ms, the median of those "

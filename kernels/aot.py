@@ -121,7 +121,7 @@ Assembler = Callable[[str, str], tuple[bytes, str]]  # as `assemble`
 class Compiled:
     """A built kernel.
 
-    name        of its entry; a PTX text of another content has another
+    name        of its entry, which ends in a digest of the text as it was before registers were freed
     ptx         for NVIDIA targets: text without hidden arguments and debug information; None for gfx942
     binary      cubin assembled from that text, or hsaco
     parameters  PTX type of every argument: inputs, scalars, outputs. hsaco takes two null pointers after them.

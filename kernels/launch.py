@@ -126,8 +126,8 @@ class Tiles:
     attention: Callable[[int, torch.dtype], AttentionConfig] = attention_config
 
 
-SHIPPED = Tiles()
-_tiles: ContextVar[Tiles] = ContextVar("choosers of tiles", default=SHIPPED)
+_SHIPPED = Tiles()
+_tiles: ContextVar[Tiles] = ContextVar("choosers of tiles", default=_SHIPPED)
 
 
 @contextlib.contextmanager

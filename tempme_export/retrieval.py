@@ -68,7 +68,8 @@ class RetrievalModel(ProcessBound):
         towers = {one.artifact.tower: one for one in (self._video, self._text)}
         limits = {"video": self._most_videos(), "text": _TEXTS}
         words = [TOKENIZER] if self._folder.holds(TOKENIZER) else []
-        with one_release(self.bundle, [*(one.artifact.file for one in towers.values()), *words]):
+        files = [file for one in towers.values() for file in (one.artifact.file, one.artifact.graph) if file]
+        with one_release(self.bundle, [*files, *words]):
             opened: dict[str, Any] = {
                 tower: one.open(self._folder, Setting(devices[tower], self.threads, limits[tower]))
                 for tower, one in towers.items()

@@ -273,7 +273,7 @@ def test_the_package_keeps_the_direction() -> None:
         ("encoder.reference", "from tempme_export.encoder import ops", "definitions alone"),
         ("encoder.model", "from tempme_export.kernels import dense", "only door"),
         ("kernels.match", "import triton", "only functions in kernels/"),
-        ("kernels.match", "from tempme_export.kernels.jit.match import match_kernel", "it needs triton"),
+        ("kernels.match", "from tempme_export.kernels.jit.match import score_rows_kernel", "it needs triton"),
         (
             "kernels.match",
             "try:\n    import triton.language as tl\nexcept ImportError:\n    pass",

@@ -19,7 +19,7 @@ from typing import Any
 PASSED, FAILED, SKIPPED, TIMED_OUT = "passed", "failed", "skipped", "timed out"
 _TAIL = 25
 _NEEDS = ("onnx", "onnxruntime", "polars", "open_clip")  # of the fixtures beside the tests outside tests/kernels
-_OTHER_TESTS = ("tests/exporters/test_pt2.py", "tests/bench/kernels/test_timing.py")
+_OTHER_TESTS = ("tests/encoder/test_ops.py", "tests/exporters/test_pt2.py", "tests/bench/kernels/test_timing.py")
 _DRY_TESTS = "tests/kernels/triton/test_match.py"
 _DRY_SELECTION = "test_r_beyond_what_there_is_to_merge or test_an_empty_batch"
 _COUNTS = re.compile(r"(\d+) (passed|failed|skipped|errors?|deselected)")

@@ -7,7 +7,8 @@
 #include <string>
 #include <vector>
 
-int main(int, char **arguments) {
+int main(int count, char **arguments) {
+    if (count != 2) return std::puts("encode BUNDLE"), 2;
     const std::string bundle = arguments[1];
     Ort::Env env;
     Ort::SessionOptions options;
@@ -20,5 +21,5 @@ int main(int, char **arguments) {
     const auto input = Ort::Value::CreateTensor<float>(memory, frames.data(), frames.size(), shape.data(), shape.size());
     const char *inputs[] = {"frames"}, *outputs[] = {"video_embedding"};
     const auto found = session.Run(Ort::RunOptions{}, inputs, &input, 1, outputs, 1);
-    for (int i = 0; i < 4; ++i) std::printf("%g ", found[0].GetTensorData<float>()[i]);
+    for (int i = 0; i < 4; ++i) std::printf(i < 3 ? "%g " : "%g\n", found[0].GetTensorData<float>()[i]);
 }

@@ -8,28 +8,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-COMPILERS = ("g++", "c++", "clang++")
+COMPILER = "g++"
 
 # Products are never contracted with sums, so that every level computes the same bits.
 _FLAGS = (
     *("-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-Wno-psabi"),
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
 )
-_AVX2 = ("-mavx2", "-mf16c")
+_AVX2 = ("-mavx2",)
 _LEVELS = {"any": (), "avx2": _AVX2, "avx512": (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")}
 
 
 def find_compiler(environment: Mapping[str, str] = os.environ) -> str | None:
-    """The compiler that CXX names, or the first that is there, as a path; None where there is none."""
-    named = environment.get("CXX")
-    names = (named,) if named else COMPILERS
-    return next((path for name in names if (path := shutil.which(name, path=environment.get("PATH")))), None)
+    """Path of the compiler that CXX names, else of g++; None where it is not there."""
+    return shutil.which(environment.get("CXX") or COMPILER, path=environment.get("PATH"))
 
 
 def compiler_version(compiler: str) -> str:
     """First line of what it says of itself."""
     said = subprocess.run([compiler, "--version"], capture_output=True, text=True, errors="replace", check=True).stdout
-    return said.splitlines()[0].strip()
+    return said.partition("\n")[0].strip()
 
 
 def levels(machine: str) -> dict[str, tuple[str, ...]]:

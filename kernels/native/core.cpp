@@ -14,7 +14,7 @@ const Level *const levels[] = {&any::functions, &avx2::functions, &avx512::funct
 int32_t highest() {
     const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-    return !__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("f16c") ? 0 : wide ? 2 : 1;
+    return !__builtin_cpu_supports("avx2") ? 0 : wide ? 2 : 1;
 }
 #else
 const Level *const levels[] = {&any::functions};
@@ -136,6 +136,8 @@ const char *tempme_merge_norm(const TempmeMergeNorm *job, const TempmeRun *run) 
     if (const char *wrong = check(t, job->width)) return wrong;
     if (job->position && job->n_positions < 1) return "there are no rows of clip positions.";
     const int64_t n_out = t.n_tokens - t.r;
+    for (int64_t i = 0; i < t.items * t.n_tokens; ++i)
+        if (job->assign[i] < 0 || job->assign[i] >= n_out) return "assign names an output row that is not there.";
     const Memory<int32_t> first(t.items * n_out), next(t.items * t.n_tokens);
     if (!first.numbers || !next.numbers) return no_memory;
     const MergeJob all{*job, first.numbers, next.numbers};

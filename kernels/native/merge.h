@@ -24,7 +24,6 @@ static void link(const MergeJob &job, int64_t item) {
     for (int64_t row = 0; row < n_out; ++row) first[row] = -1;
     for (int64_t token = t.n_tokens - 1; token >= 0; --token) {
         const int32_t row = job.merge.assign[item * t.n_tokens + token];
-        if (row < 0 || row >= n_out) continue;  // no match of ours wrote it
         next[token] = first[row];
         first[row] = int32_t(token);
     }

@@ -96,6 +96,7 @@ class Call {
    private:
     static void parallel_for(void *pool, void (*task)(void *, size_t), size_t count, void *data) {
         Call *call = static_cast<Call *>(pool);
+        if (call->error) return;
         call->keep(call->runtime_.parallel_for(call->context_, task, count, data));
     }
 

@@ -39,7 +39,7 @@ ORT_LIBRARY = Artifact(
     f"{_EXPORTERS}.ort_ops",
     option="ort-ops",
     help="Also compile our operators for ONNX Runtime on processors.",
-    states=("sha256", "graph", "machine"),
+    states=("sha256", "graph", "machine", "libc"),
     bound=True,
     graph=PLUGIN_ONNX.file,
 )

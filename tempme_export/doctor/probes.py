@@ -137,7 +137,7 @@ def _compile(compiler: str, language: str, source: str, *flags: str) -> Report:
 def probe_cxx() -> Report:
     """Compile C++ with the compiler that torch takes for a package."""
     return _compile(
-        os.environ.get("CXX", "g++"), "c++", "#include <vector>\nint probe(std::vector<int> v) { return v[0]; }"
+        os.environ.get("CXX") or "g++", "c++", "#include <vector>\nint probe(std::vector<int> v) { return v[0]; }"
     )
 
 

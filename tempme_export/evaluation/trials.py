@@ -22,9 +22,9 @@ from tempme_export.runtime.base import Runner
 class Trial:
     """The towers of one artifact on one backend, and what they made of the data so far.
 
-    name        the artifact's
-    backend     the runtime and its device
-    video       as it is published
+    name         the artifact's
+    backend      the runtime and its device
+    video        as it is published
     with_merges  the same file with its decisions as outputs; `video` itself where it has them, None where nothing has
     """
 

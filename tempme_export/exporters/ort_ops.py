@@ -4,6 +4,7 @@ It holds the nodes of `video.plugin.onnx` and knows no weights. ONNX Runtime tak
 in that file, which stays as it is; it needs nothing of this package.
 """
 
+import os
 import platform
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from tempme_export.encoder.recipe import Recipe
 from tempme_export.errors import BackendError, ExportError, UsageError
 from tempme_export.exporters.plugin_nodes import plugin_nodes
 from tempme_export.files import file_sha256
-from tempme_export.kernels.native.build import COMPILERS, compiler_version, find_compiler
+from tempme_export.kernels.native.build import COMPILER, compiler_version, find_compiler
 from tempme_export.kernels.native.build import build as compile_library
 from tempme_export.parity.tolerance import INT8
 
@@ -29,9 +30,11 @@ def _compiler() -> str:
     """Raises BackendError where there is none."""
     found = find_compiler()
     if found is None:
+        named = os.environ.get("CXX")
         raise BackendError(
-            f"C++ compiler: found none, expected {', '.join(COMPILERS[:-1])} or {COMPILERS[-1]} to compile our "
-            "operators for ONNX Runtime. Run: sudo apt install g++, or name one in the environment variable CXX."
+            f"C++ compiler: found {f'CXX={named}, which is no program' if named else 'none'}, expected {COMPILER} to "
+            "compile our operators for ONNX Runtime. Run: sudo apt install g++, or name one in the environment "
+            "variable CXX."
         )
     return found
 
@@ -83,10 +86,12 @@ def preview(recipe: Recipe, spec: Spec) -> None:
     """Nothing."""
 
 
-def _compile(compiler: str, target: Path) -> None:
+def _compile(compiler: str, target: Path) -> str:
+    """Returns what the compiler says of itself."""
     try:
         with tempfile.TemporaryDirectory(prefix=".ops.", dir=target.parent) as folder:
             compile_library(compiler, target, Path(folder))
+        return compiler_version(compiler)
     except subprocess.CalledProcessError as error:
         lines = [line for line in str(error.stderr).splitlines() if line.strip()][-_MESSAGE_LINES:]
         raise ExportError(
@@ -95,18 +100,21 @@ def _compile(compiler: str, target: Path) -> None:
             + "\n".join(lines)
         ) from error
     except OSError as error:
-        raise ExportError(f"{target.name} could not be compiled by {compiler}: {error}.") from error
+        raise ExportError(
+            f"{target.name} could not be compiled by {compiler}: {error}. Free space or mend the folder's "
+            "permissions, or leave out --ort-ops."
+        ) from error
 
 
 def build(artifact: Artifact, making: Making) -> dict[str, Any]:
     """Raises ExportError where the compiler refuses or its output cannot be written."""
     compiler, target = _compiler(), making.folder / artifact.file
-    _compile(compiler, target)
+    version_of_compiler = _compile(compiler, target)
     libc, version = platform.libc_ver()
     return {
         "sha256": file_sha256(target),
         "graph": artifact.graph,
         "machine": platform.machine(),
-        "libc": f"{libc} {version}".strip(),
-        "compiler": compiler_version(compiler),
+        "libc": f"{libc} {version}".strip() or "another C library",
+        "compiler": version_of_compiler,
     }

@@ -101,7 +101,7 @@ def _rows(tokens: Tokens, width: int) -> tuple[PluginValue, ...]:
     )
 
 
-def _match_rows(tokens: Tokens, n_cls: int, r: int) -> tuple[PluginNode, PluginNode]:
+def _score_and_select(tokens: Tokens, n_cls: int, r: int) -> tuple[PluginNode, PluginNode]:
     n_a = check_counts(tokens.n_tokens, n_cls, r)
     sets = _sets(tokens, n_cls, r)
     starts = {name: sets[name] for name in ("start_a", "start_b")}
@@ -124,7 +124,7 @@ def match_keys(tokens: Tokens, heads: int, n_cls: int, r: int) -> tuple[PluginNo
         assign = PluginValue("assign", "int32", (tokens.clips, tokens.tokens))
         return (PluginNode("MatchKeys", attributes, (keys,), (assign,)),)
     split = PluginNode("SplitKeys", {"heads": heads}, (keys,), _rows(tokens, head))
-    return split, *_match_rows(Tokens(tokens.clips, tokens.tokens, head), n_cls, r)
+    return split, *_score_and_select(Tokens(tokens.clips, tokens.tokens, head), n_cls, r)
 
 
 def match_clips(tokens: Tokens, n_cls: int, r: int) -> tuple[PluginNode, ...]:
@@ -132,7 +132,7 @@ def match_clips(tokens: Tokens, n_cls: int, r: int) -> tuple[PluginNode, ...]:
     shape = (tokens.clips, tokens.tokens, tokens.width)
     inputs = PluginValue("x", "T", shape), PluginValue("delta", "T", shape)
     split = PluginNode("SplitClips", {}, inputs, _rows(tokens, tokens.width))
-    return split, *_match_rows(tokens, n_cls, r)
+    return split, *_score_and_select(tokens, n_cls, r)
 
 
 def merge_norm(tokens: Tokens, n_cls: int, r: int, *, sized: bool, positions: int = 0) -> PluginNode:

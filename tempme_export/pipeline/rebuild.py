@@ -41,7 +41,8 @@ _Facts = Mapping[str, Mapping[str, Any]]
 
 
 def _renewable(bundle: Bundle) -> tuple[Artifact, ...]:
-    """The artifacts whose sources a bundle has. Raises BundleError for none."""
+    """The artifacts whose sources a bundle has, also where the export was not asked for them. Raises BundleError for
+    none."""
     rebuilt = registry.rebuilt()
     found = tuple(one for one in rebuilt if one.source in bundle.manifest["files"])
     if not found:

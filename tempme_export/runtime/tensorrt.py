@@ -111,7 +111,9 @@ class TensorRtRunner(Runner):
         try:
             yield
         except RuntimeError as error:
-            raise BackendError(f"{self.name}: the GPU failed while the engine ran: {error}") from error
+            raise BackendError(
+                f"{self.name}: the GPU failed: {error}. Run nvidia-smi to see whether it is well."
+            ) from error
 
     @property
     def graphs(self) -> bool:
@@ -130,10 +132,10 @@ class TensorRtRunner(Runner):
         """The engine itself, without a copy from or to the host: its inputs in order and its outputs, on its GPU.
 
         The batch is no larger than the engine's. The call may return before its work is done; what the caller launches
-        next waits for it.
+        next waits for it. Raises BackendError where the GPU fails, InputError for more rows.
         """
         engine: Engine = self.opened()
-        with calls, self._lock:
+        with calls, self._lock, self._told():
             return engine.run_tensors(tensors)
 
     def resident(self, inputs: Mapping[str, NDArray[np.generic]]) -> Callable[[], object]:

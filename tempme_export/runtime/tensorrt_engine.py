@@ -7,6 +7,7 @@ The contexts run one after another on one stream, so they share the memory betwe
 Has not been run with TensorRT yet: written against the documentation of 10.15 to 11.4 and NVIDIA's published bindings.
 """
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from tempme_export.encoder.profile import BatchRange
-from tempme_export.errors import BackendError, BundleError
+from tempme_export.errors import BackendError, BundleError, InputError
 from tempme_export.names import command
 from tempme_export.runtime.base import Arrays
 from tempme_export.runtime.engine_facts import EngineFacts
@@ -24,10 +25,10 @@ from tempme_export.runtime.tensorrt_package import start
 
 
 class _Log:
-    """The last errors that TensorRT logs while an engine loads."""
+    """The last errors that TensorRT logs of an engine."""
 
     def __init__(self, trt: Any) -> None:
-        self.lines: list[str] = []
+        self.lines: deque[str] = deque(maxlen=3)
         lines = self.lines
 
         class Logger(trt.ILogger):  # type: ignore[misc]
@@ -41,8 +42,8 @@ class _Log:
         self.logger = Logger()
 
     def text(self) -> str:
-        """Last lines of the log, in one."""
-        return "; ".join(self.lines[-3:]) or "TensorRT gives no reason"
+        """All of them in one line."""
+        return "; ".join(self.lines) or "TensorRT gives no reason"
 
 
 def _again(path: Path) -> str:
@@ -156,8 +157,11 @@ class Engine:
             self._enqueue(self._contexts[size])
 
     def _size_of(self, rows: int) -> int:
-        """The smallest size that holds so many rows."""
-        return next(size for size in self.sizes if size >= rows)
+        """The smallest size that holds so many rows. Raises InputError where none does."""
+        for size in self.sizes:
+            if size >= rows:
+                return size
+        raise InputError(f"engine: found {rows} rows, expected at most {self.sizes[-1]}. Run them in parts.")
 
     def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
         """Run from the host and back to it; a batch between two sizes is run with its last row repeated."""
@@ -194,6 +198,8 @@ class Engine:
         return found
 
     def __del__(self) -> None:
-        """Free what is TensorRT's in the order that it wants."""
+        """Free what is TensorRT's in the order that it wants, once nothing runs on it."""
+        if "_stream" in vars(self):
+            self._stream.synchronize()
         self.graphs, self._contexts = {}, {}
         self._engine = self._runtime = None

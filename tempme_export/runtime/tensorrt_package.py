@@ -67,6 +67,8 @@ def import_plugins() -> Any:
 
     It warns on standard output that it is experimental, where data belongs; so that goes to standard error.
     """
+    if sys.stdout is None:  # closed
+        return importlib.import_module("tensorrt.plugin")
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)

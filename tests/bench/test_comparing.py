@@ -326,6 +326,7 @@ FIRST = pl.int_range(pl.len()) == 0
         (lambda f: (f / "bench.json").unlink(), "found no .*bench.json"),
         (lambda f: (f / "bench.json").write_text("{"), "cannot be read as JSON"),
         (lambda f: spoilt(f, schema=1), "found schema 1"),
+        (lambda f: spoilt(f, rows=[]), "found no rows in .*an end-to-end run has stages alone"),
         (lambda f: (f / "samples.parquet").unlink(), "found no samples.parquet"),
         (lambda f: (f / "samples.parquet").write_bytes(b"PAR1"), "cannot be read as Parquet"),
         (lambda f: resampled(f, lambda s: s.drop("round")), "found samples with the columns"),

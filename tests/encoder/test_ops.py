@@ -499,23 +499,23 @@ class TestOnGpu:
 
     @every_operator
     @pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
-    def test_by_triton_and_as_the_dense_form_in_float64(self, same_but_for_rounding, name, dtype, launched):
+    def test_by_triton_and_as_the_dense_form_in_float64(self, same_but_for_rounding, name, dtype):
         operator, arguments = every_call(dtype, "cuda")[name]
         found = as_tuple(operator(*arguments))
-        assert launched
+        assert launched(operator, *arguments)
         wide = [one.cpu() if isinstance(one, torch.Tensor) else one for one in arguments]
         wide = [one.double() if isinstance(one, torch.Tensor) and one.is_floating_point() else one for one in wide]
         for one, other in zip(found, as_tuple(ops.DENSE_FORMS[operator](*wide)), strict=True):
             same_but_for_rounding(one, other.to(one.dtype))
 
     @every_operator
-    def test_float64_is_dense(self, name, launched):
+    def test_float64_is_dense(self, name):
         operator, arguments = every_call(torch.float64, "cuda")[name]
         for one, other in zip(
             as_tuple(operator(*arguments)), as_tuple(ops.DENSE_FORMS[operator](*arguments)), strict=True
         ):
             equal(one, other)
-        assert not launched
+        assert not launched(operator, *arguments)
 
     @every_operator
     @pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)

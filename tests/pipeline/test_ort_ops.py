@@ -20,6 +20,7 @@ from tempme_export.artifacts.bundle import folder_of, open_bundle, write_manifes
 from tempme_export.bench import candidates
 from tempme_export.bench.cases import open_case
 from tempme_export.cli.export import main
+from tempme_export.encoder.recipe import open_recipe
 from tempme_export.errors import BackendError, BundleError
 from tempme_export.files import file_sha256
 from tempme_export.kernels.native.build import find_compiler
@@ -78,7 +79,7 @@ def test_the_graph_is_that_of_trt(bundle):
 
 
 @pytest.mark.parametrize("kind", ["moving", "frozen", "black"])
-def test_it_decides_and_embeds_as_the_portable_graph(bundle, kind):
+def test_it_decides_and_embeds_as_the_portable_graph(bundle, gate_folder, kind, mini_rounding, safe_embedding):
     rng = np.random.default_rng(0)
     size, frames = bundle.manifest["image"]["size"], bundle.profile.frames
     clips = rng.standard_normal((3, frames, 3, size, size)).astype(np.float32)
@@ -86,6 +87,8 @@ def test_it_decides_and_embeds_as_the_portable_graph(bundle, kind):
         clips[:] = clips[:, :1]
     if kind == "black":
         clips[:] = -1.5
+    if kind == "moving":  # the others tie, which every order of additions keeps
+        safe_embedding(open_recipe(gate_folder / "mini.pth", "mini-8f"), clips)
     names = tuple(merge.assign_name for merge in bundle.schedule.merges)
     folder, found = folder_of(bundle), {}
     for backend in registry.BACKENDS:
@@ -96,18 +99,22 @@ def test_it_decides_and_embeds_as_the_portable_graph(bundle, kind):
     assert len(names) >= 3
     for name in names:
         np.testing.assert_array_equal(ours[name], portable[name])
-    np.testing.assert_allclose(ours["video_embedding"], portable["video_embedding"], rtol=0, atol=2e-6)
+    np.testing.assert_allclose(
+        ours["video_embedding"], portable["video_embedding"], rtol=0, atol=mini_rounding["video"].difference
+    )
 
 
-def test_a_clip_is_embedded_alike_in_any_batch(bundle):
+def test_a_clip_is_embedded_alike_in_any_batch(bundle, mini_rounding):
     clips = np.random.default_rng(1).integers(0, 256, (3, bundle.profile.frames, 40, 50, 3), np.uint8)
     with tempme_export.load(bundle, backend="ort-ops", threads=2) as model:
         whole = model.encode_video(list(clips))
-        np.testing.assert_allclose(model.encode_video(clips[1]), whole[1], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(
+            model.encode_video(clips[1]), whole[1], rtol=0, atol=mini_rounding["video"].difference
+        )
         assert model.encode_text(["a toy"]).shape[0] == 1
 
 
-def test_bench_serving_and_doctor_know_it(bundle, tmp_path):
+def test_bench_and_serving_know_it(bundle, tmp_path):
     case = open_case(str(bundle.path), None, None)
     entry = candidates.known_candidates()["ort-ops"].open(case, "cpu", tmp_path)
     assert entry.embed(np.zeros((1, 8, 3, 64, 64), np.float32)).shape[0] == 1

@@ -209,8 +209,8 @@ class TestParity:
     def test_verify_elsewhere_says_that_it_was_not_run(self, bundle, command, elsewhere):
         elsewhere()
         code, _, err = command("verify", bundle)
-        assert code == 0
-        assert "NOT RUN" in err and "this is" in err and "nothing is proven" in err
+        said = " ".join(err.split())  # lines are folded by the length of the processor's name
+        assert code == 0 and "NOT RUN" in said and "and this is" in said and "nothing is proven" in said
 
     def test_verify_notices_a_changed_byte(self, bundle):
         content = bytearray((bundle / PACKAGE.file).read_bytes())
