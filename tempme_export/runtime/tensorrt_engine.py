@@ -7,6 +7,7 @@ The contexts run one after another on one stream, so they share the memory betwe
 Has not been run with TensorRT yet: written against the documentation of 10.15 to 11.4 and NVIDIA's published bindings.
 """
 
+import contextlib
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -200,6 +201,7 @@ class Engine:
     def __del__(self) -> None:
         """Free what is TensorRT's in the order that it wants, once nothing runs on it."""
         if "_stream" in vars(self):
-            self._stream.synchronize()
+            with contextlib.suppress(RuntimeError):  # of a GPU that failed, which was told by the call
+                self._stream.synchronize()
         self.graphs, self._contexts = {}, {}
         self._engine = self._runtime = None

@@ -213,7 +213,7 @@ class TestRequest:
 
     def test_no_compiler(self, monkeypatch):
         monkeypatch.setenv("CXX", "no-such-compiler")
-        with pytest.raises(BackendError, match=r"found none, .*sudo apt install g\+\+"):
+        with pytest.raises(BackendError, match=r"found CXX=no-such-compiler, .*sudo apt install g\+\+"):
             ort_ops.check(asked())
 
     @pytest.mark.parametrize("precision", ["fp32", "fp16"])

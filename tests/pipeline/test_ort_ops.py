@@ -218,7 +218,7 @@ class TestRefused:
     def test_no_compiler(self, command, tmp_path, monkeypatch):
         monkeypatch.setenv("CXX", "no-such-compiler")
         code, _, err = command()
-        assert code == 4 and "C++ compiler: found none" in err and "sudo apt install g++" in err
+        assert code == 4 and "C++ compiler: found CXX=no-such-compiler" in err and "sudo apt install g++" in err
         assert list(tmp_path.iterdir()) == []
 
     def test_a_compiler_that_fails(self, command, tmp_path, monkeypatch):

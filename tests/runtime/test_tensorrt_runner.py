@@ -364,7 +364,7 @@ class TestRunning:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
         host.wait = fail
-        with pytest.raises(BackendError, match="the GPU failed while the engine ran: CUDA error: an illegal"):
+        with pytest.raises(BackendError, match="the GPU failed: CUDA error: an illegal"):
             runner.infer(draw(2))
 
     def test_a_batch_that_tensorrt_refuses(self, host, engine):

@@ -147,12 +147,21 @@ def test_large_half_values_do_not_overflow_in_between(core):
     equal(total, torch.tensor([[4307.0, 1.0]]))
 
 
-@pytest.mark.parametrize("row", [99, -1, 0], ids=["above", "below", "taken"])
-def test_an_assignment_of_no_match_is_refused(core, row):
+@pytest.mark.parametrize(("row", "said"), [(99, "not there"), (-1, "not there"), (0, "without a token")])
+def test_an_assignment_of_no_match_is_refused(core, row, said):
     """Before anything is written out of bounds, or a row is left as it was."""
     x, norm = draw(1, 9, 4), (torch.ones(4), torch.zeros(4))
     assign = match_tokens_ref(x, 1, 2)
     alone = [i for i in range(1, 9) if (assign[0] == assign[0, i]).sum() == 1]
     assign[0, alone[0]] = row
-    with pytest.raises(ValueError, match="without a token"):
+    with pytest.raises(ValueError, match=said):
+        core.merge_norm(x, torch.zeros_like(x), None, assign, None, norm, 1, 1, 2)
+
+
+def test_an_assignment_beyond_the_rows_is_refused_where_every_row_has_a_token(core):
+    x, norm = draw(1, 9, 4), (torch.ones(4), torch.zeros(4))
+    assign = match_tokens_ref(x, 1, 2)
+    shared = next(i for i in range(1, 9) if (assign[0] == assign[0, i]).sum() > 1)
+    assign[0, shared] = 7
+    with pytest.raises(ValueError, match="not there"):
         core.merge_norm(x, torch.zeros_like(x), None, assign, None, norm, 1, 1, 2)
