@@ -86,12 +86,12 @@ def test_a_video_tower(recipe, selftest, tmp_path, export):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_text_tower(recipe, selftest, tmp_path, precision):
+@pytest.mark.parametrize("runner", [OrtRunner, OpenVinoRunner], ids=["ort", "openvino"])
+def test_a_text_tower(recipe, selftest, tmp_path, runner, precision):
     export_text(recipe, tmp_path / "text.onnx", precision, largest_file=LIMIT)
     assert outside(tmp_path / "text.onnx")
-    for runner in (OrtRunner, OpenVinoRunner):
-        with runner(tmp_path / "text.onnx", threads=1) as opened:
-            assert_passed(check_text(selftest, opened, TOLERANCES[precision]))
+    with runner(tmp_path / "text.onnx", threads=1) as opened:
+        assert_passed(check_text(selftest, opened, TOLERANCES[precision]))
 
 
 def test_an_int8_tower(recipe, tmp_path, unit_error):
