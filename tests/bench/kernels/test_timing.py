@@ -17,7 +17,7 @@ from tempme_export.bench.kernels.calls import fused_calls, merging_calls, moved_
 from tempme_export.bench.kernels.timing import Encoder
 from tempme_export.bench.tables.gpu import kernel_tables
 from tempme_export.encoder.model import VideoEncoder
-from tempme_export.encoder.profile import load_profile
+from tempme_export.encoder.profile import Expect, load_profile
 from tempme_export.encoder.random_weights import draw_checkpoint
 from tempme_export.encoder.recipe import prepare
 from tempme_export.encoder.schedule import MergePolicy
@@ -73,8 +73,8 @@ def test_the_calls_are_the_encoders(recipe, calls):
 
 def test_nothing_merges_without_merging(recipe):
     none = MergePolicy(0, (), (), 0, 0)
-    schedule = dataclasses.replace(recipe.profile, merge=none).schedule(recipe.backbone)
-    profile = dataclasses.replace(recipe.profile, merge=none)
+    profile = dataclasses.replace(recipe.profile, merge=none, expect=Expect())
+    schedule = profile.schedule(recipe.backbone)
     assert calls_of(dataclasses.replace(recipe, profile=profile, schedule=schedule)) == []
 
 
