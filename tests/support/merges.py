@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from tempme_export.encoder.reference import MergeLog, ReferenceVideo
 from tempme_export.kernels.reference import merge_tokens_ref
-from tempme_export.parity.selftest import SAFE_GAP
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +155,8 @@ def decided():
 
 
 def _safe_embedding(recipe, frames, mask=None, dtype=torch.float32):
+    from tempme_export.parity.selftest import SAFE_GAP  # takes Pillow, which the oldest set lacks
+
     frames, mask = torch.as_tensor(frames, dtype=dtype), None if mask is None else torch.as_tensor(mask)
     log = MergeLog()
     feature = ReferenceVideo(recipe, dtype).video_feature(frames, mask, log)
